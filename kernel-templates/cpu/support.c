@@ -1,0 +1,57 @@
+// The ceilings of a processor: what its multiply-add units and its memory do at best. One task a thread.
+// A register of floats as wide as the compiler's target has them.
+#if defined(__AVX512F__)
+#define SIMD 64
+#elif defined(__AVX__)
+#define SIMD 32
+#else
+#define SIMD 16
+#endif
+#include "base.h"
+
+typedef float peak_t __attribute__((vector_size(SIMD)));
+typedef unsigned read_t __attribute__((vector_size(SIMD)));
+
+// args: rounds, sink (floats). A round is 12 independent chains of 16 multiply-adds each, enough to fill two units with
+// a latency of four or five cycles.
+void peak_fma(const jt_arg *args, long task, long tasks) {
+  (void)tasks;
+  peak_t acc[12], x, y;
+  for (int l = 0; l < SIMD / 4; l++) x[l] = 0.999f + 1e-6f * (float)task, y[l] = 1e-3f;
+  for (int i = 0; i < 12; i++) acc[i] = x * (float)i;
+  for (long long r = 0; r < args[0].i; r++) {
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) {
+#pragma GCC unroll 12
+      for (int i = 0; i < 12; i++) acc[i] = acc[i] * x + y;
+      __asm__ volatile("" ::: "memory");
+    }
+  }
+  float sum = 0;
+  for (int i = 0; i < 12; i++)
+    for (int l = 0; l < SIMD / 4; l++) sum += acc[i][l];
+  ((float *)args[1].p)[task * 16] = sum;
+}
+
+// args: memory, bytes, sink. Each task reads its own part, eight vectors at a time.
+void read_sum(const jt_arg *args, long task, long tasks) {
+  long long blocks = args[1].i / (8 * SIMD);
+  const read_t *p = (const read_t *)args[0].p + blocks * task / tasks * 8;
+  const read_t *end = (const read_t *)args[0].p + blocks * (task + 1) / tasks * 8;
+  read_t s[8] = {0};
+  for (; p < end; p += 8)
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) s[i] += p[i];
+  unsigned sum = 0;
+  for (int i = 0; i < 8; i++)
+    for (int l = 0; l < SIMD / 4; l++) sum += s[i][l];
+  ((unsigned *)args[2].p)[task * 16] = sum;
+}
+
+// args: from, to, bytes.
+void copy(const jt_arg *args, long task, long tasks) {
+  long long blocks = args[2].i / SIMD;
+  const read_t *p = (const read_t *)args[0].p;
+  read_t *q = (read_t *)args[1].p;
+  for (long long i = blocks * task / tasks; i < blocks * (task + 1) / tasks; i++) q[i] = p[i];
+}

@@ -1,0 +1,478 @@
+// Attention prefill for sm_90a, 16-bit elements: O = softmax(Q Kᵀ / √d) V, one pass over K and V with a running softmax.
+//
+// A tile of work is 64 · WARPGROUPS query rows of one KV head. One warpgroup is the producer: a single thread brings Q,
+// K and V to shared memory with the copy engine. Each consumer warpgroup owns 64 rows and keeps in registers
+//   s[64 x KV_TILE]     = Q Kᵀ of one block of keys      wgmma, both operands from shared memory
+//   p[64 x KV_TILE]     = exp2(s · scale - max · scale)  in the same layout, which is that of wgmma's A fragment
+//   o[64 x HEAD_DIM]   += p V                            wgmma, A from registers, V as the transposed B operand
+// Blocks of keys go from the last visible one down to 0, so that masks are needed only at the start of a tile.
+//
+// OVERLAP   the next block's Q Kᵀ is issued ahead of this block's P V, and its softmax runs while P V is in flight.
+// PINGPONG  the warpgroups issue their matrix products in turn, so that one's softmax meets another's products.
+// PACKED    rows are (position, query head of the KV head): all heads of a group share each K and V block that is read.
+// LAZY      o is rescaled only when a row's maximum has grown by more than 2^LAZY_LIMIT since it was last taken.
+// FAST_MAX  row maxima by the three-input integer maximum where that is exact.
+// EXP_FMA   so many of 16 exponentials are computed by the FMA units, because the special-function unit is a bottleneck.
+// DYNAMIC   a persistent grid that takes tiles from a counter, otherwise one block per tile; longest tiles come first.
+//
+// Invariants: tiles never cross a batch or a head. Rows past the end arrive as zeros: keys are masked, queries are not
+// stored. A row that sees no key gives zeros.
+#define WGMMA_N0 KV_TILE
+#define WGMMA_N1 HEAD_DIM
+#include "wgmma.cuh"
+
+static_assert(ELEM_BYTES == 2, "16-bit elements");
+static_assert(WARPGROUPS >= 1 && WARPGROUPS <= 3, "one to three consumer warpgroups");
+static_assert(KV_TILE % 16 == 0 && KV_TILE <= 256, "wgmma: N is KV_TILE in Q Kᵀ, K in P V; a box has at most 256 rows");
+static_assert(HEAD_DIM % 16 == 0 && HEAD_DIM <= 256, "wgmma: K is HEAD_DIM in Q Kᵀ, N in P V");
+static_assert(HEADS % KV_HEADS == 0, "every KV head serves as many query heads");
+static_assert(KV_STAGES >= 2 && Q_STAGES >= 1, "the producer runs one K block ahead");
+static_assert(64 % PACK == 0, "a warpgroup's rows are whole positions");
+
+constexpr int SLABS = (HEAD_DIM + 63) / 64;          // a slab is 64 columns, one swizzled 128-byte row each
+constexpr int Q_SLAB = 64 * 128;                     // bytes of one slab of one warpgroup's Q
+constexpr int Q_GROUP = SLABS * Q_SLAB;
+constexpr int Q_BYTES = WARPGROUPS * Q_GROUP;
+constexpr int KV_SLAB = KV_TILE * 128;
+constexpr int KV_BYTES = SLABS * KV_SLAB;
+constexpr int UNITS = PACK == 1 ? HEADS : HEADS / PACK; // tiles of one batch and one range of positions
+constexpr int GROUP_POSITIONS = 64 / PACK;              // query positions of a warpgroup, and of a tile
+constexpr int TILE_POSITIONS = WARPGROUPS * GROUP_POSITIONS;
+constexpr int PRODUCER_REGS = WARPGROUPS == 3 ? 32 : 40;
+constexpr int CONSUMER_REGS = WARPGROUPS == 3 ? 160 : WARPGROUPS == 2 ? 232 : 216;
+constexpr int THREADS = (WARPGROUPS + 1) * 128;
+constexpr float LAZY_LIMIT = 8.0f;
+constexpr float SCALE = (float)SCALE_LOG2; // log2(e) / √d
+
+// ---- shared memory -------------------------------------------------------------------------------------------------
+struct Smem {
+  u32 base;
+  DEV u32 q(int stage) const { return base + stage * Q_BYTES; }
+  DEV u32 k(int stage) const { return base + Q_STAGES * Q_BYTES + stage * KV_BYTES; }
+  DEV u32 v(int stage) const { return k(KV_STAGES) + stage * KV_BYTES; }
+  DEV u32 bars() const { return k(2 * KV_STAGES); }
+  DEV u32 q_full(int s) const { return bars() + 8 * s; }
+  DEV u32 q_empty(int s) const { return q_full(Q_STAGES) + 8 * s; }
+  DEV u32 k_full(int s) const { return q_empty(Q_STAGES) + 8 * s; }
+  DEV u32 k_empty(int s) const { return k_full(KV_STAGES) + 8 * s; }
+  DEV u32 v_full(int s) const { return k_empty(KV_STAGES) + 8 * s; }
+  DEV u32 v_empty(int s) const { return v_full(KV_STAGES) + 8 * s; }
+  DEV u32 tile(int s) const { return v_empty(KV_STAGES) + 8 * s; } // the tile that the Q stage holds, -1: no more
+};
+DEV void st_shared(u32 a, int v) { asm volatile("st.shared.s32 [%0], %1;" ::"r"(a), "r"(v) : "memory"); }
+DEV int ld_shared(u32 a) {
+  int v;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(v) : "r"(a) : "memory");
+  return v;
+}
+
+// Position in a ring of S stages.
+template <int S> struct Ring {
+  int stage = 0;
+  u32 phase = 0;
+  DEV void next() {
+    if (++stage == S) stage = 0, phase ^= 1;
+  }
+};
+
+// ---- tiles ---------------------------------------------------------------------------------------------------------
+struct Shape {
+  int batch, q, kv;
+  DEV int q_tiles() const { return cdiv(q, TILE_POSITIONS); }
+  DEV int tiles() const { return q_tiles() * UNITS * batch; }
+  // Keys that the query positions before `end` see.
+  DEV int visible(int end) const { return CAUSAL ? max(0, min(kv, min(end, q) + kv - q)) : kv; }
+};
+struct Tile {
+  int batch, unit, position; // unit: query head, or KV head where PACK > 1
+  // Sections of SECTION KV heads keep what is read at a time inside the L2; in a section the longest tiles are first.
+  DEV Tile(const Shape &p, int index) {
+    const int units = UNITS * p.batch, q_tiles = p.q_tiles();
+    const int section = SECTION == 0 ? units : SECTION * (UNITS / KV_HEADS);
+    const int first = index / (section * q_tiles) * section;
+    const int rest = index - first * q_tiles, wide = min(section, units - first);
+    const int u = first + rest % wide, t = rest / wide;
+    batch = u / UNITS;
+    unit = u % UNITS;
+    position = (CAUSAL ? q_tiles - 1 - t : t) * TILE_POSITIONS;
+  }
+  DEV int blocks(const Shape &p) const { return cdiv(p.visible(position + TILE_POSITIONS), KV_TILE); }
+  DEV int head() const { return unit * PACK; }
+};
+
+// ---- producer ------------------------------------------------------------------------------------------------------
+DEV void load_kv(u32 dst, const CUtensorMap *map, u32 full, u32 empty, u32 phase, int row, int head) {
+  mbar_wait(empty, phase ^ 1);
+  mbar_expect_tx(full, KV_BYTES);
+#pragma unroll
+  for (int c = 0; c < SLABS; c++) tma_load_3d(dst + c * KV_SLAB, map, full, 64 * c, row, head);
+}
+
+DEV void produce(const Smem sm, const CUtensorMap *qm, const CUtensorMap *km, const CUtensorMap *vm, const Shape &p,
+                 int *counter) {
+  Ring<Q_STAGES> qs;
+  Ring<KV_STAGES> ks, vs;
+  const int tiles = p.tiles();
+  int index = blockIdx.x;
+  while (index < tiles) {
+    const Tile t(p, index);
+    const int kv_head = t.batch * KV_HEADS + t.head() / (HEADS / KV_HEADS);
+    int n = t.blocks(p) - 1;
+    // K does not wait for the Q stage, which the tile before may still be leaving.
+    if (n >= 0) {
+      load_kv(sm.k(ks.stage), km, sm.k_full(ks.stage), sm.k_empty(ks.stage), ks.phase, n * KV_TILE, kv_head);
+      ks.next();
+    }
+    mbar_wait(sm.q_empty(qs.stage), qs.phase ^ 1);
+    st_shared(sm.tile(qs.stage), index);
+    if (n >= 0) {
+      mbar_expect_tx(sm.q_full(qs.stage), Q_BYTES);
+#pragma unroll
+      for (int i = 0; i < WARPGROUPS * SLABS; i++)
+        tma_load_4d(sm.q(qs.stage) + i * Q_SLAB, qm, sm.q_full(qs.stage), i % SLABS * 64, t.head(),
+                    t.position + i / SLABS * GROUP_POSITIONS, t.batch);
+    } else {
+      mbar_arrive(sm.q_full(qs.stage));
+    }
+    qs.next();
+    for (; n >= 0; n--) {
+      if (n > 0) {
+        load_kv(sm.k(ks.stage), km, sm.k_full(ks.stage), sm.k_empty(ks.stage), ks.phase, (n - 1) * KV_TILE, kv_head);
+        ks.next();
+      }
+      load_kv(sm.v(vs.stage), vm, sm.v_full(vs.stage), sm.v_empty(vs.stage), vs.phase, n * KV_TILE, kv_head);
+      vs.next();
+    }
+    index = DYNAMIC ? gridDim.x + atomicAdd(counter, 1) : tiles;
+  }
+  mbar_wait(sm.q_empty(qs.stage), qs.phase ^ 1);
+  st_shared(sm.tile(qs.stage), -1);
+  mbar_arrive(sm.q_full(qs.stage));
+#if DYNAMIC
+  // The last block to find no more tiles leaves the counters zero for the next launch.
+  __threadfence();
+  if (atomicAdd(counter + 1, 1) == gridDim.x - 1) {
+    atomicExch(counter, 0);
+    atomicExch(counter + 1, 0);
+  }
+#endif
+}
+
+// ---- consumer ------------------------------------------------------------------------------------------------------
+// 2^x for x <= 0 (a little more is harmless) on the FMA units: 2^round(x) by the exponent bits, the rest by a polynomial
+// whose relative error, 1e-4, is under the rounding of p to 16 bits.
+DEV float exp2_fma(float x) {
+  x = fmaxf(x, -126.0f);
+  const float magic = 12582912.0f; // 1.5 · 2^23: adding it rounds to an integer in the low bits
+  const float r = x + magic, f = x - (r - magic);
+  float y = 0.05517166f;
+  y = fmaf(y, f, 0.24261114f);
+  y = fmaf(y, f, 0.69326099f);
+  y = fmaf(y, f, 0.99992807f);
+  return __int_as_float(__float_as_int(y) + (__float_as_int(r) << 23));
+}
+
+// The warpgroups' turns: barrier 1 + w is warpgroup w's, and whoever passes the turn arrives there.
+DEV void turn_wait(int w) {
+  if (PINGPONG) named_barrier_sync(1 + w, 256);
+}
+DEV void turn_pass(int w) {
+  if (PINGPONG) named_barrier_arrive(1 + (w + 1 == WARPGROUPS ? 0 : w + 1), 256);
+}
+
+struct Consumer {
+  float s[KV_TILE / 2], o[HEAD_DIM / 2];
+  u32 p[KV_TILE / 16][4];
+  float row_max[2], row_sum[2], alpha[2]; // rows r and r + 8; row_sum is of this thread's columns only
+  u64 q_desc;
+  u32 q_held = 0; // the barrier that gives the Q stage of the tile before back, 0: none
+  Ring<KV_STAGES> ks, vs;
+
+  DEV void issue_qk(const Smem sm) {
+    const u64 k_desc = desc_k_major<128>(sm.k(ks.stage));
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 16; i++)
+      Wgmma<KV_TILE>::ss(s, desc_advance(q_desc, i / 4 * Q_SLAB + i % 4 * 32),
+                         desc_advance(k_desc, i / 4 * KV_SLAB + i % 4 * 32), i != 0);
+    wgmma_commit();
+  }
+  DEV void issue_pv(const Smem sm) {
+    const u64 v_desc = desc_mn_major<128>(sm.v(vs.stage), KV_SLAB);
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < KV_TILE / 16; i++) Wgmma<HEAD_DIM>::rs<1>(o, p[i], desc_advance(v_desc, i * 2048), 1);
+    wgmma_commit();
+  }
+  // One arrival per warp: a warp's own products are complete when its wait returns, another warp's need not be.
+  DEV void release_k(const Smem sm) {
+    if (lane_id() == 0) mbar_arrive(sm.k_empty(ks.stage));
+    ks.next();
+  }
+  DEV void release_v(const Smem sm) {
+    if (lane_id() == 0) mbar_arrive(sm.v_empty(vs.stage));
+    vs.next();
+  }
+
+  // limit[r]: columns of s at or past it are not visible; it counts from this thread's first column.
+  DEV void mask(const int (&limit)[2]) {
+#pragma unroll
+    for (int i = 0; i < KV_TILE / 2; i++)
+      if (i / 4 * 8 + i % 2 >= limit[i / 2 % 2]) s[i] = NEG_INF;
+  }
+  // The largest s of each row. Floats that are not negative compare like integers, and Hopper has an integer maximum of
+  // three: it is right whenever the row has seen a score >= 0, this block's or an earlier one's, and else done over.
+  DEV void block_max(float (&m)[2]) {
+#if FAST_MAX
+    int top[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < KV_TILE / 2; i += 4)
+#pragma unroll
+      for (int r = 0; r < 2; r++)
+        top[r] = max(max(top[r], __float_as_int(s[i + 2 * r])), __float_as_int(s[i + 2 * r + 1]));
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      top[r] = max(top[r], __shfl_xor_sync(0xffffffffu, top[r], 1));
+      top[r] = max(top[r], __shfl_xor_sync(0xffffffffu, top[r], 2));
+      m[r] = __int_as_float(top[r]);
+    }
+    if (!__any_sync(0xffffffffu, (top[0] == 0 & row_max[0] < 0.0f) | (top[1] == 0 & row_max[1] < 0.0f))) return;
+#endif
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      float even = s[2 * r], odd = s[2 * r + 1]; // two chains, for their latency
+#pragma unroll
+      for (int i = 4; i < KV_TILE / 2; i += 4) even = fmaxf(even, s[i + 2 * r]), odd = fmaxf(odd, s[i + 2 * r + 1]);
+      m[r] = warp_max<4>(fmaxf(even, odd));
+    }
+  }
+  // s becomes exp2(s · SCALE - max · SCALE); alpha is what o is to be multiplied with.
+  template <bool MASKED> DEV void softmax() {
+    float top[2];
+    block_max(top);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const float before = row_max[r];
+      float m = fmaxf(top[r], before);
+      if (LAZY && (m - before) * SCALE <= LAZY_LIMIT) m = before;
+      const float base = MASKED && m == NEG_INF ? 0.0f : m * SCALE;
+      // (before - m) is exactly 0 where the maximum stayed, so that alpha is exactly 1.
+      alpha[r] = MASKED && m == NEG_INF ? 1.0f : exp2_approx((before - m) * SCALE);
+      row_max[r] = m;
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < KV_TILE / 2; i++)
+        if (i / 2 % 2 == r) {
+          const float x = fmaf(s[i], SCALE, -base);
+          s[i] = i % 16 >= 16 - EXP_FMA ? exp2_fma(x) : exp2_approx(x);
+          sum += s[i];
+        }
+      row_sum[r] = row_sum[r] * alpha[r] + sum;
+    }
+  }
+  // Without a branch on the softmax's results ptxas moves the wait that follows up to the wait for s, and the overlap is
+  // lost. The branch is never taken: a sum of exponentials is not negative.
+  DEV void hold() {
+    if (row_sum[0] + row_sum[1] < 0.0f) asm volatile("nanosleep.u32 0;");
+  }
+  DEV void convert_p() {
+#pragma unroll
+    for (int i = 0; i < KV_TILE / 4; i++) p[i / 4][i % 4] = pack2(elem(), s[2 * i], s[2 * i + 1]);
+  }
+  DEV void rescale_o() {
+    if (LAZY && !__any_sync(0xffffffffu, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 2; i++) o[i] *= alpha[i / 2 % 2];
+  }
+
+  // The first block: there is no P V to go with it yet.
+  DEV void first(const Smem sm, int w, const int (&limit)[2], bool masked) {
+    mbar_wait(sm.k_full(ks.stage), ks.phase);
+    turn_wait(w);
+    issue_qk(sm);
+    turn_pass(w);
+    wgmma_wait<0>();
+    wgmma_pin(s);
+    release_k(sm);
+    if (masked) mask(limit);
+    softmax<true>();
+    convert_p();
+  }
+  template <bool MASKED> DEV void step(const Smem sm, int w, const int (&limit)[2]) {
+    mbar_wait(sm.k_full(ks.stage), ks.phase);
+#if OVERLAP
+    turn_wait(w);
+    issue_qk(sm);
+    mbar_wait(sm.v_full(vs.stage), vs.phase);
+    issue_pv(sm);
+    turn_pass(w);
+    wgmma_wait<1>();
+    wgmma_pin(s);
+    release_k(sm);
+    if (MASKED) mask(limit);
+    softmax<MASKED>();
+    hold();
+    wgmma_wait<0>();
+    wgmma_pin(o);
+    release_v(sm);
+#else
+    last(sm);
+    turn_wait(w);
+    issue_qk(sm);
+    turn_pass(w);
+    wgmma_wait<0>();
+    wgmma_pin(s);
+    release_k(sm);
+    if (MASKED) mask(limit);
+    softmax<MASKED>();
+#endif
+    convert_p();
+    rescale_o();
+  }
+  DEV void last(const Smem sm) {
+    mbar_wait(sm.v_full(vs.stage), vs.phase);
+    issue_pv(sm);
+    wgmma_wait<0>();
+    wgmma_pin(o);
+    release_v(sm);
+  }
+  // A block that none of this warpgroup's rows see.
+  DEV void skip(const Smem sm, int w) {
+    mbar_wait(sm.k_full(ks.stage), ks.phase);
+    release_k(sm);
+    turn_wait(w);
+    turn_pass(w);
+    mbar_wait(sm.v_full(vs.stage), vs.phase);
+    release_v(sm);
+  }
+
+  // The Q stage of the tile before, which holds its output until the copy engine has read it.
+  DEV void release_q() {
+    if (threadIdx.x % 128 == 0 && q_held != 0) {
+      tma_store_wait_read<0>();
+      mbar_arrive(q_held);
+    }
+    __syncwarp();
+    q_held = 0;
+  }
+
+  // All blocks of the tile; `position` is that of this warpgroup's first row.
+  DEV void attend(const Smem sm, const Shape &shape, u32 q_smem, int w, int blocks, int position) {
+    const int lane = lane_id(), row = warp_id() % 4 * 16 + lane / 4;
+    q_desc = desc_k_major<128>(q_smem);
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 2; i++) o[i] = 0.0f;
+    row_max[0] = row_max[1] = NEG_INF;
+    row_sum[0] = row_sum[1] = 0.0f;
+    // Blocks from `own` on are seen by none of the rows; blocks under `open` are seen whole by all.
+    const int own = cdiv(shape.visible(position + GROUP_POSITIONS), KV_TILE);
+    const int open = shape.visible(position + 1) / KV_TILE;
+    int n = blocks - 1;
+    for (; n >= own; n--) skip(sm, w);
+    if (n < 0) return;
+    int limit[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+      limit[r] = shape.visible(position + (row + 8 * r) / PACK + 1) - n * KV_TILE - 2 * (lane % 4);
+    first(sm, w, limit, n >= open);
+    release_q(); // by now the store of the tile before has read its shared memory
+    n--;
+    for (; n >= open; n--) {
+      limit[0] += KV_TILE;
+      limit[1] += KV_TILE;
+      step<true>(sm, w, limit);
+    }
+    for (; n >= 0; n--) step<false>(sm, w, limit);
+    last(sm);
+  }
+
+  // o / sum to this warpgroup's own part of the Q stage, whose Q nobody reads any more, and from there to memory.
+  DEV void store(const CUtensorMap *om, u32 smem, int w, const Tile &t, int position) {
+    float inv[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const float sum = warp_sum<4>(row_sum[r]);
+      inv[r] = row_max[r] == NEG_INF ? 0.0f : rcp_approx(sum);
+    }
+    const int lane = lane_id();
+    // Lane l gives row l % 16 of the 16 x 16 block, its left or right half by l / 16.
+    const u32 at = (warp_id() % 4 * 16 + lane % 16) * 128 + lane / 16 * 16;
+    named_barrier_sync(4 + w, 128);
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 16; i++) {
+      u32 r[4];
+#pragma unroll
+      for (int j = 0; j < 4; j++) r[j] = pack2(elem(), o[8 * i + 2 * j] * inv[j % 2], o[8 * i + 2 * j + 1] * inv[j % 2]);
+      stmatrix_x4(smem + i / 4 * Q_SLAB + swizzled<128>(at + i % 4 * 32), r[0], r[1], r[2], r[3]);
+    }
+    fence_proxy_async();
+    named_barrier_sync(4 + w, 128);
+    if (threadIdx.x % 128 == 0) {
+#pragma unroll
+      for (int c = 0; c < SLABS; c++) tma_store_4d(om, smem + c * Q_SLAB, 64 * c, t.head(), position, t.batch);
+      tma_store_commit();
+    }
+    __syncwarp(); // what follows is executed by converged warps: barriers, wgmma
+  }
+};
+
+DEV void consume(const Smem sm, const CUtensorMap *om, const Shape &p, int w) {
+  Consumer c;
+  Ring<Q_STAGES> qs;
+  if (w == 0) {
+    if (PINGPONG) named_barrier_arrive(1, 256); // the first turn
+  }
+  for (;;) {
+    mbar_wait(sm.q_full(qs.stage), qs.phase);
+    const int index = ld_shared(sm.tile(qs.stage));
+    if (index < 0) break;
+    const Tile t(p, index);
+    const u32 q_smem = sm.q(qs.stage) + w * Q_GROUP;
+    const int position = t.position + w * GROUP_POSITIONS;
+    c.attend(sm, p, q_smem, w, t.blocks(p), position);
+    c.release_q(); // a tile without keys has not done it
+    c.store(om, q_smem, w, t, position);
+    c.q_held = sm.q_empty(qs.stage);
+    if (Q_STAGES == 1) c.release_q();
+    qs.next();
+  }
+  c.release_q(); // shared memory must outlive the store's reads
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, WARPGROUPS == 1 ? 2 : 1)
+    attention_hopper(const __grid_constant__ CUtensorMap qm, const __grid_constant__ CUtensorMap km,
+                     const __grid_constant__ CUtensorMap vm, const __grid_constant__ CUtensorMap om, int batch, int q,
+                     int kv, int *counter) {
+  extern __shared__ u8 raw[];
+  const Smem sm{(smem_u32(raw) + 1023) & ~1023u};
+  const Shape p{batch, q, kv};
+  if (threadIdx.x == 0) {
+    tma_prefetch_map(&qm);
+    tma_prefetch_map(&km);
+    tma_prefetch_map(&vm);
+    for (int s = 0; s < Q_STAGES; s++) {
+      mbar_init(sm.q_full(s), 1);
+      mbar_init(sm.q_empty(s), WARPGROUPS);
+    }
+    for (int s = 0; s < KV_STAGES; s++) {
+      mbar_init(sm.k_full(s), 1);
+      mbar_init(sm.v_full(s), 1);
+      mbar_init(sm.k_empty(s), 4 * WARPGROUPS);
+      mbar_init(sm.v_empty(s), 4 * WARPGROUPS);
+    }
+    fence_mbar_init();
+  }
+  __syncthreads();
+  const int group = warp_uniform(threadIdx.x / 128);
+  if (group == 0) {
+    setmaxnreg_dec<PRODUCER_REGS>();
+    if (threadIdx.x == 0) {
+      pdl_wait();
+      produce(sm, &qm, &km, &vm, p, counter);
+      pdl_launch();
+    }
+  } else {
+    setmaxnreg_inc<CONSUMER_REGS>();
+    consume(sm, &om, p, group - 1);
+  }
+}

@@ -1,0 +1,141 @@
+//! What a device is to the pure part of the toolkit: a target, an architecture, a fingerprint and a few numbers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::problem::Dtype;
+
+/// The kind of machine code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// An NVIDIA GPU: CUDA C++ compiled by NVRTC to a cubin.
+    Cuda,
+    /// The host's processor: C compiled by its compiler to a shared object.
+    Cpu,
+}
+
+impl Target {
+    /// The name in text.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Cuda => "cuda",
+            Target::Cpu => "cpu",
+        }
+    }
+}
+
+/// A device as spaces, cost models and rooflines see it. Serialised whole into evidence.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// GPU or CPU.
+    pub target: Target,
+    /// The product name: a label, never part of a key.
+    pub name: String,
+    /// Exact architecture: `sm_90a`; `x86_64-avx2`.
+    pub arch: String,
+    /// CUDA: compute capability times ten.
+    #[serde(default)]
+    pub cc: u32,
+    /// Multiprocessors, or threads that the pool may use.
+    pub units: u32,
+    /// CUDA: largest dynamic shared memory of a block in bytes.
+    #[serde(default)]
+    pub smem: u64,
+    /// CUDA: shared memory of a multiprocessor in bytes.
+    #[serde(default)]
+    pub smem_sm: u64,
+    /// CUDA: 32-bit registers of a multiprocessor.
+    #[serde(default)]
+    pub regs_sm: u64,
+    /// CPU: first-level data cache of a core in bytes.
+    #[serde(default)]
+    pub l1: u64,
+    /// Second-level cache in bytes (of the GPU; of a core).
+    pub l2: u64,
+    /// CPU: last-level cache in bytes.
+    #[serde(default)]
+    pub l3: u64,
+    /// CPU: instruction set by name.
+    #[serde(default)]
+    pub isa: String,
+    /// CPU: bytes of a vector register.
+    #[serde(default)]
+    pub simd: u64,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// What the hardware and driver are, by field: the timing half of a key.
+    pub silicon: std::collections::BTreeMap<String, String>,
+    /// Rates that rooflines and cost models use.
+    pub ceilings: Ceilings,
+}
+
+/// The rates a kernel is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ceilings {
+    /// Memory read rate in bytes/s.
+    pub read: f64,
+    /// Memory copy rate in bytes/s, counting both directions.
+    pub copy: f64,
+    /// Matrix products of bf16 and f16 in FLOP/s.
+    pub half: f64,
+    /// Matrix products in TF32.
+    pub tf32: f64,
+    /// Matrix products in f32.
+    pub single: f64,
+    /// Measured on this very device rather than taken from a table.
+    pub measured: bool,
+}
+
+impl Ceilings {
+    /// The matrix-product rate for a dtype.
+    pub fn flops(&self, dtype: Dtype) -> f64 {
+        match dtype {
+            Dtype::Bf16 | Dtype::F16 => self.half,
+            Dtype::Tf32 => self.tf32,
+            Dtype::F32 => self.single,
+        }
+    }
+}
+
+impl Device {
+    /// A CUDA device of this architecture that need not be here, for compiling ahead. `None` for one we do not support.
+    /// Numbers are those of the architecture's data-centre part (A100, A40, L40S, H100 SXM) by NVIDIA's datasheets.
+    pub fn ahead_of_time(arch: &str) -> Option<Device> {
+        let (name, cc, units, smem, smem_sm, l2, memory, read, half, tf32, single) = match arch {
+            "sm_80" => ("A100 80GB (table)", 80, 108, 163, 164, 40, 80, 1.9e12, 2.8e14, 1.4e14, 1.8e13),
+            "sm_86" => ("A40 (table)", 86, 84, 99, 100, 6, 48, 6.5e11, 1.4e14, 7.0e13, 3.3e13),
+            "sm_89" => ("L40S (table)", 89, 142, 99, 100, 96, 48, 8.0e11, 3.4e14, 1.7e14, 8.0e13),
+            "sm_90a" => ("H100 SXM (table)", 90, 132, 227, 228, 50, 80, 3.1e12, 7.5e14, 3.7e14, 5.5e13),
+            _ => return None,
+        };
+        Some(Device {
+            target: Target::Cuda,
+            name: name.into(),
+            arch: arch.into(),
+            cc,
+            units,
+            smem: smem << 10,
+            smem_sm: smem_sm << 10,
+            regs_sm: 65536,
+            l1: 0,
+            l2: l2 << 20,
+            l3: 0,
+            isa: String::new(),
+            simd: 0,
+            memory: memory << 30,
+            silicon: Default::default(),
+            ceilings: Ceilings { read, copy: read * 0.9, half, tf32, single, measured: false },
+        })
+    }
+
+    /// The architectures that [`Device::ahead_of_time`] knows: every one that the CUDA templates are built for.
+    pub const ARCHITECTURES: [&'static str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
+
+    /// The least time of a problem on this device in seconds, and whether bytes rather than operations bound it.
+    pub fn roofline(&self, problem: &crate::problem::Problem) -> (f64, bool) {
+        let (flops, bytes) = (self.ceilings.flops(problem.dtype), self.ceilings.read);
+        let memory = problem.bytes() as f64 / bytes;
+        let compute = problem.flops() / flops;
+        (memory.max(compute), memory >= compute)
+    }
+}

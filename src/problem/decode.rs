@@ -1,0 +1,86 @@
+//! Attention of one new token per sequence over a paged KV cache.
+
+use super::attention::{QUERY, check_heads, softmax_average};
+use super::tensor::IndexFill;
+use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+
+pub(super) static OP: OpDef = OpDef {
+    name: "decode",
+    summary: "attention of one token per sequence over a paged KV cache with a block table",
+    dims: &[
+        DimDef { name: "batch", kind: DimKind::Size },
+        DimDef { name: "context", kind: DimKind::Size },
+        DimDef { name: "heads", kind: DimKind::Size },
+        DimDef { name: "kv_heads", kind: DimKind::Size },
+        DimDef { name: "head_dim", kind: DimKind::Size },
+        DimDef { name: "page", kind: DimKind::Optional(64) },
+        DimDef { name: "lens", kind: DimKind::Word(&["full", "mixed"]) },
+        DimDef { name: "max_pages", kind: DimKind::Derived(max_pages) },
+        DimDef { name: "pages", kind: DimKind::Derived(|p| p.dim("batch") * max_pages(p)) },
+    ],
+    check: |p| {
+        if p.dim("page") < 1 {
+            return Err("page must be at least 1".into());
+        }
+        check_heads(p)
+    },
+    tensors,
+    flops: |p| 4.0 * (tokens(p) * p.dim("heads") * p.dim("head_dim")) as f64,
+    units: |p| (p.dim("batch") * p.dim("heads")) as u64,
+    unit_cost: |p| (2 * p.dim("context") * p.dim("head_dim")) as u64,
+    unit,
+    slack: 2.0,
+};
+
+fn max_pages(p: &Problem) -> i64 {
+    let page = p.dim("page").max(1);
+    (p.dim("context") + page - 1) / page
+}
+
+/// The length of sequence `b`: the context, or for mixed lengths spread evenly down to 1, the first one longest.
+pub(super) fn length(context: i64, batch: i64, b: i64) -> i64 {
+    (context - context * b / batch).max(1)
+}
+
+/// KV tokens of all sequences together.
+fn tokens(p: &Problem) -> i64 {
+    let (batch, context) = (p.dim("batch"), p.dim("context"));
+    if p.word("lens") == "full" {
+        batch * context
+    } else {
+        (0..batch).map(|b| length(context, batch, b)).sum()
+    }
+}
+
+fn tensors(p: &Problem) -> Vec<Tensor> {
+    let t = Scalar::Elem(p.dtype);
+    let [b, context, h, hk, d] = ["batch", "context", "heads", "kv_heads", "head_dim"].map(|name| p.dim(name));
+    let [page, max_pages, pages] = ["page", "max_pages", "pages"].map(|name| p.dim(name));
+    let unit = Fill::Uniform { scale: 3f32.sqrt() };
+    let lens = if p.word("lens") == "full" { IndexFill::Full(context) } else { IndexFill::Lengths(context) };
+    let read = tokens(p) * hk * d;
+    vec![
+        Tensor::input("q", t, &[b, h, d], QUERY),
+        Tensor::input("k_cache", t, &[pages, hk, page, d], unit).touching(read),
+        Tensor::input("v_cache", t, &[pages, hk, page, d], unit).touching(read),
+        Tensor::input("block_table", Scalar::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
+        Tensor::input("lens", Scalar::I32, &[b], Fill::Index(lens)),
+        Tensor::output("o", t, &[b, h, d]),
+    ]
+}
+
+fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
+    let [h, hk, d, page, max_pages] =
+        ["heads", "kv_heads", "head_dim", "page", "max_pages"].map(|name| p.dim(name) as u64);
+    let (b, head) = (unit / h, unit % h);
+    let q_row: Vec<f64> = (0..d).map(|c| inputs.get("q").at(unit * d + c)).collect();
+    let table = inputs.get("block_table");
+    let row = |j: u64| {
+        let physical = table.at(b * max_pages + j / page) as u64;
+        ((physical * hk + head / (h / hk)) * page + j % page) * d
+    };
+    let (k, v) = (inputs.get("k_cache"), inputs.get("v_cache"));
+    let keys = inputs.get("lens").at(b) as u64;
+    let value = softmax_average(&q_row, keys, |j, c| k.at(row(j) + c), |j, c| v.at(row(j) + c));
+    out.extend(value.into_iter().zip(unit * d..).map(|(value, index)| Expected::new("o", index, value)));
+}

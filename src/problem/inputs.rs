@@ -1,0 +1,183 @@
+//! Test inputs as a function of a seed: any element can be computed on its own, alike on the host and on a GPU.
+//!
+//! A value is a hash of (seed, tensor, index), so a reference of a few outputs of a gigabyte product costs only the
+//! rows it reads, and a GPU fills its own memory with the same numbers.
+
+use super::tensor::IndexFill;
+use super::{Dtype, Fill, Problem, Role, Scalar, Tensor};
+
+/// The uniform value in [-1, 1) at `index` of the stream `seed`: the top 24 bits of SplitMix64's output function
+/// (Steele, Lea and Flood 2014) of `seed + (index + 1)·0x9E3779B97F4A7C15`, so it is exact in f32.
+pub fn hash_uniform(seed: u64, index: u64) -> f32 {
+    (hash(seed, index) >> 40) as f32 * 2f32.powi(-23) - 1.0
+}
+
+fn hash(seed: u64, index: u64) -> u64 {
+    let mut z = seed.wrapping_add((index.wrapping_add(1)).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// One input tensor's values.
+pub struct Input {
+    /// Its description.
+    pub tensor: Tensor,
+    values: Values,
+}
+
+enum Values {
+    Uniform { seed: u64, scale: f32, round: Dtype },
+    Ints(Vec<i32>),
+    Floats(Vec<f32>),
+}
+
+impl Input {
+    /// The value at a flat index, as the kernel sees it (after rounding to storage).
+    pub fn at(&self, index: u64) -> f64 {
+        match &self.values {
+            Values::Uniform { seed, scale, round } => f64::from(round.round(hash_uniform(*seed, index) * scale)),
+            Values::Ints(v) => f64::from(v[index as usize]),
+            Values::Floats(v) => f64::from(v[index as usize]),
+        }
+    }
+
+    /// The stream's seed and scale when the values are uniform, so that a device can fill the tensor itself.
+    pub fn uniform(&self) -> Option<(u64, f32)> {
+        match self.values {
+            Values::Uniform { seed, scale, .. } => Some((seed, scale)),
+            _ => None,
+        }
+    }
+
+    /// Writes elements `start..` to `bytes` in storage form.
+    pub fn write(&self, start: u64, bytes: &mut [u8]) {
+        let size = self.tensor.scalar.bytes();
+        for (i, chunk) in (start..).zip(bytes.chunks_exact_mut(size)) {
+            match (&self.values, self.tensor.scalar) {
+                (Values::Ints(v), _) => chunk.copy_from_slice(&v[i as usize].to_le_bytes()),
+                (_, Scalar::Elem(Dtype::Bf16)) => {
+                    chunk.copy_from_slice(&half::bf16::from_f64(self.at(i)).to_le_bytes());
+                }
+                (_, Scalar::Elem(Dtype::F16)) => chunk.copy_from_slice(&half::f16::from_f64(self.at(i)).to_le_bytes()),
+                _ => chunk.copy_from_slice(&(self.at(i) as f32).to_le_bytes()),
+            }
+        }
+    }
+}
+
+/// The inputs of one problem under one seed.
+pub struct Inputs {
+    list: Vec<Input>,
+}
+
+impl Inputs {
+    /// Inputs of `problem`; another seed gives other values of the same kind.
+    pub fn new(problem: &Problem, seed: u64) -> Inputs {
+        let tensors = problem.tensors().into_iter().filter(|t| t.role == Role::In);
+        let list = tensors.enumerate().map(|(i, tensor)| {
+            let seed = hash(seed, i as u64);
+            let values = match tensor.fill {
+                Fill::Uniform { scale } => {
+                    let round = match tensor.scalar {
+                        Scalar::Elem(d) => d,
+                        _ => Dtype::F32,
+                    };
+                    Values::Uniform { seed, scale, round }
+                }
+                Fill::Index(kind) => Values::Ints(indices(kind, tensor.len(), seed)),
+                Fill::CosSin => Values::Floats(cos_sin(tensor.shape[0], tensor.shape[1])),
+                Fill::Output => Values::Ints(Vec::new()),
+            };
+            Input { tensor, values }
+        });
+        Inputs { list: list.collect() }
+    }
+
+    /// The input of that name.
+    ///
+    /// # Panics
+    /// When the problem has no such input: a mistake in an op's own file.
+    pub fn get(&self, name: &str) -> &Input {
+        self.list.iter().find(|i| i.tensor.name == name).unwrap_or_else(|| unreachable!("no input named {name}"))
+    }
+
+    /// All inputs in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Input> {
+        self.list.iter()
+    }
+}
+
+fn indices(kind: IndexFill, len: u64, seed: u64) -> Vec<i32> {
+    match kind {
+        IndexFill::Full(v) => vec![v as i32; len as usize],
+        IndexFill::Below(n) => (0..len).map(|i| (hash(seed, i) % n as u64) as i32).collect(),
+        IndexFill::Lengths(n) => {
+            (0..len).map(|b| super::decode::length(n, len as i64, b as i64) as i32).collect()
+        }
+        IndexFill::Distinct(n) => {
+            // A Fisher-Yates shuffle stopped after the values that are needed.
+            let mut all: Vec<i32> = (0..n as i32).collect();
+            for i in 0..len.min(n as u64) {
+                let j = i + hash(seed, i) % (n as u64 - i);
+                all.swap(i as usize, j as usize);
+            }
+            all.truncate(len as usize);
+            all
+        }
+    }
+}
+
+/// cos and sin of position · 10000^(-2j/d) for `half` = d/2 pairs a position (Su et al. 2021, RoFormer).
+fn cos_sin(positions: u64, half: u64) -> Vec<f32> {
+    let mut table = Vec::with_capacity((positions * half * 2) as usize);
+    for position in 0..positions {
+        for j in 0..half {
+            let angle = position as f64 * 10000f64.powf(-(j as f64) / half as f64);
+            table.push(angle.cos() as f32);
+            table.push(angle.sin() as f32);
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_element_is_what_write_stores() {
+        for dtype in ["bf16", "f16", "f32"] {
+            let p: Problem = format!("rmsnorm rows=3 cols=5 dtype={dtype}").parse().unwrap();
+            let inputs = Inputs::new(&p, 7);
+            let x = inputs.get("x");
+            let size = x.tensor.scalar.bytes();
+            let mut bytes = vec![0; 15 * size];
+            x.write(0, &mut bytes);
+            for i in 0..15 {
+                let at = &bytes[i * size..(i + 1) * size];
+                let stored = match dtype {
+                    "bf16" => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
+                    "f16" => half::f16::from_le_bytes([at[0], at[1]]).to_f64(),
+                    _ => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
+                };
+                assert_eq!(stored, x.at(i as u64));
+            }
+        }
+    }
+
+    #[test]
+    fn distinct_indices_are_distinct_and_in_range() {
+        let v = indices(IndexFill::Distinct(100), 60, 3);
+        let set: std::collections::BTreeSet<_> = v.iter().collect();
+        assert_eq!(set.len(), 60);
+        assert!(v.iter().all(|i| (0..100).contains(i)));
+    }
+
+    #[test]
+    fn seeds_change_values_and_the_mean_is_near_zero() {
+        let mean: f64 = (0..100_000).map(|i| f64::from(hash_uniform(1, i))).sum::<f64>() / 1e5;
+        assert!(mean.abs() < 0.01, "{mean}");
+        assert_ne!(hash_uniform(1, 0), hash_uniform(2, 0));
+    }
+}

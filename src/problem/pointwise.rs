@@ -1,0 +1,191 @@
+//! The unfused pieces that the fusions replace, and the two ends of a model: the embedding gather and arg-max.
+
+use super::tensor::IndexFill;
+use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+
+const ROWS_COLS: &[DimDef] =
+    &[DimDef { name: "rows", kind: DimKind::Size }, DimDef { name: "cols", kind: DimKind::Size }];
+const UNIT: Fill = Fill::Uniform { scale: 1.732_050_8 };
+
+fn rows_cols(p: &Problem) -> (i64, i64) {
+    (p.dim("rows"), p.dim("cols"))
+}
+
+fn any(_: &Problem) -> Result<(), String> {
+    Ok(())
+}
+
+pub(super) static SILU_MUL: OpDef = OpDef {
+    name: "silu_mul",
+    summary: "y = silu(gate)·up over interleaved gate and up columns",
+    dims: ROWS_COLS,
+    check: any,
+    tensors: |p| {
+        let (t, (rows, cols)) = (Scalar::Elem(p.dtype), rows_cols(p));
+        vec![Tensor::input("x", t, &[rows, 2 * cols], UNIT), Tensor::output("y", t, &[rows, cols])]
+    },
+    flops: |p| 5.0 * (p.dim("rows") * p.dim("cols")) as f64,
+    units: |p| (p.dim("rows") * p.dim("cols")) as u64,
+    unit_cost: |_| 2,
+    unit: |_, inputs, i, out| {
+        let (gate, up) = (inputs.get("x").at(2 * i), inputs.get("x").at(2 * i + 1));
+        out.push(Expected::new("y", i, gate / (1.0 + (-gate).exp()) * up));
+    },
+    slack: 1.0,
+};
+
+pub(super) static GELU: OpDef = OpDef {
+    name: "gelu",
+    summary: "y = x·Φ(x), the erf form",
+    dims: ROWS_COLS,
+    check: any,
+    tensors: |p| {
+        let (t, (rows, cols)) = (Scalar::Elem(p.dtype), rows_cols(p));
+        vec![Tensor::input("x", t, &[rows, cols], UNIT), Tensor::output("y", t, &[rows, cols])]
+    },
+    flops: |p| 8.0 * (p.dim("rows") * p.dim("cols")) as f64,
+    units: |p| (p.dim("rows") * p.dim("cols")) as u64,
+    unit_cost: |_| 1,
+    unit: |_, inputs, i, out| {
+        let x = inputs.get("x").at(i);
+        out.push(Expected::new("y", i, 0.5 * x * (1.0 + erf(x / 2f64.sqrt()))));
+    },
+    slack: 1.0,
+};
+
+/// The error function to 1e-15 by its Maclaurin series; the arguments here stay below 2.
+fn erf(x: f64) -> f64 {
+    let mut term = x;
+    let mut sum = x;
+    for n in 1..60 {
+        term *= -x * x / n as f64;
+        sum += term / (2 * n + 1) as f64;
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+pub(super) static ROPE: OpDef = OpDef {
+    name: "rope",
+    summary: "rotates adjacent pairs of every head by the token's position",
+    dims: &[
+        DimDef { name: "tokens", kind: DimKind::Size },
+        DimDef { name: "heads", kind: DimKind::Size },
+        DimDef { name: "head_dim", kind: DimKind::Size },
+        DimDef { name: "max_pos", kind: DimKind::Optional(4096) },
+    ],
+    check: |p| {
+        if p.dim("head_dim") % 2 != 0 || p.dim("max_pos") < 1 {
+            return Err("head_dim must be even and max_pos at least 1".into());
+        }
+        Ok(())
+    },
+    tensors: |p| {
+        let [tokens, h, d, max_pos] = ["tokens", "heads", "head_dim", "max_pos"].map(|name| p.dim(name));
+        let t = Scalar::Elem(p.dtype);
+        vec![
+            Tensor::input("x", t, &[tokens, h, d], UNIT),
+            Tensor::input("positions", Scalar::I32, &[tokens], Fill::Index(IndexFill::Below(max_pos))),
+            Tensor::input("cos_sin", Scalar::F32, &[max_pos, d / 2, 2], Fill::CosSin).touching(tokens.min(max_pos) * d),
+            Tensor::output("y", t, &[tokens, h, d]),
+        ]
+    },
+    flops: |p| 3.0 * (p.dim("tokens") * p.dim("heads") * p.dim("head_dim")) as f64,
+    units: |p| (p.dim("tokens") * p.dim("heads") * p.dim("head_dim") / 2) as u64,
+    unit_cost: |_| 4,
+    unit: |p, inputs, unit, out| {
+        let [h, d] = ["heads", "head_dim"].map(|name| p.dim(name) as u64);
+        let at = 2 * unit;
+        let (token, j) = (at / (h * d), at % d);
+        let table = inputs.get("cos_sin");
+        let entry = inputs.get("positions").at(token) as u64 * d + j;
+        let (cos, sin) = (table.at(entry), table.at(entry + 1));
+        let (a, b) = (inputs.get("x").at(at), inputs.get("x").at(at + 1));
+        out.push(Expected::new("y", at, a * cos - b * sin));
+        out.push(Expected::new("y", at + 1, a * sin + b * cos));
+    },
+    slack: 1.0,
+};
+
+pub(super) static SOFTMAX: OpDef = OpDef {
+    name: "softmax",
+    summary: "softmax over the last dimension",
+    dims: ROWS_COLS,
+    check: any,
+    tensors: |p| {
+        let (t, (rows, cols)) = (Scalar::Elem(p.dtype), rows_cols(p));
+        vec![
+            Tensor::input("x", t, &[rows, cols], Fill::Uniform { scale: 4.0 }),
+            Tensor::output("y", t, &[rows, cols]),
+        ]
+    },
+    flops: |p| 5.0 * (p.dim("rows") * p.dim("cols")) as f64,
+    units: |p| p.dim("rows") as u64,
+    unit_cost: |p| p.dim("cols") as u64,
+    unit: |p, inputs, row, out| {
+        let cols = p.dim("cols") as u64;
+        let x: Vec<f64> = (row * cols..(row + 1) * cols).map(|i| inputs.get("x").at(i)).collect();
+        let top = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = x.iter().map(|v| (v - top).exp()).sum();
+        out.extend(x.iter().zip(row * cols..).map(|(v, i)| Expected::new("y", i, (v - top).exp() / sum)));
+    },
+    slack: 2.0,
+};
+
+pub(super) static EMBEDDING: OpDef = OpDef {
+    name: "embedding",
+    summary: "gathers rows of the embedding table",
+    dims: &[
+        DimDef { name: "tokens", kind: DimKind::Size },
+        DimDef { name: "vocab", kind: DimKind::Size },
+        DimDef { name: "hidden", kind: DimKind::Size },
+    ],
+    check: any,
+    tensors: |p| {
+        let [tokens, vocab, hidden] = ["tokens", "vocab", "hidden"].map(|name| p.dim(name));
+        let t = Scalar::Elem(p.dtype);
+        vec![
+            Tensor::input("ids", Scalar::I32, &[tokens], Fill::Index(IndexFill::Below(vocab))),
+            Tensor::input("table", t, &[vocab, hidden], UNIT).touching(tokens.min(vocab) * hidden),
+            Tensor::output("y", t, &[tokens, hidden]),
+        ]
+    },
+    flops: |_| 0.0,
+    units: |p| p.dim("tokens") as u64,
+    unit_cost: |p| p.dim("hidden") as u64,
+    unit: |p, inputs, token, out| {
+        let hidden = p.dim("hidden") as u64;
+        let id = inputs.get("ids").at(token) as u64;
+        out.extend((0..hidden).map(|c| Expected::new("y", token * hidden + c, inputs.get("table").at(id * hidden + c))));
+    },
+    slack: 1.0,
+};
+
+pub(super) static ARGMAX: OpDef = OpDef {
+    name: "argmax",
+    summary: "the index of each row's largest value, the lowest among equals",
+    dims: ROWS_COLS,
+    check: any,
+    tensors: |p| {
+        let (rows, cols) = rows_cols(p);
+        vec![
+            Tensor::input("x", Scalar::Elem(p.dtype), &[rows, cols], UNIT),
+            Tensor::output("y", Scalar::I32, &[rows]),
+        ]
+    },
+    flops: |p| (p.dim("rows") * p.dim("cols")) as f64,
+    units: |p| p.dim("rows") as u64,
+    unit_cost: |p| p.dim("cols") as u64,
+    unit: |p, inputs: &Inputs, row, out| {
+        let cols = p.dim("cols") as u64;
+        let x = inputs.get("x");
+        let mut best = (0, f64::NEG_INFINITY);
+        for c in 0..cols {
+            let v = x.at(row * cols + c);
+            if v > best.1 {
+                best = (c, v);
+            }
+        }
+        out.push(Expected::new("y", row, best.0 as f64));
+    },
+    slack: 1.0,
+};

@@ -1,0 +1,115 @@
+//! The f64 reference: which outputs are computed, and how far a result may be from them.
+
+use super::{Dtype, Inputs, Problem, hash_uniform};
+use rayon::prelude::*;
+
+/// One output element as the reference has it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expected {
+    /// The output tensor.
+    pub tensor: &'static str,
+    /// Flat index in it.
+    pub index: u64,
+    /// The value in f64.
+    pub value: f64,
+}
+
+impl Expected {
+    pub(super) fn new(tensor: &'static str, index: u64, value: f64) -> Expected {
+        Expected { tensor, index, value }
+    }
+}
+
+/// The reference of the whole problem where that costs at most `budget` input reads, else of a sample that always has
+/// the first and the last units and otherwise depends on `seed`.
+pub fn expected(problem: &Problem, inputs: &Inputs, seed: u64, budget: u64) -> Vec<Expected> {
+    let op = problem.op();
+    let (units, cost) = ((op.units)(problem), (op.unit_cost)(problem).max(1));
+    let affordable = (budget / cost).max(16);
+    let chosen: Vec<u64> = if units <= affordable {
+        (0..units).collect()
+    } else {
+        // Stratified: one unit at random from each of equally long stretches, and both ends.
+        let pick = |i: u64| {
+            let (lo, hi) = (i * units / affordable, (i + 1) * units / affordable);
+            lo + ((f64::from(hash_uniform(seed, i)) + 1.0) / 2.0 * (hi - lo) as f64) as u64
+        };
+        let mut v: Vec<u64> = (0..affordable).map(pick).chain([0, units - 1]).collect();
+        v.sort_unstable();
+        v.dedup();
+        v
+    };
+    let one = |unit: u64| {
+        let mut out = Vec::new();
+        (op.unit)(problem, inputs, unit, &mut out);
+        out
+    };
+    chosen.into_par_iter().flat_map_iter(one).collect()
+}
+
+/// How far an output may be from the reference.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tolerance {
+    /// Largest root mean square of the errors over that of the reference.
+    pub rms: f64,
+    /// Largest single |error| over (|reference| + root mean square of the reference).
+    pub max: f64,
+}
+
+impl Tolerance {
+    /// The limits of a problem: a few roundings of its dtype. f32 sums of thousands of terms lose some bits more.
+    pub fn of(problem: &Problem) -> Tolerance {
+        let (rms, max) = match problem.dtype {
+            Dtype::Bf16 => (4e-3, 2e-2),
+            Dtype::F16 => (6e-4, 4e-3),
+            Dtype::Tf32 => (1e-3, 6e-3),
+            Dtype::F32 => (5e-6, 5e-5),
+        };
+        let slack = problem.op().slack;
+        Tolerance { rms: rms * slack, max: max * slack }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_problems_are_covered_whole_and_once() {
+        for text in [
+            "matmul m=3 n=8 k=5 epilogue=swiglu",
+            "matmul m=3 n=16 k=5 epilogue=bias_rope_kv heads=2 kv_heads=1 head_dim=4 page=2 pages=4",
+            "attention batch=2 q=3 kv=5 heads=2 kv_heads=1 head_dim=4",
+            "decode batch=2 context=5 heads=2 kv_heads=1 head_dim=4 page=2 lens=mixed",
+            "layernorm rows=3 cols=7 residual=1",
+            "rope tokens=3 heads=2 head_dim=4",
+            "argmax rows=3 cols=9",
+        ] {
+            let p: Problem = text.parse().unwrap();
+            let all = expected(&p, &Inputs::new(&p, 1), 1, u64::MAX / 2);
+            let touched: u64 =
+                p.tensors().iter().filter(|t| t.role == super::super::Role::Out).map(|t| t.touched).sum();
+            assert_eq!(all.len() as u64, touched, "{text}");
+            let places: std::collections::BTreeSet<_> = all.iter().map(|e| (e.tensor, e.index)).collect();
+            assert_eq!(places.len(), all.len(), "{text}");
+        }
+    }
+
+    #[test]
+    fn samples_hold_both_ends_and_depend_on_the_seed() {
+        let p: Problem = "matmul m=64 n=64 k=64".parse().unwrap();
+        let inputs = Inputs::new(&p, 1);
+        let a = expected(&p, &inputs, 1, 128 * 50);
+        assert!(a.len() < 60 && a.iter().any(|e| e.index == 0) && a.iter().any(|e| e.index == 64 * 64 - 1));
+        assert_ne!(a, expected(&p, &inputs, 2, 128 * 50));
+    }
+
+    #[test]
+    fn causal_attention_ignores_later_keys() {
+        let p: Problem = "attention batch=1 q=2 kv=2 heads=1 kv_heads=1 head_dim=2 dtype=f32".parse().unwrap();
+        let inputs = Inputs::new(&p, 1);
+        let out = expected(&p, &inputs, 1, u64::MAX / 2);
+        assert_eq!(out[0].value, inputs.get("v").at(0));
+        assert_eq!(out[1].value, inputs.get("v").at(1));
+    }
+}

@@ -1,0 +1,115 @@
+//! The tensors of a problem: name, element type, shape, and how test data is made.
+
+use super::Dtype;
+
+/// The storage type of one tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scalar {
+    /// The problem's dtype.
+    Elem(Dtype),
+    /// f32 whatever the problem's dtype.
+    F32,
+    /// 32-bit signed integers.
+    I32,
+}
+
+impl Scalar {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Scalar::Elem(d) => d.bytes(),
+            Scalar::F32 | Scalar::I32 => 4,
+        }
+    }
+}
+
+/// Whether a kernel reads or writes the tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Read only.
+    In,
+    /// Written only; holds poison before.
+    Out,
+}
+
+/// How an input is filled for a test.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// Uniform in [-scale, scale).
+    Uniform {
+        /// The largest magnitude.
+        scale: f32,
+    },
+    /// Integers, one by one: distinct slots, block tables, lengths, ids, positions (see `inputs.rs`).
+    Index(IndexFill),
+    /// cos and sin of position · 10000^(-2j/d), interleaved.
+    CosSin,
+    /// An output: nothing to fill.
+    Output,
+}
+
+/// The kinds of integer inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IndexFill {
+    /// Any values in 0..below.
+    Below(i64),
+    /// Distinct values in 0..below (a permutation's beginning).
+    Distinct(i64),
+    /// All equal to this.
+    Full(i64),
+    /// Spread over 1..=this, the first one longest.
+    Lengths(i64),
+}
+
+/// One tensor of a problem, dense and row-major.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Its name in templates.
+    pub name: &'static str,
+    /// Its element type.
+    pub scalar: Scalar,
+    /// Its shape, outermost first.
+    pub shape: Vec<u64>,
+    /// Read or written.
+    pub role: Role,
+    /// Test data.
+    pub fill: Fill,
+    /// Elements that must be read or written at least once; all of them unless the op gathers or scatters.
+    pub touched: u64,
+}
+
+impl Tensor {
+    pub(super) fn input(name: &'static str, scalar: Scalar, shape: &[i64], fill: Fill) -> Tensor {
+        Tensor::new(name, scalar, shape, Role::In, fill)
+    }
+
+    pub(super) fn output(name: &'static str, scalar: Scalar, shape: &[i64]) -> Tensor {
+        Tensor::new(name, scalar, shape, Role::Out, Fill::Output)
+    }
+
+    fn new(name: &'static str, scalar: Scalar, shape: &[i64], role: Role, fill: Fill) -> Tensor {
+        let shape: Vec<u64> = shape.iter().map(|&d| d.max(0) as u64).collect();
+        let touched = shape.iter().product();
+        Tensor { name, scalar, shape, role, fill, touched }
+    }
+
+    pub(super) fn touching(mut self, elements: i64) -> Tensor {
+        self.touched = elements.max(0) as u64;
+        self
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// True for a tensor without elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.len() * self.scalar.bytes() as u64
+    }
+}

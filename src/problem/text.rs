@@ -1,0 +1,249 @@
+//! The textual form of a problem, `matmul m=7 n=1000 k=1544 dtype=f32`, and its checks.
+
+use super::{DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Problem};
+use std::{fmt, str::FromStr};
+
+/// A problem that cannot be: unknown words, missing or impossible dimensions.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProblemError {
+    /// The text is empty.
+    #[error("a problem is written like 'matmul m=1 n=2048 k=2048 dtype=bf16'; this one is empty")]
+    Empty,
+    /// No op of that name.
+    #[error("unknown op '{0}'; ops are: {list}", list = OPS.iter().map(|o| o.name).collect::<Vec<_>>().join(", "))]
+    UnknownOp(String),
+    /// A field is not `name=value` of this op.
+    #[error("'{field}' is not a dimension of {op}; it takes: {takes}")]
+    UnknownField {
+        /// The op.
+        op: &'static str,
+        /// The offending text.
+        field: String,
+        /// What the op takes.
+        takes: String,
+    },
+    /// A value is not allowed.
+    #[error("{op}: {field}={value} is impossible: {why}")]
+    BadValue {
+        /// The op.
+        op: &'static str,
+        /// The dimension.
+        field: String,
+        /// The given value.
+        value: String,
+        /// What is allowed.
+        why: String,
+    },
+    /// A dimension without a default is not given.
+    #[error("{op} needs {field}=…")]
+    Missing {
+        /// The op.
+        op: &'static str,
+        /// The dimension.
+        field: &'static str,
+    },
+    /// The dimensions do not fit together.
+    #[error("{problem}: {why}")]
+    Impossible {
+        /// The problem as read.
+        problem: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Problem {
+    pub(super) fn set(&mut self, name: &str, value: i64) -> Result<(), ProblemError> {
+        let op = self.op();
+        let bad = |why: &str| ProblemError::BadValue {
+            op: op.name,
+            field: name.into(),
+            value: value.to_string(),
+            why: why.into(),
+        };
+        let Some(i) = op.dims.iter().position(|d| d.name == name) else {
+            return Err(unknown_field(op, name));
+        };
+        let least = match op.dims[i].kind {
+            DimKind::Size => 1,
+            _ => 0,
+        };
+        if value < least || value > MAX_DIM {
+            return Err(bad(&format!("it must lie in {least}..={MAX_DIM}")));
+        }
+        self.dims[i] = value as i32;
+        Ok(())
+    }
+
+    pub(super) fn validate(&self) -> Result<(), ProblemError> {
+        let impossible = |why: String| ProblemError::Impossible { problem: self.to_string(), why };
+        (self.op().check)(self).map_err(impossible)?;
+        for t in self.tensors() {
+            let elements = t.shape.iter().try_fold(1u64, |a, &d| a.checked_mul(d));
+            if elements.is_none_or(|e| e > MAX_TENSOR_ELEMENTS) {
+                return Err(impossible(format!("tensor {} would have over {MAX_TENSOR_ELEMENTS} elements", t.name)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The dimensions as names and values for expressions: integers as they are, words as text.
+    pub fn variables(&self) -> Vec<(&'static str, Variable)> {
+        let op = self.op();
+        op.dims
+            .iter()
+            .map(|d| match d.kind {
+                DimKind::Word(_) => (d.name, Variable::Word(self.word(d.name))),
+                _ => (d.name, Variable::Int(self.dim(d.name))),
+            })
+            .collect()
+    }
+}
+
+/// A dimension's value as expressions see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variable {
+    /// An integer.
+    Int(i64),
+    /// A word.
+    Word(&'static str),
+}
+
+fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
+    let takes = op
+        .dims
+        .iter()
+        .filter_map(|d| match d.kind {
+            DimKind::Size => Some(format!("{}=…", d.name)),
+            DimKind::Optional(v) => Some(format!("[{}={v}]", d.name)),
+            DimKind::Word(w) => Some(format!("[{}={}]", d.name, w.join("|"))),
+            DimKind::Derived(_) => None,
+        })
+        .collect::<Vec<_>>()
+        .join(" ");
+    ProblemError::UnknownField { op: op.name, field: field.into(), takes: format!("{takes} [dtype=bf16|f16|f32|tf32]") }
+}
+
+impl FromStr for Problem {
+    type Err = ProblemError;
+
+    fn from_str(text: &str) -> Result<Problem, ProblemError> {
+        let mut words = text.split_whitespace();
+        let name = words.next().ok_or(ProblemError::Empty)?;
+        let op = OPS.iter().position(|o| o.name == name).ok_or_else(|| ProblemError::UnknownOp(name.into()))?;
+        let mut p = Problem { op: op as u8, dtype: Dtype::Bf16, dims: [0; MAX_DIMS] };
+        let def = p.op();
+        let mut given = [false; MAX_DIMS];
+        for (i, d) in def.dims.iter().enumerate() {
+            if let DimKind::Optional(v) = d.kind {
+                p.dims[i] = v as i32;
+            }
+        }
+        for word in words {
+            let (field, value) = word.split_once('=').ok_or_else(|| unknown_field(def, word))?;
+            let bad = |why: String| ProblemError::BadValue { op: def.name, field: field.into(), value: value.into(), why };
+            if field == "dtype" {
+                p.dtype = Dtype::parse(value).ok_or_else(|| bad("it is one of bf16, f16, f32, tf32".into()))?;
+                continue;
+            }
+            let i = def.dims.iter().position(|d| d.name == field).ok_or_else(|| unknown_field(def, word))?;
+            match def.dims[i].kind {
+                DimKind::Derived(_) => return Err(unknown_field(def, word)),
+                DimKind::Word(list) => {
+                    let at = list.iter().position(|w| *w == value);
+                    p.dims[i] = at.ok_or_else(|| bad(format!("it is one of {}", list.join(", "))))? as i32;
+                }
+                _ => p.set(field, value.parse().map_err(|_| bad("it must be a whole number".into()))?)?,
+            }
+            given[i] = true;
+        }
+        for (i, d) in def.dims.iter().enumerate() {
+            if matches!(d.kind, DimKind::Size) && !given[i] {
+                return Err(ProblemError::Missing { op: def.name, field: d.name });
+            }
+        }
+        p.validate()?;
+        Ok(p)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let op = self.op();
+        f.write_str(op.name)?;
+        for (i, d) in op.dims.iter().enumerate() {
+            match d.kind {
+                DimKind::Size => write!(f, " {}={}", d.name, self.dims[i])?,
+                DimKind::Optional(v) if i64::from(self.dims[i]) != v => write!(f, " {}={}", d.name, self.dims[i])?,
+                DimKind::Word(_) if self.dims[i] != 0 => write!(f, " {}={}", d.name, self.word(d.name))?,
+                _ => {}
+            }
+        }
+        write!(f, " dtype={}", self.dtype)
+    }
+}
+
+impl fmt::Debug for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl serde::Serialize for Problem {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Problem {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Problem, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_survives_a_round_trip() {
+        for text in [
+            "matmul m=7 n=1000 k=1544 dtype=f32",
+            "matmul m=1 n=16384 k=2048 epilogue=swiglu dtype=bf16",
+            "matmul m=4 n=3072 k=2048 epilogue=rope_kv heads=32 kv_heads=8 head_dim=64 pages=16 dtype=bf16",
+            "attention batch=1 q=512 kv=512 heads=32 kv_heads=8 head_dim=64 dtype=bf16",
+            "attention batch=1 q=5 kv=7 heads=2 kv_heads=1 head_dim=80 causal=0 dtype=f16",
+            "decode batch=4 context=4096 heads=32 kv_heads=8 head_dim=64 lens=mixed dtype=bf16",
+            "rmsnorm rows=1 cols=2048 residual=1 dtype=bf16",
+            "argmax rows=1 cols=128256 dtype=bf16",
+        ] {
+            let p: Problem = text.parse().unwrap();
+            assert_eq!(p.to_string(), text);
+            assert_eq!(p, p.to_string().parse().unwrap());
+        }
+    }
+
+    #[test]
+    fn bad_text_says_what_is_wrong() {
+        let cases = [
+            ("", "is empty"),
+            ("matmull m=1", "unknown op 'matmull'"),
+            ("matmul m=1 n=2", "needs k="),
+            ("matmul m=0 n=2 k=2", "must lie in 1..="),
+            ("matmul m=-3 n=2 k=2", "must lie in 1..="),
+            ("matmul m=x n=2 k=2", "whole number"),
+            ("matmul m=1 n=2 k=2 z=3", "'z=3' is not a dimension"),
+            ("matmul m=1 n=2 k=2 dtype=f64", "one of bf16"),
+            ("matmul m=1 n=3 k=2 epilogue=swiglu", "even"),
+            ("matmul m=1 n=2 k=2 epilogue=rope_kv", "heads"),
+            ("attention batch=1 q=5 kv=7 heads=3 kv_heads=2 head_dim=64", "multiple of kv_heads"),
+            ("matmul m=1073741824 n=1073741824 k=1073741824", "elements"),
+        ];
+        for (text, part) in cases {
+            let e = text.parse::<Problem>().unwrap_err().to_string();
+            assert!(e.contains(part), "{text}: {e}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The schema of a template's description file; `docs/templates.md` is its manual.
+
+use crate::device::Target;
+use indexmap::IndexMap;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// The text of an expression; a bare number in the file is taken as its text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct ExprText(pub String);
+
+impl<'de> Deserialize<'de> for ExprText {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<ExprText, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Bool(bool),
+            Int(i64),
+            Float(f64),
+            Text(String),
+        }
+        Ok(ExprText(match Raw::deserialize(d)? {
+            Raw::Bool(v) => i64::from(v).to_string(),
+            Raw::Int(v) => v.to_string(),
+            Raw::Float(v) => format!("{v:?}"),
+            Raw::Text(v) => v,
+        }))
+    }
+}
+
+/// A template's description.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// The stem of both files.
+    pub name: String,
+    /// What it is written for.
+    pub target: Target,
+    /// The op it computes.
+    pub op: String,
+    /// CUDA: the least architecture, or with an `a` suffix the only one.
+    #[serde(default)]
+    pub arch: String,
+    /// `kernel` (tuned and shipped) or `reference` (f64 results for verification).
+    #[serde(default)]
+    pub role: Role,
+    /// One line for people.
+    #[serde(default)]
+    pub summary: String,
+    /// The problems it can do at all.
+    #[serde(default = "always")]
+    pub when: ExprText,
+    /// Tunables and their values.
+    #[serde(default)]
+    pub tunables: IndexMap<String, Vec<i64>>,
+    /// Named intermediate values, in order.
+    #[serde(default)]
+    pub derive: IndexMap<String, ExprText>,
+    /// What makes a config legal.
+    #[serde(default, rename = "constraint")]
+    pub constraints: Vec<Constraint>,
+    /// The analytic cost.
+    #[serde(default)]
+    pub cost: Cost,
+    /// More constants for the code.
+    #[serde(default)]
+    pub defines: IndexMap<String, ExprText>,
+    /// Compiler options.
+    #[serde(default)]
+    pub options: Options,
+    /// The launches, in order.
+    #[serde(rename = "launch")]
+    pub launches: Vec<LaunchSpec>,
+    /// Scratch memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceSpec>,
+    /// What other shapes one artifact serves.
+    #[serde(default)]
+    pub reuse: Reuse,
+}
+
+/// What a template is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Tuned and shipped.
+    #[default]
+    Kernel,
+    /// Writes f64 outputs that candidates are compared with.
+    Reference,
+}
+
+fn always() -> ExprText {
+    ExprText("true".into())
+}
+
+fn one() -> ExprText {
+    ExprText("1".into())
+}
+
+fn zero() -> ExprText {
+    ExprText("0".into())
+}
+
+/// A condition on configs, with the name that is said when one is refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Constraint {
+    /// Why a config is refused.
+    pub name: String,
+    /// True for a legal config.
+    pub expr: ExprText,
+}
+
+/// The analytic cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cost {
+    /// Predicted microseconds.
+    pub us: ExprText,
+}
+
+impl Default for Cost {
+    fn default() -> Cost {
+        Cost { us: zero() }
+    }
+}
+
+/// Options for the compiler.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// CUDA: a cap on registers a thread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_registers: Option<ExprText>,
+    /// More options.
+    #[serde(default)]
+    pub flags: Vec<String>,
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchSpec {
+    /// The `extern "C"` name.
+    pub entry: String,
+    /// Whether this launch takes place.
+    #[serde(default = "always")]
+    pub when: ExprText,
+    /// Grid in blocks (CUDA) or tasks (CPU).
+    pub grid: [ExprText; 3],
+    /// Threads a block, or threads of the pool.
+    pub block: ExprText,
+    /// Cluster size along x.
+    #[serde(default = "one")]
+    pub cluster: ExprText,
+    /// Dynamic shared memory in bytes.
+    #[serde(default = "zero")]
+    pub smem: ExprText,
+    /// Programmatic dependent launch.
+    #[serde(default = "zero")]
+    pub pdl: ExprText,
+    /// Arguments in order.
+    pub args: Vec<ArgSpec>,
+}
+
+/// One argument: exactly one of the kinds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArgSpec {
+    /// Whether the argument is passed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<ExprText>,
+    /// A tensor map over this tensor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
+    /// The tensor's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<String>,
+    /// A 32-bit integer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub i32: Option<ExprText>,
+    /// A 64-bit integer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub i64: Option<ExprText>,
+    /// A float.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f32: Option<ExprText>,
+    /// The workspace's address plus this offset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<ExprText>,
+    /// Map: dimensions in elements, innermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dims: Vec<ExprText>,
+    /// Map: strides in bytes of dimensions 1 and up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub strides: Vec<ExprText>,
+    /// Map: the box in elements.
+    #[serde(default, rename = "box", skip_serializing_if = "Vec::is_empty")]
+    pub box_: Vec<ExprText>,
+    /// Map: swizzle span in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swizzle: Option<ExprText>,
+}
+
+/// Scratch memory of a launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkspaceSpec {
+    /// Its size.
+    pub bytes: ExprText,
+    /// Whether it starts zeroed (and every launch leaves it so).
+    #[serde(default)]
+    pub zero: bool,
+}
+
+/// What other shapes an artifact serves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reuse {
+    /// Dimensions passed at run time.
+    #[serde(default)]
+    pub dynamic: Vec<String>,
+    /// Over the new dimensions: may this artifact run them.
+    #[serde(default = "always")]
+    pub legal: ExprText,
+}
+
+impl Default for Reuse {
+    fn default() -> Reuse {
+        Reuse { dynamic: Vec::new(), legal: always() }
+    }
+}

@@ -1,0 +1,256 @@
+//! Expressions of descriptions, and the names they see.
+
+use crate::device::{Device, Target};
+use crate::problem::{Problem, Variable};
+use minijinja::value::{Object, Rest, Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Expression, UndefinedBehavior};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, LazyLock, RwLock};
+
+/// A description that cannot be evaluated; always the description's fault, never the user's shape's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecipeError {
+    /// An expression does not parse or does not evaluate.
+    #[error("template {template}, {place}: expression `{text}`: {why}")]
+    Expression {
+        /// The template.
+        template: String,
+        /// The field of the description.
+        place: String,
+        /// The expression.
+        text: String,
+        /// The engine's message.
+        why: String,
+    },
+    /// A description that breaks a rule of the schema.
+    #[error("template {template}: {why}")]
+    Invalid {
+        /// The template.
+        template: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A config that a constraint refuses.
+    #[error("template {template} refuses [{config}]: {constraint}")]
+    Illegal {
+        /// The template.
+        template: String,
+        /// The config.
+        config: String,
+        /// The constraint's name.
+        constraint: String,
+    },
+}
+
+static ENGINE: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut env = Environment::empty();
+    env.set_undefined_behavior(UndefinedBehavior::Strict);
+    env.add_function("cdiv", |a: i64, b: i64| divide(a, b).map(|(q, r)| q + i64::from(r != 0)));
+    env.add_function("align", |a: i64, to: i64| divide(a, to).map(|(q, r)| (q + i64::from(r != 0)) * to));
+    env.add_function("min", |v: Rest<Value>| extreme(&v, std::cmp::Ordering::Less));
+    env.add_function("max", |v: Rest<Value>| extreme(&v, std::cmp::Ordering::Greater));
+    env.add_function("log2", |v: f64| v.log2());
+    env.add_function("sqrt", |v: f64| v.sqrt());
+    env
+});
+
+fn divide(a: i64, b: i64) -> Result<(i64, i64), Error> {
+    if b <= 0 || a < 0 {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("cdiv/align of {a} by {b}")));
+    }
+    Ok((a / b, a % b))
+}
+
+fn extreme(values: &[Value], keep: std::cmp::Ordering) -> Result<Value, Error> {
+    let mut best: Option<&Value> = None;
+    for v in values {
+        if !v.is_number() {
+            return Err(Error::new(ErrorKind::InvalidOperation, "min/max take numbers"));
+        }
+        if best.is_none_or(|b| v.cmp(b) == keep) {
+            best = Some(v);
+        }
+    }
+    best.cloned().ok_or_else(|| Error::new(ErrorKind::MissingArgument, "min/max of nothing"))
+}
+
+/// A compiled expression that remembers where it stands, for its errors.
+pub struct Expr {
+    compiled: Expression<'static, 'static>,
+    text: String,
+    place: String,
+    /// Names it reads.
+    pub names: Vec<String>,
+}
+
+impl Expr {
+    /// Compiles `text`, which stands at `place` of `template`.
+    pub fn new(template: &str, place: &str, text: &str) -> Result<Expr, RecipeError> {
+        let compiled = ENGINE.compile_expression_owned(text.to_string()).map_err(|e| RecipeError::Expression {
+            template: template.into(),
+            place: place.into(),
+            text: text.into(),
+            why: e.to_string(),
+        })?;
+        let mut names: Vec<String> = compiled.undeclared_variables(false).into_iter().collect();
+        names.sort();
+        Ok(Expr { compiled, text: text.into(), place: format!("{template}\u{0}{place}"), names })
+    }
+
+    fn error(&self, why: String) -> RecipeError {
+        let (template, place) = self.place.split_once('\u{0}').unwrap_or(("", &self.place));
+        RecipeError::Expression { template: template.into(), place: place.into(), text: self.text.clone(), why }
+    }
+
+    /// Its value.
+    pub fn value(&self, scope: &Scope) -> Result<Value, RecipeError> {
+        self.compiled.eval(Value::from_dyn_object(scope.0.clone())).map_err(|e| self.error(e.to_string()))
+    }
+
+    /// Its value as an integer; a float must be whole.
+    pub fn int(&self, scope: &Scope) -> Result<i64, RecipeError> {
+        let v = self.value(scope)?;
+        if v.kind() == ValueKind::Bool {
+            return Ok(i64::from(v.is_true()));
+        }
+        i64::try_from(v.clone()).map_err(|_| self.error(format!("gives {v}, not a whole number")))
+    }
+
+    /// Its value as a float.
+    pub fn float(&self, scope: &Scope) -> Result<f64, RecipeError> {
+        let v = self.value(scope)?;
+        f64::try_from(v.clone()).map_err(|_| self.error(format!("gives {v}, not a number")))
+    }
+
+    /// Its truth.
+    pub fn truth(&self, scope: &Scope) -> Result<bool, RecipeError> {
+        Ok(self.value(scope)?.is_true())
+    }
+}
+
+/// The names that expressions see. Cheap to extend and to take back, for walking a space.
+pub struct Scope(Arc<Names>);
+
+struct Names {
+    fixed: HashMap<String, Value>,
+    stack: RwLock<Vec<(Arc<str>, Value)>>,
+}
+
+impl fmt::Debug for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} names", self.fixed.len())
+    }
+}
+
+impl Object for Names {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        let key = key.as_str()?;
+        let stack = self.stack.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let found = stack.iter().rev().find(|(name, _)| &**name == key).map(|(_, v)| v.clone());
+        found.or_else(|| self.fixed.get(key).cloned())
+    }
+}
+
+impl Scope {
+    /// The dimensions of `problem` and the numbers of `device`.
+    pub fn new(problem: &Problem, device: &Device) -> Scope {
+        let mut fixed: HashMap<String, Value> = HashMap::new();
+        for (name, value) in problem.variables() {
+            let value = match value {
+                Variable::Int(v) => Value::from(v),
+                Variable::Word(w) => Value::from(w),
+            };
+            fixed.insert(name.into(), value);
+        }
+        fixed.insert("dtype".into(), Value::from(problem.dtype.name()));
+        fixed.insert("elem".into(), Value::from(problem.dtype.bytes() as i64));
+        let rate = |v: f64| Value::from(v);
+        let count = |v: u64| Value::from(v as i64);
+        let mut dev = vec![
+            ("bw", rate(device.ceilings.read)),
+            ("flops", rate(device.ceilings.flops(problem.dtype))),
+            ("l2", count(device.l2)),
+        ];
+        match device.target {
+            Target::Cuda => dev.extend([
+                ("sms", count(device.units.into())),
+                ("smem", count(device.smem)),
+                ("smem_sm", count(device.smem_sm)),
+                ("regs_sm", count(device.regs_sm)),
+                ("cc", count(device.cc.into())),
+            ]),
+            Target::Cpu => dev.extend([
+                ("cores", count(device.units.into())),
+                ("l1", count(device.l1)),
+                ("l3", count(device.l3)),
+                ("isa", Value::from(device.isa.clone())),
+                ("simd", count(device.simd)),
+            ]),
+        }
+        fixed.insert("dev".into(), dev.into_iter().collect::<Value>());
+        Scope(Arc::new(Names { fixed, stack: RwLock::default() }))
+    }
+
+    /// Adds a name that shadows earlier ones.
+    pub fn push(&self, name: &Arc<str>, value: Value) {
+        let mut stack = self.0.stack.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        stack.push((name.clone(), value));
+    }
+
+    /// How many names were pushed.
+    pub fn depth(&self) -> usize {
+        self.0.stack.read().unwrap_or_else(std::sync::PoisonError::into_inner).len()
+    }
+
+    /// Takes names back until `depth` are left.
+    pub fn truncate(&self, depth: usize) {
+        self.0.stack.write().unwrap_or_else(std::sync::PoisonError::into_inner).truncate(depth);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope() -> Scope {
+        let p: Problem = "matmul m=100 n=200 k=64 epilogue=bias".parse().unwrap();
+        Scope::new(&p, &Device::ahead_of_time("sm_90a").unwrap())
+    }
+
+    #[test]
+    fn expressions_see_dimensions_device_and_functions() {
+        for (text, value) in [
+            ("cdiv(m, 64) * cdiv(n, 128)", 4),
+            ("min(m, n, 7) + max(1, 2)", 9),
+            ("align(m, 64)", 128),
+            ("dev.sms", 132),
+            ("m // 3", 33),
+            ("3 if epilogue in ['bias', 'none'] else 4", 3),
+            ("dtype == 'bf16' and dev.cc >= 90", 1),
+            ("log2(64)", 6),
+        ] {
+            assert_eq!(Expr::new("t", "x", text).unwrap().int(&scope()).unwrap(), value, "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_template_and_the_place() {
+        assert!(Expr::new("t", "cost", "m +").is_err());
+        for text in ["nope + 1", "cdiv(m, 0)", "m / 3", "dev.nope > 1"] {
+            let e = Expr::new("tpl", "cost.us", text).unwrap().int(&scope()).unwrap_err().to_string();
+            assert!(e.contains("tpl") && e.contains("cost.us"), "{e}");
+        }
+    }
+
+    #[test]
+    fn pushed_names_shadow_and_go() {
+        let (s, name) = (scope(), Arc::from("m"));
+        let m = Expr::new("t", "x", "m").unwrap();
+        s.push(&name, Value::from(5));
+        assert_eq!(m.int(&s).unwrap(), 5);
+        s.truncate(0);
+        assert_eq!(m.int(&s).unwrap(), 100);
+    }
+}

@@ -1,0 +1,186 @@
+//! Spaces: the legal configs of one template for one problem on one device, in the order of their analytic cost.
+//!
+//! Pure. Walks the tunables depth first and drops a branch as soon as a constraint can be evaluated and fails.
+
+use crate::device::Device;
+use crate::problem::Problem;
+use crate::recipe::{Config, Expr, Recipe, RecipeError, Scope};
+use indexmap::IndexMap;
+use minijinja::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Most configs a space may hold; a template past it needs constraints.
+pub const MAX_CONFIGS: usize = 200_000;
+
+/// A legal config and its predicted time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The config.
+    pub config: Config,
+    /// Predicted microseconds: an order, not a promise.
+    pub cost_us: f64,
+}
+
+/// The legal configs of one template for one problem.
+#[derive(Clone, Debug, Default)]
+pub struct Space {
+    /// Cheapest first; equal costs in the order of the tunables' values.
+    pub candidates: Vec<Candidate>,
+    /// Branches and configs that each constraint refused.
+    pub refused: BTreeMap<String, u64>,
+}
+
+enum Step<'a> {
+    Derive(&'a Arc<str>, &'a Expr),
+    Check(&'a str, &'a Expr),
+}
+
+struct Walk<'a> {
+    recipe: &'a Recipe,
+    tunables: Vec<(Arc<str>, &'a [i64])>,
+    /// What can be evaluated once the first `i` tunables have values.
+    steps: Vec<Vec<Step<'a>>>,
+    scope: Scope,
+    space: Space,
+}
+
+/// Enumerates the space of `recipe` for `problem` on `device`.
+pub fn enumerate(recipe: &Recipe, problem: &Problem, device: &Device) -> Result<Space, RecipeError> {
+    let d = &recipe.description;
+    let tunables: Vec<(Arc<str>, &[i64])> =
+        d.tunables.iter().map(|(n, v)| (Arc::from(n.as_str()), v.as_slice())).collect();
+    // The depth of a name is the number of tunables that must be set before it has a value.
+    let mut depth: IndexMap<&str, usize> = tunables.iter().enumerate().map(|(i, (n, _))| (&**n, i + 1)).collect();
+    let mut steps: Vec<Vec<Step>> = (0..=tunables.len()).map(|_| Vec::new()).collect();
+    let level = |expr: &Expr, depth: &IndexMap<&str, usize>| {
+        expr.names.iter().filter_map(|n| depth.get(n.as_str())).copied().max().unwrap_or(0)
+    };
+    for (name, expr) in &recipe.derive {
+        let at = level(expr, &depth);
+        depth.insert(name, at);
+        steps[at].push(Step::Derive(name, expr));
+    }
+    for (name, expr) in &recipe.constraints {
+        steps[level(expr, &depth)].push(Step::Check(name, expr));
+    }
+    let scope = Scope::new(problem, device);
+    let mut walk = Walk { recipe, tunables, steps, scope, space: Space::default() };
+    walk.descend(0, &mut Vec::new())?;
+    let mut space = walk.space;
+    space.candidates.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
+    Ok(space)
+}
+
+impl Walk<'_> {
+    fn descend(&mut self, at: usize, values: &mut Vec<i64>) -> Result<(), RecipeError> {
+        for step in &self.steps[at] {
+            match step {
+                Step::Derive(name, expr) => {
+                    let value = expr.value(&self.scope)?;
+                    self.scope.push(name, value);
+                }
+                Step::Check(name, expr) => {
+                    if !expr.truth(&self.scope)? {
+                        *self.space.refused.entry((*name).to_string()).or_default() += 1;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        let Some((name, list)) = self.tunables.get(at).map(|(n, l)| (n.clone(), *l)) else {
+            return self.keep(values);
+        };
+        for &value in list {
+            let depth = self.scope.depth();
+            self.scope.push(&name, Value::from(value));
+            values.push(value);
+            self.descend(at + 1, values)?;
+            values.pop();
+            self.scope.truncate(depth);
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, values: &[i64]) -> Result<(), RecipeError> {
+        if self.space.candidates.len() >= MAX_CONFIGS {
+            return Err(RecipeError::Invalid {
+                template: self.recipe.description.name.clone(),
+                why: format!("its space holds over {MAX_CONFIGS} configs; it needs tighter constraints"),
+            });
+        }
+        let cost_us = self.recipe.cost.float(&self.scope)?;
+        let names = self.recipe.description.tunables.keys().cloned();
+        let config = Config(names.zip(values.iter().copied()).collect());
+        self.space.candidates.push(Candidate { config, cost_us });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Description;
+
+    const TOY: &str = r#"
+name = "toy"
+target = "cuda"
+op = "matmul"
+[tunables]
+a = [1, 2, 3]
+b = [10, 20]
+[derive]
+area = "a * b"
+[[constraint]]
+name = "small"
+expr = "area <= 40"
+[[constraint]]
+name = "a divides m"
+expr = "m % a == 0"
+[cost]
+us = "100 - area"
+[[launch]]
+entry = "toy"
+grid = ["cdiv(m, a)", 1, 1]
+block = 32
+args = [{ tensor = "x" }, { i32 = "m" }]
+"#;
+
+    fn toy() -> (Recipe, Problem, Device) {
+        let d: Description = toml::from_str(TOY).unwrap();
+        (
+            Recipe::new(d).unwrap(),
+            "matmul m=4 n=8 k=8".parse().unwrap(),
+            Device::ahead_of_time("sm_80").unwrap(),
+        )
+    }
+
+    #[test]
+    fn legal_configs_come_cheapest_first() {
+        let (recipe, p, device) = toy();
+        let space = enumerate(&recipe, &p, &device).unwrap();
+        let list: Vec<String> = space.candidates.iter().map(|c| c.config.to_string()).collect();
+        assert_eq!(list, ["a=2 b=20", "a=1 b=20", "a=2 b=10", "a=1 b=10"]);
+        assert_eq!(space.refused.get("a divides m"), Some(&1));
+        for c in &space.candidates {
+            recipe.check(&p, &device, &c.config).unwrap();
+        }
+    }
+
+    #[test]
+    fn illegal_configs_say_which_rule() {
+        let (recipe, p, device) = toy();
+        for (config, rule) in [("a=3 b=10", "a divides m"), ("a=1", "b is not given"), ("a=1 b=10 c=1", "no tunable c")] {
+            let e = recipe.check(&p, &device, &config.parse().unwrap()).unwrap_err().to_string();
+            assert!(e.contains(rule), "{e}");
+        }
+    }
+
+    #[test]
+    fn launches_are_evaluated() {
+        let (recipe, p, device) = toy();
+        let launch = recipe.launch(&p, &device, &"a=2 b=20".parse().unwrap()).unwrap();
+        assert_eq!(launch.kernels[0].grid, [2, 1, 1]);
+        assert_eq!(launch.kernels[0].args.len(), 2);
+    }
+}

@@ -1,0 +1,295 @@
+//! Safe wrappers over the driver calls that jitune makes. Each owns its handle and releases it when dropped.
+
+use crate::target::TargetError;
+use cudarc::driver::sys;
+use std::ffi::{CStr, CString, c_void};
+use std::ptr;
+
+/// Turns a driver result into ours, with the call's name.
+pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<(), TargetError> {
+    if code == sys::CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut text = ptr::null();
+    // SAFETY: cuGetErrorName writes a pointer to a static string, or leaves null for an unknown code.
+    let name = unsafe {
+        sys::cuGetErrorName(code, &mut text);
+        if text.is_null() { "unknown".into() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+    };
+    Err(TargetError::Driver { call, name, code: code as u32 })
+}
+
+/// Code on the device.
+pub struct Module {
+    handle: sys::CUmodule,
+}
+
+// SAFETY: driver handles may be used from any thread; the driver locks.
+unsafe impl Send for Module {}
+unsafe impl Sync for Module {}
+
+impl Module {
+    /// Loads a cubin into the current context.
+    pub fn load(cubin: &[u8]) -> Result<Module, TargetError> {
+        let mut handle = ptr::null_mut();
+        // SAFETY: the image is a whole cubin (the driver parses its ELF header for its size).
+        let code = unsafe { sys::cuModuleLoadData(&mut handle, cubin.as_ptr().cast()) };
+        check("cuModuleLoadData", code).map_err(|e| match e {
+            fault if fault.is_fault() => fault,
+            other => TargetError::Load { why: other.to_string() },
+        })?;
+        Ok(Module { handle })
+    }
+
+    /// The kernel of that name, allowed `smem` bytes of dynamic shared memory.
+    pub fn function(&self, name: &str, smem: u32) -> Result<Function, TargetError> {
+        let c = CString::new(name).map_err(|e| TargetError::Load { why: e.to_string() })?;
+        let mut handle = ptr::null_mut();
+        // SAFETY: both handles are valid and the name is a C string.
+        let code = unsafe { sys::cuModuleGetFunction(&mut handle, self.handle, c.as_ptr()) };
+        check("cuModuleGetFunction", code)
+            .map_err(|e| TargetError::Load { why: format!("entry {name}: {e}") })?;
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        if smem > 48 << 10 {
+            // SAFETY: the function handle is valid.
+            let code = unsafe { sys::cuFuncSetAttribute(handle, attribute, smem as i32) };
+            check("cuFuncSetAttribute", code).map_err(|e| TargetError::Launch { why: format!("{smem} bytes of shared memory: {e}") })?;
+        }
+        Ok(Function { handle })
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: the handle is ours; an error here (a lost context) leaves nothing to do.
+        unsafe { sys::cuModuleUnload(self.handle) };
+    }
+}
+
+/// A kernel of a loaded module; valid while the module is.
+#[derive(Clone, Copy)]
+pub struct Function {
+    pub(super) handle: sys::CUfunction,
+}
+
+// SAFETY: as for `Module`.
+unsafe impl Send for Function {}
+unsafe impl Sync for Function {}
+
+impl Function {
+    /// Blocks of `block` threads and `smem` bytes that one multiprocessor holds at once.
+    pub fn blocks_per_sm(&self, block: u32, smem: u32) -> Result<u32, TargetError> {
+        let mut n = 0;
+        // SAFETY: the function handle is valid.
+        let code = unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut n, self.handle, block as i32, smem as usize)
+        };
+        check("cuOccupancyMaxActiveBlocksPerMultiprocessor", code).map(|()| n as u32)
+    }
+}
+
+/// Device memory.
+pub struct Buffer {
+    ptr: sys::CUdeviceptr,
+    bytes: u64,
+}
+
+impl Buffer {
+    /// Allocates; the contents are undefined.
+    pub fn new(bytes: u64) -> Result<Buffer, TargetError> {
+        let mut ptr = 0;
+        // SAFETY: writes the address to `ptr`.
+        let code = unsafe { sys::cuMemAlloc_v2(&mut ptr, bytes.max(16) as usize) };
+        if code == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            let (mut free, mut total) = (0, 0);
+            // SAFETY: writes two sizes.
+            unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+            return Err(TargetError::OutOfMemory { needed: bytes, free: free as u64 });
+        }
+        check("cuMemAlloc", code)?;
+        Ok(Buffer { ptr, bytes })
+    }
+
+    /// A buffer that holds `data`.
+    pub fn from_bytes(data: &[u8]) -> Result<Buffer, TargetError> {
+        let b = Buffer::new(data.len() as u64)?;
+        b.write(0, data)?;
+        Ok(b)
+    }
+
+    /// Its device address.
+    pub fn address(&self) -> u64 {
+        self.ptr
+    }
+
+    /// Its size in bytes.
+    pub fn len(&self) -> u64 {
+        self.bytes
+    }
+
+    /// True for an empty buffer.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    fn inside(&self, at: u64, len: usize) -> Result<(), TargetError> {
+        if at.checked_add(len as u64).is_none_or(|end| end > self.bytes) {
+            return Err(TargetError::Launch { why: format!("bytes {at}+{len} of a buffer of {}", self.bytes) });
+        }
+        Ok(())
+    }
+
+    /// Copies from the host; returns when done.
+    pub fn write(&self, at: u64, data: &[u8]) -> Result<(), TargetError> {
+        self.inside(at, data.len())?;
+        // SAFETY: the range lies inside the allocation and `data` lives through the synchronous call.
+        check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(self.ptr + at, data.as_ptr().cast(), data.len()) })
+    }
+
+    /// Copies to the host; waits for the context's work.
+    pub fn read(&self, at: u64, data: &mut [u8]) -> Result<(), TargetError> {
+        self.inside(at, data.len())?;
+        synchronize()?;
+        // SAFETY: as in `write`.
+        check("cuMemcpyDtoH", unsafe { sys::cuMemcpyDtoH_v2(data.as_mut_ptr().cast(), self.ptr + at, data.len()) })
+    }
+
+    /// Fills all of it with a byte, in stream order.
+    pub fn fill(&self, byte: u8, stream: &Stream) -> Result<(), TargetError> {
+        // SAFETY: the whole allocation.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(self.ptr, byte, self.bytes as usize, stream.handle) })
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: the allocation is ours.
+        unsafe { sys::cuMemFree_v2(self.ptr) };
+    }
+}
+
+/// Waits for all work of the current context.
+pub(super) fn synchronize() -> Result<(), TargetError> {
+    // SAFETY: no arguments.
+    check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
+}
+
+/// An ordered queue of work.
+pub struct Stream {
+    pub(super) handle: sys::CUstream,
+}
+
+impl Stream {
+    /// A stream that does not wait for the default one.
+    pub fn new() -> Result<Stream, TargetError> {
+        let mut handle = ptr::null_mut();
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: writes the handle.
+        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut handle, flags) })?;
+        Ok(Stream { handle })
+    }
+
+    /// Waits until its work is done.
+    pub fn synchronize(&self) -> Result<(), TargetError> {
+        // SAFETY: the handle is valid.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.handle) })
+    }
+
+    /// The handle for other libraries.
+    pub fn raw(&self) -> *mut c_void {
+        self.handle.cast()
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: the handle is ours.
+        unsafe { sys::cuStreamDestroy_v2(self.handle) };
+    }
+}
+
+/// A point in a stream's time.
+#[cfg(feature = "tuner")]
+pub struct Event {
+    handle: sys::CUevent,
+}
+
+#[cfg(feature = "tuner")]
+impl Event {
+    /// An event that records time.
+    pub fn new() -> Result<Event, TargetError> {
+        let mut handle = ptr::null_mut();
+        // SAFETY: writes the handle.
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut handle, 0) })?;
+        Ok(Event { handle })
+    }
+
+    /// Records the present end of the stream.
+    pub fn record(&self, stream: &Stream) -> Result<(), TargetError> {
+        // SAFETY: both handles are valid.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.handle) })
+    }
+
+    /// Seconds from `start` to this one, both reached.
+    pub fn seconds_since(&self, start: &Event) -> Result<f64, TargetError> {
+        let mut ms = 0f32;
+        // SAFETY: both handles are valid.
+        check("cuEventElapsedTime", unsafe { sys::cuEventElapsedTime_v2(&mut ms, start.handle, self.handle) })?;
+        Ok(f64::from(ms) / 1e3)
+    }
+}
+
+#[cfg(feature = "tuner")]
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the handle is ours.
+        unsafe { sys::cuEventDestroy_v2(self.handle) };
+    }
+}
+
+/// Captured work that is replayed with one launch.
+#[cfg(feature = "tuner")]
+pub struct Graph {
+    exec: sys::CUgraphExec,
+}
+
+#[cfg(feature = "tuner")]
+impl Graph {
+    /// Captures what `work` launches on `stream`.
+    pub fn capture(
+        stream: &Stream,
+        work: impl FnOnce() -> Result<(), TargetError>,
+    ) -> Result<Graph, TargetError> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is valid and not capturing.
+        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(stream.handle, mode) })?;
+        let done = work();
+        let mut graph = ptr::null_mut();
+        // SAFETY: the stream is capturing; ending it also after a failure puts it back in order.
+        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(stream.handle, &mut graph) });
+        done?;
+        ended?;
+        let mut exec = ptr::null_mut();
+        // SAFETY: the graph is valid and no longer needed once instantiated.
+        let made = unsafe {
+            let made = check("cuGraphInstantiate", sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0));
+            sys::cuGraphDestroy(graph);
+            made
+        };
+        made.map(|()| Graph { exec })
+    }
+
+    /// Replays it on `stream`.
+    pub fn launch(&self, stream: &Stream) -> Result<(), TargetError> {
+        // SAFETY: both handles are valid.
+        check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.exec, stream.handle) })
+    }
+}
+
+#[cfg(feature = "tuner")]
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: the handle is ours.
+        unsafe { sys::cuGraphExecDestroy(self.exec) };
+    }
+}

@@ -1,0 +1,398 @@
+//! Checking and timing candidates on a GPU.
+//!
+//! Inputs are filled on the device and the f64 reference is computed there too, then spot-checked against the host's.
+//! Everything lies in one arena of several sets: timing rotates through the sets, and reads other memory between the
+//! replays where the sets together are smaller than twice the L2, so that every launch finds cold data.
+
+use super::device::Gpu;
+use super::driver::{Buffer, Event, Graph, Module, Stream};
+use super::launch::Bound;
+use super::support::Support;
+use crate::device::{Ceilings, Device};
+use crate::problem::{Inputs, Problem, Role, Tensor, Tolerance, expected};
+use crate::target::TargetError;
+use crate::target::session::{Check, Runnable, Series, Session, Setup, Tried, gate_clocks};
+use std::path::PathBuf;
+
+/// Poisoned bytes around every tensor: a read outside gives NaN, a write is seen.
+const GUARD: u64 = 4096;
+/// What unwritten memory holds, by 32-bit word; NaN in every float type.
+const POISON: u32 = 0xffff_ffff;
+/// Most input sets: more make graphs slow to build and gain nothing beside the flush.
+const MAX_SETS: u64 = 32;
+/// A replay should last at least this long, so that its own launch is small beside it.
+const REPLAY_S: f64 = 300e-6;
+/// Most launches in one graph.
+const MAX_NODES: usize = 256;
+/// Reference elements that are compared with the host's own reference when a problem is prepared.
+const SPOT_CHECKS: usize = 64;
+/// Host reads that these may cost.
+const SPOT_BUDGET: u64 = 4 << 20;
+/// A time below this share of what the datasheet rates allow is a broken measurement.
+const FLOOR_SHARE: f64 = 0.85;
+
+/// A session on one GPU.
+pub struct CudaSession {
+    gpu: Gpu,
+    stream: Stream,
+    start: Event,
+    end: Event,
+    clock: Option<Clock>,
+    support: Option<(String, Support)>,
+    flush: Option<Buffer>,
+    state: Option<State>,
+}
+
+/// One prepared problem.
+struct State {
+    problem: Problem,
+    tensors: Vec<Tensor>,
+    sets: Vec<Vec<u64>>,
+    arena: Buffer,
+    references: Vec<Option<(Buffer, Buffer)>>,
+    cold: bool,
+}
+
+struct Loaded {
+    bound: Vec<Bound>,
+    workspace: Option<Buffer>,
+    _module: Module,
+}
+
+impl CudaSession {
+    /// Opens the GPU of that ordinal.
+    pub fn open(ordinal: usize) -> Result<CudaSession, TargetError> {
+        let gpu = Gpu::open(ordinal)?;
+        Ok(CudaSession {
+            stream: Stream::new()?,
+            start: Event::new()?,
+            end: Event::new()?,
+            clock: Clock::open(ordinal),
+            support: None,
+            flush: None,
+            state: None,
+            gpu,
+        })
+    }
+
+    fn support(&mut self, file: &Option<(PathBuf, String)>) -> Result<(), TargetError> {
+        let Some((path, hash)) = file else {
+            return Err(TargetError::Measurement("a CUDA session needs the support code".into()));
+        };
+        if self.support.as_ref().is_none_or(|(have, _)| have != hash) {
+            let launch = crate::recipe::Launch { kernels: Vec::new(), workspace: 0, zero: false };
+            let file = Runnable { artifact: path.clone(), hash: hash.clone(), launch };
+            self.support = Some((hash.clone(), Support::load(&file.bytes()?)?));
+        }
+        Ok(())
+    }
+
+    fn parts(&self) -> Result<(&State, &Support), TargetError> {
+        match (&self.state, &self.support) {
+            (Some(state), Some((_, support))) => Ok((state, support)),
+            _ => Err(TargetError::Measurement("no problem is prepared".into())),
+        }
+    }
+
+    /// Loads a candidate and binds it to every set.
+    fn load(&self, candidate: &Runnable) -> Result<Loaded, TargetError> {
+        let (state, _) = self.parts()?;
+        let module = Module::load(&candidate.bytes()?)?;
+        let launch = &candidate.launch;
+        let workspace = match launch.workspace {
+            0 => None,
+            bytes => {
+                let b = Buffer::new(bytes + GUARD)?;
+                b.fill(0xff, &self.stream)?;
+                if launch.zero {
+                    b.write(0, &vec![0u8; bytes as usize])?;
+                }
+                Some(b)
+            }
+        };
+        let address = workspace.as_ref().map_or(0, Buffer::address);
+        let bound = state
+            .sets
+            .iter()
+            .map(|set| Bound::new(&module, launch, &state.problem, set, address))
+            .collect::<Result<_, _>>()?;
+        Ok(Loaded { bound, workspace, _module: module })
+    }
+
+    /// Runs the candidate twice on poisoned outputs and compares both results: the second run also shows a workspace
+    /// that was not left as it was found.
+    fn check(&self, loaded: &Loaded, launch: &crate::recipe::Launch) -> Result<Check, TargetError> {
+        let (state, support) = self.parts()?;
+        let limit = Tolerance::of(&state.problem);
+        let mut check = Check::default();
+        for _ in 0..2 {
+            self.poison_outputs(state, 0)?;
+            loaded.bound[0].launch(&self.stream)?;
+            self.stream.synchronize()?;
+            for (i, t) in state.tensors.iter().enumerate() {
+                let address = state.sets[0][i];
+                if let Some((reference, stats)) = &state.references[i] {
+                    let mut found = support.compare(t, address, reference.address(), stats, &self.stream)?;
+                    let end = (address + t.bytes()).next_multiple_of(4);
+                    found.guard = support.guard(address - GUARD, GUARD / 4, POISON, &self.stream)?
+                        + support.guard(end, GUARD / 4, POISON, &self.stream)?;
+                    check.add(t.name, &found, limit);
+                }
+            }
+            if let Some(w) = &loaded.workspace {
+                let beyond = support.guard(w.address() + launch.workspace.next_multiple_of(4), 512, POISON, &self.stream)?;
+                if beyond > 0 {
+                    check.wrong = Some("wrote outside its workspace".into());
+                }
+            }
+            if check.wrong.is_some() {
+                break;
+            }
+        }
+        Ok(check)
+    }
+
+    fn poison_outputs(&self, state: &State, set: usize) -> Result<(), TargetError> {
+        for (t, at) in state.tensors.iter().zip(&state.sets[set]) {
+            if t.role == Role::Out {
+                let words = t.bytes().div_ceil(4);
+                // The words beyond a tensor of odd length are guard, which is poison too.
+                super::driver::check("cuMemsetD32Async", unsafe {
+                    // SAFETY: the tensor and its guard lie inside the arena.
+                    cudarc::driver::sys::cuMemsetD32Async(*at, POISON, words as usize, self.stream.handle)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds the graph that is replayed: launches over all sets in turn.
+    fn graph(&self, loaded: &Loaded, nodes: usize) -> Result<Graph, TargetError> {
+        Graph::capture(&self.stream, || {
+            (0..nodes).try_for_each(|i| loaded.bound[i % loaded.bound.len()].launch(&self.stream))
+        })
+    }
+
+    /// Seconds of one replay with cold memory.
+    fn replay(&self, graph: &Graph) -> Result<f64, TargetError> {
+        let (state, support) = self.parts()?;
+        if let (false, Some(flush)) = (state.cold, &self.flush) {
+            support.read(flush.address(), flush.len(), &self.stream)?;
+        }
+        self.start.record(&self.stream)?;
+        graph.launch(&self.stream)?;
+        self.end.record(&self.stream)?;
+        self.stream.synchronize()?;
+        self.end.seconds_since(&self.start)
+    }
+
+    /// A graph of the right length for this candidate, and how many launches it holds.
+    fn timed_graph(&self, loaded: &Loaded) -> Result<(Graph, usize), TargetError> {
+        let sets = loaded.bound.len();
+        let probe = self.graph(loaded, sets)?;
+        self.replay(&probe)?;
+        let each = self.replay(&probe)? / sets as f64;
+        let wanted = ((REPLAY_S / each).ceil() as usize).clamp(1, MAX_NODES).next_multiple_of(sets);
+        if wanted <= sets {
+            return Ok((probe, sets));
+        }
+        let graph = self.graph(loaded, wanted)?;
+        self.replay(&graph)?;
+        Ok((graph, wanted))
+    }
+
+    /// Refuses a time that the hardware cannot reach.
+    fn plausible(&self, us: f64) -> Result<(), TargetError> {
+        let (state, _) = self.parts()?;
+        let c = &self.gpu.device.ceilings;
+        let inputs: u64 = state.tensors.iter().filter(|t| t.role == Role::In).map(|t| t.touched * t.scalar.bytes() as u64).sum();
+        // Small inputs may be served from the L2 in part; only what exceeds it must come from memory.
+        let beyond = inputs.saturating_sub(if state.cold { 0 } else { self.gpu.device.l2 });
+        let floor = (beyond as f64 / c.read).max(state.problem.flops() / c.flops(state.problem.dtype)) * 1e6;
+        if us < floor * FLOOR_SHARE {
+            return Err(TargetError::Measurement(format!("{us:.2} µs is under the floor of {floor:.2} µs")));
+        }
+        Ok(())
+    }
+}
+
+impl Session for CudaSession {
+    fn device(&self) -> &Device {
+        &self.gpu.device
+    }
+
+    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, TargetError> {
+        self.support(&support)?;
+        self.state = None;
+        let Some((_, support)) = &self.support else { return Ok(self.gpu.device.ceilings) };
+        let bytes = (self.gpu.device.memory / 16).clamp(64 << 20, 2 << 30);
+        let (a, b) = (Buffer::new(bytes)?, Buffer::new(bytes)?);
+        a.fill(1, &self.stream)?;
+        b.fill(1, &self.stream)?;
+        let best = |work: &dyn Fn() -> Result<(), TargetError>| -> Result<f64, TargetError> {
+            let mut least = f64::INFINITY;
+            for _ in 0..8 {
+                self.start.record(&self.stream)?;
+                work()?;
+                self.end.record(&self.stream)?;
+                self.stream.synchronize()?;
+                least = least.min(self.end.seconds_since(&self.start)?);
+            }
+            Ok(least)
+        };
+        let read = bytes as f64 / best(&|| support.read(a.address(), bytes, &self.stream))?;
+        let copy = 2.0 * bytes as f64 / best(&|| support.copy(a.address(), b.address(), bytes, &self.stream))?;
+        let ceilings = &mut self.gpu.device.ceilings;
+        *ceilings = Ceilings { read, copy, measured: true, ..*ceilings };
+        Ok(*ceilings)
+    }
+
+    fn prepare(&mut self, setup: &Setup) -> Result<(), TargetError> {
+        self.support(&setup.support)?;
+        self.state = None;
+        let problem = setup.problem;
+        let tensors = problem.tensors();
+        let inputs = Inputs::new(&problem, setup.seed);
+        // The layout of one set: every tensor between guards, aligned to 1 KiB as bulk copies like it.
+        let mut offsets = Vec::new();
+        let mut at = GUARD;
+        for t in &tensors {
+            offsets.push(at);
+            at = (at + t.bytes() + GUARD).next_multiple_of(1024);
+        }
+        let stride = at;
+        let twice_l2 = 2 * self.gpu.device.l2;
+        let sets = twice_l2.div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
+        let sets = sets.min((self.gpu.device.memory / 3 / stride).max(1));
+        let arena = Buffer::new(stride * sets + GUARD)?;
+        arena.fill(0xff, &self.stream)?;
+        let sets: Vec<Vec<u64>> = (0..sets)
+            .map(|s| offsets.iter().map(|o| arena.address() + s * stride + o).collect())
+            .collect();
+        let cold = problem.bytes() * sets.len() as u64 >= twice_l2;
+        if !cold && self.flush.is_none() {
+            let flush = Buffer::new(twice_l2 + (32 << 20))?;
+            flush.fill(1, &self.stream)?;
+            self.flush = Some(flush);
+        }
+        let Some((_, support)) = &self.support else { return Ok(()) };
+        for (s, set) in sets.iter().enumerate() {
+            for input in inputs.iter() {
+                let Some(i) = tensors.iter().position(|t| t.name == input.tensor.name) else { continue };
+                match input.uniform() {
+                    Some((seed, scale)) => support.fill(&input.tensor, set[i], seed, scale, &self.stream)?,
+                    None => {
+                        let mut bytes = vec![0u8; input.tensor.bytes() as usize];
+                        input.write(0, &mut bytes);
+                        arena.write(s as u64 * stride + offsets[i], &bytes)?;
+                    }
+                }
+            }
+        }
+        let mut state =
+            State { problem, tensors, sets, arena, references: Vec::new(), cold };
+        let mut addresses = state.sets[0].clone();
+        for (i, t) in state.tensors.iter().enumerate() {
+            state.references.push(match t.role {
+                Role::In => None,
+                Role::Out => {
+                    let reference = Buffer::new(t.len() * 8)?;
+                    reference.fill(0xff, &self.stream)?;
+                    addresses[i] = reference.address();
+                    Some((reference, Buffer::new(16)?))
+                }
+            });
+        }
+        let Some(runnable) = &setup.reference else {
+            return Err(TargetError::Measurement("a CUDA session needs the reference's code".into()));
+        };
+        let module = Module::load(&runnable.bytes()?)?;
+        let workspace = Buffer::new(runnable.launch.workspace)?;
+        let bound = Bound::new(&module, &runnable.launch, &problem, &addresses, workspace.address())?;
+        bound.launch(&self.stream)?;
+        self.stream.synchronize()?;
+        spot_check(&state, &inputs, setup.seed)?;
+        for (t, r) in state.tensors.iter().zip(&state.references) {
+            if let Some((reference, stats)) = r {
+                support.reference_stats(reference.address(), t.len(), stats, &self.stream)?;
+            }
+        }
+        self.stream.synchronize()?;
+        self.state = Some(state);
+        Ok(())
+    }
+
+    fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, TargetError> {
+        let loaded = self.load(candidate)?;
+        let check = self.check(&loaded, &candidate.launch)?;
+        let blocks_per_sm = loaded.bound[0].blocks_per_sm()?;
+        if check.wrong.is_some() || rounds == 0 {
+            return Ok(Tried { check, series: None, blocks_per_sm });
+        }
+        let (graph, nodes) = self.timed_graph(&loaded)?;
+        let mut series = Series::default();
+        for _ in 0..rounds {
+            series.us.push(self.replay(&graph)? / nodes as f64 * 1e6);
+        }
+        self.plausible(series.median())?;
+        Ok(Tried { check, series: Some(series), blocks_per_sm })
+    }
+
+    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, TargetError> {
+        let loaded: Vec<Loaded> = candidates.iter().map(|c| self.load(c)).collect::<Result<_, _>>()?;
+        let graphs: Vec<(Graph, usize)> = loaded.iter().map(|l| self.timed_graph(l)).collect::<Result<_, _>>()?;
+        let mut series = vec![Series::default(); candidates.len()];
+        for _ in 0..rounds {
+            for ((graph, nodes), s) in graphs.iter().zip(&mut series) {
+                s.us.push(self.replay(graph)? / *nodes as f64 * 1e6);
+                s.mhz.push(self.clock.as_ref().map_or(0, Clock::mhz));
+            }
+        }
+        gate_clocks(&mut series);
+        for s in &series {
+            self.plausible(s.median())?;
+        }
+        Ok(series)
+    }
+}
+
+/// Compares a few elements of the device's reference with the host's: the two are written apart from each other.
+fn spot_check(state: &State, inputs: &Inputs, seed: u64) -> Result<(), TargetError> {
+    let mut host = expected(&state.problem, inputs, seed, SPOT_BUDGET.min((state.problem.op().unit_cost)(&state.problem) * 16));
+    let step = (host.len() / SPOT_CHECKS).max(1);
+    host = host.into_iter().step_by(step).collect();
+    for e in host {
+        let Some(i) = state.tensors.iter().position(|t| t.name == e.tensor) else { continue };
+        let Some((reference, _)) = &state.references[i] else { continue };
+        let mut raw = [0u8; 8];
+        reference.read(e.index * 8, &mut raw)?;
+        let device = f64::from_le_bytes(raw);
+        // Both are f64; they differ only in the order of sums.
+        if !((device - e.value).abs() <= 1e-6 * (1.0 + e.value.abs())) {
+            return Err(TargetError::Measurement(format!(
+                "{}: the reference on the device has {}[{}] = {device}, the host has {}",
+                state.problem, e.tensor, e.index, e.value
+            )));
+        }
+    }
+    debug_assert!(!state.arena.is_empty());
+    Ok(())
+}
+
+/// The SM clock, through NVML.
+struct Clock {
+    nvml: nvml_wrapper::Nvml,
+    index: u32,
+}
+
+impl Clock {
+    fn open(ordinal: usize) -> Option<Clock> {
+        let nvml = nvml_wrapper::Nvml::init().ok()?;
+        Some(Clock { nvml, index: u32::try_from(ordinal).ok()? })
+    }
+
+    fn mhz(&self) -> u32 {
+        let device = self.nvml.device_by_index(self.index);
+        device.and_then(|d| d.clock_info(nvml_wrapper::enum_wrappers::device::Clock::SM)).unwrap_or(0)
+    }
+}

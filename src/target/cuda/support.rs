@@ -1,0 +1,112 @@
+//! The device-side help of a session: filling inputs, comparing outputs, reading memory to empty the L2.
+
+use super::driver::{Buffer, Function, Module, Stream, check};
+use crate::problem::{Role, Scalar, Tensor};
+use crate::target::TargetError;
+use crate::target::session::TensorCheck;
+use cudarc::driver::sys;
+use std::ffi::c_void;
+use std::ptr;
+
+/// Blocks of the grid-stride helpers: a few for every multiprocessor of any GPU.
+const BLOCKS: u32 = 1024;
+const THREADS: u32 = 256;
+
+/// The layout of `check_stats` in `support.cu`.
+const STATS_BYTES: u64 = 48;
+
+pub(super) struct Support {
+    module: Module,
+    stats: Buffer,
+    sink: Buffer,
+}
+
+impl Support {
+    pub(super) fn load(cubin: &[u8]) -> Result<Support, TargetError> {
+        Ok(Support { module: Module::load(cubin)?, stats: Buffer::new(STATS_BYTES)?, sink: Buffer::new(64)? })
+    }
+
+    fn run(&self, name: &str, args: &[u64], stream: &Stream) -> Result<(), TargetError> {
+        let f: Function = self.module.function(name, 0)?;
+        let mut params: Vec<*mut c_void> = args.iter().map(|a| ptr::from_ref(a).cast_mut().cast()).collect();
+        // SAFETY: every argument of the helpers is at most 8 bytes, and a smaller one reads the low bytes of its slot.
+        let code = unsafe {
+            let (p, s) = (params.as_mut_ptr(), stream.handle);
+            sys::cuLaunchKernel(f.handle, BLOCKS, 1, 1, THREADS, 1, 1, 0, s, p, ptr::null_mut())
+        };
+        check("cuLaunchKernel", code)
+    }
+
+    /// Fills an input with the uniform stream of `seed`.
+    pub(super) fn fill(&self, t: &Tensor, at: u64, seed: u64, scale: f32, stream: &Stream) -> Result<(), TargetError> {
+        let name = if matches!(t.scalar, Scalar::Elem(_)) { "fill_uniform" } else { "fill_uniform_f32" };
+        self.run(name, &[at, t.len(), seed, u64::from(scale.to_bits())], stream)
+    }
+
+    /// Sum of squares and count of the reference's finite elements, written to 16 bytes at `out` (zeroed before).
+    pub(super) fn reference_stats(&self, reference: u64, n: u64, out: &Buffer, stream: &Stream) -> Result<(), TargetError> {
+        out.fill(0, stream)?;
+        self.run("sum_squares", &[reference, n, out.address()], stream)
+    }
+
+    /// Compares an output with the reference.
+    pub(super) fn compare(
+        &self,
+        t: &Tensor,
+        out: u64,
+        reference: u64,
+        reference_stats: &Buffer,
+        stream: &Stream,
+    ) -> Result<TensorCheck, TargetError> {
+        debug_assert_eq!(t.role, Role::Out);
+        let name = match t.scalar {
+            Scalar::Elem(_) => "compare",
+            Scalar::F32 => "compare_f32",
+            Scalar::I32 => "compare_i32",
+        };
+        self.stats.fill(0, stream)?;
+        self.run(name, &[out, reference, t.len(), reference_stats.address(), self.stats.address()], stream)?;
+        stream.synchronize()?;
+        let mut raw = [0u8; STATS_BYTES as usize];
+        self.stats.read(0, &mut raw)?;
+        let mut refs = [0u8; 16];
+        reference_stats.read(0, &mut refs)?;
+        let word = |b: &[u8], i: usize| {
+            let mut w = [0u8; 8];
+            w.copy_from_slice(&b[i * 8..i * 8 + 8]);
+            u64::from_le_bytes(w)
+        };
+        let (sum, count) = (f64::from_bits(word(&refs, 0)), f64::from_bits(word(&refs, 1)));
+        let worst = word(&raw, 1);
+        Ok(TensorCheck {
+            rms: (f64::from_bits(word(&raw, 0)) / sum.max(f64::MIN_POSITIVE)).sqrt(),
+            max: f64::from(f32::from_bits((worst >> 32) as u32)),
+            worst: worst & 0xffff_ffff,
+            compared: count as u64,
+            unwritten: word(&raw, 2),
+            touched: word(&raw, 3),
+            mismatches: word(&raw, 4),
+            guard: 0,
+        })
+    }
+
+    /// Counts 32-bit words of a guard zone that no longer hold `word`.
+    pub(super) fn guard(&self, at: u64, words: u64, word: u32, stream: &Stream) -> Result<u64, TargetError> {
+        self.sink.fill(0, stream)?;
+        self.run("check_guard", &[at, words, u64::from(word), self.sink.address()], stream)?;
+        stream.synchronize()?;
+        let mut raw = [0u8; 4];
+        self.sink.read(0, &mut raw)?;
+        Ok(u64::from(u32::from_le_bytes(raw)))
+    }
+
+    /// Reads `bytes` of memory.
+    pub(super) fn read(&self, at: u64, bytes: u64, stream: &Stream) -> Result<(), TargetError> {
+        self.run("read_sum", &[at, bytes / 16, self.sink.address()], stream)
+    }
+
+    /// Copies `bytes` of memory.
+    pub(super) fn copy(&self, from: u64, to: u64, bytes: u64, stream: &Stream) -> Result<(), TargetError> {
+        self.run("copy16", &[from, to, bytes / 16], stream)
+    }
+}

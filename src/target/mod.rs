@@ -1,0 +1,132 @@
+//! Targets: the only code that knows a device, and the only `unsafe` of the crate.
+//!
+//! Each target compiles a source, loads an artifact, launches it on memory, times it and says what the device is.
+
+use std::path::PathBuf;
+
+pub mod cpu;
+pub mod cuda;
+#[cfg(feature = "tuner")]
+pub mod session;
+
+/// What can go wrong on a device.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TargetError {
+    /// No NVIDIA driver.
+    #[error("no NVIDIA driver here (libcuda is not found); install the driver, or choose --target cpu")]
+    NoDriver,
+    /// The driver is older than the code needs.
+    #[error("the NVIDIA driver supports CUDA {found}, and jitune's kernels need {needed}; update the driver")]
+    OldDriver {
+        /// What the driver offers.
+        found: String,
+        /// What is needed.
+        needed: String,
+    },
+    /// No such GPU.
+    #[error("there is no GPU {ordinal}; {count} found")]
+    NoGpu {
+        /// The asked ordinal.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A call to the driver failed.
+    #[error("{call} failed: {name} ({code})")]
+    Driver {
+        /// The function.
+        call: &'static str,
+        /// The error's name.
+        name: String,
+        /// Its number.
+        code: u32,
+    },
+    /// NVRTC is not here.
+    #[error(
+        "NVRTC is not found (looked at $JITUNE_NVRTC, the loader's path, {places}); \
+         `pip install nvidia-cuda-nvrtc` and set JITUNE_NVRTC to the folder that holds libnvrtc.so"
+    )]
+    NoNvrtc {
+        /// Where it was looked for.
+        places: String,
+    },
+    /// A C compiler is not here.
+    #[error("no C compiler (tried {tried}); install gcc or clang, or set JITUNE_CC")]
+    NoCompiler {
+        /// The names tried.
+        tried: String,
+    },
+    /// The compiler refused the source.
+    #[error("the compiler refused the source:\n{log}")]
+    Compile {
+        /// Its messages.
+        log: String,
+    },
+    /// The compiler accepted the source but its result is not usable.
+    #[error("the compiled kernel is refused: {why}")]
+    Unfit {
+        /// Spills, ignored directives, …
+        why: String,
+    },
+    /// An artifact that does not load or lacks an entry.
+    #[error("the artifact does not load: {why}")]
+    Load {
+        /// The loader's message.
+        why: String,
+    },
+    /// A launch that does not fit the device.
+    #[error("the launch is impossible: {why}")]
+    Launch {
+        /// Why.
+        why: String,
+    },
+    /// The file system.
+    #[error("{path}: {source}")]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Memory for a problem does not fit.
+    #[error("{needed} bytes are needed and {free} are free on the device")]
+    OutOfMemory {
+        /// Needed bytes.
+        needed: u64,
+        /// Free bytes.
+        free: u64,
+    },
+    /// The measuring itself is broken.
+    #[error("measurement refused: {0}")]
+    Measurement(String),
+}
+
+impl TargetError {
+    /// True when the device context is lost, so that the process must be replaced.
+    pub fn is_fault(&self) -> bool {
+        // The sticky errors: 700 illegal address, 701 is not sticky, 702 timeout, 709 context destroyed, 710 assert,
+        // 714 to 719 hardware stack, instruction, misalignment, address space, pc, launch failure.
+        matches!(self, TargetError::Driver { code: 700 | 702 | 709 | 710 | 714..=719, .. })
+    }
+}
+
+/// Compiled code and what the compiler said of it.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct ArtifactInfo {
+    /// Registers a thread (CUDA).
+    pub registers: u32,
+    /// Bytes of spill stores and loads (CUDA).
+    pub spills: u32,
+    /// Static shared memory in bytes (CUDA).
+    pub smem: u32,
+    /// Stack frame in bytes (CUDA).
+    pub stack: u32,
+    /// Size of the code file in bytes.
+    pub bytes: u64,
+    /// Seconds the compiler took.
+    pub seconds: f64,
+    /// Warnings worth keeping.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub log: String,
+}

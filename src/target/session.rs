@@ -1,0 +1,174 @@
+//! What a measuring session offers, whatever the device: prepare a problem, try a candidate, run the finals.
+
+use super::TargetError;
+use crate::device::{Ceilings, Device};
+use crate::problem::{Problem, Tolerance};
+use crate::recipe::Launch;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Code on disk and how it is launched.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Runnable {
+    /// The artifact's file.
+    pub artifact: PathBuf,
+    /// The blake3 hash its bytes must have, in hex.
+    pub hash: String,
+    /// The launch.
+    pub launch: Launch,
+}
+
+impl Runnable {
+    /// Reads the artifact and checks its hash.
+    pub fn bytes(&self) -> Result<Vec<u8>, TargetError> {
+        let io = |source| TargetError::Io { path: self.artifact.clone(), source };
+        let bytes = std::fs::read(&self.artifact).map_err(io)?;
+        if blake3::hash(&bytes).to_hex().as_str() != self.hash {
+            return Err(TargetError::Load { why: format!("{} is damaged: its hash differs", self.artifact.display()) });
+        }
+        Ok(bytes)
+    }
+}
+
+/// What a session needs to check and time one problem.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Setup {
+    /// The problem.
+    pub problem: Problem,
+    /// Seed of its inputs.
+    pub seed: u64,
+    /// CUDA: the support code for the problem's dtype.
+    #[serde(default)]
+    pub support: Option<(PathBuf, String)>,
+    /// CUDA: the f64 reference.
+    #[serde(default)]
+    pub reference: Option<Runnable>,
+}
+
+/// How far a result was from the reference.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// Root mean square error over that of the reference, the worst output tensor.
+    pub rms: f64,
+    /// Largest |error| / (|reference| + rms), the worst output tensor.
+    pub max: f64,
+    /// How many output elements were compared.
+    pub compared: u64,
+    /// What is wrong, if anything is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wrong: Option<String>,
+}
+
+impl Check {
+    /// Takes in what was found of one tensor.
+    pub(super) fn add(&mut self, tensor: &str, found: &TensorCheck, limit: Tolerance) {
+        self.rms = self.rms.max(found.rms);
+        self.max = self.max.max(found.max);
+        self.compared += found.compared;
+        let wrong = if found.unwritten > 0 {
+            Some(format!("{tensor}: {} elements not written or not finite", found.unwritten))
+        } else if found.touched > 0 {
+            Some(format!("{tensor}: {} elements written that must stay as they were", found.touched))
+        } else if found.mismatches > 0 {
+            Some(format!("{tensor}: {} integers differ", found.mismatches))
+        } else if found.guard > 0 {
+            Some(format!("{tensor}: wrote outside its memory"))
+        } else if !(found.rms <= limit.rms && found.max <= limit.max) {
+            let (rms, max) = (found.rms, found.max);
+            Some(format!(
+                "{tensor}: error rms {rms:.2e} (limit {:.0e}), max {max:.2e} (limit {:.0e}), worst at {}",
+                limit.rms, limit.max, found.worst
+            ))
+        } else {
+            None
+        };
+        self.wrong = self.wrong.take().or(wrong);
+    }
+}
+
+/// Findings for one output tensor.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TensorCheck {
+    pub rms: f64,
+    pub max: f64,
+    pub worst: u64,
+    pub compared: u64,
+    pub unwritten: u64,
+    pub touched: u64,
+    pub mismatches: u64,
+    pub guard: u64,
+}
+
+/// Times of one candidate.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Series {
+    /// Microseconds a launch, one a round.
+    pub us: Vec<f64>,
+    /// The SM or core clock in MHz of each round, where it can be read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mhz: Vec<u32>,
+    /// Rounds dropped because the clock had moved.
+    #[serde(default)]
+    pub dropped: u32,
+}
+
+impl Series {
+    /// The median in microseconds; infinite when there is no sample.
+    pub fn median(&self) -> f64 {
+        let mut v = self.us.clone();
+        v.sort_by(f64::total_cmp);
+        match v.len() {
+            0 => f64::INFINITY,
+            n if n % 2 == 1 => v[n / 2],
+            n => (v[n / 2 - 1] + v[n / 2]) / 2.0,
+        }
+    }
+}
+
+/// What came of trying one candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tried {
+    /// Its correctness.
+    pub check: Check,
+    /// Its times; absent when it was wrong or timing was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub series: Option<Series>,
+    /// Blocks a multiprocessor holds (CUDA).
+    #[serde(default)]
+    pub blocks_per_sm: u32,
+}
+
+/// A device that can check and time candidates of one problem at a time.
+pub trait Session {
+    /// The device.
+    fn device(&self) -> &Device;
+
+    /// Measures the ceilings that rooflines use, and keeps them in [`Session::device`].
+    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, TargetError>;
+
+    /// Makes inputs and reference of a problem, replacing those of the last one.
+    fn prepare(&mut self, setup: &Setup) -> Result<(), TargetError>;
+
+    /// Checks a candidate, and if it is right and `rounds` is not zero, times it.
+    fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, TargetError>;
+
+    /// Times several candidates round by round in turn, and drops rounds with a clock away from the usual one.
+    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, TargetError>;
+}
+
+/// Drops the rounds whose clock is over 3% away from the median clock; clocks that cannot be read (0) drop nothing.
+pub(super) fn gate_clocks(series: &mut [Series]) {
+    let mut all: Vec<u32> = series.iter().flat_map(|s| s.mhz.iter().copied()).filter(|m| *m > 0).collect();
+    all.sort_unstable();
+    let Some(&usual) = all.get(all.len() / 2) else { return };
+    let near = |mhz: u32| mhz == 0 || mhz.abs_diff(usual) * 100 <= usual * 3;
+    for s in series {
+        let kept: Vec<(f64, u32)> =
+            s.us.iter().copied().zip(s.mhz.iter().copied()).filter(|(_, mhz)| near(*mhz)).collect();
+        // Where the clock never settles, dropping would leave nothing to compare.
+        if kept.len() * 2 >= s.us.len() {
+            s.dropped = (s.us.len() - kept.len()) as u32;
+            (s.us, s.mhz) = kept.into_iter().unzip();
+        }
+    }
+}

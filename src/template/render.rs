@@ -1,0 +1,173 @@
+//! Source text from a template, a problem and a config.
+
+use super::{Library, Template, TemplateError};
+use crate::device::{Device, Target};
+use crate::problem::{DimKind, Dtype, EPS, Problem};
+use crate::recipe::Config;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+
+/// What a source is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Language {
+    /// CUDA C++ for NVRTC.
+    Cuda,
+    /// C for the host's compiler.
+    C,
+}
+
+/// Rendered code and the options it is compiled with. Self-contained: nothing is included from elsewhere but, for C,
+/// system headers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    /// Language.
+    pub language: Language,
+    /// The text.
+    pub text: String,
+    /// Exact architecture to compile for.
+    pub arch: String,
+    /// Compiler options beside those that every source gets.
+    pub options: Vec<String>,
+    /// The entries that launches name.
+    pub entries: Vec<String>,
+}
+
+impl Source {
+    /// The content hash of all that the artifact depends on beside the compiler itself.
+    pub fn hash(&self) -> String {
+        let mut h = blake3::Hasher::new();
+        for part in [self.text.as_str(), self.arch.as_str()].into_iter().chain(self.options.iter().map(String::as_str)) {
+            h.update(&(part.len() as u64).to_le_bytes());
+            h.update(part.as_bytes());
+        }
+        h.finalize().to_hex().to_string()
+    }
+}
+
+const EPILOGUES: [&str; 6] = ["none", "bias", "residual", "swiglu", "rope_kv", "bias_rope_kv"];
+
+pub(super) fn render(
+    library: &Library,
+    template: &Template,
+    problem: &Problem,
+    device: &Device,
+    config: &Config,
+) -> Result<Source, TemplateError> {
+    let d = &template.recipe.description;
+    let scope = template.recipe.scope(problem, device, config)?;
+    let mut text = preamble(problem.dtype, device);
+    let mut define = |name: &str, value: &dyn std::fmt::Display| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "#define {} {value}", name.to_uppercase());
+    };
+    for dim in problem.op().dims {
+        if d.reuse.dynamic.iter().any(|n| n == dim.name) {
+            continue;
+        }
+        match dim.kind {
+            DimKind::Word(_) if dim.name == "epilogue" => {
+                for (i, name) in EPILOGUES.iter().enumerate() {
+                    define(&format!("EPI_{name}"), &i);
+                }
+                let at = EPILOGUES.iter().position(|e| *e == problem.word("epilogue")).unwrap_or(0);
+                define("EPILOGUE", &at);
+            }
+            DimKind::Word(_) => {}
+            _ => define(dim.name, &problem.dim(dim.name)),
+        }
+    }
+    if matches!(d.op.as_str(), "rmsnorm" | "layernorm") {
+        define("EPS", &format!("{EPS:e}f"));
+    }
+    for (name, value) in &config.0 {
+        define(name, value);
+    }
+    for (name, expr) in &template.recipe.defines {
+        define(name, &expr.value(&scope)?);
+    }
+    let mut done = Vec::new();
+    splice(library, d.target, &d.name, &template.code, &mut done, &mut text)?;
+    let mut options = d.options.flags.clone();
+    if let Some(cap) = &template.recipe.max_registers {
+        options.push(format!("-maxrregcount={}", cap.int(&scope)?));
+    }
+    Ok(Source {
+        language: language(d.target),
+        text,
+        arch: device.arch.clone(),
+        options,
+        entries: d.launches.iter().map(|l| l.entry.clone()).collect(),
+    })
+}
+
+pub(super) fn support(library: &Library, dtype: Dtype, device: &Device) -> Result<Source, TemplateError> {
+    let file = match device.target {
+        Target::Cuda => "cuda/support.cu",
+        Target::Cpu => "cpu/support.c",
+    };
+    let code = library
+        .support
+        .get(file)
+        .ok_or_else(|| TemplateError::MissingFile { file: "the library".into(), missing: file.into() })?;
+    let mut text = preamble(dtype, device);
+    splice(library, device.target, file, code, &mut Vec::new(), &mut text)?;
+    let options = match device.target {
+        Target::Cuda => Vec::new(),
+        Target::Cpu => vec!["-ffp-contract=fast".into()],
+    };
+    Ok(Source { language: language(device.target), text, arch: device.arch.clone(), options, entries: Vec::new() })
+}
+
+pub(super) fn fingerprint(library: &Library, template: &Template) -> String {
+    let d = &template.recipe.description;
+    let mut text = serde_json::to_string(d).unwrap_or_default();
+    // A missing include is an error when the template is rendered; here it only leaves the hash without that text.
+    let _ = splice(library, d.target, &d.name, &template.code, &mut Vec::new(), &mut text);
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+fn language(target: Target) -> Language {
+    match target {
+        Target::Cuda => Language::Cuda,
+        Target::Cpu => Language::C,
+    }
+}
+
+fn preamble(dtype: Dtype, device: &Device) -> String {
+    let mut text = format!("#define DTYPE_{} 1\n", dtype.name().to_uppercase());
+    if device.target == Target::Cuda {
+        let _ = writeln!(text, "#define ARCH {}", device.cc * 10);
+    }
+    text
+}
+
+/// Appends `code` to `out` with each `#include "…"` replaced by that file, once.
+fn splice(
+    library: &Library,
+    target: Target,
+    file: &str,
+    code: &str,
+    done: &mut Vec<String>,
+    out: &mut String,
+) -> Result<(), TemplateError> {
+    for line in code.lines() {
+        let trimmed = line.trim_start();
+        let included = trimmed.strip_prefix("#include \"").and_then(|rest| rest.split('"').next());
+        match included {
+            Some(name) if done.iter().any(|d| d == name) => {}
+            Some(name) => {
+                let missing = || TemplateError::MissingFile { file: file.into(), missing: name.into() };
+                let text = library.includes.get(&(target, name.to_string())).ok_or_else(missing)?;
+                done.push(name.to_string());
+                splice(library, target, name, text, done, out)?;
+            }
+            None if trimmed.starts_with("#pragma once") => {}
+            None => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    Ok(())
+}

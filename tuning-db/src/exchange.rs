@@ -1,0 +1,132 @@
+//! Owns how records move between databases: [`Db::merge`] and
+//! [`Db::export_journal`]. Both speak journal lines.
+//!
+//! It does not move artifacts: a winner that arrives without its artifact is
+//! built again by whoever needs it (`verify` lists those).
+
+use crate::{
+    Db, Kind, Record, Result,
+    error::io_at,
+    index::{self, Entry},
+    journal::walk_lines,
+    line,
+    lookup::fetch,
+};
+use serde::Serialize;
+use std::{
+    collections::BTreeMap,
+    io::{self, BufReader, Read, Write},
+};
+
+/// A line of a merged file that was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SkippedLine {
+    /// Its number in the file, from 1.
+    pub line: u64,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// What a merge did, line by line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct MergeReport {
+    /// Records taken: new, or newer than what was there.
+    pub added: u64,
+    /// Records that were already there.
+    pub same: u64,
+    /// Records passed over for a newer one of the same slot.
+    pub older: u64,
+    /// Lines that are damaged or not of this store.
+    pub bad_lines: Vec<SkippedLine>,
+}
+
+impl Db {
+    /// Takes the records of another journal (or of an export of one). The result
+    /// does not depend on the order of merges, nor on how often a file is merged.
+    /// Everything added is durable when it returns.
+    pub fn merge(&self, reader: impl Read) -> Result<MergeReport> {
+        self.writable("merge into it")?;
+        let mut state = self.state();
+        let mut report = MergeReport::default();
+        let mut number = 0;
+        let mut failed = None;
+        let mut reader = BufReader::new(reader);
+        let walked = walk_lines(&mut reader, 0, |raw| {
+            number += 1;
+            if failed.is_some() {
+                return;
+            }
+            // Journals that went through other tools may have \r\n.
+            let bytes = raw.bytes.strip_suffix(b"\r").unwrap_or(raw.bytes);
+            let read = line::check(bytes).and_then(|sealed| {
+                let head = sealed.head().ok_or("a kind of record this version does not know")?;
+                Ok((sealed, head))
+            });
+            let (sealed, head) = match read {
+                Ok(read) => read,
+                Err(why) => {
+                    report.bad_lines.push(SkippedLine { line: number, why: why.into() });
+                    return;
+                }
+            };
+            let slot = index::slot_of(head.kind, &head.key.id(), head.sub.as_deref());
+            let mut take = || -> Result<()> {
+                let old = self.entry(&mut state, &slot)?;
+                if let Some(old) = old {
+                    if old.hash == sealed.hash {
+                        report.same += 1;
+                        return Ok(());
+                    }
+                    if (head.at, sealed.hash) < (old.at, old.hash) {
+                        report.older += 1;
+                        return Ok(());
+                    }
+                }
+                let (line, hash) = line::frame(sealed.rec);
+                self.append(&mut state, &line, hash, false)?;
+                report.added += 1;
+                Ok(())
+            };
+            failed = take().err();
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        walked.map_err(io_at("read the file to merge into", &self.dir))?;
+        state.journal.sync()?;
+        Ok(report)
+    }
+
+    /// Writes the current records that pass `filter` as journal lines, sorted by
+    /// kind, key and sub: two databases with the same records export the same
+    /// bytes. Returns how many were written.
+    pub fn export_journal(&self, mut writer: impl Write, filter: impl Fn(&Record) -> bool) -> Result<u64> {
+        let mut state = self.state();
+        type Place = (u8, String, Option<String>);
+        let mut sorted: BTreeMap<Place, (Vec<u8>, Entry)> = BTreeMap::new();
+        for tag in [index::WINNERS, index::TRIALS] {
+            for (slot, _) in self.entries(&mut state, &[tag])? {
+                // Through the checked look-up first: it mends what is damaged.
+                let Some(record) = self.current(&mut state, &slot)? else { continue };
+                let Some(entry) = self.entry(&mut state, &slot)? else { continue };
+                if filter(&record) {
+                    let place = u8::from(record.kind == Kind::Trial);
+                    sorted.insert((place, record.key.canonical(), record.sub), (slot, entry));
+                }
+            }
+        }
+        let fail = |e: io::Error| io_at("write an export of", &self.dir)(e);
+        let mut written = 0;
+        for (slot, entry) in sorted.values() {
+            if let Some(record) = fetch(&state.journal, slot, entry) {
+                let (line, _) = line::encode(&record)?;
+                writer.write_all(&line).map_err(fail)?;
+                written += 1;
+            }
+        }
+        writer.flush().map_err(fail)?;
+        Ok(written)
+    }
+}

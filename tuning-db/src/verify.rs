@@ -1,0 +1,113 @@
+//! Owns [`Db::verify`]: reading every byte of a database and saying what is wrong.
+//!
+//! It changes nothing: [`Db::repair`] mends the journal and the index, and a
+//! corrupt artifact goes to quarantine when it is next asked for.
+
+use crate::{
+    ArtifactHash, Db, KeyId, Kind, Result,
+    artifacts::{self, Loaded},
+    gc::artifact_names,
+    index,
+    opening::map_of,
+    recover::BadLine,
+};
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::PathBuf,
+};
+
+/// An artifact that a winner names and the database does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct MissingArtifact {
+    /// The winner's key.
+    pub key: KeyId,
+    /// What is missing.
+    pub artifact: ArtifactHash,
+}
+
+/// What a verification read and found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Slots (winners and trials) that the journal holds a current record for.
+    pub records: u64,
+    /// Length of the journal.
+    pub journal_bytes: u64,
+    /// Lines that are damaged.
+    pub bad_lines: Vec<BadLine>,
+    /// Index entries that differ from the journal's.
+    pub index_differences: u64,
+    /// Artifacts read.
+    pub artifacts: u64,
+    /// Artifacts whose bytes are not those of their name, and files under
+    /// `artifacts/` that are no artifacts.
+    pub bad_artifacts: Vec<PathBuf>,
+    /// Artifacts that winners name and that are not there. They can be built
+    /// again, so this alone is no damage.
+    pub missing_artifacts: Vec<MissingArtifact>,
+}
+
+impl VerifyReport {
+    /// Whether nothing is damaged.
+    pub fn is_clean(&self) -> bool {
+        self.bad_lines.is_empty() && self.index_differences == 0 && self.bad_artifacts.is_empty()
+    }
+}
+
+impl Db {
+    /// Checks every line, every artifact, and the index against the journal.
+    pub fn verify(&self) -> Result<VerifyReport> {
+        let mut state = self.state();
+        let (want, bad_lines) = map_of(&state.journal)?;
+        let mut have = BTreeMap::new();
+        for tag in [index::WINNERS, index::TRIALS, index::KEYS] {
+            have.extend(self.read(&mut state, |i| i.prefix(&[tag]))?);
+        }
+        let differs = |(slot, value): &(&Vec<u8>, &Vec<u8>)| have.get(*slot) != Some(*value);
+        let extra = have.keys().filter(|slot| !want.contains_key(*slot)).count();
+        let mut report = VerifyReport {
+            records: want.keys().filter(|slot| slot.first() != Some(&index::KEYS)).count() as u64,
+            journal_bytes: state.journal.len(),
+            bad_lines,
+            index_differences: (want.iter().filter(differs).count() + extra) as u64,
+            ..VerifyReport::default()
+        };
+        drop(state);
+        let good = self.check_artifacts(&mut report)?;
+        for winner in self.winners()? {
+            let winner = winner?;
+            debug_assert_eq!(winner.kind, Kind::Winner);
+            let mut named = HashSet::new();
+            artifact_names(&winner.body, false, &mut named);
+            let mut missing: Vec<_> = named.difference(&good).copied().collect();
+            missing.sort();
+            let key = winner.key.id();
+            let missing = missing.into_iter().map(|artifact| MissingArtifact { key, artifact });
+            report.missing_artifacts.extend(missing);
+        }
+        Ok(report)
+    }
+
+    fn check_artifacts(&self, report: &mut VerifyReport) -> Result<HashSet<ArtifactHash>> {
+        let mut good = HashSet::new();
+        for file in artifacts::list(&self.dir)? {
+            let Some(hash) = file.hash else {
+                if !file.temp {
+                    report.bad_artifacts.push(file.path);
+                }
+                continue;
+            };
+            report.artifacts += 1;
+            match artifacts::load(&self.dir, &hash)? {
+                Loaded::Good(_) => {
+                    good.insert(hash);
+                }
+                Loaded::Corrupt => report.bad_artifacts.push(file.path),
+                Loaded::Missing => (),
+            }
+        }
+        Ok(good)
+    }
+}
