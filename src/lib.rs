@@ -16,6 +16,15 @@ pub mod winner;
 #[cfg(feature = "tuner")]
 pub mod key;
 #[cfg(feature = "tuner")]
+pub mod model;
+#[cfg(feature = "tuner")]
 pub mod space;
 #[cfg(feature = "tuner")]
 pub mod template;
+#[cfg(feature = "tuner")]
+pub mod tune;
+#[cfg(feature = "tuner")]
+pub mod worker;
+
+#[cfg(feature = "cli")]
+pub mod cli;

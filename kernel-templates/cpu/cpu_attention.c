@@ -1,7 +1,7 @@
 // Attention over dense K and V with a running softmax, causal or full, grouped query heads.
 //
-// The rows that share a KV head, (token, head of the group), are the rows of one matrix: a task owns BQ of them, so that
-// a block of K and V serves the whole group. Causal tasks run from the last rows, the longest, to the first.
+// The rows that share a KV head, (token, head of the group), are the rows of one matrix: a task owns BQ of them, so
+// that a block of K and V serves the whole group. Causal tasks run from the last rows, the longest, to the first.
 #include "base.h"
 #include "vmath.h"
 #include "attend.h"
@@ -44,7 +44,7 @@ void cpu_attention(const jt_arg *args, long task, long tasks) {
       widen(kb, k + k0 * HEAD_DIM, keys * HEAD_DIM, padded * HEAD_DIM);
       for (long j = 0; j < keys; j++) widen(vb + j * DP, v + (k0 + j) * HEAD_DIM, HEAD_DIM, DP);
     }
-    attend_scores(&a, 0, kp, padded);
+    attend_scores(&a, 0, kp, padded, 0, 0);
     if (k0 + keys > all) attend_mask(&a, k0, keys, limit);
     attend_softmax(&a, keys);
     attend_values(&a, align_l(real, QR), &vp, BK, ldv, keys);

@@ -51,11 +51,8 @@ void cpu_decode(const jt_arg *args, long task, long tasks) {
       runs_v[j / per] = vb + j * DP;
 #endif
       // The pages of a sequence lie anywhere, so the hardware cannot guess the next one: it is fetched by hand.
-      for (long i = 0; i < n; i += KR) {
-        fetch(k_cache + (ROW(after) + i) * HEAD_DIM, KR * HEAD_DIM * ELEM_BYTES);
-        fetch(v_cache + (ROW(after) + i) * HEAD_DIM, KR * HEAD_DIM * ELEM_BYTES);
-        attend_scores(&a, j + i, runs_k[j / per] + i * HEAD_DIM, KR);
-      }
+      long next = ROW(after) * HEAD_DIM;
+      attend_scores(&a, j, runs_k[j / per], align_l(n, KR), k_cache + next, v_cache + next);
     }
     attend_softmax(&a, keys);
     attend_values(&a, (GROUP + QR - 1) / QR * QR, runs_v, per, DP, keys);

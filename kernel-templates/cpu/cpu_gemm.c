@@ -1,13 +1,14 @@
 // y = epilogue(x . w^T) for tens to thousands of tokens.
 //
-// Both operands are K-contiguous, and only one of them has to change its layout: `cpu_gemm_pack` turns x once into f32
-// panels of PW tokens, k-major, so that a vector holds neighbouring tokens; w is the operand that is broadcast, one
-// element for a row at a time, and stays as it is. A task owns TILE_M tokens x TILE_N rows of w and walks K in blocks of
-// KC: a group of MR rows of w is copied (widened to f32, never transposed) next to the L1, and meets every panel of the
-// tile there. The sums wait in `sums` [row of w][token] between blocks of K; at the end they are transposed 8x8 into
-// token rows and go through the epilogue.
+// Both operands are K-contiguous, and only one of them has to change its layout: `cpu_gemm_pack` turns x once into
+// f32 panels of PW tokens, k-major, so that a vector holds neighbouring tokens; w is the operand that is broadcast,
+// one element for a row at a time, and stays as it is. A task owns TILE_M tokens x TILE_N rows of w and walks K in
+// blocks of KC: a group of MR rows of w is copied (widened to f32, never transposed) next to the L1, and meets every
+// panel of the tile there. The sums wait in `sums` [row of w][token] between blocks of K; at the end they are
+// transposed 8x8 into token rows and go through the epilogue.
 //
-// Registers: MR x NV sums, NV token vectors, one broadcast. x and w beyond the edges are zeros, their sums never stored.
+// Registers: MR x NV sums, NV token vectors, one broadcast. x and w beyond the edges are zeros, their sums never
+// stored.
 #include "base.h"
 #include "shuffle.h"
 #include "vmath.h"
@@ -15,13 +16,12 @@
 #include "epilogue.h"
 
 #define PW (NV * VL)               // tokens of a panel
-#define KB ((K + KC - 1) / KC)     // blocks of K
-#define KPAD ((K + 3) / 4 * 4)     // K as packed: whole steps of four
+#define KPAD ((K + 1) / 2 * 2)     // K as packed: whole steps of two
 #define LDW (KC + 16)              // row stride of the copied group; the 16 keep its rows off the same L1 set
 #define LDA (COPY ? LDW : K)       // row stride of w where the registers are filled from
 #define LDS (TILE_M + 8)           // row stride of the sums
 _Static_assert(KC % 16 == 0 && TILE_M % PW == 0 && TILE_N % MR == 0 && TILE_N % 2 == 0, "tile shape");
-_Static_assert(COPY || (ELEM_BYTES == 4 && K % 4 == 0 && N >= MR), "w is read in place in whole steps and groups");
+_Static_assert(COPY || (ELEM_BYTES == 4 && K % 2 == 0 && N >= MR), "w is read in place in whole steps and groups");
 
 // Task: one panel of x in every block of K. Layout of the result: [block of K][panel][k][PW].
 void cpu_gemm_pack(const jt_arg *args, long task, long tasks) {
@@ -33,7 +33,8 @@ void cpu_gemm_pack(const jt_arg *args, long task, long tasks) {
     float *to = packed + k0 * mpad + task * PW * kc;
     transpose_elems(to, PW, x + task * PW * K + k0, K, rows, whole, PW, whole);
     for (long k = whole; k < kc; k++)
-      for (long i = 0; i < PW; i++) to[k * PW + i] = i < rows && k0 + k < K ? get(x + (task * PW + i) * K + k0 + k) : 0.0f;
+      for (long i = 0; i < PW; i++)
+        to[k * PW + i] = i < rows && k0 + k < K ? get(x + (task * PW + i) * K + k0 + k) : 0.0f;
   }
 }
 
@@ -41,8 +42,8 @@ void cpu_gemm_pack(const jt_arg *args, long task, long tasks) {
 INLINE void block(float *sums, const float *w, const float *x, long kc, const int nv, int first) {
   vf acc[MR][NV];
   UNROLL for (int i = 0; i < MR; i++) UNROLL for (int v = 0; v < nv; v++) acc[i][v] = (vf){0};
-  for (long k = 0; k < kc; k += 4) {
-    UNROLL for (int u = 0; u < 4; u++) {
+  for (long k = 0; k < kc; k += 2) {
+    UNROLL for (int u = 0; u < 2; u++) {
       vf b[NV];
       UNROLL for (int v = 0; v < nv; v++) {
         b[v] = load_f32(x + u * PW + v * VL);
@@ -50,11 +51,12 @@ INLINE void block(float *sums, const float *w, const float *x, long kc, const in
       }
       UNROLL for (int i = 0; i < MR; i++) {
         vf a = splat(w[i * LDA + u]);
+        KEEP(a);
         UNROLL for (int v = 0; v < nv; v++) acc[i][v] = a * b[v] + acc[i][v];
       }
     }
-    w += 4;
-    x += 4 * PW;
+    w += 2;
+    x += 2 * PW;
   }
   UNROLL for (int i = 0; i < MR; i++) UNROLL for (int v = 0; v < nv; v++) {
     float *s = sums + i * LDS + v * VL;
@@ -64,7 +66,7 @@ INLINE void block(float *sums, const float *w, const float *x, long kc, const in
 static void block_full(float *sums, const float *w, const float *x, long kc, int first) {
   block(sums, w, x, kc, NV, first);
 }
-#if NV > 1
+#if NV > 1 // for a last panel of at most one vector of tokens
 static void block_one(float *sums, const float *w, const float *x, long kc, int first) {
   block(sums, w, x, kc, 1, first);
 }
@@ -97,14 +99,17 @@ void cpu_gemm(const jt_arg *args, long task, long tasks) {
 #else
       const float *a = (const float *)(rows - max_l(n + MR - nt, 0) * K); // a ragged last group starts earlier
 #endif
+#if COPY
       // The group after this one is fetched while this one computes, a share of its lines with every panel.
+      const long per = KC * ELEM_BYTES / 64;
       const elem *next = n + MR < nt ? rows + MR * K : w + n0 * K + k0 + KC;
-      long lines = PREFETCH && (n + 2 * MR <= nt || (n + MR >= nt && k0 + 2 * KC <= K)) ? MR * KC * ELEM_BYTES / 64 : 0;
+      long lines = n + 2 * MR <= nt || (n + MR >= nt && k0 + 2 * KC <= K) ? MR * per : 0;
+#endif
       for (long p = 0; p < panels; p++) {
-        for (long l = lines * p / panels, end = lines * (p + 1) / panels; l < end; l++) {
-          const long per = KC * ELEM_BYTES / 64;
+#if COPY
+        for (long l = lines * p / panels, end = lines * (p + 1) / panels; l < end; l++)
           __builtin_prefetch((const char *)(next + l / per * K) + l % per * 64, 0, 2);
-        }
+#endif
         float *s = sums + n * LDS + p * PW;
         (mt - p * PW > VL ? block_full : block_one)(s, a, x + p * PW * kc, kc, k0 == 0);
       }

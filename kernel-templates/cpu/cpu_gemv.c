@@ -1,9 +1,9 @@
 // y = epilogue(x . w^T) for a handful of tokens: a stream over w.
 //
 // A task owns ROWS rows of w. R rows at a time meet T tokens at a time as R x T dot products over the whole of K; the
-// lanes of a sum are added only at the end. The first group of tokens brings its rows from memory, the others find them
-// in the L1 or L2, so w is read from memory once. The order of a dot product's terms does not matter, so 16-bit elements
-// are widened two to a register in place (even ones by a shift, odd ones by a mask) with no lane movement.
+// lanes of a sum are added only at the end. The first group of tokens brings its rows from memory, the others find
+// them in the L1 or L2, so w is read from memory once. The order of a dot product's terms does not matter, so 16-bit
+// elements are widened two to a register in place (even ones by a shift, odd ones by a mask) with no lane movement.
 #include "base.h"
 #include "shuffle.h"
 #include "vmath.h"
@@ -25,7 +25,7 @@ INLINE void load_pieces(vf *to, const elem *p) { to[0] = load(p); }
 #define LINE (64 / ELEM_BYTES)                  // elements of a cache line
 #define PER (LINE / STEP > 1 ? LINE / STEP : 1) // loads of a step: a line of each row
 #define WHOLE (K / (PER * STEP) * (PER * STEP))
-#define BANKS (R * T * 2 <= 8 && PER > 1 ? 2 : 1) // independent sums a product, where few products would wait on latency
+#define BANKS (R * T * 2 <= 8 && PER > 1 ? 2 : 1) // sums a product: one alone would wait on latency
 #define TOKENS 16                               // tokens that wait for the epilogue at once
 _Static_assert(ROWS % R == 0 && ROWS % 2 == 0, "whole groups of rows");
 
@@ -39,7 +39,8 @@ INLINE void dots(float *out, const elem *w, const elem *x, const int rows, const
     // Past the end of a row the fetch goes on in the group of rows after this one.
     long ahead = k + PREFETCH / ELEM_BYTES;
     ahead += ahead >= K ? (R - 1) * (long)K : 0;
-    UNROLL for (int r = 0; r < rows; r++) __builtin_prefetch((const char *)w + (ahead + r * (long)K) * ELEM_BYTES, 0, 3);
+    UNROLL for (int r = 0; r < rows; r++)
+      __builtin_prefetch((const char *)w + (ahead + r * (long)K) * ELEM_BYTES, 0, 3);
 #endif
     UNROLL for (int u = 0; u < PER; u++) {
       vf b[T][PIECES], a[PIECES];

@@ -1,5 +1,5 @@
-// y = (h - mean) / sqrt(var + eps) * weight + bias, with h = x + residual where there is a residual. The variance is taken
-// around the mean in a pass of its own: the row is in the L1 by then, and nothing cancels.
+// y = (h - mean) / sqrt(var + eps) * weight + bias, with h = x + residual where there is a residual. The variance is
+// taken around the mean in a pass of its own: the row is in the L1 by then, and nothing cancels.
 #include "base.h"
 #define NORM_BIAS 1
 #include "norm.h"

@@ -1,5 +1,5 @@
-// y = h / rms(h) * weight, with h = x + residual where there is a residual. A task takes ROWS_EACH rows; a row is read twice,
-// the second time from the L1.
+// y = h / rms(h) * weight, with h = x + residual where there is a residual. A task takes ROWS_EACH rows; a row is
+// read twice, the second time from the L1.
 #include "base.h"
 #include "norm.h"
 

@@ -1,5 +1,5 @@
-// Softmax over the last dimension. A task takes ROWS_EACH rows. With f32 the exponentials wait in y for their sum; 16-bit
-// outputs would lose them to rounding, so they are computed again.
+// Softmax over the last dimension. A task takes ROWS_EACH rows. With f32 the exponentials wait in y for their sum;
+// 16-bit outputs would lose them to rounding, so they are computed again.
 #include "base.h"
 #include "vmath.h"
 
@@ -14,7 +14,8 @@ void cpu_softmax(const jt_arg *args, long task, long tasks) {
     vf m4[4] = {splat(low), splat(low), splat(low), splat(low)}, sums[2] = {{0}, {0}};
     float m = low, tail[VL];
     long whole = COLS / VL * VL, i = 0;
-    for (; i + 4 * VL <= COLS; i += 4 * VL) UNROLL for (int u = 0; u < 4; u++) m4[u] = vmax(m4[u], load(x + i + u * VL));
+    for (; i + 4 * VL <= COLS; i += 4 * VL)
+      UNROLL for (int u = 0; u < 4; u++) m4[u] = vmax(m4[u], load(x + i + u * VL));
     for (; i < whole; i += VL) m4[0] = vmax(m4[0], load(x + i));
     m = max_lanes(vmax(vmax(m4[0], m4[1]), vmax(m4[2], m4[3])));
     for (; i < COLS; i++) m = get(x + i) > m ? get(x + i) : m;

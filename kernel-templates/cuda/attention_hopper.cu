@@ -9,25 +9,29 @@
 //
 // OVERLAP   the next block's Q Kᵀ is issued ahead of this block's P V, and its softmax runs while P V is in flight.
 // PINGPONG  the warpgroups issue their matrix products in turn, so that one's softmax meets another's products.
-// PACKED    rows are (position, query head of the KV head): all heads of a group share each K and V block that is read.
-// LAZY      o is rescaled only when a row's maximum has grown by more than 2^LAZY_LIMIT since it was last taken.
-// FAST_MAX  row maxima by the three-input integer maximum where that is exact.
-// EXP_FMA   so many of 16 exponentials are computed by the FMA units, because the special-function unit is a bottleneck.
+// PACK      so many query heads of a KV head share a tile, whose rows are (position, head): they share what is read of K
+//           and V, and the tile spans fewer positions, so that less of a causal tile is masked. 1: none share.
+// MMA_SUM   the sums of the rows of p come from the product with V, which gets eight columns of ones.
 // DYNAMIC   a persistent grid that takes tiles from a counter, otherwise one block per tile; longest tiles come first.
 //
 // Invariants: tiles never cross a batch or a head. Rows past the end arrive as zeros: keys are masked, queries are not
 // stored. A row that sees no key gives zeros.
 #define WGMMA_N0 KV_TILE
+#if MMA_SUM
+#define WGMMA_N1 72
+#else
 #define WGMMA_N1 HEAD_DIM
+#endif
 #include "wgmma.cuh"
 
 static_assert(ELEM_BYTES == 2, "16-bit elements");
-static_assert(WARPGROUPS >= 1 && WARPGROUPS <= 3, "one to three consumer warpgroups");
+static_assert(WARPGROUPS >= 1 && WARPGROUPS <= 4, "one to four consumer warpgroups");
 static_assert(KV_TILE % 16 == 0 && KV_TILE <= 256, "wgmma: N is KV_TILE in Q Kᵀ, K in P V; a box has at most 256 rows");
 static_assert(HEAD_DIM % 16 == 0 && HEAD_DIM <= 256, "wgmma: K is HEAD_DIM in Q Kᵀ, N in P V");
 static_assert(HEADS % KV_HEADS == 0, "every KV head serves as many query heads");
 static_assert(KV_STAGES >= 2 && Q_STAGES >= 1, "the producer runs one K block ahead");
 static_assert(64 % PACK == 0, "a warpgroup's rows are whole positions");
+static_assert(!MMA_SUM || HEAD_DIM == 64, "the ones are the slab after the only one of V");
 
 constexpr int SLABS = (HEAD_DIM + 63) / 64;          // a slab is 64 columns, one swizzled 128-byte row each
 constexpr int Q_SLAB = 64 * 128;                     // bytes of one slab of one warpgroup's Q
@@ -35,12 +39,16 @@ constexpr int Q_GROUP = SLABS * Q_SLAB;
 constexpr int Q_BYTES = WARPGROUPS * Q_GROUP;
 constexpr int KV_SLAB = KV_TILE * 128;
 constexpr int KV_BYTES = SLABS * KV_SLAB;
-constexpr int UNITS = PACK == 1 ? HEADS : HEADS / PACK; // tiles of one batch and one range of positions
-constexpr int GROUP_POSITIONS = 64 / PACK;              // query positions of a warpgroup, and of a tile
+constexpr int UNITS = HEADS / PACK;                  // tiles of one batch and one range of positions
+constexpr int GROUP_POSITIONS = 64 / PACK;           // query positions of a warpgroup
 constexpr int TILE_POSITIONS = WARPGROUPS * GROUP_POSITIONS;
-constexpr int PRODUCER_REGS = WARPGROUPS == 3 ? 32 : 40;
-constexpr int CONSUMER_REGS = WARPGROUPS == 3 ? 160 : WARPGROUPS == 2 ? 232 : 216;
+constexpr int O_COLS = HEAD_DIM + 8 * MMA_SUM;
+// Registers that the roles trade at the start; in sum not more than a block of THREADS is launched with.
+constexpr int PRODUCER_REGS = WARPGROUPS == 4 ? 24 : WARPGROUPS == 3 ? 32 : 40;
+constexpr int CONSUMER_REGS = WARPGROUPS == 4 ? 112 : WARPGROUPS == 3 ? 160 : WARPGROUPS == 2 ? 232 : 216;
 constexpr int THREADS = (WARPGROUPS + 1) * 128;
+// o is rescaled only when a row's maximum has grown by more than this power of two: p then stays under 2^8, whose
+// relative rounding is that of 1.
 constexpr float LAZY_LIMIT = 8.0f;
 constexpr float SCALE = (float)SCALE_LOG2; // log2(e) / √d
 
@@ -50,7 +58,8 @@ struct Smem {
   DEV u32 q(int stage) const { return base + stage * Q_BYTES; }
   DEV u32 k(int stage) const { return base + Q_STAGES * Q_BYTES + stage * KV_BYTES; }
   DEV u32 v(int stage) const { return k(KV_STAGES) + stage * KV_BYTES; }
-  DEV u32 bars() const { return k(2 * KV_STAGES); }
+  DEV u32 ones() const { return k(2 * KV_STAGES); }
+  DEV u32 bars() const { return ones() + MMA_SUM * KV_SLAB; }
   DEV u32 q_full(int s) const { return bars() + 8 * s; }
   DEV u32 q_empty(int s) const { return q_full(Q_STAGES) + 8 * s; }
   DEV u32 k_full(int s) const { return q_empty(Q_STAGES) + 8 * s; }
@@ -88,7 +97,7 @@ struct Tile {
   // Sections of SECTION KV heads keep what is read at a time inside the L2; in a section the longest tiles are first.
   DEV Tile(const Shape &p, int index) {
     const int units = UNITS * p.batch, q_tiles = p.q_tiles();
-    const int section = SECTION == 0 ? units : SECTION * (UNITS / KV_HEADS);
+    const int section = SECTION * (UNITS / KV_HEADS);
     const int first = index / (section * q_tiles) * section;
     const int rest = index - first * q_tiles, wide = min(section, units - first);
     const int u = first + rest % wide, t = rest / wide;
@@ -159,19 +168,6 @@ DEV void produce(const Smem sm, const CUtensorMap *qm, const CUtensorMap *km, co
 }
 
 // ---- consumer ------------------------------------------------------------------------------------------------------
-// 2^x for x <= 0 (a little more is harmless) on the FMA units: 2^round(x) by the exponent bits, the rest by a polynomial
-// whose relative error, 1e-4, is under the rounding of p to 16 bits.
-DEV float exp2_fma(float x) {
-  x = fmaxf(x, -126.0f);
-  const float magic = 12582912.0f; // 1.5 · 2^23: adding it rounds to an integer in the low bits
-  const float r = x + magic, f = x - (r - magic);
-  float y = 0.05517166f;
-  y = fmaf(y, f, 0.24261114f);
-  y = fmaf(y, f, 0.69326099f);
-  y = fmaf(y, f, 0.99992807f);
-  return __int_as_float(__float_as_int(y) + (__float_as_int(r) << 23));
-}
-
 // The warpgroups' turns: barrier 1 + w is warpgroup w's, and whoever passes the turn arrives there.
 DEV void turn_wait(int w) {
   if (PINGPONG) named_barrier_sync(1 + w, 256);
@@ -181,7 +177,7 @@ DEV void turn_pass(int w) {
 }
 
 struct Consumer {
-  float s[KV_TILE / 2], o[HEAD_DIM / 2];
+  float s[KV_TILE / 2], o[O_COLS / 2];
   u32 p[KV_TILE / 16][4];
   float row_max[2], row_sum[2], alpha[2]; // rows r and r + 8; row_sum is of this thread's columns only
   u64 q_desc;
@@ -190,6 +186,8 @@ struct Consumer {
 
   DEV void issue_qk(const Smem sm) {
     const u64 k_desc = desc_k_major<128>(sm.k(ks.stage));
+#pragma unroll
+    for (int i = 0; i < KV_TILE / 2; i++) asm volatile("" : "=f"(s[i])); // what s held is dead: no moves to keep it
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < HEAD_DIM / 16; i++)
@@ -198,10 +196,11 @@ struct Consumer {
     wgmma_commit();
   }
   DEV void issue_pv(const Smem sm) {
-    const u64 v_desc = desc_mn_major<128>(sm.v(vs.stage), KV_SLAB);
+    const u32 v = sm.v(vs.stage);
+    const u64 v_desc = desc_mn_major<128>(v, MMA_SUM ? sm.ones() - v : KV_SLAB);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < KV_TILE / 16; i++) Wgmma<HEAD_DIM>::rs<1>(o, p[i], desc_advance(v_desc, i * 2048), 1);
+    for (int i = 0; i < KV_TILE / 16; i++) Wgmma<O_COLS>::rs<1>(o, p[i], desc_advance(v_desc, i * 2048), 1);
     wgmma_commit();
   }
   // One arrival per warp: a warp's own products are complete when its wait returns, another warp's need not be.
@@ -223,7 +222,6 @@ struct Consumer {
   // The largest s of each row. Floats that are not negative compare like integers, and Hopper has an integer maximum of
   // three: it is right whenever the row has seen a score >= 0, this block's or an earlier one's, and else done over.
   DEV void block_max(float (&m)[2]) {
-#if FAST_MAX
     int top[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < KV_TILE / 2; i += 4)
@@ -237,7 +235,6 @@ struct Consumer {
       m[r] = __int_as_float(top[r]);
     }
     if (!__any_sync(0xffffffffu, (top[0] == 0 & row_max[0] < 0.0f) | (top[1] == 0 & row_max[1] < 0.0f))) return;
-#endif
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       float even = s[2 * r], odd = s[2 * r + 1]; // two chains, for their latency
@@ -254,7 +251,7 @@ struct Consumer {
     for (int r = 0; r < 2; r++) {
       const float before = row_max[r];
       float m = fmaxf(top[r], before);
-      if (LAZY && (m - before) * SCALE <= LAZY_LIMIT) m = before;
+      if ((m - before) * SCALE <= LAZY_LIMIT) m = before;
       const float base = MASKED && m == NEG_INF ? 0.0f : m * SCALE;
       // (before - m) is exactly 0 where the maximum stayed, so that alpha is exactly 1.
       alpha[r] = MASKED && m == NEG_INF ? 1.0f : exp2_approx((before - m) * SCALE);
@@ -263,26 +260,26 @@ struct Consumer {
 #pragma unroll
       for (int i = 0; i < KV_TILE / 2; i++)
         if (i / 2 % 2 == r) {
-          const float x = fmaf(s[i], SCALE, -base);
-          s[i] = i % 16 >= 16 - EXP_FMA ? exp2_fma(x) : exp2_approx(x);
-          sum += s[i];
+          s[i] = exp2_approx(fmaf(s[i], SCALE, -base));
+          if (!MMA_SUM) sum += s[i];
         }
-      row_sum[r] = row_sum[r] * alpha[r] + sum;
+      if (!MMA_SUM) row_sum[r] = row_sum[r] * alpha[r] + sum;
     }
   }
   // Without a branch on the softmax's results ptxas moves the wait that follows up to the wait for s, and the overlap is
   // lost. The branch is never taken: a sum of exponentials is not negative.
   DEV void hold() {
-    if (row_sum[0] + row_sum[1] < 0.0f) asm volatile("nanosleep.u32 0;");
+    const float last = MMA_SUM ? s[KV_TILE / 2 - 1] + s[KV_TILE / 2 - 3] : row_sum[0] + row_sum[1];
+    if (last < 0.0f) asm volatile("nanosleep.u32 0;");
   }
   DEV void convert_p() {
 #pragma unroll
     for (int i = 0; i < KV_TILE / 4; i++) p[i / 4][i % 4] = pack2(elem(), s[2 * i], s[2 * i + 1]);
   }
   DEV void rescale_o() {
-    if (LAZY && !__any_sync(0xffffffffu, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
+    if (!__any_sync(0xffffffffu, alpha[0] != 1.0f | alpha[1] != 1.0f)) return;
 #pragma unroll
-    for (int i = 0; i < HEAD_DIM / 2; i++) o[i] *= alpha[i / 2 % 2];
+    for (int i = 0; i < O_COLS / 2; i++) o[i] *= alpha[i / 2 % 2];
   }
 
   // The first block: there is no P V to go with it yet.
@@ -361,7 +358,7 @@ struct Consumer {
     const int lane = lane_id(), row = warp_id() % 4 * 16 + lane / 4;
     q_desc = desc_k_major<128>(q_smem);
 #pragma unroll
-    for (int i = 0; i < HEAD_DIM / 2; i++) o[i] = 0.0f;
+    for (int i = 0; i < O_COLS / 2; i++) o[i] = 0.0f;
     row_max[0] = row_max[1] = NEG_INF;
     row_sum[0] = row_sum[1] = 0.0f;
     // Blocks from `own` on are seen by none of the rows; blocks under `open` are seen whole by all.
@@ -391,13 +388,13 @@ struct Consumer {
     float inv[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-      const float sum = warp_sum<4>(row_sum[r]);
+      const float sum = MMA_SUM ? o[O_COLS / 2 - 4 + 2 * r] : warp_sum<4>(row_sum[r]);
       inv[r] = row_max[r] == NEG_INF ? 0.0f : rcp_approx(sum);
     }
     const int lane = lane_id();
     // Lane l gives row l % 16 of the 16 x 16 block, its left or right half by l / 16.
     const u32 at = (warp_id() % 4 * 16 + lane % 16) * 128 + lane / 16 * 16;
-    named_barrier_sync(4 + w, 128);
+    named_barrier_sync(5 + w, 128);
 #pragma unroll
     for (int i = 0; i < HEAD_DIM / 16; i++) {
       u32 r[4];
@@ -406,7 +403,7 @@ struct Consumer {
       stmatrix_x4(smem + i / 4 * Q_SLAB + swizzled<128>(at + i % 4 * 32), r[0], r[1], r[2], r[3]);
     }
     fence_proxy_async();
-    named_barrier_sync(4 + w, 128);
+    named_barrier_sync(5 + w, 128);
     if (threadIdx.x % 128 == 0) {
 #pragma unroll
       for (int c = 0; c < SLABS; c++) tma_store_4d(om, smem + c * Q_SLAB, 64 * c, t.head(), position, t.batch);
@@ -419,9 +416,7 @@ struct Consumer {
 DEV void consume(const Smem sm, const CUtensorMap *om, const Shape &p, int w) {
   Consumer c;
   Ring<Q_STAGES> qs;
-  if (w == 0) {
-    if (PINGPONG) named_barrier_arrive(1, 256); // the first turn
-  }
+  if (PINGPONG && w == 0) named_barrier_arrive(1, 256); // the first turn
   for (;;) {
     mbar_wait(sm.q_full(qs.stage), qs.phase);
     const int index = ld_shared(sm.tile(qs.stage));
@@ -462,6 +457,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, WARPGROUPS == 1 ? 2 : 1)
     }
     fence_mbar_init();
   }
+#if MMA_SUM
+  for (int i = threadIdx.x; i < KV_SLAB / 4; i += THREADS) st_shared(sm.ones() + 4 * i, pack2(elem(), 1.0f, 1.0f));
+  fence_proxy_async();
+#endif
   __syncthreads();
   const int group = warp_uniform(threadIdx.x / 128);
   if (group == 0) {

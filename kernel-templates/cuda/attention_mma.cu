@@ -166,7 +166,8 @@ attention_mma(const elem *__restrict__ q_ptr, const elem *__restrict__ k_ptr, co
     }
 
 #pragma unroll
-    for (int i = 0; i < FRAGS_Q; i++)
+    for (int i = 0; i < FRAGS_Q; i++) {
+      float shrink[2];
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         float m = row_max[i][h];
@@ -174,10 +175,10 @@ attention_mma(const elem *__restrict__ q_ptr, const elem *__restrict__ k_ptr, co
         for (int j = 0; j < FRAGS_KV; j++) m = fmaxf(m, fmaxf(s[i][j][2 * h], s[i][j][2 * h + 1]));
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
         m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-        const float origin = m == NEG_INF ? 0.0f : m * scale;
-        const float shrink = exp2_approx(row_max[i][h] * scale - origin);
+        const float base = m == NEG_INF ? 0.0f : m, origin = base * scale;
+        shrink[h] = exp2_approx((row_max[i][h] - base) * scale); // exactly 1 where the maximum stays
         row_max[i][h] = m;
-        float sum = row_sum[i][h] * shrink;
+        float sum = row_sum[i][h] * shrink[h];
 #pragma unroll
         for (int j = 0; j < FRAGS_KV; j++)
 #pragma unroll
@@ -186,9 +187,15 @@ attention_mma(const elem *__restrict__ q_ptr, const elem *__restrict__ k_ptr, co
             sum += s[i][j][2 * h + c];
           }
         row_sum[i][h] = sum;
-#pragma unroll
-        for (int d = 0; d < FRAGS_D; d++) out[i][d][2 * h] *= shrink, out[i][d][2 * h + 1] *= shrink;
       }
+      // After the first tiles the maximum seldom moves. With few columns the branch costs more than it saves.
+      if (HEAD_DIM < 128 || __any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+#pragma unroll
+        for (int d = 0; d < FRAGS_D; d++)
+#pragma unroll
+          for (int c = 0; c < 4; c++) out[i][d][c] *= shrink[c / 2];
+      }
+    }
 
 #pragma unroll
     for (int j = 0; j < FRAGS_KV; j += 2) {

@@ -11,6 +11,7 @@
 #define QUADS (HEAD_DIM / 4)
 #define ITEMS ((QUADS + 7) / 8) // groups of four dimensions of one lane
 #define STEP (4 * UNROLL)       // tokens of a warp's step
+#define PART_TOKENS SPLIT
 #include "split_softmax.cuh"
 
 static_assert(HEAD_DIM % 4 == 0 && HEAD_DIM <= 256, "head_dim");
@@ -25,7 +26,7 @@ DEV float4 load4(const elem *p) {
 
 extern "C" __global__ void __launch_bounds__(THREADS) decode_fma(
     const elem *__restrict__ q, const elem *__restrict__ k_cache, const elem *__restrict__ v_cache,
-    const int *__restrict__ block_table, const int *__restrict__ lens, elem *__restrict__ o, void *workspace, int batch,
+    const int *block_table, const int *lens, elem *__restrict__ o, void *workspace, int batch,
     int max_pages, int max_splits) {
   const int kv_head = blockIdx.x / HEAD_BLOCKS, head_block = blockIdx.x % HEAD_BLOCKS, seq = blockIdx.z;
   const int split = blockIdx.y, lane = lane_id(), warp = warp_id(), group = lane / 8, part = lane % 8;
@@ -121,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_fma(
   }
   __syncthreads();
 
-  const int n = split_count(len);
+  const int n = part_count(len);
   partials p(workspace, batch * KV_HEADS * HEAD_BLOCKS, batch, max_splits);
   if (warp == 0)
     for (int task = lane; task < heads * QUADS; task += 32) {
@@ -130,9 +131,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_fma(
 #pragma unroll
       for (int w = 0; w < WARPS; w++) s.merge(warp_ms[w][h], warp_out[w][h][quad]);
       if (n == 1) {
-        const float inv = s.sum > 0.0f ? 1.0f / s.sum : 0.0f;
-        *(float4 *)(o + (head0 + h) * HEAD_DIM + quad * 4) =
-            make_float4(s.acc.x * inv, s.acc.y * inv, s.acc.z * inv, s.acc.w * inv);
+        s.write(o + (head0 + h) * HEAD_DIM + quad * 4);
       } else {
         const i64 at = (head0 + h) * max_splits + split;
         *((float4 *)(p.out + at * HEAD_DIM) + quad) = s.acc;

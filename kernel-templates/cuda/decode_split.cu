@@ -5,18 +5,19 @@
 // lanes load them from global memory in the layout in which the matrix instruction wants them, which is possible
 // because the order of the summed dimensions is free as long as both operands agree on it.
 //
-//   Sᵀ[16 tokens × 8 heads] = K · qᵀ   A = K: lane (g, c) = (lane/4, lane%4) holds tokens g and g+8, and 16 bytes of
-//                                      every 64 of their rows, at c·16. B = qᵀ: head g, the same bytes.
+//   S[16 heads × 8 tokens] = q · Kᵀ    A = q, padded to 16 heads. B = Kᵀ: lane (g, c) = (lane/4, lane%4) holds 16 bytes
+//                                      of every 64 of the row of token g, at c·16; a word pair is one operand.
 //   Oᵀ[16 dims × 8 heads] += Vᵀ · Pᵀ   A = Vᵀ: lane (g, c) loads tokens 2c, 2c+1, 2c+8, 2c+9, 16 bytes of every 128 at
-//                                      g·16, and pairs them up by byte permutation. B = Pᵀ: Sᵀ transposed in registers.
+//                                      g·16, and pairs the tokens up by byte permutation. B = Pᵀ: what S leaves in the
+//                                      lane, tokens 2c and 2c+1 of head g, is the operand as it stands.
 //
 // Each word of V that a lane holds per token (two dimensions) is one row tile of Oᵀ, so a lane ends up with consecutive
 // dimensions of heads 2c and 2c+1. Loads of the next tile are issued as soon as the registers are free: K's after the
 // scores, V's after the product. The running maximum is raised only when a score exceeds it by 2^LAZY, so the usual
 // tile costs one vote and no rescaling; the softmax is exact whatever the maximum is.
 //
-// Sequences of several splits write f32 partials to the workspace. The last block of a (sequence, head block) to arrive,
-// or with COMBINE_LAUNCH a second kernel, merges them, and leaves the workspace zero as it was found.
+// The warps of a block merge through shared memory. If a sequence has several splits, f32 partials go to the workspace,
+// and the last block to arrive, or with COMBINE_LAUNCH a second kernel, merges them.
 #include "mma.cuh"
 
 #define GROUP (HEADS / KV_HEADS)
@@ -24,6 +25,8 @@
 #define HEAD_BLOCKS ((GROUP + HEADS_BLOCK - 1) / HEADS_BLOCK)
 #define HEADS_USED (GROUP < HEADS_BLOCK ? GROUP : HEADS_BLOCK)
 #define THREADS (WARPS * 32)
+#define UNITS (KV_HEADS * HEAD_BLOCKS)                      // blocks of one sequence and token range
+#define PART_TOKENS SPLIT                                   // tokens behind one partial result
 #define SUB (TILE / 16)                                     // 16-token tiles of the matrix instruction
 #define K_WORDS (HEAD_DIM / 8)                              // words of one token's K row in one lane
 #define V_WORDS (HEAD_DIM / 16)
@@ -37,9 +40,13 @@ static_assert(SPLIT % TILE == 0 && TILE % 16 == 0, "a split is whole tiles");
 static_assert((WARPS & (WARPS - 1)) == 0, "warps are merged in halves");
 
 // ---- loads ---------------------------------------------------------------------------------------------------------
-// Not .nc: with a programmatic launch the newest token is written while this grid is already resident.
-template <int WORDS> DEV void load_words(u32 *r, const elem *p) {
-  if (WORDS == 4)
+// Not .nc: with a programmatic launch the newest token is written while this grid is already resident. LINE: the L2 is
+// to fetch the whole 128 bytes around at once.
+template <int WORDS, bool LINE = false> DEV void load_words(u32 *r, const elem *p) {
+  if (WORDS == 4 && LINE)
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(p));
+  else if (WORDS == 4)
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(p));
   else if (WORDS == 2)
@@ -50,7 +57,7 @@ template <int WORDS> DEV void load_words(u32 *r, const elem *p) {
 // A lane's part of a row of K or q: 8 of every 32 dimensions, and 4 of a rest of 16.
 DEV void load_k_row(u32 (&r)[K_WORDS], const elem *row, int c) {
 #pragma unroll
-  for (int i = 0; i < HEAD_DIM / 32; i++) load_words<4>(r + 4 * i, row + 32 * i + 8 * c);
+  for (int i = 0; i < HEAD_DIM / 32; i++) load_words<4, WHOLE_LINES>(r + 4 * i, row + 32 * i + 8 * c);
   if (HEAD_DIM % 32) load_words<2>(r + HEAD_DIM / 32 * 4, row + HEAD_DIM / 32 * 32 + 4 * c);
 }
 // The first dimension of word w of a lane's part of a row of V: 8 of every 64, 4 of a rest of 32, 2 of a rest of 16.
@@ -65,36 +72,41 @@ DEV void load_v_row(u32 (&r)[V_WORDS], const elem *row, int g) {
   if (HEAD_DIM % 64 >= 32) load_words<2>(r + HEAD_DIM / 64 * 4, row + HEAD_DIM / 64 * 64 + 4 * g);
   if (HEAD_DIM % 32) load_words<1>(r + V_WORDS - 1, row + HEAD_DIM / 32 * 32 + 2 * g);
 }
-DEV u32 transpose_8x8(u32 v) {
-  u32 r;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(v));
-  return r;
-}
 DEV u32 low_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
 DEV u32 high_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
+
 
 // ---- the split -----------------------------------------------------------------------------------------------------
 extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
     const elem *__restrict__ q, const elem *__restrict__ k_cache, const elem *__restrict__ v_cache,
-    const int *__restrict__ block_table, const int *__restrict__ lens, elem *__restrict__ o, void *workspace, int batch,
-    int max_pages, int max_splits) {
-  const int kv_head = blockIdx.x / HEAD_BLOCKS, head_block = blockIdx.x % HEAD_BLOCKS, seq = blockIdx.z;
-  const int split = blockIdx.y, lane = lane_id(), warp = warp_id(), g = lane / 4, c = lane % 4;
+    const int *block_table, const int *lens, elem *__restrict__ o, void *workspace, int batch,
+    int max_pages, int max_parts) {
+  const int unit = blockIdx.x % UNITS, split = blockIdx.x / UNITS, seq = blockIdx.y;
+  const int kv_head = unit / HEAD_BLOCKS, head_block = unit % HEAD_BLOCKS;
+  const int lane = lane_id(), warp = warp_id(), g = lane / 4, c = lane % 4;
   const i64 head0 = (i64)seq * HEADS + kv_head * GROUP + head_block * HEADS_BLOCK; // in q and o
   const int heads = min(HEADS_BLOCK, GROUP - head_block * HEADS_BLOCK);
 #if PDL
-  pdl_launch();
   pdl_wait();
 #endif
-  const int len = lens[seq], begin = split * SPLIT, end = min(len, begin + SPLIT);
-  if (begin >= len && split > 0) return;
+  // The first loads do not wait for the length: page numbers that turn out to lie beyond it are not used.
+  const int *table = block_table + (i64)seq * max_pages;
+  const int begin = split * SPLIT;
+  int entries = 0; // page numbers of the next 32 sub-tiles of this warp, one in each lane
+  auto start_of = [&](int step, int u) { return begin + (warp + step * WARPS) * TILE + u * 16; };
+  auto fetch_entries = [&](int step) {
+    if (PAGE % 16 == 0 && step % (32 / SUB) == 0)
+      entries = table[min((u32)start_of(step + lane / SUB, lane % SUB) / PAGE, (u32)max_pages - 1)];
+  };
+  const int len = lens[seq];
+  fetch_entries(0);
 
   // q, in registers or, when those are short, in shared memory in the order of the lanes.
 #if Q_SHARED
   __shared__ uint4 q_shared[HEAD_TILES][K_WORDS / 4][32];
   for (int i = warp; i < HEAD_TILES * K_WORDS / 4; i += WARPS) {
     const int h = i / (K_WORDS / 4), part = i % (K_WORDS / 4);
-    u32 r[4] = {0, 0, 0, 0};
+    u32 r[4] = {};
     if (h * 8 + g < heads) load_words<4>(r, q + (head0 + h * 8 + g) * HEAD_DIM + part * 32 + 8 * c);
     q_shared[h][part][lane] = make_uint4(r[0], r[1], r[2], r[3]);
   }
@@ -105,76 +117,68 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
   for (int h = 0; h < HEAD_TILES; h++)
     if (h * 8 + g < heads) load_k_row(qf[h], q + (head0 + h * 8 + g) * HEAD_DIM, c);
 #endif
+  if (begin >= len && split > 0) return;
+  const int end = min(len, begin + SPLIT);
 
-  // Tokens beyond the end are read as the last one and masked, so nothing that was never written is read.
-  const int *table = block_table + (i64)seq * max_pages;
-  const int last_start = (end - 1) & ~15;
-  int entries = 0; // of the next 32 sub-tiles of this warp, one in each lane
-  auto row_of = [&](int entry, int start, int r) { // element offset of token min(start + r, end - 1)
-    if (PAGE % 16) {
-      const u32 token = min(start + r, end - 1);
+  // Tokens beyond the end are read as an existing one and masked, so nothing that was never written is read.
+  auto row_of = [&](int step, int u) { // gives the function from row to element offset for a sub-tile
+    const bool exists = u == 0 || start_of(step, u) < end;
+    const int start = exists ? start_of(step, u) : start_of(step, 0), last = end - 1 - start;
+    const int page = PAGE % 16 ? 0 : __shfl_sync(0xffffffffu, entries, step % (32 / SUB) * SUB + (exists ? u : 0));
+    const i64 base = (((i64)page * KV_HEADS + kv_head) * PAGE + (u32)start % PAGE) * HEAD_DIM;
+    return [=](int r) {
+      if (PAGE % 16 == 0) return base + min(r, last) * HEAD_DIM;
+      const u32 token = start + min(r, last);
       return (((i64)table[token / PAGE] * KV_HEADS + kv_head) * PAGE + token % PAGE) * HEAD_DIM;
-    }
-    return (((i64)entry * KV_HEADS + kv_head) * PAGE + (u32)start % PAGE) * HEAD_DIM + min(r, end - 1 - start) * HEAD_DIM;
+    };
   };
-  auto fetch_entries = [&](int step) {
-    if (PAGE % 16 || step % (32 / SUB)) return;
-    const int start = begin + (warp + (step + lane / SUB) * WARPS) * TILE + lane % SUB * 16;
-    entries = table[(u32)min(start, last_start) / PAGE];
-  };
-  auto start_of = [&](int step, int u) { return begin + (warp + step * WARPS) * TILE + u * 16; };
-  auto entry_of = [&](int step, int u) {
-    return PAGE % 16 ? 0 : __shfl_sync(0xffffffffu, entries, step % (32 / SUB) * SUB + u);
-  };
-
   u32 k[SUB][2][K_WORDS], v[SUB][4][V_WORDS];
   auto load_k = [&](int step) {
 #pragma unroll
     for (int u = 0; u < SUB; u++) {
-      const int entry = entry_of(step, u), start = min(start_of(step, u), last_start);
-      load_k_row(k[u][0], k_cache + row_of(entry, start, g), c);
-      load_k_row(k[u][1], k_cache + row_of(entry, start, g + 8), c);
+      const auto row = row_of(step, u);
+      load_k_row(k[u][0], k_cache + row(g), c);
+      load_k_row(k[u][1], k_cache + row(g + 8), c);
     }
   };
   auto load_v = [&](int step) {
 #pragma unroll
     for (int u = 0; u < SUB; u++) {
-      const int entry = entry_of(step, u), start = min(start_of(step, u), last_start);
+      const auto row = row_of(step, u);
 #pragma unroll
-      for (int i = 0; i < 4; i++) load_v_row(v[u][i], v_cache + row_of(entry, start, 2 * c + i % 2 + i / 2 * 8), g);
+      for (int i = 0; i < 4; i++) load_v_row(v[u][i], v_cache + row(2 * c + i % 2 + i / 2 * 8), g);
     }
   };
 
-  float out[V_WORDS][HEAD_TILES][4] = {}, top[HEAD_TILES][2], sum[HEAD_TILES][2] = {};
+  // Of head g of each head tile; the sum is of this lane's tokens.
+  float top[HEAD_TILES], sum[HEAD_TILES] = {}, out[V_WORDS][HEAD_TILES][4] = {};
 #pragma unroll
-  for (int h = 0; h < HEAD_TILES; h++) top[h][0] = top[h][1] = NEG_INF;
+  for (int h = 0; h < HEAD_TILES; h++) top[h] = NEG_INF;
   const float scale = SCALE * LOG2E;
-  const int steps = (end - begin - warp * TILE + WARPS * TILE - 1) / (WARPS * TILE); // of this warp
 
-  if (steps > 0) {
-    fetch_entries(0);
-    load_k(0);
-    load_v(0);
-  }
-  for (int step = 0; step < steps; step++) {
-    const bool more = step + 1 < steps;
-    float s[SUB][HEAD_TILES][4] = {};
+  // Takes the tile of a step from the registers and refills them. `more` is a constant at both calls: under a branch the
+  // compiler would copy the loaded registers at its end, which waits for the loads.
+  auto attend = [&](int step, bool more) __attribute__((always_inline)) {
+    float s[SUB][2][4] = {}; // of 8 tokens: heads g (elements 0, 1) and g + 8 (2, 3) at tokens 2c and 2c + 1
 #pragma unroll
-    for (int u = 0; u < SUB; u++)
-#pragma unroll
-      for (int i = 0; i < K_WORDS; i += 2) {
-        const u32 a[4] = {k[u][0][i], k[u][1][i], k[u][0][i + 1], k[u][1][i + 1]};
-#pragma unroll
-        for (int h = 0; h < HEAD_TILES; h++) {
+    for (int i = 0; i < K_WORDS; i += 2) {
 #if Q_SHARED
-          const u32 *b = (const u32 *)&q_shared[h][i / 4][lane] + i % 4;
-          const u32 b2[2] = {b[0], b[1]};
-          mma_16816(elem{}, s[u][h], a, b2);
-#else
-          mma_16816(elem{}, s[u][h], a, qf[h] + i);
-#endif
-        }
+      u32 a[4] = {};
+#pragma unroll
+      for (int h = 0; h < HEAD_TILES; h++) {
+        const u32 *from = (const u32 *)&q_shared[h][i / 4][lane] + i % 4;
+        a[h] = from[0], a[h + 2] = from[1];
       }
+#else
+      const u32 a[4] = {qf[0][i], HEAD_TILES > 1 ? qf[HEAD_TILES - 1][i] : 0, qf[0][i + 1],
+                        HEAD_TILES > 1 ? qf[HEAD_TILES - 1][i + 1] : 0};
+#endif
+#pragma unroll
+      for (int u = 0; u < SUB; u++) {
+        mma_16816(elem{}, s[u][0], a, k[u][0] + i);
+        mma_16816(elem{}, s[u][1], a, k[u][1] + i);
+      }
+    }
     if (more) {
       fetch_entries(step + 1);
       load_k(step + 1);
@@ -183,44 +187,46 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
     bool grows = false;
 #pragma unroll
     for (int u = 0; u < SUB; u++) {
-      const int left = end - start_of(step, u); // tokens of this sub-tile that exist
+      const int left = end - start_of(step, u) - 2 * c; // tokens that exist, seen from this lane
 #pragma unroll
-      for (int h = 0; h < HEAD_TILES; h++)
+      for (int t = 0; t < 2; t++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-          s[u][h][e] = g + e / 2 * 8 < left ? s[u][h][e] * scale : NEG_INF;
-          grows |= s[u][h][e] > top[h][e % 2] + LAZY;
+        for (int e = 0; e < 2 * HEAD_TILES; e++) {
+          s[u][t][e] = t * 8 + e % 2 < left ? s[u][t][e] * scale : NEG_INF;
+          grows |= s[u][t][e] > top[e / 2] + LAZY;
         }
     }
     if (__any_sync(0xffffffffu, grows)) {
 #pragma unroll
-      for (int h = 0; h < HEAD_TILES; h++)
+      for (int h = 0; h < HEAD_TILES; h++) {
+        float m = top[h];
+#pragma unroll
+        for (int u = 0; u < SUB; u++)
+#pragma unroll
+          for (int t = 0; t < 2; t++) m = fmaxf(m, fmaxf(s[u][t][2 * h], s[u][t][2 * h + 1]));
+        m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
+        m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+        const float shrink = exp2_below(top[h], m);
+        top[h] = m, sum[h] *= shrink;
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-          float m = top[h][j];
+          const float r = __shfl_sync(0xffffffffu, shrink, (2 * c + j) * 4);
 #pragma unroll
-          for (int u = 0; u < SUB; u++) m = fmaxf(m, fmaxf(s[u][h][j], s[u][h][j + 2]));
-#pragma unroll
-          for (int b = 4; b < 32; b *= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, b));
-          const float shrink = exp2_below(top[h][j], m);
-          top[h][j] = m, sum[h][j] *= shrink;
-#pragma unroll
-          for (int w = 0; w < V_WORDS; w++) out[w][h][j] *= shrink, out[w][h][j + 2] *= shrink;
+          for (int w = 0; w < V_WORDS; w++) out[w][h][j] *= r, out[w][h][j + 2] *= r;
         }
+      }
     }
     u32 p[SUB][HEAD_TILES][2];
 #pragma unroll
     for (int u = 0; u < SUB; u++)
 #pragma unroll
-      for (int h = 0; h < HEAD_TILES; h++) {
+      for (int t = 0; t < 2; t++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-          s[u][h][e] = exp2_approx(s[u][h][e] - top[h][e % 2]);
-          sum[h][e % 2] += s[u][h][e];
+        for (int h = 0; h < HEAD_TILES; h++) {
+          const float p0 = exp2_approx(s[u][t][2 * h] - top[h]), p1 = exp2_approx(s[u][t][2 * h + 1] - top[h]);
+          sum[h] += p0 + p1;
+          p[u][h][t] = pack2(elem{}, p0, p1);
         }
-        p[u][h][0] = transpose_8x8(pack2(elem{}, s[u][h][0], s[u][h][1]));
-        p[u][h][1] = transpose_8x8(pack2(elem{}, s[u][h][2], s[u][h][3]));
-      }
 #pragma unroll
     for (int u = 0; u < SUB; u++)
 #pragma unroll
@@ -231,27 +237,46 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
         for (int h = 0; h < HEAD_TILES; h++) mma_16816(elem{}, out[w][h], a, p[u][h]);
       }
     if (more) load_v(step + 1);
+  };
+
+  const int steps = (end - begin - warp * TILE + WARPS * TILE - 1) / (WARPS * TILE); // of this warp
+  if (steps > 0) {
+    load_k(0);
+    load_v(0);
+    for (int step = 0; step < steps - 1; step++) attend(step, true);
+    attend(steps - 1, false);
   }
 
-  // Bring the warps to one maximum, then add them up in halves; a register's values lie in the order of the lanes.
-  __shared__ float top_shared[WARPS][HEADS_BLOCK];
-  __shared__ float merge[WARPS > 1 ? WARPS / 2 : 1][(V_WORDS * 4 + 2) * HEAD_TILES][32];
-  if (g == 0)
+#if PDL
+  pdl_launch(); // not at entry: blocks of the next grid would fill up the multiprocessors unevenly
+#endif
+
+  // Bring the warps to one maximum, then add them up in halves; a register's values lie in lane order.
+  __shared__ float2 warp_ms[WARPS][HEADS_BLOCK];
+  __shared__ float merge[WARPS > 1 ? WARPS / 2 : 1][V_WORDS * 4 * HEAD_TILES][32];
 #pragma unroll
-    for (int h = 0; h < HEAD_TILES; h++)
-      top_shared[warp][h * 8 + 2 * c] = top[h][0], top_shared[warp][h * 8 + 2 * c + 1] = top[h][1];
+  for (int h = 0; h < HEAD_TILES; h++) {
+    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
+    sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
+    if (c == 0) warp_ms[warp][h * 8 + g] = make_float2(top[h], sum[h]);
+  }
   __syncthreads();
+  float all_top[HEAD_TILES][2], all_sum[HEAD_TILES][2]; // of heads 2c and 2c + 1
 #pragma unroll
   for (int h = 0; h < HEAD_TILES; h++)
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-      float m = NEG_INF;
+      const int head = h * 8 + 2 * c + j;
+      float m = NEG_INF, total = 0.0f;
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) m = fmaxf(m, top_shared[w][h * 8 + 2 * c + j]);
-      const float shrink = exp2_below(top[h][j], m);
-      top[h][j] = m, sum[h][j] *= shrink;
+      for (int w = 0; w < WARPS; w++) m = fmaxf(m, warp_ms[w][head].x);
 #pragma unroll
-      for (int b = 4; b < 32; b *= 2) sum[h][j] += __shfl_xor_sync(0xffffffffu, sum[h][j], b);
+      for (int w = 0; w < WARPS; w++) {
+        const float2 ms = warp_ms[w][head];
+        total += ms.y * exp2_below(ms.x, m);
+      }
+      all_top[h][j] = m, all_sum[h][j] = total;
+      const float shrink = exp2_below(warp_ms[warp][head].x, m);
 #pragma unroll
       for (int w = 0; w < V_WORDS; w++) out[w][h][j] *= shrink, out[w][h][j + 2] *= shrink;
     }
@@ -259,26 +284,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
   for (int half = WARPS / 2; half > 0; half /= 2) {
     if (warp >= half && warp < 2 * half)
 #pragma unroll
-      for (int h = 0; h < HEAD_TILES; h++) {
-        float(*to)[32] = merge[warp - half] + h * (V_WORDS * 4 + 2);
-#pragma unroll
-        for (int w = 0; w < V_WORDS * 4; w++) to[w][lane] = out[w / 4][h][w % 4];
-        to[V_WORDS * 4][lane] = sum[h][0], to[V_WORDS * 4 + 1][lane] = sum[h][1];
-      }
+      for (int i = 0; i < V_WORDS * HEAD_TILES * 4; i++)
+        merge[warp - half][i][lane] = out[i / 4 / HEAD_TILES][i / 4 % HEAD_TILES][i % 4];
     __syncthreads();
     if (warp < half)
 #pragma unroll
-      for (int h = 0; h < HEAD_TILES; h++) {
-        float(*from)[32] = merge[warp] + h * (V_WORDS * 4 + 2);
-#pragma unroll
-        for (int w = 0; w < V_WORDS * 4; w++) out[w / 4][h][w % 4] += from[w][lane];
-        sum[h][0] += from[V_WORDS * 4][lane], sum[h][1] += from[V_WORDS * 4 + 1][lane];
-      }
+      for (int i = 0; i < V_WORDS * HEAD_TILES * 4; i++)
+        out[i / 4 / HEAD_TILES][i / 4 % HEAD_TILES][i % 4] += merge[warp][i][lane];
     if (half > 1) __syncthreads();
   }
 
-  const int n = split_count(len);
-  partials part(workspace, batch * KV_HEADS * HEAD_BLOCKS, batch, max_splits);
+  const int n = part_count(len);
+  const partials part(workspace, batch * UNITS, batch, max_parts);
   if (warp == 0) {
 #pragma unroll
     for (int h = 0; h < HEAD_TILES; h++)
@@ -287,36 +304,37 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
         const int head = h * 8 + 2 * c + j;
         if (head >= heads) continue;
         if (n == 1) {
-          const float inv = sum[h][j] > 0.0f ? 1.0f / sum[h][j] : 0.0f;
+          const float inv = all_sum[h][j] > 0.0f ? 1.0f / all_sum[h][j] : 0.0f;
 #pragma unroll
           for (int w = 0; w < V_WORDS; w++)
             store_pair(o + (head0 + head) * HEAD_DIM + v_dim(w, g), out[w][h][j] * inv, out[w][h][j + 2] * inv);
         } else {
-          const i64 at = (head0 + head) * max_splits + split;
+          const i64 at = (head0 + head) * max_parts + split;
 #pragma unroll
           for (int w = 0; w < V_WORDS; w++)
             *(float2 *)(part.out + at * HEAD_DIM + v_dim(w, g)) = make_float2(out[w][h][j], out[w][h][j + 2]);
-          if (g == 0) part.max_sum[at] = make_float2(top[h][j], sum[h][j]);
+          if (g == 0) part.max_sum[at] = make_float2(all_top[h][j], all_sum[h][j]);
         }
       }
   }
 #if !COMBINE_LAUNCH
   if (n == 1) return;
-  if (last_to_arrive(part.arrived + seq * KV_HEADS * HEAD_BLOCKS + blockIdx.x, n)) combine<HEADS_USED>(part, o, head0, heads, n);
+  if (last_to_arrive(part.arrived + seq * UNITS + unit, n))
+    combine<HEADS_USED>(part, o, head0, heads, n);
 #endif
 }
 
 #if COMBINE_LAUNCH
 // One block per query head of a sequence.
 extern "C" __global__ void __launch_bounds__(THREADS) decode_combine(const int *lens, elem *o, void *workspace, int batch,
-                                                                     int max_splits) {
+                                                                     int max_parts) {
 #if PDL
   pdl_launch();
   pdl_wait();
 #endif
-  const int n = split_count(lens[blockIdx.y]);
+  const int n = part_count(lens[blockIdx.y]);
   if (n == 1) return;
-  partials part(workspace, batch * KV_HEADS * HEAD_BLOCKS, batch, max_splits);
+  const partials part(workspace, batch * UNITS, batch, max_parts);
   combine<1>(part, o, (i64)blockIdx.y * HEADS + blockIdx.x, 1, n);
 }
 #endif

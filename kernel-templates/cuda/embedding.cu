@@ -22,5 +22,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) embedding(const int *__res
     if (first + j * ROW_THREADS < CHUNKS) v[j] = load<VEC>(from + (first + j * ROW_THREADS) * VEC);
 #pragma unroll
   for (int j = 0; j < ITEMS; j++)
-    if (first + j * ROW_THREADS < CHUNKS) store<STREAM>(y + token * HIDDEN + (first + j * ROW_THREADS) * VEC, v[j]);
+    if (first + j * ROW_THREADS < CHUNKS) store(y + token * HIDDEN + (first + j * ROW_THREADS) * VEC, v[j]);
 }

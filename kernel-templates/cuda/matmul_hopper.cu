@@ -25,12 +25,7 @@ constexpr int COLS = N, DEPTH = K; // the headers have template parameters of su
 #define W_HINT L2_EVICT_NORMAL
 #define WGMMA_N0 TILE_N
 #include "wgmma.cuh"
-#include "mma.cuh"
-
-#define ROPE (EPILOGUE == EPI_ROPE_KV || EPILOGUE == EPI_BIAS_ROPE_KV)
-#define BIAS (EPILOGUE == EPI_BIAS || EPILOGUE == EPI_BIAS_ROPE_KV)
-#define RESIDUAL (EPILOGUE == EPI_RESIDUAL)
-#define SWIGLU (EPILOGUE == EPI_SWIGLU)
+#include "wgmma_epilogue.cuh"
 
 constexpr int TILE_K = 64;
 constexpr int ITERS = (DEPTH + TILE_K - 1) / TILE_K / SPLIT_K; // of this block
@@ -47,11 +42,6 @@ constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
 constexpr int X_SHARE = TILE_M / CLUSTER_N; // rows that this block loads for its cluster row
 constexpr int W_SHARE = TILE_N / CLUSTER_M;
 
-constexpr int OUT_N = SWIGLU ? TILE_N / 2 : TILE_N;
-constexpr int CHUNKS = OUT_N / CHUNK / SPLIT_K; // of the columns that this block writes
-constexpr int BUF_BYTES = 16 * CHUNK * 2;
-constexpr int SWIZZLE_OUT = CHUNK * 2;
-
 // Shared memory: the ring, the epilogue buffers, two bias slices per consumer, the barriers.
 constexpr int BUFS_AT = STAGES * STAGE_BYTES;
 constexpr int BIAS_AT = BUFS_AT + CONSUMERS * 4 * EPI_BUFS * BUF_BYTES;
@@ -64,12 +54,8 @@ static_assert(BLOCKS_M * TILE_N / 2 <= 192, "accumulator registers");
 static_assert(TILE_M % (8 * CLUSTER_N) == 0 && TILE_N % (8 * CLUSTER_M) == 0, "shares are whole swizzle atoms");
 static_assert((DEPTH + TILE_K - 1) / TILE_K % SPLIT_K == 0, "equal parts of K");
 static_assert((SPLIT_K - 1) * TILE_M * (TILE_N / SPLIT_K) * 4 <= STAGES * STAGE_BYTES, "the ring holds the partial sums");
-static_assert(OUT_N % (CHUNK * SPLIT_K) == 0 && (CHUNK == 64 || CHUNK == 32 || CHUNK == 16), "epilogue chunks");
 static_assert(BLOCKS_M * CHUNKS % EPI_BUFS == 0, "buffers are used in turn across tiles");
 static_assert(!PINGPONG || CONSUMERS == 2, "two warpgroups take turns");
-#if ROPE
-static_assert(HEAD_DIM % CHUNK == 0, "a chunk lies within a head");
-#endif
 
 // ---- the order of tiles --------------------------------------------------------------------------------------------
 // Cluster tiles are walked in groups of GROUP_M rows, the row fastest, so that the tiles in flight share rows of x and w
@@ -97,156 +83,6 @@ struct Ring {
     stage = s % STAGES;
   }
 };
-
-// ---- epilogue ------------------------------------------------------------------------------------------------------
-struct Epilogue {
-  const CUtensorMap *y;
-  u32 bufs;  // of this warp
-  u32 bias;  // slice of this tile, in shared memory
-  int m, lane;
-#if RESIDUAL
-  const CUtensorMap *residual;
-  u32 loaded; // barriers of this warp's buffers
-  u32 parity; // of the next load of each buffer, one bit per buffer
-#endif
-#if ROPE
-  const int *positions, *slots;
-  const float2 *cos_sin;
-  elem *k_cache, *v_cache;
-#endif
-};
-
-#if RESIDUAL
-// Fills buffer `index` % EPI_BUFS with the residual of chunk `index` of this warp's rows of the tile.
-DEV void load_residual(const Epilogue &e, int index, int row, int col) {
-  int b = index % EPI_BUFS;
-  u32 bar = e.loaded + b * 8;
-  mbar_expect_tx(bar, BUF_BYTES);
-  tma_load_2d(e.bufs + b * BUF_BYTES, e.residual, bar, col + index % CHUNKS * CHUNK, row + index / CHUNKS * 64);
-}
-#endif
-
-DEV uint4 ld_shared(u32 smem) {
-  uint4 r;
-  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(smem) : "memory");
-  return r;
-}
-
-DEV void st_cluster(u32 smem, float a, float b, float c, float d) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(smem), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
-}
-
-#if SWIGLU
-// silu(gate) * up of two neighbouring 8-column blocks of accumulators: 8 output columns, of which lane q of a quad holds
-// q and q + 4; exchanged so that it holds 2q and 2q + 1.
-DEV u32 swiglu_pair(const float *d, int lane) {
-  u32 own = pack2(elem(), silu(d[0]) * d[1], silu(d[4]) * d[5]);
-  int src = lane & 28 | lane << 1 & 2;
-  u32 a = __shfl_sync(0xffffffffu, own, src), b = __shfl_sync(0xffffffffu, own, src + 1);
-  return __byte_perm(a, b, lane & 2 ? 0x7632 : 0x5410);
-}
-#endif
-
-// Rounds chunk C of one 64-row block and writes it. d: this thread's accumulators of the chunk; row, col: of the warp's
-// first output.
-DEV void write_chunk(Epilogue &e, int index, const float *d, int row, int col) {
-  int lane = e.lane, buf_index = index % EPI_BUFS;
-  u32 buf = e.bufs + buf_index * BUF_BYTES;
-  // Lane address of the 16x16 blocks: matrices (rows 0-7, cols 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15).
-  u32 at = (lane & 15) * SWIZZLE_OUT + (lane >> 4) * 16;
-#if RESIDUAL
-  mbar_wait(e.loaded + buf_index * 8, e.parity >> buf_index & 1);
-  e.parity ^= 1u << buf_index;
-#else
-  if (lane == 0) tma_store_wait_read<EPI_BUFS - 1>();
-  __syncwarp();
-#endif
-#if ROPE
-  constexpr int Q_COLS = HEADS * HEAD_DIM;
-  int r0 = row + lane / 4, r1 = r0 + 8;
-  bool rotate = col < Q_COLS + KV_HEADS * HEAD_DIM;
-  const float2 *cs0 = e.cos_sin, *cs1 = cs0;
-  if (rotate) {
-    int first = (col % HEAD_DIM) / 2 + lane % 4;
-    cs0 += (i64)(r0 < e.m ? e.positions[r0] : 0) * (HEAD_DIM / 2) + first;
-    cs1 += (i64)(r1 < e.m ? e.positions[r1] : 0) * (HEAD_DIM / 2) + first;
-  }
-#endif
-#pragma unroll
-  for (int c = 0; c < CHUNK; c += 16) {
-    u32 v[4]; // in the order of the four matrices
-#if SWIGLU
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const float *g = d + (2 * c + 16 * h) / 2;
-      v[2 * h] = swiglu_pair(g, lane);
-      v[2 * h + 1] = swiglu_pair(g + 2, lane);
-    }
-#else
-#if RESIDUAL
-    u32 old[4];
-    ldmatrix_x4(old, buf + swizzled<SWIZZLE_OUT>(at + c * 2));
-#endif
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const float *g = d + (c + 8 * h) / 2;
-      float a0 = g[0], a1 = g[1], b0 = g[2], b1 = g[3];
-#if BIAS
-      float s0, s1;
-      u32 s;
-      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s) : "r"(e.bias + (col % TILE_N + c + 8 * h + lane % 4 * 2) * 2));
-      unpack2(elem(), s, s0, s1);
-      a0 += s0, a1 += s1, b0 += s0, b1 += s1;
-#endif
-#if RESIDUAL
-      float s0, s1;
-      unpack2(elem(), old[2 * h], s0, s1);
-      a0 += s0, a1 += s1;
-      unpack2(elem(), old[2 * h + 1], s0, s1);
-      b0 += s0, b1 += s1;
-#endif
-#if ROPE
-      if (rotate) {
-        float2 t = __ldg(cs0 + (c + 8 * h) / 2), u = __ldg(cs1 + (c + 8 * h) / 2);
-        float ra = a0 * t.x - a1 * t.y, rb = b0 * u.x - b1 * u.y;
-        a1 = a0 * t.y + a1 * t.x, a0 = ra;
-        b1 = b0 * u.y + b1 * u.x, b0 = rb;
-      }
-#endif
-      v[2 * h] = pack2(elem(), a0, a1);
-      v[2 * h + 1] = pack2(elem(), b0, b1);
-    }
-#endif
-    stmatrix_x4(buf + swizzled<SWIZZLE_OUT>(at + c * 2), v[0], v[1], v[2], v[3]);
-  }
-#if ROPE
-  if (col >= Q_COLS) { // rows of K and V go to their pages
-    tma_store_commit(); // an empty group, so that the groups still count the buffers
-    if (col >= COLS) return;
-    __syncwarp();
-    int head = (col - Q_COLS) / HEAD_DIM;
-    elem *cache = head < KV_HEADS ? e.k_cache : e.v_cache;
-    if (head >= KV_HEADS) head -= KV_HEADS;
-    constexpr int UNITS = CHUNK / 8; // of 16 bytes in a row
-#pragma unroll
-    for (int i = lane; i < 16 * UNITS; i += 32) {
-      int r = i / UNITS, u = i % UNITS;
-      if (row + r < e.m) {
-        int slot = e.slots[row + r], p = slot / PAGE;
-        i64 line = ((i64)p * KV_HEADS + head) * PAGE + (slot - p * PAGE);
-        *(uint4 *)(cache + line * HEAD_DIM + col % HEAD_DIM + u * 8) = ld_shared(buf + swizzled<SWIZZLE_OUT>(i * 16));
-      }
-    }
-    return;
-  }
-#endif
-  fence_proxy_async();
-  __syncwarp();
-  if (lane == 0) {
-    tma_store_2d(e.y, buf, col, row);
-    tma_store_commit();
-  }
-}
 
 // ---- the two roles -------------------------------------------------------------------------------------------------
 struct Bars {
@@ -289,7 +125,7 @@ DEV void produce(const CUtensorMap *x_map, const CUtensorMap *w_map, u32 ring_at
     Tile tile = tile_at(t, tiles_m, rank);
     for (int i = 0; i < ITERS; i++) {
       if (!first || i >= AHEAD) {
-        mbar_wait_cluster(bars.empty + ring.stage * 8, ring.phase ^ 1);
+        mbar_wait(bars.empty + ring.stage * 8, ring.phase ^ 1);
         mbar_expect_tx(bars.full + ring.stage * 8, STAGE_BYTES);
         load_w(ring.stage, (k_first + i) * TILE_K, tile.col);
       }
@@ -301,6 +137,10 @@ DEV void produce(const CUtensorMap *x_map, const CUtensorMap *w_map, u32 ring_at
 }
 
 #if SPLIT_K > 1
+DEV void st_cluster(u32 smem, float a, float b, float c, float d) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1,%2,%3,%4};" ::"r"(smem), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
+
 // Adds up the parts of K. Each thread sends its sums of another block's columns to its own counterpart there, so the
 // layout in shared memory is merely one 16-byte slot per thread and step. On return share rank.k of the accumulators
 // is complete.
@@ -308,7 +148,7 @@ DEV void reduce_parts(float (&acc)[BLOCKS_M][TILE_N / 2], u32 ring_at, Rank rank
   constexpr int SHARE = TILE_N / 2 / SPLIT_K, STEPS = BLOCKS_M * SHARE / 4, THREADS = 128 * CONSUMERS;
   u32 at = ring_at + (threadIdx.x - 128) * 16;
   __syncwarp();
-  cluster_sync(); // the rings are idle
+  cluster_sync_relaxed(); // the rings are idle
 #pragma unroll
   for (int to = 0; to < SPLIT_K; to++) {
     if (to == rank.k) continue;
@@ -377,6 +217,21 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, int cons
       for (int i = 0; i < EPI_BUFS; i++) load_residual(e, i, row, col);
     }
 #endif
+#if ROPE
+    int position[BLOCKS_M][2];
+#pragma unroll
+    for (int b = 0; b < BLOCKS_M; b++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        int r = row + b * 64 + lane / 4 + h * 8;
+        position[b][h] = r < e.m ? e.positions[r] : 0;
+      }
+#endif
+#if PINGPONG
+    // A wait tells phases apart by parity only, so a consumer may look at the ring no earlier than one round ahead: it
+    // starts when the other one has seen all of the tile before.
+    if (t != (int)blockIdx.x / CLUSTER) named_barrier_sync(4 + consumer, 256);
+#endif
     float acc[BLOCKS_M][TILE_N / 2];
     u32 last = 0;
     for (int i = 0; i < ITERS; i++) {
@@ -396,6 +251,9 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, int cons
       last = ring.stage;
       ring.next();
     }
+#if PINGPONG
+    if (t + stride / 2 < tiles) named_barrier_arrive(4 + (consumer ^ 1), 256);
+#endif
 #pragma unroll
     for (int b = 0; b < BLOCKS_M; b++) wgmma_pin(acc[b]);
     wgmma_wait<0>();
@@ -410,14 +268,21 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, int cons
 #if SPLIT_K > 1
     reduce_parts(acc, ring_at, rank);
 #endif
+    Rotation rotation;
 #pragma unroll
     for (int i = 0; i < BLOCKS_M * CHUNKS; i++) {
+#if ROPE
+      int at = col + i % CHUNKS * CHUNK;
+      // Where a chunk is a head, all chunks of a row rotate alike.
+      if ((HEAD_DIM != CHUNK || i % CHUNKS == 0) && at < ROTATED_COLS)
+        load_rotation(rotation, e, position[i / CHUNKS], at);
+#endif
       constexpr int PER_CHUNK = (SWIGLU ? 2 : 1) * CHUNK / 2; // accumulators of a thread
 #pragma unroll
       for (int share = 0; share < SPLIT_K; share++)
         if (share == rank.k)
           write_chunk(e, i, acc[i / CHUNKS] + (share * CHUNKS + i % CHUNKS) * PER_CHUNK, row + i / CHUNKS * 64,
-                      col + i % CHUNKS * CHUNK);
+                      col + i % CHUNKS * CHUNK, rotation);
 #if RESIDUAL
       constexpr int LAG = EPI_BUFS > 1; // stores whose buffer need not be free yet
       if (i >= LAG && i + EPI_BUFS - LAG < BLOCKS_M * CHUNKS && lane == 0) {
@@ -462,7 +327,8 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
 #endif
     fence_mbar_init();
   }
-  if (CLUSTER > 1) cluster_sync();
+  __syncwarp();
+  if (CLUSTER > 1) cluster_sync_relaxed();
   else __syncthreads();
 #if PDL
   pdl_launch();
@@ -474,13 +340,13 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
   if (warpgroup == 0) {
     if (CONSUMERS == 2) setmaxnreg_dec<40>();
     if (CONSUMERS == 3) setmaxnreg_dec<32>();
-    if (threadIdx.x == 0) produce(&x_map, &w_map, base, bars, m, rank);
+    if (warp_uniform(warp_id()) == 0 && elect_one()) produce(&x_map, &w_map, base, bars, m, rank);
     __syncwarp();
     if (SPLIT_K > 1) { // the barriers of reduce_parts
-      cluster_sync();
+      cluster_sync_relaxed();
       cluster_sync();
     }
-    if (CLUSTER > 1) cluster_sync(); // no block leaves while another may still write to it or arrive at its barriers
+    if (CLUSTER > 1) cluster_sync_relaxed(); // no block leaves while another may still write to it or arrive at its barriers
   } else {
     if (CONSUMERS == 2) setmaxnreg_inc<232>();
     if (CONSUMERS == 3) setmaxnreg_inc<160>();
@@ -507,6 +373,6 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
     pdl_wait();
 #endif
     consume(base, bars, e, bias_row, consumer, rank);
-    if (CLUSTER > 1) cluster_sync();
+    if (CLUSTER > 1) cluster_sync_relaxed();
   }
 }

@@ -2,14 +2,13 @@
 // The operands are swapped: 16 rows of W are the M side of mma.m16n8k16 and eight tokens its N side, so that few
 // tokens waste nothing that matters; the run time is the weights' bytes over the memory bandwidth.
 //
-// A row group is BLOCK_ROWS adjacent rows of W (columns of y), computed by a cluster of CLUSTER_K blocks that split k
-// into slices. In a block, WARPS warps are SPLIT_K parts of the slice by WARPS / SPLIT_K parts of ROW_TILES * 16 rows.
-// Every warp streams on its own: STAGES asynchronous copies of its rows by STAGE_K elements are in flight, a warp waits
-// for its oldest, uses it, and requests in its place what comes STAGES steps later in the stream, across row groups too.
-// Blocks meet only to combine the parts of k.
+// A row group is BLOCK_ROWS adjacent rows of W (columns of y), computed by one block: its WARPS warps are SPLIT_K parts
+// of k by WARPS / SPLIT_K parts of ROW_TILES * 16 rows. Every warp streams on its own: STAGES asynchronous copies of its
+// rows by STAGE_K elements are in flight, a warp waits for its oldest, uses it, and requests in its place what comes
+// STAGES steps later in the stream, across row groups too. The warps meet only to combine the parts of k.
 //
 //   weights ──cp.async──▶ ring[WARPS][STAGES] ─┐
-//   x ──(shared memory, X_SMEM)────────────────┴─mma──▶ acc ──▶ partial[SPLIT_K] ──▶ inbox[CLUSTER_K] ──▶ epilogue
+//   x ──(shared memory, X_SMEM)────────────────┴─mma──▶ acc ──▶ partial[SPLIT_K] ──▶ epilogue
 //
 // Fragments without ldmatrix: a product does not depend on the order of k as long as both operands agree on it. In a
 // chunk of 32 k, thread t takes the eight k from 8 * (t % 4) as one 16-byte vector, of rows 2 * (t / 4) and
@@ -22,9 +21,6 @@
 #include "epilogue.cuh"
 #include "mma.cuh"
 #include "weight_stream.cuh"
-#if CLUSTER_K > 1 || BULK
-#include "hopper.cuh"
-#endif
 
 #define THREADS (WARPS * 32)
 #define CHUNK_K 32
@@ -32,57 +28,35 @@
 #define WARP_ROWS (ROW_TILES * 16)
 #define BLOCK_ROWS (WARPS / SPLIT_K * WARP_ROWS)
 #define GROUPS ((N + BLOCK_ROWS - 1) / BLOCK_ROWS)
-#define SLICE_K (((K + CLUSTER_K - 1) / CLUSTER_K + CHUNK_K - 1) / CHUNK_K * CHUNK_K) // k of one block of the cluster
 #define STEP_K (SPLIT_K * STAGE_K)
-#define STEPS ((SLICE_K + STEP_K - 1) / STEP_K)
-#define PERSISTENT (BLOCKS_SM > 0) // a cluster takes every gridDim.x / CLUSTER_K-th row group, instead of just one
-#define REDUCED (SPLIT_K * CLUSTER_K > 1)
+#define STEPS ((K + STEP_K - 1) / STEP_K)
+#define PERSISTENT (BLOCKS_SM > 0) // a block takes every gridDim.x-th row group, instead of just one
 
 // Shared memory, in bytes. The padding of rows lets the 16-byte accesses of eight threads, two rows by 64 bytes, touch
 // every bank once: rows of x are an odd multiple of 64, rows of W, of which every other one is read, of 32. Rows of
 // partial sums, in floats, are 4 more than a multiple of 16, so that the accumulators of a half warp do.
-#define X_STRIDE (SLICE_K * 2 % 128 == 64 ? SLICE_K * 2 : SLICE_K * 2 + 64)
+#define X_COLS ((K + CHUNK_K - 1) / CHUNK_K * CHUNK_K)
+#define X_STRIDE (X_COLS * 2 % 128 == 64 ? X_COLS * 2 : X_COLS * 2 + 64)
 #define X_BYTES (X_SMEM ? TILE_M * X_STRIDE : 0)
 #define W_STRIDE (STAGE_K * 2 + 32)
 #define STAGE_BYTES (WARP_ROWS * W_STRIDE)
 #define RING_BYTES (WARPS * STAGES * STAGE_BYTES)
-#define BARRIER_BYTES (BULK * WARPS * STAGES * 8)
 #define PARTIAL_STRIDE ((TILE_M + 15) / 16 * 16 + 4)
-#define PARTIALS (REDUCED ? SPLIT_K * BLOCK_ROWS * PARTIAL_STRIDE : 0)
-#define PAIRS (BLOCK_ROWS / 2)
-#define ITEMS (PAIRS * TILE_M / CLUSTER_K) // column pairs of a token that one block of the cluster finishes
-#define BUFFERS (PERSISTENT ? 2 : 1)
-#define W_WHOLE (SLICE_K % STEP_K == 0 && SLICE_K * CLUSTER_K == K) // no step reaches beyond the end of k
+#define PARTIALS (SPLIT_K * BLOCK_ROWS * PARTIAL_STRIDE)
 
 static_assert(ELEM_BYTES == 2, "the tensor cores take 16-bit elements");
 static_assert(K % 8 == 0, "rows of W and x are read as aligned 16-byte vectors");
 static_assert(TILE_M % 8 == 0 && TILE_M <= 64, "tokens are the N side of the instruction");
 static_assert(STAGE_K % 128 == 0, "copies of a row are multiples of 256 bytes");
 static_assert(WARPS % SPLIT_K == 0, "the warps are SPLIT_K parts of k by parts of the rows");
-static_assert(W_WHOLE || !BULK, "bulk copies do not fill the rest of a stage with zeros");
-static_assert(PAIRS * TILE_M % CLUSTER_K == 0, "the blocks of a cluster finish equal shares of the row group");
 
 struct weight_stream {
   const elem *w;
-  u32 ring;    // this warp's, in shared memory
-  u32 full;    // this warp's barriers, one for each stage of the ring (BULK)
-  int k_slice; // first element of the block's slice of k
-  int k_part;  // this warp's first element within a step
-  int row;     // this warp's first row within a row group
+  u32 ring;   // this warp's, in shared memory
+  int k_part; // this warp's first element within a step
+  int row;    // this warp's first row within a row group
 };
 
-#if BULK
-// Requests the warp's part of one step of one row group: a bulk copy for each row, by one lane. Rows from N on keep what
-// they had: every row of W makes a column of y of its own, and theirs are not stored.
-DEV void copy_weights(const weight_stream &s, int slot, int group, int step) {
-  const int lane = lane_id(), row0 = group * BLOCK_ROWS + s.row, rows = min(WARP_ROWS, N - row0);
-  const u32 full = s.full + slot * 8;
-  if (lane == 0) mbar_expect_tx(full, max(rows, 0) * (STAGE_K * 2));
-  if (lane < rows)
-    bulk_load(s.ring + slot * STAGE_BYTES + lane * W_STRIDE,
-              s.w + (i64)(row0 + lane) * K + s.k_slice + step * STEP_K + s.k_part, STAGE_K * 2, full);
-}
-#else
 // Requests the warp's part of one step of one row group; zero outside of W.
 DEV void copy_weights(const weight_stream &s, int slot, int group, int step) {
   constexpr int ROW_VECTORS = STAGE_K / 8;
@@ -91,93 +65,70 @@ DEV void copy_weights(const weight_stream &s, int slot, int group, int step) {
   for (int i = 0; i < WARP_ROWS * ROW_VECTORS / 32; i++) {
     const int r = ROW_VECTORS >= 32 ? i / (ROW_VECTORS / 32) : i * (32 / ROW_VECTORS) + lane / ROW_VECTORS;
     const int v = ROW_VECTORS >= 32 ? i % (ROW_VECTORS / 32) * 32 + lane : lane % ROW_VECTORS;
-    const int row = group * BLOCK_ROWS + s.row + r;
-    const int k_local = step * STEP_K + s.k_part + v * 8, k = s.k_slice + k_local;
+    const int row = group * BLOCK_ROWS + s.row + r, k = step * STEP_K + s.k_part + v * 8;
     const elem *p = s.w + (i64)row * K + k;
     const u32 dst = s.ring + slot * STAGE_BYTES + r * W_STRIDE + v * 16;
-    if constexpr (N % BLOCK_ROWS == 0 && W_WHOLE) {
+    if constexpr (N % BLOCK_ROWS == 0 && K % STEP_K == 0) {
       cp_async16(dst, p);
     } else {
-      const bool inside = row < N && k_local < SLICE_K && k < K;
+      const bool inside = row < N && k < K;
       cp_async16(dst, inside ? p : s.w, inside ? 16 : 0);
     }
   }
 }
-#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 matmul_skinny(const elem *x, const elem *__restrict__ w, EPILOGUE_PARAMS, int m) {
-  extern __shared__ __align__(16) u8 smem[]; // ring, barriers, x, partials, inbox
-  u8 *const x_tile = smem + RING_BYTES + BARRIER_BYTES;
-  [[maybe_unused]] float *const partials = reinterpret_cast<float *>(x_tile + X_BYTES); // [BUFFERS][SPLIT_K][BLOCK_ROWS]
-  [[maybe_unused]] float2 *const inbox = reinterpret_cast<float2 *>(partials + BUFFERS * PARTIALS); // [BUFFERS][CLUSTER_K]
+  extern __shared__ __align__(16) u8 smem[]; // ring, x, two buffers of partial sums in turn
+  [[maybe_unused]] u8 *const x_tile = smem + RING_BYTES;
+  [[maybe_unused]] float *const partials = reinterpret_cast<float *>(smem + RING_BYTES + X_BYTES);
   const epilogue_args e = EPILOGUE_PACK;
-#if CLUSTER_K > 1
-  const int rank = cluster_rank();
-  cluster_arrive(); // matched before the first write to another block, which must have started by then
-#else
-  const int rank = 0;
-#endif
   const int lane = lane_id(), quad = lane / 4, part_k = warp_id() % SPLIT_K, part_row = warp_id() / SPLIT_K;
-  const int clusters = gridDim.x / CLUSTER_K;
-  const weight_stream s = {w, smem_u32(smem) + warp_id() * (STAGES * STAGE_BYTES),
-                           smem_u32(smem) + RING_BYTES + warp_id() * (STAGES * 8), rank * SLICE_K, part_k * STAGE_K,
-                           part_row * WARP_ROWS};
+  const u32 ring_at = warp_id() * (STAGES * STAGE_BYTES);
+  const weight_stream s = {w, smem_u32(smem) + ring_at, part_k * STAGE_K, part_row * WARP_ROWS};
+  const u8 *const w_thread = smem + ring_at + 2 * quad * W_STRIDE + lane % 4 * 16;
   const int first_row = s.row + 2 * quad; // of this thread within a row group
-  const u8 *const w_thread = smem + warp_id() * (STAGES * STAGE_BYTES) + 2 * quad * W_STRIDE + lane % 4 * 16;
 
   pdl_launch();
-#if BULK
-  if (lane < STAGES) mbar_init(s.full + lane * 8, 1);
-  fence_mbar_init();
-  __syncwarp();
-#endif
   // The stream's position STAGES steps ahead of the one in use. One group of copies is committed a step, empty past the
   // end, so that the oldest group is always the one waited for.
-  int next_group = blockIdx.x / CLUSTER_K, next_step = 0;
+  int next_group = blockIdx.x, next_step = 0;
   const auto request_next = [&](int slot) {
     if (next_group < GROUPS) {
       copy_weights(s, slot, next_group, next_step);
       if (++next_step == STEPS) {
         next_step = 0;
-        next_group = PERSISTENT ? next_group + clusters : GROUPS;
+        next_group = PERSISTENT ? next_group + gridDim.x : GROUPS;
       }
     }
-    if (!BULK) cp_async_commit();
+    cp_async_commit();
   };
 #pragma unroll
   for (int i = 0; i < STAGES; i++) request_next(i);
   pdl_wait();
 
 #if X_SMEM
-  constexpr int SLICE_VECTORS = SLICE_K / 8;
+  constexpr int X_VECTORS = X_COLS / 8;
 #pragma unroll 8
-  for (int i = threadIdx.x; i < TILE_M * SLICE_VECTORS; i += THREADS) {
-    const int t = i / SLICE_VECTORS, v = i % SLICE_VECTORS, k = s.k_slice + v * 8;
-    *reinterpret_cast<uint4 *>(x_tile + t * X_STRIDE + v * 16) = ld_tokens_if(x + t * K + k, t < m && k < K);
+  for (int i = threadIdx.x; i < TILE_M * X_VECTORS; i += THREADS) {
+    const int t = i / X_VECTORS, v = i % X_VECTORS;
+    *reinterpret_cast<uint4 *>(x_tile + t * X_STRIDE + v * 16) = ld_tokens_if(x + t * K + v * 8, t < m && v * 8 < K);
   }
   __syncthreads();
 #endif
-#if CLUSTER_K > 1
-  cluster_wait();
-#endif
 
-  int group = blockIdx.x / CLUSTER_K, buffer = 0, slot = 0, phase = 0;
+  int group = blockIdx.x, buffer = 0, slot = 0;
   do {
     float acc[ROW_TILES][TOKEN_TILES][4] = {};
 #pragma unroll 1
     for (int step = 0; step < STEPS; step++) {
-#if BULK
-      mbar_wait(s.full + slot * 8, phase);
-#else
       cp_async_wait<STAGES - 1>();
       __syncwarp();
-#endif
       const u8 *const w_stage = w_thread + slot * STAGE_BYTES;
       const int k_step = step * STEP_K + s.k_part;
 #pragma unroll
       for (int u = 0; u < STAGE_K / CHUNK_K; u++) {
-        if (SLICE_K % STEP_K != 0 && k_step + u * CHUNK_K >= SLICE_K) break;
+        if (K % STEP_K != 0 && k_step + u * CHUNK_K >= K) break;
         u32 a[ROW_TILES][2][4];
 #pragma unroll
         for (int i = 0; i < ROW_TILES; i++) {
@@ -188,13 +139,11 @@ matmul_skinny(const elem *x, const elem *__restrict__ w, EPILOGUE_PARAMS, int m)
         }
 #pragma unroll
         for (int t = 0; t < TOKEN_TILES; t++) {
-          const int k_local = k_step + u * CHUNK_K + lane % 4 * 8;
+          const int k = k_step + u * CHUNK_K + lane % 4 * 8;
 #if X_SMEM
-          const uint4 b = *reinterpret_cast<const uint4 *>(x_tile + (t * 8 + quad) * X_STRIDE + k_local * 2);
+          const uint4 b = *reinterpret_cast<const uint4 *>(x_tile + (t * 8 + quad) * X_STRIDE + k * 2);
 #else
-          const int k = s.k_slice + k_local;
-          const bool inside = t * 8 + quad < m && (SLICE_K * CLUSTER_K == K || k < K);
-          const uint4 b = ld_tokens_if(x + (quad * K + k) + t * 8 * K, inside);
+          const uint4 b = ld_tokens_if(x + (quad * K + k) + t * 8 * K, t * 8 + quad < m && (K % STEP_K == 0 || k < K));
 #endif
           const u32 b0[2] = {b.x, b.y}, b1[2] = {b.z, b.w};
 #pragma unroll
@@ -206,10 +155,10 @@ matmul_skinny(const elem *x, const elem *__restrict__ w, EPILOGUE_PARAMS, int m)
       }
       __syncwarp();
       request_next(slot);
-      if (++slot == STAGES) slot = 0, phase ^= 1;
+      if (++slot == STAGES) slot = 0;
     }
 
-#if !REDUCED
+#if SPLIT_K == 1
 #pragma unroll
     for (int t = 0; t < TOKEN_TILES; t++)
 #pragma unroll
@@ -224,7 +173,7 @@ matmul_skinny(const elem *x, const elem *__restrict__ w, EPILOGUE_PARAMS, int m)
         }
       }
 #else
-    // One barrier a row group is enough: a warp or block that is a group ahead writes the other buffer.
+    // One barrier a row group is enough: a warp that is a group ahead writes the other buffer.
     float *const partial = partials + buffer * PARTIALS;
 #pragma unroll
     for (int i = 0; i < ROW_TILES; i++)
@@ -235,8 +184,9 @@ matmul_skinny(const elem *x, const elem *__restrict__ w, EPILOGUE_PARAMS, int m)
         *reinterpret_cast<float2 *>(p + PARTIAL_STRIDE) = make_float2(acc[i][t][2], acc[i][t][3]);
       }
     __syncthreads();
-    for (int i = threadIdx.x; i < ITEMS * CLUSTER_K; i += THREADS) {
-      const int pair = i % PAIRS, token = i / PAIRS;
+    constexpr int PAIRS = BLOCK_ROWS / 2;
+    for (int i = threadIdx.x; i < PAIRS * TILE_M; i += THREADS) {
+      const int pair = i % PAIRS, token = i / PAIRS, col = group * BLOCK_ROWS + 2 * pair;
       const float *p = partial + 2 * pair * PARTIAL_STRIDE + token;
       float v0 = 0, v1 = 0;
 #pragma unroll
@@ -244,27 +194,10 @@ matmul_skinny(const elem *x, const elem *__restrict__ w, EPILOGUE_PARAMS, int m)
         v0 += p[j * (BLOCK_ROWS * PARTIAL_STRIDE)];
         v1 += p[j * (BLOCK_ROWS * PARTIAL_STRIDE) + PARTIAL_STRIDE];
       }
-#if CLUSTER_K > 1
-      // Each block of the cluster finishes ITEMS of the row group: the sums of a slice go to the inbox of that block.
-      const float2 *box = inbox + (buffer * CLUSTER_K + rank) * ITEMS + i % ITEMS;
-      asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(cluster_map(smem_u32(box), i / ITEMS)), "f"(v0),
-                   "f"(v1) : "memory");
-    }
-    cluster_sync();
-    for (int i = threadIdx.x; i < ITEMS; i += THREADS) {
-      const int pair = (rank * ITEMS + i) % PAIRS, token = (rank * ITEMS + i) / PAIRS;
-      float v0 = 0, v1 = 0;
-#pragma unroll
-      for (int j = 0; j < CLUSTER_K; j++) {
-        const float2 v = inbox[(buffer * CLUSTER_K + j) * ITEMS + i];
-        v0 += v.x, v1 += v.y;
-      }
-#endif
-      const int col = group * BLOCK_ROWS + 2 * pair;
       if (token < m && col < N) epilogue_pair(e, token, col, v0, v1);
     }
+    if (PERSISTENT) buffer ^= 1;
 #endif
-    buffer ^= 1;
-    group += clusters;
+    group += gridDim.x;
   } while (PERSISTENT && group < GROUPS);
 }

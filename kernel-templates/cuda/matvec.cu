@@ -1,6 +1,6 @@
-// y = x·Wᵀ for one to eight tokens: a stream of the weights from memory to registers, each byte read once, with f32
-// multiply-adds on the way. The run time is the weights' bytes over the memory bandwidth, so everything here serves to
-// keep enough loads in flight.
+// y = x·Wᵀ for one to eight tokens: a stream of the weights from memory to registers, each byte read once, with the
+// multiply-adds on the way (on the tensor cores for 16-bit elements, in f32 for f32). The run time is the weights' bytes
+// over the memory bandwidth, so everything here serves to keep enough loads in flight.
 //
 // A row group is BLOCK_ROWS adjacent rows of W (columns of y), computed by one block. WARPS warps split it into
 // SPLIT_K parts along k and WARPS / SPLIT_K parts of ROWS rows. A warp reads a row as vectors of 16 bytes per lane; a
@@ -8,11 +8,12 @@
 // is used, its register is the target of the load that is one step further along the stream, across row groups too.
 // x comes through the L1 cache, which holds it after its first use on the multiprocessor.
 //
-//   weights ──16-byte loads──▶ w[ROWS][UNROLL] ──fma with x──▶ acc ──lanes──▶ partial[SPLIT_K] ──block──▶ epilogue
+//   weights ──16-byte loads──▶ w[ROWS][UNROLL] ──dot products with x──▶ acc ──lanes──▶ partial[SPLIT_K] ──block──▶ epilogue
 //
 // Under programmatic dependent launch the first step of weights is requested before the wait for the kernel that
 // produces x, and the dependent kernel may start at once: its own first weights then arrive under this kernel's tail.
 #include "epilogue.cuh"
+#include "mma.cuh"
 #include "weight_stream.cuh"
 
 #define THREADS (WARPS * 32)
@@ -43,16 +44,55 @@ DEV uint4 load_weight(const weight_stream &s, int group, int step, int r, int u)
   else return ld_weights_if(p, row < N && k < K);
 }
 
-// The elements of one 32-bit word of a vector.
-#define WORD_ELEMS (4 / ELEM_BYTES)
-DEV void unpack_word(float (&f)[WORD_ELEMS], u32 v) {
 #if ELEM_BYTES == 2
-  unpack2(elem{}, v, f[0], f[1]);
+static_assert(ROWS % 2 == 0, "the tensor cores take pairs of rows");
+
+// Dot products on the tensor cores, of vectors as the loads leave them. A thread's vectors of two rows of W are its part
+// of the fragment A of mma.m16n8k16, its vector of x is its part of B: row i of A is then the k of lanes 4i to 4i + 3 of
+// the first row of W, row i + 8 those of the second, and column j of B the k of lanes 4j to 4j + 3 of x. Where i = j the
+// product is one that is wanted, so the dot products are the traces of the two halves of the accumulator. The other
+// entries are wasted, but two instructions replace 16 multiply-adds and 24 conversions.
+struct dot_products {
+  float d[ROWS / 2][TILE_M][4];
+
+  DEV void add(const uint4 (&w)[ROWS], const uint4 (&x)[TILE_M]) {
+#pragma unroll
+    for (int t = 0; t < TILE_M; t++) {
+      const u32 b0[2] = {x[t].x, x[t].y}, b1[2] = {x[t].z, x[t].w};
+#pragma unroll
+      for (int r = 0; r < ROWS; r += 2) {
+        const u32 a0[4] = {w[r].x, w[r + 1].x, w[r].y, w[r + 1].y}, a1[4] = {w[r].z, w[r + 1].z, w[r].w, w[r + 1].w};
+        mma_16816(elem{}, d[r / 2][t], a0, b0);
+        mma_16816(elem{}, d[r / 2][t], a1, b1);
+      }
+    }
+  }
+  // This lane's share of a dot product. Lane 4i + c has columns 2c and 2c + 1 of row i of the accumulator.
+  DEV float share(int r, int t) const {
+    const int lane = lane_id(), i = lane / 4, c = lane % 4;
+    const float v = i % 2 ? d[r / 2][t][r % 2 * 2 + 1] : d[r / 2][t][r % 2 * 2];
+    return i / 2 == c ? v : 0.0f;
+  }
+};
 #else
-  f[0] = __uint_as_float(v);
+// Dot products by multiply-adds, element by element of the vectors.
+struct dot_products {
+  float d[ROWS][TILE_M];
+
+  DEV void add(const uint4 (&w)[ROWS], const uint4 (&x)[TILE_M]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+#pragma unroll
+      for (int r = 0; r < ROWS; r++)
+#pragma unroll
+        for (int t = 0; t < TILE_M; t++) d[r][t] = fmaf(element(w[r], i), element(x[t], i), d[r][t]);
+  }
+  DEV float share(int r, int t) const { return d[r][t]; }
+  static DEV float element(uint4 v, int i) {
+    return __uint_as_float(i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w);
+  }
+};
 #endif
-}
-DEV u32 word(uint4 v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 constexpr int power_of_two_from(int v) {
   int p = 1;
@@ -82,14 +122,14 @@ template <int COUNT, int OFFSET = 16> DEV float sum_over_lanes(const float (&v)[
 #define BATCH_PADDED power_of_two_from(BATCH)
 
 // Writes the warp's ROWS x TILE_M sums to dst, rows outermost.
-DEV void store_partial(float *dst, const float (&acc)[ROWS][TILE_M]) {
+DEV void store_partial(float *dst, const dot_products &acc) {
   const int lane = lane_id();
 #pragma unroll
   for (int first = 0; first < VALUES; first += BATCH) {
     float v[BATCH_PADDED];
 #pragma unroll
     for (int i = 0; i < BATCH_PADDED; i++)
-      v[i] = i < BATCH && first + i < VALUES ? acc[(first + i) / TILE_M][(first + i) % TILE_M] : 0.0f;
+      v[i] = i < BATCH && first + i < VALUES ? acc.share((first + i) / TILE_M, (first + i) % TILE_M) : 0.0f;
     const float sum = sum_over_lanes(v);
     constexpr int SPREAD = 32 / BATCH_PADDED;
     const int i = first + lane / SPREAD;
@@ -106,16 +146,16 @@ matvec(const elem *x, const elem *__restrict__ w, EPILOGUE_PARAMS, int m) {
   const weight_stream s = {w, part_k * (UNROLL * CHUNK_K) + lane_id() * VECTOR, part_row * ROWS};
 
   pdl_launch();
-  uint4 wv[ROWS][UNROLL];
+  uint4 wv[UNROLL][ROWS];
 #pragma unroll
   for (int u = 0; u < UNROLL; u++)
 #pragma unroll
-    for (int r = 0; r < ROWS; r++) wv[r][u] = load_weight(s, blockIdx.x, 0, r, u);
+    for (int r = 0; r < ROWS; r++) wv[u][r] = load_weight(s, blockIdx.x, 0, r, u);
   pdl_wait();
 
   int group = blockIdx.x, buffer = 0;
   do {
-    float acc[ROWS][TILE_M] = {};
+    dot_products acc = {};
 #pragma unroll 1
     for (int step = 0; step < STEPS; step++) {
       const bool last = step == STEPS - 1;
@@ -130,24 +170,10 @@ matvec(const elem *x, const elem *__restrict__ w, EPILOGUE_PARAMS, int m) {
           const bool inside = (TILE_M == 1 || t < m) && (K % STEP_K == 0 || k < K);
           xv[t] = ld_tokens_if(x + k + t * K, inside);
         }
-        // Word by word: it takes the fewest registers beside the loads in flight.
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          float xf[TILE_M][WORD_ELEMS], wf[ROWS][WORD_ELEMS];
-#pragma unroll
-          for (int t = 0; t < TILE_M; t++) unpack_word(xf[t], word(xv[t], i));
-#pragma unroll
-          for (int r = 0; r < ROWS; r++) unpack_word(wf[r], word(wv[r][u], i));
-#pragma unroll
-          for (int j = 0; j < WORD_ELEMS; j++)
-#pragma unroll
-            for (int r = 0; r < ROWS; r++)
-#pragma unroll
-              for (int t = 0; t < TILE_M; t++) acc[r][t] = fmaf(wf[r][j], xf[t][j], acc[r][t]);
-        }
+        acc.add(wv[u], xv);
         if (more) {
 #pragma unroll
-          for (int r = 0; r < ROWS; r++) wv[r][u] = load_weight(s, next_group, next_step, r, u);
+          for (int r = 0; r < ROWS; r++) wv[u][r] = load_weight(s, next_group, next_step, r, u);
         }
       }
     }

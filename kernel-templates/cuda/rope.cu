@@ -37,6 +37,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope(const elem *__restric
       b[2 * p] = a[2 * p] * r[p].x - a[2 * p + 1] * r[p].y;
       b[2 * p + 1] = a[2 * p] * r[p].y + a[2 * p + 1] * r[p].x;
     }
-    store<STREAM>(y + (token * HEADS + head) * HEAD_DIM + chunk * VEC, pack(b));
+    store(y + (token * HEADS + head) * HEAD_DIM + chunk * VEC, pack(b));
   }
 }

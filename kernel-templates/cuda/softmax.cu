@@ -43,7 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) softmax(const elem *__rest
     unpack(in, v);
 #pragma unroll
     for (int j = 0; j < VEC; j++) v[j] = power(v[j], scaled_top) * inv;
-    store<STREAM>(y + c, pack(v));
+    store(y + c, pack(v));
   };
 #if KEEP
   packed<VEC> in[ITEMS];

@@ -51,10 +51,10 @@ pub struct Description {
     #[serde(default = "always")]
     pub when: ExprText,
     /// Tunables and their values.
-    #[serde(default)]
+    #[serde(default, with = "ordered")]
     pub tunables: IndexMap<String, Vec<i64>>,
     /// Named intermediate values, in order.
-    #[serde(default)]
+    #[serde(default, with = "ordered")]
     pub derive: IndexMap<String, ExprText>,
     /// What makes a config legal.
     #[serde(default, rename = "constraint")]
@@ -63,7 +63,7 @@ pub struct Description {
     #[serde(default)]
     pub cost: Cost,
     /// More constants for the code.
-    #[serde(default)]
+    #[serde(default, with = "ordered")]
     pub defines: IndexMap<String, ExprText>,
     /// Compiler options.
     #[serde(default)]
@@ -229,5 +229,50 @@ pub struct Reuse {
 impl Default for Reuse {
     fn default() -> Reuse {
         Reuse { dynamic: Vec::new(), legal: always() }
+    }
+}
+
+/// Maps whose order matters: read from a table, or from the list of pairs that they are written as, since a journal
+/// sorts the names of its objects.
+mod ordered {
+    use indexmap::IndexMap;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<V: Serialize, S: Serializer>(map: &IndexMap<String, V>, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(map.iter())
+    }
+
+    pub(super) fn deserialize<'de, V: Deserialize<'de>, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<IndexMap<String, V>, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, bound = "V: Deserialize<'de>")]
+        enum Raw<V> {
+            Pairs(Vec<(String, V)>),
+            Table(IndexMap<String, V>),
+        }
+        Ok(match Raw::deserialize(d)? {
+            Raw::Pairs(pairs) => pairs.into_iter().collect(),
+            Raw::Table(map) => map,
+        })
+    }
+}
+
+#[cfg(all(test, feature = "tuner"))]
+mod tests {
+    use super::Description;
+
+    #[test]
+    fn the_order_of_derived_names_survives_a_journal() {
+        let text = "name='t'\ntarget='cpu'\nop='matmul'\n[tunables]\nz=[1]\na=[2]\n[derive]\nzz='1'\naa='zz+1'\n\
+            [[launch]]\nentry='e'\ngrid=[1,1,1]\nblock=1\nargs=[]\n";
+        let d: Description = toml::from_str(text).unwrap();
+        // Through a form that sorts the names of objects, as the journal does.
+        let sorted: std::collections::BTreeMap<String, serde_json::Value> =
+            serde_json::from_value(serde_json::to_value(&d).unwrap()).unwrap();
+        let back: Description = serde_json::from_value(serde_json::to_value(sorted).unwrap()).unwrap();
+        assert_eq!(back, d);
+        assert_eq!(back.derive.keys().collect::<Vec<_>>(), ["zz", "aa"]);
+        assert_eq!(back.tunables.keys().collect::<Vec<_>>(), ["z", "a"]);
     }
 }

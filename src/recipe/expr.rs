@@ -138,6 +138,17 @@ struct Names {
     stack: RwLock<Vec<(Arc<str>, Value)>>,
 }
 
+/// The attributes of `dev`.
+#[derive(Debug)]
+struct Numbers(Vec<(&'static str, Value)>);
+
+impl Object for Numbers {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        let key = key.as_str()?;
+        self.0.iter().find(|(name, _)| *name == key).map(|(_, v)| v.clone())
+    }
+}
+
 impl fmt::Debug for Names {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} names", self.fixed.len())
@@ -189,7 +200,7 @@ impl Scope {
                 ("simd", count(device.simd)),
             ]),
         }
-        fixed.insert("dev".into(), dev.into_iter().collect::<Value>());
+        fixed.insert("dev".into(), Value::from_object(Numbers(dev)));
         Scope(Arc::new(Names { fixed, stack: RwLock::default() }))
     }
 

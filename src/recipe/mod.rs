@@ -19,14 +19,25 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
 /// Named values of a template's tunables. Stored whole; written `tile_m=128 stages=4`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config(pub IndexMap<String, i64>);
 
 impl Config {
     /// A tunable's value.
     pub fn get(&self, name: &str) -> Option<i64> {
         self.0.get(name).copied()
+    }
+}
+
+impl Serialize for Config {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Config, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

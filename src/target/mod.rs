@@ -130,3 +130,16 @@ pub struct ArtifactInfo {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub log: String,
 }
+
+/// Lets a closed pipe end the process, as it ends other command-line tools. Not for a process that talks to workers: a
+/// dead worker closes its pipe too.
+#[cfg(feature = "cli")]
+pub fn default_sigpipe() {
+    unsafe extern "C" {
+        fn signal(number: i32, handler: usize) -> usize;
+    }
+    const SIGPIPE: i32 = 13;
+    const SIG_DFL: usize = 0;
+    // SAFETY: sets a disposition, before any thread is started.
+    unsafe { signal(SIGPIPE, SIG_DFL) };
+}

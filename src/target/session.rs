@@ -136,6 +136,9 @@ pub struct Tried {
     /// Blocks a multiprocessor holds (CUDA).
     #[serde(default)]
     pub blocks_per_sm: u32,
+    /// Seconds spent on loading and checking, and on timing.
+    #[serde(default)]
+    pub seconds: (f64, f64),
 }
 
 /// A device that can check and time candidates of one problem at a time.
@@ -145,6 +148,9 @@ pub trait Session {
 
     /// Measures the ceilings that rooflines use, and keeps them in [`Session::device`].
     fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, TargetError>;
+
+    /// Takes ceilings that another session measured on this device.
+    fn assume(&mut self, ceilings: Ceilings);
 
     /// Makes inputs and reference of a problem, replacing those of the last one.
     fn prepare(&mut self, setup: &Setup) -> Result<(), TargetError>;

@@ -1,8 +1,8 @@
 // Attention of BQ query rows over blocks of keys with a running softmax, shared by prefill and decode.
 //
-// The scores are kept transposed, s[key][row]: a vector holds neighbouring query rows, a key's elements are broadcast as
-// they lie in memory, and the softmax (maximum, exp, sum) needs no movement between lanes. Q is transposed and scaled
-// once. The second product broadcasts s[key][row] against vectors of V. So neither K nor V is ever transposed.
+// The scores are kept transposed, s[key][row]: a vector holds neighbouring query rows, a key's elements are broadcast
+// as they lie in memory, and the softmax (maximum, exp, sum) needs no movement between lanes. Q is transposed and
+// scaled once. The second product broadcasts s[key][row] against vectors of V. So neither K nor V is ever transposed.
 //
 // Expects HEAD_DIM, BQ (rows), BK (keys of a block), KR (keys in registers), QV (row vectors in registers),
 // QR (rows in registers) and DV (vectors of V in registers).
@@ -28,18 +28,28 @@ INLINE void attend_query(attend_t *a, long r, const elem *q) {
   const float scale = 1.0f / __builtin_sqrtf((float)HEAD_DIM);
   for (long d = 0; d < HEAD_DIM; d++) a->q[d * BQ + r] = q ? get(q + d) * scale : 0.0f;
 }
-// s[key..key + keys] = K . Q^T; `keys` is a multiple of KR and every row of `k` is readable.
-static void attend_scores(attend_t *a, long key, const float *k, long keys) {
+// s[key..key + keys] = K . Q^T; `keys` is a multiple of KR and every row of `k` is readable. Where they are given, as
+// many rows of K and V from `next_k` and `next_v` on are fetched meanwhile, a line of each every STEP elements.
+#define STEP (64 / (KR * ELEM_BYTES) > 1 && HEAD_DIM % (64 / (KR * ELEM_BYTES)) == 0 ? 64 / (KR * ELEM_BYTES) : 1)
+INLINE void attend_scores(attend_t *a, long key, const float *k, long keys, const elem *next_k, const elem *next_v) {
   for (long j = 0; j < keys; j += KR)
     for (long r = 0; r < BQ; r += QV * VL) {
       vf acc[KR][QV];
       UNROLL for (int i = 0; i < KR; i++) UNROLL for (int v = 0; v < QV; v++) acc[i][v] = (vf){0};
-      for (long d = 0; d < HEAD_DIM; d++) {
-        vf b[QV];
-        UNROLL for (int v = 0; v < QV; v++) b[v] = load_f32(a->q + d * BQ + r + v * VL);
-        UNROLL for (int i = 0; i < KR; i++) {
-          vf x = splat(k[(j + i) * HEAD_DIM + d]);
-          UNROLL for (int v = 0; v < QV; v++) acc[i][v] = x * b[v] + acc[i][v];
+      for (long d = 0; d < HEAD_DIM; d += STEP) {
+        if (next_k) __builtin_prefetch(next_k + j * HEAD_DIM + d * KR, 0, 3);
+        if (next_v) __builtin_prefetch(next_v + j * HEAD_DIM + d * KR, 0, 3);
+        UNROLL for (int u = 0; u < STEP; u++) {
+          vf b[QV];
+          UNROLL for (int v = 0; v < QV; v++) {
+            b[v] = load_f32(a->q + (d + u) * BQ + r + v * VL);
+            KEEP(b[v]);
+          }
+          UNROLL for (int i = 0; i < KR; i++) {
+            vf x = splat(k[(j + i) * HEAD_DIM + d + u]);
+            KEEP(x);
+            UNROLL for (int v = 0; v < QV; v++) acc[i][v] = x * b[v] + acc[i][v];
+          }
         }
       }
       UNROLL for (int i = 0; i < KR; i++) UNROLL for (int v = 0; v < QV; v++)
@@ -90,9 +100,12 @@ static void attend_values(attend_t *a, long rows, const float *const *runs, long
         const float *v0 = runs[j0 / per] + d;
         for (long j = 0, n = min_l(per, keys - j0); j < n; j++, p += BQ) {
           vf b[DV];
-          UNROLL for (int v = 0; v < DV; v++) b[v] = load_f32(v0 + j * ldv + v * VL);
+          UNROLL for (int v = 0; v < DV; v++) {
+            b[v] = load_f32(v0 + j * ldv + v * VL);
+          }
           UNROLL for (int i = 0; i < QR; i++) {
             vf x = splat(p[i]);
+            KEEP(x);
             UNROLL for (int v = 0; v < DV; v++) acc[i][v] = x * b[v] + acc[i][v];
           }
         }

@@ -53,9 +53,6 @@ INLINE float max_lanes(vf v) {
   UNROLL for (int i = 1; i < VL; i++) m = v[i] > m ? v[i] : m;
   return m;
 }
-INLINE void fetch(const void *from, long bytes) {
-  for (long i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)from + i, 0, 3);
-}
 INLINE long min_l(long a, long b) { return a < b ? a : b; }
 INLINE long max_l(long a, long b) { return a > b ? a : b; }
 INLINE long cdiv_l(long a, long b) { return (a + b - 1) / b; }

@@ -1,5 +1,5 @@
-// Rows of a normalisation: its arguments, the sums over a row and the row's result. RESIDUAL says whether h = x + residual
-// is normed and written too; NORM_BIAS whether a bias is added at the end.
+// Rows of a normalisation: its arguments, the sums over a row and the row's result. RESIDUAL says whether h = x +
+// residual is normed and written too; NORM_BIAS whether a bias is added at the end.
 typedef struct {
   const elem *x, *residual, *weight, *bias;
   elem *y, *h;

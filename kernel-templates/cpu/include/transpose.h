@@ -39,8 +39,8 @@ INLINE void transpose_block(float *to, long ldt, const float *from, long ldf) {
   transpose_regs(r);
   UNROLL for (int i = 0; i < TB; i++) *(vt_any *)(to + i * ldt) = r[i];
 }
-// to[j * ldt + i] = from[i][j] for i < rows, j < cols of a row-major matrix of elements; rows up to `pad_rows` and columns
-// up to `pad_cols` (both multiples of TB) become zero.
+// to[j * ldt + i] = from[i][j] for i < rows, j < cols of a row-major matrix of elements; rows up to `pad_rows` and
+// columns up to `pad_cols` (both multiples of TB) become zero.
 static void transpose_elems(float *to, long ldt, const elem *from, long ldf, long rows, long cols, long pad_rows,
                             long pad_cols) {
   for (long j = 0; j < pad_cols; j += TB)

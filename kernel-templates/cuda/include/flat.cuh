@@ -25,7 +25,7 @@ template <int INPUTS, class F> DEV void map_flat(const elem *x, elem *y, i64 cou
       for (int j = 0; j < PARTS; j++) unpack(in[i][j], a[j]);
 #pragma unroll
       for (int j = 0; j < VEC; j++) b[j] = f(&a[0][0] + j * INPUTS);
-      store<STREAM>(y + group * VEC, pack(b));
+      store(y + group * VEC, pack(b));
     }
   }
   const i64 tail = groups * VEC + threadIdx.x;

@@ -22,7 +22,7 @@ DEV void mbar_expect_tx(u32 bar, u32 bytes) { // one arrival, and so many bytes 
 DEV void mbar_arrive_cluster(u32 bar, u32 rank) {
   asm volatile("{\n.reg .b32 remote;\n"
                "mapa.shared::cluster.u32 remote, %0, %1;\n"
-               "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(bar), "r"(rank) : "memory");
+               "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(bar), "r"(rank) : "memory");
 }
 DEV bool mbar_try_wait(u32 bar, u32 parity) {
   u32 done;
@@ -33,15 +33,6 @@ DEV bool mbar_try_wait(u32 bar, u32 parity) {
 }
 DEV void mbar_wait(u32 bar, u32 parity) {
   while (!mbar_try_wait(bar, parity)) {}
-}
-// For a barrier on which other blocks of the cluster arrive.
-DEV void mbar_wait_cluster(u32 bar, u32 parity) {
-  u32 done;
-  do {
-    asm volatile("{\n.reg .pred p;\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
-  } while (!done);
 }
 
 // ---- bulk tensor copies --------------------------------------------------------------------------------------------
@@ -132,6 +123,11 @@ DEV void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" :
 DEV void cluster_sync() {
   cluster_arrive();
   cluster_wait();
+}
+// An execution barrier only: it orders no memory accesses, and costs no memory barrier.
+DEV void cluster_sync_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 }
 DEV u32 cluster_map(u32 smem, u32 rank) { // the address of `smem` in another block of the cluster
   u32 r;

@@ -1,9 +1,8 @@
 // RMSNorm and LayerNorm of rows of COLS elements, with an optional residual add before.
 //
 // ROW_THREADS threads hold a row in registers from the load to the store, so every tensor is moved once; a block takes
-// BLOCK_ROWS rows at a time and, when the grid is smaller than the rows, walks on in steps of the grid. The weights are
-// constants and may therefore be fetched before the grid dependency resolves (WEIGHT_EARLY), which also keeps them in
-// registers from row to row.
+// BLOCK_ROWS rows. The weights are constants and may therefore be fetched before the grid dependency resolves
+// (WEIGHT_EARLY); otherwise they are fetched when they are needed, which takes fewer registers.
 #pragma once
 #include "vector_io.cuh"
 
@@ -14,7 +13,7 @@
 static_assert(COLS % VEC == 0, "a row is whole accesses");
 static_assert(THREADS % 32 == 0 && THREADS <= 1024, "block");
 
-// The sum over the threads of a row, in all of them. `slot` alternates, so that one barrier per call is enough.
+// The sum over the threads of a row, in all of them. Calls with different slots need no barrier between them.
 DEV float row_sum(float v, int slot) {
   v = warp_sum<ROW_THREADS < 32 ? ROW_THREADS : 32>(v);
 #if ROW_THREADS > 32
@@ -33,81 +32,74 @@ template <bool LAYER_NORM> DEV void norm(const elem *x, const elem *residual, co
                                          elem *h, int rows) {
   const int in_row = threadIdx.x % ROW_THREADS;
   packed<VEC> w[ITEMS], b[ITEMS];
-  auto load_weights = [&]() {
-#pragma unroll
-    for (int i = 0; i < ITEMS; i++) {
-      const int c = (i * ROW_THREADS + in_row) * VEC;
-      if (c < COLS) {
-        w[i] = load_constant<VEC>(weight + c);
-        if (LAYER_NORM) b[i] = load_constant<VEC>(bias + c);
-      }
+  auto load_weights = [&](int i) {
+    const int c = (i * ROW_THREADS + in_row) * VEC;
+    if (c < COLS) {
+      w[i] = load_constant<VEC>(weight + c);
+      if (LAYER_NORM) b[i] = load_constant<VEC>(bias + c);
     }
   };
 #if WEIGHT_EARLY
-  load_weights();
+#pragma unroll
+  for (int i = 0; i < ITEMS; i++) load_weights(i);
 #endif
 #if PDL
   pdl_launch();
   pdl_wait();
 #endif
-  int slot = 0;
-  for (i64 base = (i64)blockIdx.x * BLOCK_ROWS; base < rows; base += (i64)gridDim.x * BLOCK_ROWS) {
-    const i64 row = base + threadIdx.x / ROW_THREADS, at = row * COLS + in_row * VEC;
-    const bool row_in = BLOCK_ROWS == 1 || row < rows;
-    auto in = [&](int i) { return row_in && (COLS % (VEC * ROW_THREADS) == 0 || (i * ROW_THREADS + in_row) * VEC < COLS); };
-    packed<VEC> xs[ITEMS] = {};
+  const i64 row = (i64)blockIdx.x * BLOCK_ROWS + threadIdx.x / ROW_THREADS, at = row * COLS + in_row * VEC;
+  const bool row_in = BLOCK_ROWS == 1 || row < rows;
+  auto in = [&](int i) { return row_in && (COLS % (VEC * ROW_THREADS) == 0 || (i * ROW_THREADS + in_row) * VEC < COLS); };
+  packed<VEC> xs[ITEMS] = {};
 #if RESIDUAL
-    packed<VEC> rs[ITEMS] = {};
+  packed<VEC> rs[ITEMS] = {};
 #endif
 #pragma unroll
-    for (int i = 0; i < ITEMS; i++)
-      if (in(i)) {
-        xs[i] = load<VEC>(x + at + i * ROW_THREADS * VEC);
+  for (int i = 0; i < ITEMS; i++)
+    if (in(i)) {
+      xs[i] = load<VEC>(x + at + i * ROW_THREADS * VEC);
 #if RESIDUAL
-        rs[i] = load<VEC>(residual + at + i * ROW_THREADS * VEC);
-#endif
-      }
-    float v[ITEMS][VEC], sum = 0.0f, sum_sq = 0.0f, mean = 0.0f;
-#pragma unroll
-    for (int i = 0; i < ITEMS; i++) {
-      unpack(xs[i], v[i]);
-#if RESIDUAL
-      float r[VEC];
-      unpack(rs[i], r);
-#pragma unroll
-      for (int j = 0; j < VEC; j++) v[i][j] += r[j];
-      if (in(i)) store<STREAM>(h + at + i * ROW_THREADS * VEC, pack(v[i]));
+      rs[i] = load<VEC>(residual + at + i * ROW_THREADS * VEC);
 #endif
     }
-    if (LAYER_NORM) {
+  float v[ITEMS][VEC], sum = 0.0f, sum_sq = 0.0f, mean = 0.0f;
 #pragma unroll
-      for (int i = 0; i < ITEMS; i++)
+  for (int i = 0; i < ITEMS; i++) {
+    unpack(xs[i], v[i]);
+#if RESIDUAL
+    float r[VEC];
+    unpack(rs[i], r);
 #pragma unroll
-        for (int j = 0; j < VEC; j++) sum += v[i][j];
-      mean = row_sum(sum, slot) * (1.0f / COLS);
-      slot ^= 1;
-    }
-#pragma unroll
-    for (int i = 0; i < ITEMS; i++)
-#pragma unroll
-      for (int j = 0; j < VEC; j++) {
-        v[i][j] -= mean;
-        if (!LAYER_NORM || in(i)) sum_sq = fmaf(v[i][j], v[i][j], sum_sq); // past the end v is -mean, not 0
-      }
-    const float scale = rsqrtf(row_sum(sum_sq, slot) * (1.0f / COLS) + EPS);
-    slot ^= 1;
-#if !WEIGHT_EARLY
-    load_weights();
+    for (int j = 0; j < VEC; j++) v[i][j] += r[j];
+    if (in(i)) store<STREAM>(h + at + i * ROW_THREADS * VEC, pack(v[i]));
 #endif
-#pragma unroll
-    for (int i = 0; i < ITEMS; i++)
-      if (in(i)) {
-        float wf[VEC], bf[VEC];
-        unpack(w[i], wf);
-        if (LAYER_NORM) unpack(b[i], bf);
-#pragma unroll
-        for (int j = 0; j < VEC; j++) wf[j] = v[i][j] * scale * wf[j] + (LAYER_NORM ? bf[j] : 0.0f);
-        store<STREAM>(y + at + i * ROW_THREADS * VEC, pack(wf));
-      }
   }
+  if (LAYER_NORM) {
+#pragma unroll
+    for (int i = 0; i < ITEMS; i++)
+#pragma unroll
+      for (int j = 0; j < VEC; j++) sum += v[i][j];
+    mean = row_sum(sum, 0) * (1.0f / COLS);
+  }
+#pragma unroll
+  for (int i = 0; i < ITEMS; i++)
+#pragma unroll
+    for (int j = 0; j < VEC; j++) {
+      v[i][j] -= mean;
+      if (!LAYER_NORM || in(i)) sum_sq = fmaf(v[i][j], v[i][j], sum_sq); // past the end v is -mean, not 0
+    }
+  const float scale = rsqrtf(row_sum(sum_sq, 1) * (1.0f / COLS) + EPS);
+#pragma unroll
+  for (int i = 0; i < ITEMS; i++)
+    if (in(i)) {
+#if !WEIGHT_EARLY
+      load_weights(i);
+#endif
+      float wf[VEC], bf[VEC];
+      unpack(w[i], wf);
+      if (LAYER_NORM) unpack(b[i], bf);
+#pragma unroll
+      for (int j = 0; j < VEC; j++) wf[j] = v[i][j] * scale * wf[j] + (LAYER_NORM ? bf[j] : 0.0f);
+      store<STREAM>(y + at + i * ROW_THREADS * VEC, pack(wf));
+    }
 }

@@ -1,8 +1,9 @@
 // Partial results of attention split over the keys, and how they merge.
 //
-// In the workspace: a counter per group of blocks that share heads, then per (sequence, query head, split) the maximum
+// In the workspace: a counter per group of blocks that share heads, then per (sequence, query head, part) the maximum
 // (base 2, scaled) and the sum, then HEAD_DIM unnormalised outputs, all f32. The merge leaves the workspace zero as it
-// was found. Uses the defines HEADS, HEAD_DIM, SPLIT, and THREADS of the including kernel.
+// was found. Uses HEADS, HEAD_DIM, PART_TOKENS (the tokens behind one partial)
+// and THREADS of the including kernel.
 #pragma once
 #include "common.cuh"
 
@@ -21,15 +22,15 @@ struct partials {
   u32 *arrived;
   float2 *max_sum;
   float *out;
-  int splits;
-  DEV partials(void *workspace, int counters, int batch, int max_splits) {
+  int parts; // most partials of a head, the stride
+  DEV partials(void *workspace, int counters, int batch, int max_parts) {
     arrived = (u32 *)workspace;
     max_sum = (float2 *)((char *)workspace + ((u64)counters * 4 + 255) / 256 * 256);
-    out = (float *)((char *)max_sum + ((u64)batch * HEADS * max_splits * 8 + 255) / 256 * 256);
-    splits = max_splits;
+    out = (float *)((char *)max_sum + ((u64)batch * HEADS * max_parts * 8 + 255) / 256 * 256);
+    parts = max_parts;
   }
 };
-DEV int split_count(int len) { return len > SPLIT ? (len + SPLIT - 1) / SPLIT : 1; }
+DEV int part_count(int len) { return len > PART_TOKENS ? (len + PART_TOKENS - 1) / PART_TOKENS : 1; }
 
 // Four dimensions of a head with their running maximum and sum.
 struct quad_state {
@@ -42,17 +43,22 @@ struct quad_state {
     acc.x = acc.x * shrink + v.x * grow, acc.y = acc.y * shrink + v.y * grow;
     acc.z = acc.z * shrink + v.z * grow, acc.w = acc.w * shrink + v.w * grow;
   }
+  DEV void write(elem *to) const {
+    const float inv = sum > 0.0f ? 1.0f / sum : 0.0f;
+    store_pair(to, acc.x * inv, acc.y * inv);
+    store_pair(to + 2, acc.z * inv, acc.w * inv);
+  }
 };
 
 // Merges the n partials of `heads` (at most COUNT) consecutive heads and writes their output. A thread takes four
-// dimensions of a head; spare threads take other splits of the same dimensions. Called by the whole block.
+// dimensions of a head; spare threads take other parts of the same dimensions. Called by the whole block.
 template <int COUNT> DEV void combine(const partials &p, elem *o, i64 head0, int heads, int n) {
   constexpr int HEAD_QUADS = HEAD_DIM / 4, TASKS = COUNT * HEAD_QUADS, PARTS = THREADS / TASKS > 0 ? THREADS / TASKS : 1;
   __shared__ float4 part_out[PARTS > 1 ? THREADS : 1];
   __shared__ float2 part_ms[PARTS > 1 ? THREADS : 1];
   for (int task = threadIdx.x % TASKS; task < TASKS; task += THREADS) {
     const int part = threadIdx.x / TASKS, head = task / HEAD_QUADS, quad = task % HEAD_QUADS;
-    const i64 first = (head0 + head) * p.splits;
+    const i64 first = (head0 + head) * p.parts;
     quad_state s;
     if (part < PARTS && head < heads) {
 #pragma unroll 4
@@ -66,34 +72,27 @@ template <int COUNT> DEV void combine(const partials &p, elem *o, i64 head0, int
 #pragma unroll
         for (int i = 1; i < PARTS; i++) s.merge(part_ms[threadIdx.x + i * TASKS], part_out[threadIdx.x + i * TASKS]);
     }
-    if (part == 0 && head < heads) {
-      const float inv = s.sum > 0.0f ? 1.0f / s.sum : 0.0f;
-      elem *to = o + (head0 + head) * HEAD_DIM + quad * 4;
-      store_pair(to, s.acc.x * inv, s.acc.y * inv);
-      store_pair(to + 2, s.acc.z * inv, s.acc.w * inv);
-    }
+    if (part == 0 && head < heads) s.write(o + (head0 + head) * HEAD_DIM + quad * 4);
   }
   __syncthreads();
   const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   for (int head = 0; head < heads; head++) {
-    const i64 first = (head0 + head) * p.splits;
+    const i64 first = (head0 + head) * p.parts;
     for (int i = threadIdx.x; i < n * HEAD_QUADS; i += THREADS) ((float4 *)(p.out + first * HEAD_DIM))[i] = zero;
     for (int i = threadIdx.x; i < n; i += THREADS) p.max_sum[first + i] = make_float2(0.0f, 0.0f);
   }
 }
 
-// Counts this block in after warp 0 has written its partial; true in every thread of the last of n to arrive, which
-// also resets the counter. Called by the whole block. The release of lane 0 covers what its warp wrote before.
+// Counts this block in after it has written its partial; true in every thread of the last of n to arrive, which also
+// resets the counter. Called by the whole block. Thread 0's release covers what the barrier before it ordered.
 DEV bool last_to_arrive(u32 *counter, int n) {
   __shared__ bool last;
-  if (warp_id() == 0) {
-    __syncwarp();
-    if (lane_id() == 0) {
-      u32 before;
-      asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-      last = before == n - 1;
-      if (last) *counter = 0;
-    }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    u32 before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    last = before == n - 1;
+    if (last) *counter = 0;
   }
   __syncthreads();
   return last;

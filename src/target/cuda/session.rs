@@ -13,6 +13,7 @@ use crate::problem::{Inputs, Problem, Role, Tensor, Tolerance, expected};
 use crate::target::TargetError;
 use crate::target::session::{Check, Runnable, Series, Session, Setup, Tried, gate_clocks};
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// Poisoned bytes around every tensor: a read outside gives NaN, a write is seen.
 const GUARD: u64 = 4096;
@@ -247,6 +248,10 @@ impl Session for CudaSession {
         Ok(*ceilings)
     }
 
+    fn assume(&mut self, ceilings: Ceilings) {
+        self.gpu.device.ceilings = ceilings;
+    }
+
     fn prepare(&mut self, setup: &Setup) -> Result<(), TargetError> {
         self.support(&setup.support)?;
         self.state = None;
@@ -323,11 +328,13 @@ impl Session for CudaSession {
     }
 
     fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, TargetError> {
+        let begun = Instant::now();
         let loaded = self.load(candidate)?;
         let check = self.check(&loaded, &candidate.launch)?;
         let blocks_per_sm = loaded.bound[0].blocks_per_sm()?;
+        let checked = begun.elapsed().as_secs_f64();
         if check.wrong.is_some() || rounds == 0 {
-            return Ok(Tried { check, series: None, blocks_per_sm });
+            return Ok(Tried { check, series: None, blocks_per_sm, seconds: (checked, 0.0) });
         }
         let (graph, nodes) = self.timed_graph(&loaded)?;
         let mut series = Series::default();
@@ -335,7 +342,7 @@ impl Session for CudaSession {
             series.us.push(self.replay(&graph)? / nodes as f64 * 1e6);
         }
         self.plausible(series.median())?;
-        Ok(Tried { check, series: Some(series), blocks_per_sm })
+        Ok(Tried { check, series: Some(series), blocks_per_sm, seconds: (checked, begun.elapsed().as_secs_f64() - checked) })
     }
 
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, TargetError> {

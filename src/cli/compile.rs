@@ -1,0 +1,141 @@
+//! `jitune compile`: everything but measuring, for any architecture, on a machine with no GPU.
+
+use super::select::{Templates, Which};
+use super::{CliError, table};
+use crate::device::{Device, Target};
+use crate::problem::Problem;
+use crate::recipe::Launch;
+use crate::space;
+use crate::target::cuda::nvrtc;
+use crate::target::{ArtifactInfo, TargetError};
+use crate::template::{Library, Template};
+use rayon::prelude::*;
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  jitune compile --model llama-3.2-1b --arch sm_80,sm_86,sm_89,sm_90a\n\n\
+    Compiles, for every problem and every template that takes it, the configs that the analytic cost puts first, and\n\
+    prints registers, spills, shared memory and predicted occupancy. Exit code 1 when one does not compile or spills.")]
+pub struct Args {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    templates: Templates,
+    /// Architectures.
+    #[arg(long, value_delimiter = ',', default_value = "sm_80,sm_86,sm_89,sm_90a")]
+    arch: Vec<String>,
+    /// Configs of each template and problem, the cheapest by prediction first.
+    #[arg(long, default_value_t = 1)]
+    top: usize,
+    /// Print JSON lines.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The description of an architecture that need not be here.
+pub(super) fn ahead(arch: &str) -> Result<Device, CliError> {
+    Device::ahead_of_time(arch).ok_or_else(|| {
+        CliError::Usage(format!("'{arch}' is not supported; architectures are {}", Device::ARCHITECTURES.join(", ")))
+    })
+}
+
+struct Job {
+    device: Device,
+    problem: Problem,
+    template: std::sync::Arc<Template>,
+    candidate: space::Candidate,
+    launch: Launch,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    nvrtc::open()?;
+    let library = args.templates.library()?;
+    let problems = args.which.problems(Target::Cuda)?;
+    let mut jobs = Vec::new();
+    for arch in &args.arch {
+        let device = ahead(arch)?;
+        for &problem in &problems {
+            for template in library.for_problem(&problem, &device)? {
+                let space = space::enumerate(&template.recipe, &problem, &device).map_err(recipe)?;
+                for candidate in space.candidates.into_iter().take(args.top) {
+                    let launch = template.recipe.launch(&problem, &device, &candidate.config).map_err(recipe)?;
+                    let (device, template) = (device.clone(), template.clone());
+                    jobs.push(Job { device, problem, template, candidate, launch });
+                }
+            }
+        }
+    }
+    let outcomes: Vec<Result<ArtifactInfo, TargetError>> = jobs.par_iter().map(|j| compile(&library, j)).collect();
+    let mut bad = 0;
+    let mut rows = Vec::new();
+    for (job, outcome) in jobs.iter().zip(&outcomes) {
+        let fine = matches!(outcome, Ok(info) if info.spills == 0);
+        bad += usize::from(!fine);
+        if args.json {
+            println!("{}", json(job, outcome));
+            continue;
+        }
+        let (registers, spills, smem, occupancy) = match outcome {
+            Ok(i) => (i.registers.to_string(), i.spills.to_string(), (smem(job, i)).to_string(), occupancy(job, i)),
+            Err(e) => ("-".into(), "-".into(), "-".into(), first_line(e)),
+        };
+        let template = job.template.name().to_string();
+        let config = job.candidate.config.to_string();
+        rows.push(vec![job.device.arch.clone(), template, registers, spills, smem, occupancy, job.problem.to_string(), config]);
+    }
+    if !args.json {
+        let header = ["arch", "template", "registers", "spills", "smem", "occupancy", "problem", "config"];
+        table::print(&header, &rows, &[2, 3, 4, 5]);
+        println!("{} compiled, {bad} failed or spilled", jobs.len());
+    }
+    match bad {
+        0 => Ok(()),
+        n => Err(CliError::Partly(format!("{n} of {} kernels failed to compile or spill", jobs.len()))),
+    }
+}
+
+fn recipe(e: crate::recipe::RecipeError) -> CliError {
+    CliError::Template(e.into())
+}
+
+fn compile(library: &Library, job: &Job) -> Result<ArtifactInfo, TargetError> {
+    let source = library
+        .render(&job.template, &job.problem, &job.device, &job.candidate.config)
+        .map_err(|e| TargetError::Compile { log: e.to_string() })?;
+    nvrtc::compile(&source).map(|(_, info)| info)
+}
+
+fn smem(job: &Job, info: &ArtifactInfo) -> u64 {
+    u64::from(info.smem) + job.launch.kernels.iter().map(|k| u64::from(k.smem)).max().unwrap_or(0)
+}
+
+/// Resident warps over the most a multiprocessor holds, from registers (given out in units of 8 a thread), threads and
+/// shared memory (1 KiB a block is the system's).
+fn occupancy(job: &Job, info: &ArtifactInfo) -> String {
+    let block = job.launch.kernels.iter().map(|k| u64::from(k.block)).max().unwrap_or(1).max(1);
+    let threads = if matches!(job.device.cc, 86 | 89) { 1536 } else { 2048 };
+    let registers = u64::from(info.registers.max(1)).next_multiple_of(8) * block.next_multiple_of(32);
+    let by_smem = job.device.smem_sm / (smem(job, info) + 1024).max(1);
+    let blocks = (job.device.regs_sm / registers).min(threads / block).min(by_smem).min(32);
+    format!("{}%", blocks * block * 100 / threads)
+}
+
+fn first_line(e: &TargetError) -> String {
+    e.to_string().lines().find(|l| l.contains("error")).unwrap_or(&e.to_string()).chars().take(120).collect()
+}
+
+fn json(job: &Job, outcome: &Result<ArtifactInfo, TargetError>) -> serde_json::Value {
+    let mut v = serde_json::json!({
+        "arch": job.device.arch, "template": job.template.name(), "problem": job.problem,
+        "config": job.candidate.config, "cost_us": job.candidate.cost_us,
+    });
+    match outcome {
+        Ok(info) => {
+            v["report"] = serde_json::json!(info);
+            v["smem"] = smem(job, info).into();
+            v["occupancy"] = occupancy(job, info).into();
+        }
+        Err(e) => v["error"] = e.to_string().into(),
+    }
+    v
+}

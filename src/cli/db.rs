@@ -1,0 +1,205 @@
+//! `jitune db`: the tuning database.
+
+use super::select::Store;
+use super::{CliError, table};
+use crate::tune::winner_of;
+use crate::winner::Winner;
+use clap::Subcommand;
+use jitune_db::{GcOptions, Kind, Record};
+use std::fs::File;
+use std::io::{BufReader, BufWriter};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  jitune db list\n  jitune db export-journal --winners winners.jsonl\n  \
+    jitune db merge their-journal.jsonl\n  jitune db verify")]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    store: Store,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the winners.
+    List,
+    /// Print the whole records of the problems whose text holds this.
+    Show {
+        /// Part of a problem's text.
+        text: String,
+    },
+    /// Write the records as a journal that can be read, compared, committed and merged.
+    ExportJournal {
+        /// The file.
+        file: PathBuf,
+        /// Winners alone, without the history of trials.
+        #[arg(long)]
+        winners: bool,
+    },
+    /// Take in journals of other machines or users.
+    Merge {
+        /// The files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Drop superseded records, and artifacts that no record names.
+    Gc {
+        /// Only say what would go.
+        #[arg(long)]
+        dry_run: bool,
+        /// Drop trials older than this too.
+        #[arg(long, value_name = "DAYS")]
+        trials_older_than: Option<u64>,
+        /// Keep artifacts without a record that are younger than this.
+        #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+        grace: u64,
+    },
+    /// Check every line, every artifact and the index.
+    Verify {
+        /// Rebuild what is damaged.
+        #[arg(long)]
+        repair: bool,
+    },
+}
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    match &args.command {
+        Command::List => list(args),
+        Command::Show { text } => show(args, text),
+        Command::ExportJournal { file, winners } => {
+            let io = |source| CliError::Io { path: file.clone(), source };
+            let out = BufWriter::new(File::create(file).map_err(io)?);
+            let keep = |r: &Record| !*winners || r.kind != Kind::Trial;
+            let count = args.store.read()?.export_journal(out, keep)?;
+            report(args, &serde_json::json!({"records": count, "file": file}), &format!("{count} records written"));
+            Ok(())
+        }
+        Command::Merge { files } => {
+            let db = args.store.open()?;
+            for path in files {
+                let file = File::open(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
+                let merged = db.merge(BufReader::new(file))?;
+                let text = format!(
+                    "{}: {} added, {} there already, {} older, {} bad lines",
+                    path.display(),
+                    merged.added,
+                    merged.same,
+                    merged.older,
+                    merged.bad_lines.len()
+                );
+                report(args, &serde_json::json!(merged), &text);
+            }
+            Ok(db.close()?)
+        }
+        Command::Gc { dry_run, trials_older_than, grace } => {
+            let db = args.store.open()?;
+            let before = trials_older_than.map(|days| jitune_db::now().saturating_sub(days * 86400));
+            let options = GcOptions {
+                trials_before: before,
+                artifact_grace: Duration::from_secs(*grace),
+                dry_run: *dry_run,
+            };
+            let done = db.gc(options)?;
+            let value = serde_json::json!(done);
+            report(args, &value, &value.to_string());
+            Ok(db.close()?)
+        }
+        Command::Verify { repair } => verify(args, *repair),
+    }
+}
+
+fn report(args: &Args, value: &serde_json::Value, text: &str) {
+    if args.json {
+        println!("{value}");
+    } else {
+        println!("{text}");
+    }
+}
+
+fn winners(args: &Args) -> Result<Vec<(Record, Winner)>, CliError> {
+    let db = args.store.read()?;
+    let mut list = Vec::new();
+    for record in db.winners()? {
+        let record = record?;
+        // Records of a newer version may not read as winners; they are kept, not shown.
+        if let Some(w) = winner_of(&record) {
+            list.push((record, w));
+        }
+    }
+    list.sort_by(|a, b| (&a.1.device.name, a.1.problem).cmp(&(&b.1.device.name, b.1.problem)));
+    Ok(list)
+}
+
+fn list(args: &Args) -> Result<(), CliError> {
+    let list = winners(args)?;
+    if args.json {
+        for (record, w) in &list {
+            let e = &w.evidence;
+            let line = serde_json::json!({
+                "key": record.key.id().to_string(), "device": w.device.name, "problem": w.problem,
+                "template": w.template(), "config": w.config, "median_us": e.median_us,
+                "roofline_share": e.roofline_share, "at": record.at, "artifact": w.artifact,
+            });
+            println!("{line}");
+        }
+        return Ok(());
+    }
+    let row = |(record, w): &(Record, Winner)| {
+        vec![
+            record.key.id().short(),
+            w.device.name.clone(),
+            table::us(w.evidence.median_us),
+            format!("{:.0}%", w.evidence.roofline_share * 100.0),
+            w.problem.to_string(),
+            format!("{} {}", w.template(), w.config),
+        ]
+    };
+    let rows: Vec<Vec<String>> = list.iter().map(row).collect();
+    table::print(&["key", "device", "us", "of ceiling", "problem", "winner"], &rows, &[2, 3]);
+    Ok(())
+}
+
+fn show(args: &Args, text: &str) -> Result<(), CliError> {
+    let mut found = 0;
+    for (record, w) in winners(args)? {
+        if w.problem.to_string().contains(text) {
+            found += 1;
+            let value = serde_json::to_string_pretty(&record).map_err(|e| CliError::Usage(e.to_string()))?;
+            println!("{value}");
+        }
+    }
+    match found {
+        0 => Err(CliError::Usage(format!("no winner of a problem with '{text}' in its text; `jitune db list` shows all"))),
+        _ => Ok(()),
+    }
+}
+
+fn verify(args: &Args, repair: bool) -> Result<(), CliError> {
+    let db = if repair { args.store.open()? } else { args.store.read()? };
+    if repair {
+        db.repair()?;
+    }
+    let v = db.verify()?;
+    let text = format!(
+        "{} records, {} journal bytes, {} artifacts: {} damaged lines, {} index differences, {} damaged artifacts, {} missing",
+        v.records,
+        v.journal_bytes,
+        v.artifacts,
+        v.bad_lines.len(),
+        v.index_differences,
+        v.bad_artifacts.len(),
+        v.missing_artifacts.len()
+    );
+    report(args, &serde_json::json!(v), &text);
+    if v.is_clean() {
+        return Ok(db.close()?);
+    }
+    let hint = if repair { "" } else { "; `jitune db verify --repair` sets it right" };
+    Err(CliError::Partly(format!("the database is damaged{hint}")))
+}

@@ -1,0 +1,121 @@
+//! Errors of the program and the exit code of each: the one place where codes are decided.
+
+use crate::model::ModelError;
+use crate::problem::ProblemError;
+use crate::target::TargetError;
+use crate::template::TemplateError;
+use crate::tune::TuneError;
+use crate::worker::FailureKind;
+use std::path::PathBuf;
+
+/// The exit codes, as `--help` prints them.
+pub const EXIT_CODES: &str = "Exit codes:
+  0    done
+  1    done in part: a problem has no winner, or a verification found a difference
+  2    the command line, a model, a problem or a plan is wrong
+  3    something is missing on this machine (driver, GPU, NVRTC, C compiler): see `jitune doctor`
+  4    the database or a file cannot be used (locked, full, read-only, damaged)
+  5    the device failed and does not recover
+  130  interrupted; what was finished is stored";
+
+/// What ends the program.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CliError {
+    /// The command line.
+    #[error("{0}")]
+    Usage(String),
+    /// A model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A problem.
+    #[error(transparent)]
+    Problem(#[from] ProblemError),
+    /// A line of a plan file.
+    #[error("{path}:{line}: {source}")]
+    PlanLine {
+        /// The file.
+        path: PathBuf,
+        /// The line.
+        line: usize,
+        /// What is wrong.
+        source: ProblemError,
+    },
+    /// Templates.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// A target.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// Tuning.
+    #[error(transparent)]
+    Tune(#[from] TuneError),
+    /// The database.
+    #[error("{0}")]
+    Db(#[from] jitune_db::Error),
+    /// A file.
+    #[error("{path}: {source}")]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Part of the work failed; it was said already.
+    #[error("{0}")]
+    Partly(String),
+    /// The user stopped it.
+    #[error("interrupted; what was finished is stored, and the same command goes on from there")]
+    Interrupted,
+}
+
+impl CliError {
+    /// Whether everything was said already.
+    pub fn is_quiet(&self) -> bool {
+        matches!(self, CliError::Partly(text) if text.is_empty())
+    }
+
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            CliError::Usage(_) | CliError::Model(_) | CliError::Problem(_) | CliError::PlanLine { .. } => 2,
+            CliError::Template(e) => template(e),
+            CliError::Target(e) => target(e),
+            CliError::Tune(e) => tune(e),
+            CliError::Db(_) | CliError::Io { .. } => 4,
+            CliError::Partly(_) => 1,
+            CliError::Interrupted => 130,
+        }
+    }
+}
+
+fn template(e: &TemplateError) -> u8 {
+    if matches!(e, TemplateError::Io { .. }) { 4 } else { 2 }
+}
+
+fn target(e: &TargetError) -> u8 {
+    match e {
+        TargetError::NoDriver
+        | TargetError::OldDriver { .. }
+        | TargetError::NoGpu { .. }
+        | TargetError::NoNvrtc { .. }
+        | TargetError::NoCompiler { .. }
+        | TargetError::OutOfMemory { .. } => 3,
+        TargetError::Io { .. } => 4,
+        TargetError::Compile { .. } | TargetError::Unfit { .. } | TargetError::Launch { .. } => 1,
+        _ => 5,
+    }
+}
+
+fn tune(e: &TuneError) -> u8 {
+    match e {
+        TuneError::Interrupted => 130,
+        TuneError::Template(e) => template(e),
+        TuneError::Target(e) => target(e),
+        TuneError::Db(_) | TuneError::Io { .. } | TuneError::Record(_) => 4,
+        TuneError::Device(f) | TuneError::Prepare(f) if f.kind == FailureKind::Environment => 3,
+        TuneError::NoneRight { .. } | TuneError::EmptySpace { .. } | TuneError::Unstable { .. } => 1,
+        TuneError::Recipe(_) => 2,
+        _ => 5,
+    }
+}

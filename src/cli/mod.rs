@@ -1,0 +1,78 @@
+//! The command line: raw arguments become a validated plan, the library does the work, and one place decides exit codes.
+
+mod compile;
+mod db;
+mod doctor;
+mod error;
+mod explain;
+mod model;
+mod progress;
+mod select;
+mod table;
+mod tune;
+
+use clap::{Parser, Subcommand};
+pub use error::{CliError, EXIT_CODES};
+use std::process::ExitCode;
+
+/// Generates, tunes and ships CUDA and CPU kernels, per shape and per machine.
+#[derive(Parser)]
+#[command(name = "jitune", version, after_help = EXIT_CODES, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find the best kernel of every problem of a model on this machine, and store it.
+    Tune(tune::Args),
+    /// Print the problems that one forward pass of a model calls.
+    Model(model::Args),
+    /// Compile every template of a model's plan, with no GPU needed, and print what the compiler says.
+    Compile(compile::Args),
+    /// Say which key a problem has here, and why it hits or misses.
+    Explain(explain::Args),
+    /// Look at the tuning database and keep it in order.
+    Db(db::Args),
+    /// Say what is here, what is missing, and the one command that brings it.
+    Doctor(doctor::Args),
+    /// Serve as a worker of another jitune process.
+    #[command(hide = true)]
+    Worker {
+        /// compile, cuda:N or cpu:THREADS.
+        kind: String,
+    },
+}
+
+/// Parses the arguments and runs the command.
+pub fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("JITUNE_LOG").unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let cli = Cli::parse();
+    if !matches!(cli.command, Command::Tune(_) | Command::Worker { .. }) {
+        // A closed pipe (`jitune model … | head`) ends the program quietly instead of in a panic.
+        crate::target::default_sigpipe();
+    }
+    let done = match cli.command {
+        Command::Tune(args) => tune::run(&args),
+        Command::Model(args) => model::run(&args),
+        Command::Compile(args) => compile::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Db(args) => db::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Worker { kind } => match kind.parse() {
+            Ok(kind) => return crate::worker::serve(kind).map_or(ExitCode::from(4), ExitCode::from),
+            Err(e) => Err(CliError::Usage(e)),
+        },
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            if !e.is_quiet() {
+                eprintln!("jitune: {e}");
+            }
+            ExitCode::from(e.exit_code())
+        }
+    }
+}

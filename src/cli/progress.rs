@@ -1,0 +1,126 @@
+//! Progress of a tuning run: a live line on a terminal, plain lines elsewhere, JSON lines when asked.
+
+use super::table;
+use crate::tune::{Event, Observer};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// How progress is shown.
+pub enum Progress {
+    /// Events as JSON lines on standard output.
+    Json,
+    /// A live bar or plain lines on standard error.
+    Human(Human),
+}
+
+/// The human forms.
+pub struct Human {
+    bar: ProgressBar,
+    live: bool,
+    start: Instant,
+    budget: Duration,
+}
+
+impl Progress {
+    /// JSON lines, or what suits the terminal.
+    pub fn new(json: bool, budget: Duration) -> Progress {
+        if json {
+            return Progress::Json;
+        }
+        let live = std::io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} [{bar:24}] {pos}/{len}  {msg}") {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        if !live {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Progress::Human(Human { bar, live, start: Instant::now(), budget })
+    }
+
+    /// Takes the live line away.
+    pub fn finish(&self) {
+        if let Progress::Human(h) = self {
+            h.bar.finish_and_clear();
+        }
+    }
+}
+
+impl Human {
+    fn line(&self, text: &str) {
+        if self.live {
+            self.bar.println(text);
+        } else {
+            // Progress that cannot be written is no reason to stop.
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+
+    fn left(&self) -> String {
+        let left = self.budget.saturating_sub(self.start.elapsed()).as_secs();
+        format!("{}:{:02} left", left / 60, left % 60)
+    }
+
+    fn show(&self, event: &Event) {
+        match event {
+            Event::Plan { problems, stored } => {
+                self.bar.set_length(*problems as u64);
+                self.bar.set_position(*stored as u64);
+                self.line(&format!("{problems} problems, {stored} of them stored already"));
+            }
+            Event::Device { device } => self.line(&format!(
+                "{} ({}): read {}, copy {}, f32 products {}",
+                device.name,
+                device.arch,
+                table::bytes(device.ceilings.read),
+                table::bytes(device.ceilings.copy),
+                table::flops(device.ceilings.single),
+            )),
+            Event::Problem { problem, space, .. } => {
+                self.bar.set_message(format!("{problem}  {space} configs  {}", self.left()));
+            }
+            Event::Trial { problem, best_us, roofline_us, trials, .. } => {
+                let share = if best_us.is_finite() { roofline_us / best_us * 100.0 } else { 0.0 };
+                self.bar.set_message(format!(
+                    "{problem}  trial {trials}  best {} us  {share:.0}% of roofline  {}",
+                    table::us(*best_us),
+                    self.left()
+                ));
+            }
+            Event::Won { winner, stored: false, .. } => {
+                self.bar.inc(1);
+                let e = &winner.evidence;
+                self.line(&format!(
+                    "{:>10} us  {:>3.0}% of roofline  {:>3} trials  {:>5.1} s  {}  {}  [{}]  {}",
+                    table::us(e.median_us),
+                    e.roofline_share * 100.0,
+                    e.trials,
+                    e.seconds,
+                    winner.problem,
+                    winner.template(),
+                    winner.config,
+                    self.left()
+                ));
+            }
+            Event::Won { .. } => {}
+            Event::Failed { problem, error, .. } => {
+                self.bar.inc(1);
+                self.line(&format!("    failed  {problem}: {error}"));
+            }
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn event(&self, event: &Event) {
+        match self {
+            Progress::Human(h) => h.show(event),
+            Progress::Json => {
+                if let Ok(text) = serde_json::to_string(event) {
+                    let _ = writeln!(std::io::stdout(), "{text}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Arguments that several subcommands share: which problems, which device, which database, which templates.
+
+use super::CliError;
+use crate::device::{Device, Target};
+use crate::model::{Buckets, Model, Plan};
+use crate::problem::{Dtype, Problem};
+use crate::target::{cpu, cuda};
+use crate::template::Library;
+use crate::worker::Kind;
+use jitune_db::{Db, OpenOptions};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Which problems.
+#[derive(clap::Args, Clone)]
+pub struct Which {
+    /// A preset (llama-3.2-1b, …) or a folder with a Hugging Face config.json.
+    #[arg(long, value_name = "NAME|FOLDER")]
+    pub model: Option<String>,
+    /// A problem in its text form; may be given several times.
+    #[arg(long, value_name = "TEXT", conflicts_with = "model")]
+    pub problem: Vec<String>,
+    /// A file with one problem a line, such as an edited output of `jitune model --problems`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "problem"])]
+    pub plan: Option<PathBuf>,
+    #[command(flatten)]
+    pub buckets: BucketArgs,
+}
+
+/// The buckets of a model's plan.
+#[derive(clap::Args, Clone)]
+pub struct BucketArgs {
+    /// Batch sizes of a decode step.
+    #[arg(long, value_delimiter = ',', default_value = "1,4,16,32")]
+    pub batch: Vec<i64>,
+    /// Prompt lengths.
+    #[arg(long, value_delimiter = ',', default_value = "512,2048")]
+    pub prefill: Vec<i64>,
+    /// Tokens in the KV cache while decoding.
+    #[arg(long, default_value_t = 4096)]
+    pub context: i64,
+    /// bf16, f16, f32 or tf32; bf16 on a GPU and f32 on a CPU by default.
+    #[arg(long, value_parser = dtype)]
+    pub dtype: Option<Dtype>,
+}
+
+fn dtype(text: &str) -> Result<Dtype, String> {
+    Dtype::parse(text).ok_or_else(|| "it is one of bf16, f16, f32, tf32".into())
+}
+
+/// Which device.
+#[derive(clap::Args, Clone)]
+pub struct Where {
+    /// cuda or cpu; by default a GPU when there is one, otherwise the CPU.
+    #[arg(long, value_parser = target)]
+    pub target: Option<Target>,
+    /// `all`, or ordinals such as 0,2.
+    #[arg(long, default_value = "0", value_name = "LIST")]
+    pub gpus: String,
+    /// Threads of the CPU target; all by default.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+fn target(text: &str) -> Result<Target, String> {
+    match text {
+        "cuda" => Ok(Target::Cuda),
+        "cpu" => Ok(Target::Cpu),
+        _ => Err("it is cuda or cpu".into()),
+    }
+}
+
+/// Which database.
+#[derive(clap::Args, Clone)]
+pub struct Store {
+    /// The database's folder; by default $JITUNE_DB, or jitune under $XDG_DATA_HOME (~/.local/share).
+    #[arg(long, value_name = "FOLDER")]
+    pub db: Option<PathBuf>,
+    /// How long to wait for another process that holds the database.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    pub db_wait: u64,
+}
+
+/// Which templates beside the built-in ones.
+#[derive(clap::Args, Clone)]
+pub struct Templates {
+    /// A folder of templates of your own (see docs/templates.md); may be given several times.
+    #[arg(long, value_name = "FOLDER")]
+    pub templates: Vec<PathBuf>,
+}
+
+impl Which {
+    /// The problems, for a device of this target.
+    pub fn problems(&self, target: Target) -> Result<Vec<Problem>, CliError> {
+        if let Some(path) = &self.plan {
+            let text = std::fs::read_to_string(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
+            let list = Plan::problems_of_text(&text)
+                .map_err(|(line, source)| CliError::PlanLine { path: path.clone(), line, source })?;
+            if list.is_empty() {
+                return Err(CliError::Usage(format!("{}: no problem in it", path.display())));
+            }
+            return Ok(list);
+        }
+        if !self.problem.is_empty() {
+            return self.problem.iter().map(|t| t.parse().map_err(CliError::from)).collect();
+        }
+        match &self.model {
+            Some(_) => Ok(self.plan_of_model(target)?.problems()),
+            None => Err(CliError::Usage("say which problems: --model NAME, --problem TEXT or --plan FILE".into())),
+        }
+    }
+
+    /// The plan of `--model`.
+    pub fn plan_of_model(&self, target: Target) -> Result<Plan, CliError> {
+        let name = self.model.as_deref().unwrap_or_default();
+        Ok(Plan::new(&Model::load(name)?, &self.buckets.buckets(), self.buckets.dtype(target))?)
+    }
+}
+
+impl BucketArgs {
+    /// The buckets.
+    pub fn buckets(&self) -> Buckets {
+        Buckets { batch: self.batch.clone(), prefill: self.prefill.clone(), context: self.context }
+    }
+
+    /// The dtype, or the target's usual one.
+    pub fn dtype(&self, target: Target) -> Dtype {
+        self.dtype.unwrap_or(if target == Target::Cuda { Dtype::Bf16 } else { Dtype::F32 })
+    }
+}
+
+impl Where {
+    /// The target: the asked one, or a GPU when there is one.
+    pub fn target(&self) -> Result<Target, CliError> {
+        match self.target {
+            Some(t) => Ok(t),
+            None => Ok(if cuda::gpu_count().is_ok_and(|n| n > 0) { Target::Cuda } else { Target::Cpu }),
+        }
+    }
+
+    /// The devices as workers see them.
+    pub fn devices(&self) -> Result<Vec<Kind>, CliError> {
+        if self.target()? == Target::Cpu {
+            return Ok(vec![Kind::Cpu(self.threads.unwrap_or(0))]);
+        }
+        let count = cuda::gpu_count()?;
+        let list: Vec<usize> = if self.gpus == "all" {
+            (0..count).collect()
+        } else {
+            let parse = |t: &str| t.trim().parse::<usize>();
+            let parsed: Result<Vec<usize>, _> = self.gpus.split(',').map(parse).collect();
+            parsed.map_err(|_| CliError::Usage(format!("--gpus {}: `all`, or ordinals such as 0,2", self.gpus)))?
+        };
+        match list.iter().find(|i| **i >= count) {
+            Some(&ordinal) => Err(crate::target::TargetError::NoGpu { ordinal, count }.into()),
+            None if list.is_empty() => Err(crate::target::TargetError::NoGpu { ordinal: 0, count }.into()),
+            None => Ok(list.into_iter().map(Kind::Cuda).collect()),
+        }
+    }
+
+    /// The first device's description. Only for subcommands that measure nothing: it opens the GPU in this process.
+    pub fn describe(&self) -> Result<Device, CliError> {
+        match self.devices()?.first() {
+            Some(Kind::Cuda(ordinal)) => Ok(cuda::Gpu::open(*ordinal)?.device.clone()),
+            _ => Ok(cpu::describe(self.threads)),
+        }
+    }
+}
+
+impl Store {
+    /// The folder.
+    pub fn path(&self) -> Result<PathBuf, CliError> {
+        match &self.db {
+            Some(path) => Ok(path.clone()),
+            None => Ok(jitune_db::default_dir()?),
+        }
+    }
+
+    /// Opens the database to write.
+    pub fn open(&self) -> Result<Db, CliError> {
+        let options = OpenOptions { wait: Duration::from_secs(self.db_wait), read_only: false };
+        Ok(Db::open(&self.path()?, options)?)
+    }
+
+    /// Opens it to read; works beside a running tuner.
+    pub fn read(&self) -> Result<Db, CliError> {
+        Ok(Db::open(&self.path()?, OpenOptions::read_only())?)
+    }
+}
+
+impl Templates {
+    /// The built-in templates and those of the given folders.
+    pub fn library(&self) -> Result<Library, CliError> {
+        let mut library = Library::built_in()?;
+        for folder in &self.templates {
+            library.add_folder(folder)?;
+        }
+        Ok(library)
+    }
+}

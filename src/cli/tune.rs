@@ -1,0 +1,156 @@
+//! `jitune tune`: the main job.
+
+use super::progress::Progress;
+use super::select::{Store, Templates, Where, Which};
+use super::{CliError, table};
+use crate::device::Target;
+use crate::tune::{self, Options, Report, Search};
+use crate::winner::Winner;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  jitune tune --model llama-3.2-1b\n  \
+    jitune tune --problem 'matmul m=7 n=1000 k=1544 dtype=f32'\n  \
+    jitune tune --model ./my-model --batch 1,8 --prefill 1024 --gpus all --budget 600\n\n\
+    Winners are stored as they are found; run again to go on, or to see that nothing is left to do.")]
+pub struct Args {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    device: Where,
+    #[command(flatten)]
+    store: Store,
+    #[command(flatten)]
+    templates: Templates,
+    /// Wall time for all problems together.
+    #[arg(long, default_value_t = 225, value_name = "SECONDS")]
+    budget: u64,
+    /// Most candidates a problem; 32 on a GPU and 10 on a CPU by default.
+    #[arg(long)]
+    trials: Option<usize>,
+    /// How candidates are chosen.
+    #[arg(long, value_parser = search, default_value = "auto", value_name = "auto|exhaustive|random|evolve")]
+    search: Search,
+    /// Stop a problem that comes this close to its roofline.
+    #[arg(long, default_value_t = 0.03, value_name = "SHARE")]
+    near_roofline: f64,
+    /// Compile workers; as many as cores and memory allow by default.
+    #[arg(long)]
+    compilers: Option<usize>,
+    /// Seconds after which a candidate counts as hanging.
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    patience: f64,
+    /// Tune problems again that have a winner.
+    #[arg(long)]
+    again: bool,
+    /// Print events, and at the end the report, as JSON lines.
+    #[arg(long)]
+    json: bool,
+}
+
+fn search(text: &str) -> Result<Search, String> {
+    serde_json::from_value(text.into()).map_err(|_| "it is auto, exhaustive, random or evolve".into())
+}
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    let target = args.device.target()?;
+    let problems = args.which.problems(target)?;
+    let devices = args.device.devices()?;
+    let library = args.templates.library()?;
+    crate::key::compiler(target)?;
+    if !(0.05..=3600.0).contains(&args.patience) {
+        return Err(CliError::Usage(format!("--patience {}: it must lie in 0.05..=3600 seconds", args.patience)));
+    }
+    let db = args.store.open()?;
+    for line in &db.report().bad_lines {
+        eprintln!("jitune: warning: a damaged line of the journal was set aside: {line}");
+    }
+    let exe = std::env::current_exe().map_err(|source| CliError::Io { path: PathBuf::from("jitune"), source })?;
+    let budget = Duration::from_secs(args.budget);
+    let options = Options {
+        exe,
+        devices,
+        budget,
+        trials: args.trials.unwrap_or(if target == Target::Cuda { 32 } else { 10 }).max(1),
+        near_roofline: args.near_roofline,
+        search: args.search,
+        compilers: args.compilers,
+        patience: Duration::from_secs_f64(args.patience),
+        again: args.again,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let signal = stop.clone();
+    // A second Ctrl-C does not wait for the candidate at hand.
+    let handler = move || {
+        if signal.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| CliError::Usage(format!("signals cannot be handled: {e}")))?;
+    let progress = Progress::new(args.json, budget);
+    let report = tune::run(&db, &library, &problems, &options, &progress, &stop);
+    progress.finish();
+    let report = report?;
+    db.close()?;
+    if args.json {
+        println!("{}", serde_json::json!({ "event": "report", "report": report }));
+    } else {
+        show(&report, problems.len());
+    }
+    if report.interrupted {
+        return Err(CliError::Interrupted);
+    }
+    match report.failed.len() {
+        0 => Ok(()),
+        n => Err(CliError::Partly(format!("{n} of {} problems have no winner", problems.len()))),
+    }
+}
+
+fn show(report: &Report, problems: usize) {
+    let winners: Vec<&Winner> = report.winners.iter().flatten().collect();
+    let row = |w: &&Winner| {
+        let e = &w.evidence;
+        let rate = if e.memory_bound { table::bytes(w.bytes_per_s()) } else { table::flops(w.flops()) };
+        let rejected: Vec<String> = e.rejected.iter().map(|(why, n)| format!("{n} {why}")).collect();
+        vec![
+            table::us(e.median_us),
+            rate,
+            format!("{:.0}%", e.roofline_share * 100.0),
+            e.trials.to_string(),
+            if rejected.is_empty() { "-".into() } else { rejected.join(", ") },
+            w.problem.to_string(),
+            format!("{} {}", w.template(), w.config),
+        ]
+    };
+    let rows: Vec<Vec<String>> = winners.iter().map(row).collect();
+    table::print(&["us", "rate", "of ceiling", "trials", "rejected", "problem", "winner"], &rows, &[0, 1, 2, 3]);
+    for (problem, why) in &report.failed {
+        println!("no winner: {problem}: {why}");
+    }
+    println!();
+    for d in &report.devices {
+        let kind = if d.ceilings.measured { "measured ceilings" } else { "nominal ceilings" };
+        let (read, copy) = (table::bytes(d.ceilings.read), table::bytes(d.ceilings.copy));
+        let single = table::flops(d.ceilings.single);
+        println!("{} ({}), {kind}: read {read}, copy {copy}, f32 products {single}", d.name, d.arch);
+    }
+    let tried: u32 = winners.iter().map(|w| w.evidence.trials).sum();
+    println!(
+        "{} of {problems} problems have winners ({} stored before), {tried} candidates tried, {:.1} s",
+        winners.len(),
+        report.stored,
+        report.seconds
+    );
+    if report.compiling.1 > 0 {
+        let s = &report.spent;
+        println!(
+            "time of the measuring workers: preparing {:.1} s, verifying {:.1} s, measuring {:.1} s, waiting for compilers \
+             {:.1} s, recovering {:.1} s; compiling {:.1} s over all workers for {} sources",
+            s.preparing, s.verifying, s.measuring, s.waiting, s.recovering, report.compiling.0, report.compiling.1
+        );
+    }
+}

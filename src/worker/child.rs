@@ -1,0 +1,78 @@
+//! The child's side: a loop that answers one request at a time.
+
+use super::{Answer, Failure, FailureKind, Kind, Request, frame};
+use crate::target::cpu::{CpuSession, cc};
+use crate::target::cuda::{CudaSession, nvrtc};
+use crate::target::session::Session;
+use crate::target::{ArtifactInfo, TargetError};
+use crate::template::{Language, Source};
+use std::io;
+use std::path::Path;
+
+/// Serves requests until the parent closes the pipe. Returns the process's exit code.
+pub fn serve(kind: Kind) -> io::Result<u8> {
+    // The kernel ends this process when the thread that started it ends, however that comes about.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
+    let mut session: Option<Box<dyn Session>> = None;
+    while let Some(request) = frame::receive::<Request>(&mut input)? {
+        let answer = match request {
+            Request::Compile { source, folder } => compile(&source, &folder),
+            request => measure(kind, &mut session, request),
+        };
+        let answer = answer.unwrap_or_else(|e| Answer::Failed(Failure::from(&e)));
+        frame::send(&mut output, &answer)?;
+        if matches!(&answer, Answer::Failed(f) if f.kind == FailureKind::Fault) {
+            // The context is lost for good, and dropping the session would call into it.
+            std::mem::forget(session);
+            return Ok(3);
+        }
+    }
+    Ok(0)
+}
+
+fn open(kind: Kind) -> Result<Box<dyn Session>, TargetError> {
+    Ok(match kind {
+        Kind::Cuda(ordinal) => Box::new(CudaSession::open(ordinal)?),
+        Kind::Cpu(0) => Box::new(CpuSession::open(None)),
+        Kind::Cpu(threads) => Box::new(CpuSession::open(Some(threads))),
+        Kind::Compile => return Err(TargetError::Measurement("a compile worker does not measure".into())),
+    })
+}
+
+fn measure(kind: Kind, slot: &mut Option<Box<dyn Session>>, request: Request) -> Result<Answer, TargetError> {
+    if slot.is_none() {
+        *slot = Some(open(kind)?);
+    }
+    let Some(session) = slot else { return Ok(Answer::Done) };
+    Ok(match request {
+        Request::Device => Answer::Device(Box::new(session.device().clone())),
+        Request::Ceilings { support } => Answer::Ceilings(session.ceilings(support)?),
+        Request::Assume(ceilings) => {
+            session.assume(ceilings);
+            Answer::Done
+        }
+        Request::Prepare(setup) => {
+            session.prepare(&setup)?;
+            Answer::Done
+        }
+        Request::Attempt { candidate, rounds } => Answer::Tried(Box::new(session.attempt(&candidate, rounds)?)),
+        Request::Finals { candidates, rounds } => Answer::Series(session.finals(&candidates, rounds)?),
+        Request::Compile { .. } => Answer::Done,
+    })
+}
+
+/// Compiles a source and leaves the artifact in `folder` under its hash.
+fn compile(source: &Source, folder: &Path) -> Result<Answer, TargetError> {
+    let (bytes, info): (Vec<u8>, ArtifactInfo) = match source.language {
+        Language::Cuda => nvrtc::compile(source)?,
+        Language::C => cc::compile(source, folder)?,
+    };
+    let hash = blake3::hash(&bytes).to_hex().to_string();
+    let path = folder.join(&hash);
+    let io = |source| TargetError::Io { path: path.clone(), source };
+    // Another worker may write the same artifact: each writes a file of its own and moves it into place.
+    let own = folder.join(format!("{hash}.{}", std::process::id()));
+    std::fs::write(&own, &bytes).and_then(|()| std::fs::rename(&own, &path)).map_err(io)?;
+    Ok(Answer::Compiled { path, hash, info })
+}

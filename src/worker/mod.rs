@@ -1,0 +1,162 @@
+//! Workers: child processes that compile or measure, so that a candidate that faults or hangs costs its worker and
+//! never the run.
+//!
+//! A worker is the program itself (`jitune worker KIND`), in a process group of its own, which answers framed requests on
+//! its standard input and output one at a time. It dies with its parent.
+
+mod child;
+mod frame;
+mod supervisor;
+
+pub use child::serve;
+pub use supervisor::{Lost, Worker};
+
+use crate::device::{Ceilings, Device};
+use crate::target::session::{Runnable, Series, Setup, Tried};
+use crate::target::{ArtifactInfo, TargetError};
+use crate::template::Source;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// What a worker does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Compiles for either target; uses no GPU.
+    Compile,
+    /// Measures on the GPU of that ordinal.
+    Cuda(usize),
+    /// Measures on the host's processor with so many threads (0: all).
+    Cpu(usize),
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Compile => f.write_str("compile"),
+            Kind::Cuda(i) => write!(f, "cuda:{i}"),
+            Kind::Cpu(n) => write!(f, "cpu:{n}"),
+        }
+    }
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Kind, String> {
+        let number = |t: &str| t.parse().map_err(|_| format!("'{text}' is not a kind of worker"));
+        match text.split_once(':') {
+            None if text == "compile" => Ok(Kind::Compile),
+            Some(("cuda", n)) => number(n).map(Kind::Cuda),
+            Some(("cpu", n)) => number(n).map(Kind::Cpu),
+            _ => Err(format!("'{text}' is not a kind of worker")),
+        }
+    }
+}
+
+/// What a parent asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Compile and leave the artifact in this folder under its hash.
+    Compile {
+        /// The source.
+        source: Box<Source>,
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Describe the device.
+    Device,
+    /// Measure the ceilings.
+    Ceilings {
+        /// The support code.
+        support: Option<(PathBuf, String)>,
+    },
+    /// Use these ceilings, measured by an earlier worker.
+    Assume(Ceilings),
+    /// Make a problem's inputs and reference.
+    Prepare(Box<Setup>),
+    /// Check and time a candidate.
+    Attempt {
+        /// The candidate.
+        candidate: Box<Runnable>,
+        /// Rounds of timing; 0 only checks.
+        rounds: u32,
+    },
+    /// Time several in turn.
+    Finals {
+        /// The candidates.
+        candidates: Vec<Runnable>,
+        /// Rounds.
+        rounds: u32,
+    },
+}
+
+/// What a worker answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Done, nothing to say.
+    Done,
+    /// The artifact's file and hash.
+    Compiled {
+        /// Where it lies.
+        path: PathBuf,
+        /// Its blake3 hash in hex.
+        hash: String,
+        /// What the compiler said.
+        info: ArtifactInfo,
+    },
+    /// The device.
+    Device(Box<Device>),
+    /// The ceilings.
+    Ceilings(Ceilings),
+    /// What came of an attempt.
+    Tried(Box<Tried>),
+    /// Times of the finals.
+    Series(Vec<Series>),
+    /// It failed.
+    Failed(Failure),
+}
+
+/// An error of a target as it crosses the process boundary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind of failure.
+    pub kind: FailureKind,
+    /// The error's text.
+    pub message: String,
+}
+
+/// What a failure means for the candidate and the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The source does not compile.
+    Compile,
+    /// The candidate cannot run here: spills, resources, geometry.
+    Unfit,
+    /// The device context is lost; the worker ends.
+    Fault,
+    /// The measurement is refused.
+    Measurement,
+    /// Something is missing on the machine: driver, compiler, memory, disk.
+    Environment,
+}
+
+impl From<&TargetError> for Failure {
+    fn from(e: &TargetError) -> Failure {
+        let kind = match e {
+            e if e.is_fault() => FailureKind::Fault,
+            TargetError::Compile { .. } => FailureKind::Compile,
+            TargetError::Unfit { .. } | TargetError::Launch { .. } | TargetError::Load { .. } => FailureKind::Unfit,
+            // A launch that the driver refuses (too many resources, bad geometry) is the candidate's fault.
+            TargetError::Driver { .. } => FailureKind::Unfit,
+            TargetError::Measurement(_) => FailureKind::Measurement,
+            _ => FailureKind::Environment,
+        };
+        Failure { kind, message: e.to_string() }
+    }
+}
