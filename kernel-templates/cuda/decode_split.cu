@@ -75,7 +75,6 @@ DEV void load_v_row(u32 (&r)[V_WORDS], const elem *row, int g) {
 DEV u32 low_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
 DEV u32 high_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
 
-
 // ---- the split -----------------------------------------------------------------------------------------------------
 extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
     const elem *__restrict__ q, const elem *__restrict__ k_cache, const elem *__restrict__ v_cache,

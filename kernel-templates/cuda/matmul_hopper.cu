@@ -21,8 +21,6 @@
 constexpr int COLS = N, DEPTH = K; // the headers have template parameters of such names
 #undef N
 #undef K
-#define X_HINT L2_EVICT_NORMAL
-#define W_HINT L2_EVICT_NORMAL
 #define WGMMA_N0 TILE_N
 #include "wgmma.cuh"
 #include "wgmma_epilogue.cuh"
@@ -46,6 +44,8 @@ constexpr int W_SHARE = TILE_N / CLUSTER_M;
 constexpr int BUFS_AT = STAGES * STAGE_BYTES;
 constexpr int BIAS_AT = BUFS_AT + CONSUMERS * 4 * EPI_BUFS * BUF_BYTES;
 constexpr int BARS_AT = BIAS_AT + (BIAS ? CONSUMERS * 2 * TILE_N * 2 : 0);
+
+constexpr int BIAS_BARRIER = 1, TURN_BARRIER = 4; // the first of one named barrier for each consumer
 
 static_assert(ELEM_BYTES == 2, "16-bit elements");
 static_assert(DEPTH % 8 == 0 && COLS % (SWIGLU ? 16 : 8) == 0, "rows of 16-byte units");
@@ -91,19 +91,20 @@ struct Bars {
 
 DEV void produce(const CUtensorMap *x_map, const CUtensorMap *w_map, u32 ring_at, Bars bars, int m, Rank rank) {
   int tiles_m = cdiv(m, TILE_M * CLUSTER_M), tiles = tiles_m * TILES_N;
+  // The blocks of this block's cluster row (they share x) and cluster column (they share w).
   int first_rank = rank.k * GROUP;
-  u16 x_mask = 0, w_mask = (u16)(((1 << CLUSTER_M) - 1) << first_rank + rank.n * CLUSTER_M); // blocks of the same row, column
+  u16 x_mask = 0, w_mask = (u16)(((1 << CLUSTER_M) - 1) << (first_rank + rank.n * CLUSTER_M));
 #pragma unroll
   for (int j = 0; j < CLUSTER_N; j++) x_mask |= (u16)(1 << (first_rank + j * CLUSTER_M + rank.m));
   auto load_x = [&](u32 stage, int k, int row) {
     u32 dst = ring_at + stage * STAGE_BYTES + rank.n * X_SHARE * 128, bar = bars.full + stage * 8;
-    if (CLUSTER_N > 1) tma_load_2d_multicast(dst, x_map, bar, k, row + rank.n * X_SHARE, x_mask, X_HINT);
-    else tma_load_2d(dst, x_map, bar, k, row, X_HINT);
+    if (CLUSTER_N > 1) tma_load_2d_multicast(dst, x_map, bar, k, row + rank.n * X_SHARE, x_mask, L2_EVICT_NORMAL);
+    else tma_load_2d(dst, x_map, bar, k, row, L2_EVICT_NORMAL);
   };
   auto load_w = [&](u32 stage, int k, int col) {
     u32 dst = ring_at + stage * STAGE_BYTES + X_BYTES + rank.m * W_SHARE * 128, bar = bars.full + stage * 8;
-    if (CLUSTER_M > 1) tma_load_2d_multicast(dst, w_map, bar, k, col + rank.m * W_SHARE, w_mask, W_HINT);
-    else tma_load_2d(dst, w_map, bar, k, col, W_HINT);
+    if (CLUSTER_M > 1) tma_load_2d_multicast(dst, w_map, bar, k, col + rank.m * W_SHARE, w_mask, L2_EVICT_NORMAL);
+    else tma_load_2d(dst, w_map, bar, k, col, L2_EVICT_NORMAL);
   };
 
   int t = blockIdx.x / CLUSTER, k_first = rank.k * ITERS;
@@ -230,7 +231,7 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, int cons
 #if PINGPONG
     // A wait tells phases apart by parity only, so a consumer may look at the ring no earlier than one round ahead: it
     // starts when the other one has seen all of the tile before.
-    if (t != (int)blockIdx.x / CLUSTER) named_barrier_sync(4 + consumer, 256);
+    if (t != (int)blockIdx.x / CLUSTER) named_barrier_sync(TURN_BARRIER + consumer, 256);
 #endif
     float acc[BLOCKS_M][TILE_N / 2];
     u32 last = 0;
@@ -252,7 +253,7 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, int cons
       ring.next();
     }
 #if PINGPONG
-    if (t + stride / 2 < tiles) named_barrier_arrive(4 + (consumer ^ 1), 256);
+    if (t + stride / 2 < tiles) named_barrier_arrive(TURN_BARRIER + (consumer ^ 1), 256);
 #endif
 #pragma unroll
     for (int b = 0; b < BLOCKS_M; b++) wgmma_pin(acc[b]);
@@ -263,7 +264,7 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, int cons
     if (PINGPONG) ring.skip(ITERS);
 #if BIAS
     cp_async_wait<0>();
-    named_barrier_sync(1 + consumer, 128);
+    named_barrier_sync(BIAS_BARRIER + consumer, 128);
 #endif
 #if SPLIT_K > 1
     reduce_parts(acc, ring_at, rank);

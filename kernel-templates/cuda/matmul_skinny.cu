@@ -117,7 +117,8 @@ matmul_skinny(const elem *x, const elem *__restrict__ w, EPILOGUE_PARAMS, int m)
   __syncthreads();
 #endif
 
-  int group = blockIdx.x, buffer = 0, slot = 0;
+  [[maybe_unused]] int buffer = 0;
+  int group = blockIdx.x, slot = 0;
   do {
     float acc[ROW_TILES][TOKEN_TILES][4] = {};
 #pragma unroll 1

@@ -1,5 +1,6 @@
 //! The command line: raw arguments become a validated plan, the library does the work, and one place decides exit codes.
 
+mod attempt;
 mod compile;
 mod db;
 mod doctor;
@@ -31,6 +32,8 @@ enum Command {
     Model(model::Args),
     /// Compile every template of a model's plan, with no GPU needed, and print what the compiler says.
     Compile(compile::Args),
+    /// Compile, check and time a few candidates of a problem in this process: for writing templates.
+    Try(attempt::Args),
     /// Say which key a problem has here, and why it hits or misses.
     Explain(explain::Args),
     /// Look at the tuning database and keep it in order.
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Tune(args) => tune::run(&args),
         Command::Model(args) => model::run(&args),
         Command::Compile(args) => compile::run(&args),
+        Command::Try(args) => attempt::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Db(args) => db::run(&args),
         Command::Doctor(args) => doctor::run(&args),

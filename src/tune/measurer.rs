@@ -132,10 +132,11 @@ impl Measurer {
         if let Some(why) = tried.check.wrong {
             return Verdict::Wrong { why };
         }
+        let check = tried.check;
         self.lost = 0;
         self.canary.get_or_insert_with(|| candidate.clone());
         let series = tried.series.unwrap_or_default();
-        Verdict::measured(&series, tried.check.rms, tried.check.max)
+        Verdict::measured(&series, &check)
     }
 
     /// Times several candidates in turn; all are known to be right.

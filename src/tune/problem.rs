@@ -34,7 +34,15 @@ struct Right {
     point: Point,
     us: f64,
     compiled: Option<Compiled>,
-    errors: (f64, f64),
+    errors: Errors,
+}
+
+/// How far a right candidate is from the reference, and how much was compared.
+#[derive(Clone, Copy, Default)]
+struct Errors {
+    rms: f64,
+    max: f64,
+    compared: u64,
 }
 
 /// What is known of a problem while it is tuned.
@@ -98,7 +106,7 @@ impl Tuner<'_> {
             });
         }
         let (chosen, series, tied) = self.finals(&mut work, &device)?;
-        let errors = self.check_again(&mut work, &chosen, setup, &device)?;
+        let errors = self.check_again(&mut work, &chosen, setup)?;
         let winner = self.winner(&work, chosen, series, tied, errors, start)?;
         self.store(&winner, &device, &work)?;
         Ok(winner)
@@ -224,9 +232,9 @@ impl Tuner<'_> {
     fn account(&self, work: &mut Work, point: &Point, verdict: Verdict, compiled: Option<Compiled>) -> Result<(), TuneError> {
         work.tried += 1;
         match (&verdict, verdict.median_us()) {
-            (Verdict::Measured { error_rms, error_max, .. }, Some(us)) => {
+            (Verdict::Measured { error_rms, error_max, compared, .. }, Some(us)) => {
                 work.searcher.tell(point, us);
-                let errors = (*error_rms, *error_max);
+                let errors = Errors { rms: *error_rms, max: *error_max, compared: *compared };
                 work.right.push(Right { point: point.clone(), us, compiled, errors });
             }
             _ => *work.rejected.entry(verdict.reason().into()).or_default() += 1,
@@ -291,17 +299,17 @@ impl Tuner<'_> {
         work: &mut Work,
         (point, compiled): &(Point, Compiled),
         setup: Setup,
-        device: &crate::device::Device,
-    ) -> Result<(f64, f64), TuneError> {
+    ) -> Result<Errors, TuneError> {
         if work.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
             let fresh = Setup { seed: setup.seed.wrapping_add(0x5eed), ..setup };
             work.measurer.prepare(fresh)?;
         }
         let runnable = self.runnable(work, point, compiled)?;
         match work.measurer.attempt(&runnable, 0, self.deadline(work.roofline_us))? {
-            Verdict::Measured { error_rms, error_max, .. } => {
-                let before = work.right.iter().find(|r| r.point == *point).map_or((0.0, 0.0), |r| r.errors);
-                Ok((before.0.max(error_rms), before.1.max(error_max)))
+            Verdict::Measured { error_rms, error_max, compared, .. } => {
+                let before = work.right.iter().find(|r| r.point == *point).map_or_else(Errors::default, |r| r.errors);
+                let (rms, max) = (before.rms.max(error_rms), before.max.max(error_max));
+                Ok(Errors { rms, max, compared: before.compared + compared })
             }
             other => {
                 // It was right and is not any more: a race. It loses its standing, in the journal too.
@@ -309,7 +317,6 @@ impl Tuner<'_> {
                 let body = serde_json::to_value(&other).map_err(|e| TuneError::Record(e.to_string()))?;
                 self.db.put_trial(&Record::trial(key, point.config.to_string(), body))?;
                 let config = format!("{} {}", work.templates[point.template].name(), point.config);
-                let _ = device;
                 Err(TuneError::Unstable { problem: work.problem, config, verdict: Box::new(other) })
             }
         }
@@ -321,7 +328,7 @@ impl Tuner<'_> {
         (point, compiled): (Point, Compiled),
         series: Series,
         tied: Vec<String>,
-        errors: (f64, f64),
+        errors: Errors,
         start: Instant,
     ) -> Result<Winner, TuneError> {
         let device = work.measurer.device().clone();
@@ -342,9 +349,9 @@ impl Tuner<'_> {
                 roofline_us: work.roofline_us,
                 roofline_share: work.roofline_us / median_us,
                 memory_bound,
-                error_rms: errors.0,
-                error_max: errors.1,
-                compared: 0,
+                error_rms: errors.rms,
+                error_max: errors.max,
+                compared: errors.compared,
                 ties: tied,
                 trials: work.tried,
                 rejected: work.rejected.clone(),

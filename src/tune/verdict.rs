@@ -1,6 +1,6 @@
 //! What became of a candidate.
 
-use crate::target::session::Series;
+use crate::target::session::{Check, Series};
 use crate::worker::{Failure, FailureKind, Lost};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,9 @@ pub enum Verdict {
         error_rms: f64,
         /// Largest scaled error.
         error_max: f64,
+        /// Output elements compared.
+        #[serde(default)]
+        compared: u64,
     },
     /// The compiler refused it.
     CompileError {
@@ -51,8 +54,9 @@ pub enum Verdict {
 
 impl Verdict {
     /// A right candidate's verdict.
-    pub fn measured(series: &Series, error_rms: f64, error_max: f64) -> Verdict {
-        Verdict::Measured { samples_us: series.us.clone(), error_rms, error_max }
+    pub fn measured(series: &Series, check: &Check) -> Verdict {
+        let (error_rms, error_max, compared) = (check.rms, check.max, check.compared);
+        Verdict::Measured { samples_us: series.us.clone(), error_rms, error_max, compared }
     }
 
     /// The median time of a right candidate in microseconds.

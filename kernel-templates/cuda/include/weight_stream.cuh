@@ -30,11 +30,3 @@ DEV uint4 ld_tokens_if(const elem *p, bool inside) {
                : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w) : "l"(p), "r"((u32)inside) : "memory");
   return r;
 }
-
-#if ARCH >= 900
-// A bulk copy of consecutive bytes, a multiple of 16, into shared memory; counted on `bar`.
-DEV void bulk_load(u32 dst, const void *src, u32 bytes, u32 bar) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src),
-               "r"(bytes), "r"(bar) : "memory");
-}
-#endif

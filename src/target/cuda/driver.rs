@@ -168,6 +168,14 @@ impl Drop for Buffer {
     }
 }
 
+/// Copies to device memory that a buffer owns; returns when done.
+#[cfg(feature = "tuner")]
+pub(super) fn write(address: u64, data: &[u8]) -> Result<(), TargetError> {
+    synchronize()?;
+    // SAFETY: the callers pass addresses of tensors with their sizes, inside buffers that they hold.
+    check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(address, data.as_ptr().cast(), data.len()) })
+}
+
 /// Waits for all work of the current context.
 pub(super) fn synchronize() -> Result<(), TargetError> {
     // SAFETY: no arguments.

@@ -42,6 +42,7 @@ pub struct CudaSession {
     support: Option<(String, Support)>,
     flush: Option<Buffer>,
     state: Option<State>,
+    exact: bool,
 }
 
 /// One prepared problem.
@@ -49,7 +50,8 @@ struct State {
     problem: Problem,
     tensors: Vec<Tensor>,
     sets: Vec<Vec<u64>>,
-    arena: Buffer,
+    /// The memory behind the sets.
+    _memory: Vec<Buffer>,
     references: Vec<Option<(Buffer, Buffer)>>,
     cold: bool,
 }
@@ -72,8 +74,16 @@ impl CudaSession {
             support: None,
             flush: None,
             state: None,
+            exact: false,
             gpu,
         })
+    }
+
+    /// Gives every tensor an allocation of its own, of its exact size, in one set: a memory checker then sees every
+    /// access outside. The guard zones of the usual layout would hide them from it.
+    pub fn with_exact_memory(mut self) -> CudaSession {
+        self.exact = true;
+        self
     }
 
     fn support(&mut self, file: &Option<(PathBuf, String)>) -> Result<(), TargetError> {
@@ -103,7 +113,7 @@ impl CudaSession {
         let workspace = match launch.workspace {
             0 => None,
             bytes => {
-                let b = Buffer::new(bytes + GUARD)?;
+                let b = Buffer::new(bytes + if self.exact { 0 } else { GUARD })?;
                 b.fill(0xff, &self.stream)?;
                 if launch.zero {
                     b.write(0, &vec![0u8; bytes as usize])?;
@@ -135,12 +145,16 @@ impl CudaSession {
                 if let Some((reference, stats)) = &state.references[i] {
                     let mut found = support.compare(t, address, reference.address(), stats, &self.stream)?;
                     let end = (address + t.bytes()).next_multiple_of(4);
-                    found.guard = support.guard(address - GUARD, GUARD / 4, POISON, &self.stream)?
-                        + support.guard(end, GUARD / 4, POISON, &self.stream)?;
+                    found.guard = if self.exact {
+                        0
+                    } else {
+                        support.guard(address - GUARD, GUARD / 4, POISON, &self.stream)?
+                            + support.guard(end, GUARD / 4, POISON, &self.stream)?
+                    };
                     check.add(t.name, &found, limit);
                 }
             }
-            if let Some(w) = &loaded.workspace {
+            if let (Some(w), false) = (&loaded.workspace, self.exact) {
                 let beyond = support.guard(w.address() + launch.workspace.next_multiple_of(4), 512, POISON, &self.stream)?;
                 if beyond > 0 {
                     check.wrong = Some("wrote outside its workspace".into());
@@ -156,15 +170,36 @@ impl CudaSession {
     fn poison_outputs(&self, state: &State, set: usize) -> Result<(), TargetError> {
         for (t, at) in state.tensors.iter().zip(&state.sets[set]) {
             if t.role == Role::Out {
-                let words = t.bytes().div_ceil(4);
-                // The words beyond a tensor of odd length are guard, which is poison too.
-                super::driver::check("cuMemsetD32Async", unsafe {
-                    // SAFETY: the tensor and its guard lie inside the arena.
-                    cudarc::driver::sys::cuMemsetD32Async(*at, POISON, words as usize, self.stream.handle)
+                super::driver::check("cuMemsetD8Async", unsafe {
+                    // SAFETY: the tensor lies inside its set's memory.
+                    cudarc::driver::sys::cuMemsetD8Async(*at, 0xff, t.bytes() as usize, self.stream.handle)
                 })?;
             }
         }
         Ok(())
+    }
+
+    /// Memory for the tensors and their addresses in each set: all sets in one arena, every tensor between guards and
+    /// aligned to 1 KiB as bulk copies like it; or one set of exact allocations.
+    fn layout(&self, problem: &Problem, tensors: &[Tensor]) -> Result<(Vec<Buffer>, Vec<Vec<u64>>), TargetError> {
+        if self.exact {
+            let memory: Vec<Buffer> = tensors.iter().map(|t| Buffer::new(t.bytes())).collect::<Result<_, _>>()?;
+            let set = memory.iter().map(Buffer::address).collect();
+            return Ok((memory, vec![set]));
+        }
+        let mut offsets = Vec::new();
+        let mut stride = GUARD;
+        for t in tensors {
+            offsets.push(stride);
+            stride = (stride + t.bytes() + GUARD).next_multiple_of(1024);
+        }
+        let sets = (2 * self.gpu.device.l2).div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
+        let sets = sets.min((self.gpu.device.memory / 3 / stride).max(1));
+        let arena = Buffer::new(stride * sets + GUARD)?;
+        arena.fill(0xff, &self.stream)?;
+        let set = |s| offsets.iter().map(|o| arena.address() + s * stride + o).collect();
+        let sets = (0..sets).map(set).collect();
+        Ok((vec![arena], sets))
     }
 
     /// Builds the graph that is replayed: launches over all sets in turn.
@@ -258,22 +293,8 @@ impl Session for CudaSession {
         let problem = setup.problem;
         let tensors = problem.tensors();
         let inputs = Inputs::new(&problem, setup.seed);
-        // The layout of one set: every tensor between guards, aligned to 1 KiB as bulk copies like it.
-        let mut offsets = Vec::new();
-        let mut at = GUARD;
-        for t in &tensors {
-            offsets.push(at);
-            at = (at + t.bytes() + GUARD).next_multiple_of(1024);
-        }
-        let stride = at;
         let twice_l2 = 2 * self.gpu.device.l2;
-        let sets = twice_l2.div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
-        let sets = sets.min((self.gpu.device.memory / 3 / stride).max(1));
-        let arena = Buffer::new(stride * sets + GUARD)?;
-        arena.fill(0xff, &self.stream)?;
-        let sets: Vec<Vec<u64>> = (0..sets)
-            .map(|s| offsets.iter().map(|o| arena.address() + s * stride + o).collect())
-            .collect();
+        let (memory, sets) = self.layout(&problem, &tensors)?;
         let cold = problem.bytes() * sets.len() as u64 >= twice_l2;
         if !cold && self.flush.is_none() {
             let flush = Buffer::new(twice_l2 + (32 << 20))?;
@@ -281,7 +302,7 @@ impl Session for CudaSession {
             self.flush = Some(flush);
         }
         let Some((_, support)) = &self.support else { return Ok(()) };
-        for (s, set) in sets.iter().enumerate() {
+        for set in &sets {
             for input in inputs.iter() {
                 let Some(i) = tensors.iter().position(|t| t.name == input.tensor.name) else { continue };
                 match input.uniform() {
@@ -289,13 +310,13 @@ impl Session for CudaSession {
                     None => {
                         let mut bytes = vec![0u8; input.tensor.bytes() as usize];
                         input.write(0, &mut bytes);
-                        arena.write(s as u64 * stride + offsets[i], &bytes)?;
+                        super::driver::write(set[i], &bytes)?;
                     }
                 }
             }
         }
         let mut state =
-            State { problem, tensors, sets, arena, references: Vec::new(), cold };
+            State { problem, tensors, sets, _memory: memory, references: Vec::new(), cold };
         let mut addresses = state.sets[0].clone();
         for (i, t) in state.tensors.iter().enumerate() {
             state.references.push(match t.role {
@@ -382,7 +403,6 @@ fn spot_check(state: &State, inputs: &Inputs, seed: u64) -> Result<(), TargetErr
             )));
         }
     }
-    debug_assert!(!state.arena.is_empty());
     Ok(())
 }
 
