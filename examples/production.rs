@@ -6,12 +6,12 @@
 //! ```
 //! Without problems it takes a sample of each op of the bundle; then a shape that was never tuned, answered by the
 //! nearest tuned bucket, and one that nothing serves. Exits with 0 when all is right, 1 when a result is wrong, 2 when
-//! the bundle or the device cannot be used. Built with `--no-default-features --features runtime`: no compiler, no
+//! the bundle or the device cannot be used or nothing serves an asked problem. Built with `--no-default-features --features runtime`: no compiler, no
 //! NVRTC, no database.
 
 use jitune::bundle::Bundle;
 use jitune::device::Target;
-use jitune::problem::{DimKind, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
+use jitune::problem::{DimKind, Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
 use jitune::runtime::{Bound, Kernel, Match, Memory, Queue, Runtime, RuntimeError};
 use jitune::target::cuda;
 use std::error::Error;
@@ -51,7 +51,8 @@ fn main() -> ExitCode {
 }
 
 fn args() -> Result<Args, Box<dyn Error>> {
-    let mut args = Args { bundle: String::new(), problems: Vec::new(), device: None, ordinal: 0, threads: None, all: false };
+    let mut args =
+        Args { bundle: String::new(), problems: Vec::new(), device: None, ordinal: 0, threads: None, all: false };
     let mut list = std::env::args().skip(1);
     while let Some(word) = list.next() {
         let mut value = |name: &str| list.next().ok_or(format!("{name} needs a value"));
@@ -111,7 +112,10 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
     }
     let asked = if args.problems.is_empty() { sample(&runtime, args.all) } else { args.problems.clone() };
     let untuned = if args.problems.is_empty() { untuned(&runtime) } else { None };
-    println!("\n{:<74} {:<7} {:<18} {:>9} {:>10} {:>10} {:>8}", "problem", "rung", "template", "error rms", "median µs", "tuned µs", "look-up");
+    println!(
+        "\n{:<74} {:<7} {:<18} {:>9} {:>10} {:>10} {:>8}",
+        "problem", "rung", "template", "error rms", "median µs", "tuned µs", "look-up"
+    );
     let mut right = true;
     for problem in asked.iter().chain(&untuned) {
         right &= row(&runtime, problem)?;
@@ -156,16 +160,18 @@ fn untuned(runtime: &Runtime) -> Option<Problem> {
     runtime.problems().find_map(change)
 }
 
-/// A problem of a kind that nobody tuned: an odd width of the first one's weights. The typed error says what is near.
+/// A problem that nobody tuned and no bucket may serve: another width of the weights, or another dtype. The typed error
+/// says what is near.
 fn refused(runtime: &Runtime) -> Option<(Problem, RuntimeError)> {
-    let odd = |p: Problem| {
+    let refuse = |other: Problem| runtime.lookup(&other).err().map(|e| (other, e));
+    let wider = |p: Problem| {
         ["k", "cols", "head_dim", "hidden"].into_iter().find_map(|dim| {
             let is_size = p.op().dims.iter().any(|d| d.name == dim && matches!(d.kind, DimKind::Size));
-            let other = p.with(&[(dim, p.dim(dim) + 8)]).ok().filter(|_| is_size)?;
-            runtime.lookup(&other).err().map(|e| (other, e))
+            p.with(&[(dim, p.dim(dim) + 8)]).ok().filter(|_| is_size).and_then(refuse)
         })
     };
-    runtime.problems().find_map(odd)
+    let other_dtype = |p: Problem| Dtype::ALL.into_iter().find_map(|dtype| refuse(Problem { dtype, ..p }));
+    runtime.problems().find_map(wider).or_else(|| runtime.problems().find_map(other_dtype))
 }
 
 /// Runs one problem, checks it and prints its row; false where a result is wrong.
@@ -301,7 +307,6 @@ fn compare(problem: &Problem, expected: &[Expected], memory: &[Memory]) -> Resul
 }
 
 fn value(t: &Tensor, bytes: &[u8], index: u64) -> f64 {
-    use jitune::problem::Dtype;
     let at = &bytes[index as usize * t.scalar.bytes()..];
     match t.scalar {
         Scalar::Elem(Dtype::Bf16) => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),

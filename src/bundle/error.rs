@@ -55,7 +55,9 @@ pub enum BundleError {
         found: u64,
     },
     /// Bytes whose hash differs.
-    #[error("the bundle is damaged: {part} at byte {offset} has blake3 {found}, and {expected} was sealed; copy it again")]
+    #[error(
+        "the bundle is damaged: {part} at byte {offset} has blake3 {found}, and {expected} was sealed; copy it again"
+    )]
     Damaged {
         /// Which bytes.
         part: String,

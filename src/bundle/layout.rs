@@ -105,7 +105,12 @@ impl Header {
         }
         let reserved = u32_at(head, 20);
         if reserved != 0 {
-            return Err(BundleError::Field { offset: 20, what: "a reserved field", expected: 0, found: reserved.into() });
+            return Err(BundleError::Field {
+                offset: 20,
+                what: "a reserved field",
+                expected: 0,
+                found: reserved.into(),
+            });
         }
         if header.file != length {
             return Err(BundleError::Length { expected: header.file, found: length });

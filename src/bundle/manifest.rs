@@ -70,7 +70,10 @@ impl Manifest {
         }
         if self.artifacts.len() != header.artifacts as usize || self.winners.len() != header.winners as usize {
             let (a, w) = (self.artifacts.len(), self.winners.len());
-            let why = format!("{a} artifacts and {w} winners where the header has {} and {}", header.artifacts, header.winners);
+            let why = format!(
+                "{a} artifacts and {w} winners where the header has {} and {}",
+                header.artifacts, header.winners
+            );
             return unsound("list of winners", why);
         }
         for (i, e) in self.winners.iter().enumerate() {

@@ -20,9 +20,7 @@ mod manifest;
 mod seal;
 
 pub use error::BundleError;
-pub use layout::{
-    MAX_ARTIFACT_BYTES, MAX_ARTIFACTS, MAX_BUNDLE_BYTES, MAX_MANIFEST_BYTES, MAX_WINNERS, VERSION,
-};
+pub use layout::{MAX_ARTIFACT_BYTES, MAX_ARTIFACTS, MAX_BUNDLE_BYTES, MAX_MANIFEST_BYTES, MAX_WINNERS, VERSION};
 pub use manifest::ArtifactRole;
 pub use seal::{Extras, Part};
 

@@ -82,7 +82,9 @@ pub(super) fn arch(tuned: &Device, here: &Device) -> Result<(), String> {
 /// Whether `a` is closer to the device at hand than `b`: the same silicon before the same architecture before the
 /// nearest one.
 pub(super) fn closer(a: &Device, b: &Device, here: &Device) -> bool {
-    let rank = |d: &Device| (d.silicon != here.silicon, d.arch != here.arch, here.cc.abs_diff(d.cc), here.units.abs_diff(d.units));
+    let rank = |d: &Device| {
+        (d.silicon != here.silicon, d.arch != here.arch, here.cc.abs_diff(d.cc), here.units.abs_diff(d.units))
+    };
     rank(a) < rank(b)
 }
 

@@ -201,7 +201,9 @@ impl Bound {
                 Ok(())
             }
             (Kind::Cuda(_), Queue::Host) => Err(RuntimeError::WrongQueue { kernel: Target::Cuda, queue: Target::Cpu }),
-            (Kind::Cpu(..), Queue::Cuda(_)) => Err(RuntimeError::WrongQueue { kernel: Target::Cpu, queue: Target::Cuda }),
+            (Kind::Cpu(..), Queue::Cuda(_)) => {
+                Err(RuntimeError::WrongQueue { kernel: Target::Cpu, queue: Target::Cuda })
+            }
         }
     }
 }

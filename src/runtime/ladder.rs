@@ -3,9 +3,9 @@
 //! Near is by the sum of |ln(asked / tuned)| over the dimensions, the same as the mean ratio; of two equally near the one
 //! above, whose kernel was tuned for at least as much work. `Recipe::serves` decides, nearest first.
 
+use super::RuntimeError;
 use super::error::Refusal;
 use super::kernel::Code;
-use super::RuntimeError;
 use crate::problem::{DimKind, Problem};
 use crate::recipe::{Launch, RecipeError};
 use std::cmp::Reverse;

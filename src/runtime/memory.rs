@@ -48,7 +48,8 @@ impl Memory {
             Kind::Cpu(b) => {
                 let have = b.bytes().len();
                 let to = b.bytes_mut().get_mut(..data.len());
-                to.ok_or(TargetError::OutOfMemory { needed: data.len() as u64, free: have as u64 })?.copy_from_slice(data);
+                to.ok_or(TargetError::OutOfMemory { needed: data.len() as u64, free: have as u64 })?
+                    .copy_from_slice(data);
                 Ok(())
             }
         }
@@ -61,7 +62,9 @@ impl Memory {
             Kind::Cpu(b) => {
                 let have = b.bytes().len();
                 let from = b.bytes().get(..data.len());
-                data.copy_from_slice(from.ok_or(TargetError::OutOfMemory { needed: data.len() as u64, free: have as u64 })?);
+                data.copy_from_slice(
+                    from.ok_or(TargetError::OutOfMemory { needed: data.len() as u64, free: have as u64 })?,
+                );
                 Ok(())
             }
         }

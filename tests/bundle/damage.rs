@@ -76,7 +76,9 @@ fn every_truncation_and_every_addition_is_refused() {
 fn lengths_that_lie_are_refused_before_anything_is_allocated() {
     for (at, width) in [(8, 4), (12, 4), (16, 4), (20, 4), (24, 8), (32, 8), (40, 8), (48, 8), (88, 8)] {
         let mut value = vec![0u8; width];
-        for lie in [0u64, 1, 0xffff, 0x1_0001, 0x7fff_ffff, 0xffff_ffff, 1 << 40, u64::MAX >> 1, u64::MAX - 15, u64::MAX] {
+        for lie in
+            [0u64, 1, 0xffff, 0x1_0001, 0x7fff_ffff, 0xffff_ffff, 1 << 40, u64::MAX >> 1, u64::MAX - 15, u64::MAX]
+        {
             value.copy_from_slice(&lie.to_le_bytes()[..width]);
             let mut bytes = SOUND.clone();
             bytes[at..at + width].copy_from_slice(&value);
@@ -139,7 +141,9 @@ fn forged_bytes_with_a_fitting_seal_never_panic() {
         let (most, result) = largest(|| {
             Bundle::parse(&bytes[..]).map(|b| {
                 // What was taken can be walked.
-                b.winners().map(|h| (h.winner(), h.support().map(|a| a.hash()), h.reference().map(|r| r.0.hash()))).count()
+                b.winners()
+                    .map(|h| (h.winner(), h.support().map(|a| a.hash()), h.reference().map(|r| r.0.hash())))
+                    .count()
             })
         });
         assert!(most <= PROPORTION * SOUND.len(), "round {round}: an allocation of {most} bytes");

@@ -27,9 +27,11 @@ fn what_is_sealed_is_read_back() {
     assert_eq!((bundle.len(), bundle.artifacts().len(), bundle.devices().len()), (4, 3, 2));
     assert_eq!(bundle.created(), 1_790_000_000);
     assert_eq!(bundle.arches().len(), 2);
-    assert!(bundle.artifacts().all(|a| a.role == ArtifactRole::Kernel && a.bytes.as_ptr().addr() % 16 == bundle.as_bytes().as_ptr().addr() % 16));
-    let read: Vec<(Winner, Vec<u8>)> =
-        bundle.winners().map(|h| (h.winner(), h.artifact().bytes.to_vec())).collect();
+    assert!(
+        bundle.artifacts().all(|a| a.role == ArtifactRole::Kernel
+            && a.bytes.as_ptr().addr() % 16 == bundle.as_bytes().as_ptr().addr() % 16)
+    );
+    let read: Vec<(Winner, Vec<u8>)> = bundle.winners().map(|h| (h.winner(), h.artifact().bytes.to_vec())).collect();
     for part in &parts {
         assert!(read.contains(part), "{}", part.0.problem);
     }

@@ -4,6 +4,7 @@
 
 mod allocations;
 mod damage;
+mod example;
 mod format;
 mod look_up;
 mod make;

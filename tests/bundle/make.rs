@@ -58,10 +58,13 @@ pub fn winner(template: &str, problem: &Problem, device: &Device, config: Config
     }
 }
 
-/// The cheapest legal config by the analytic cost.
+/// The cheapest legal config by the analytic cost; for a product of many tokens one of those whose rules do not depend
+/// on how many.
 pub fn config(template: &str, problem: &Problem, device: &Device) -> Config {
     let template = LIBRARY.get(device.target, template).unwrap();
-    enumerate(&template.recipe, problem, device).unwrap().candidates[0].config.clone()
+    let list = enumerate(&template.recipe, problem, device).unwrap().candidates;
+    let any_m = |c: &Config| c.get("panels").is_none_or(|p| p == 1) && c.get("copy").is_none_or(|c| c == 1);
+    list.into_iter().map(|c| c.config).find(any_m).unwrap()
 }
 
 /// Compiles a winner for this machine.

@@ -49,10 +49,14 @@ fn untuned_sizes_run_right_on_the_nearest_bucket_that_may() {
         ("rmsnorm rows=7 cols=96 dtype=f32", "rmsnorm rows=4 cols=96 dtype=f32", "cpu_rmsnorm"),
         ("rmsnorm rows=1000 cols=96 dtype=f32", "rmsnorm rows=4 cols=96 dtype=f32", "cpu_rmsnorm"),
         ("matmul m=7 n=48 k=64 dtype=f32", "matmul m=4 n=48 k=64 dtype=f32", "cpu_gemv"),
-        // Nearer to 64 than to 4; and past what the small template takes there is only the large one.
-        ("matmul m=33 n=48 k=64 dtype=f32", "matmul m=64 n=48 k=64 dtype=f32", "cpu_gemm"),
+        // Past what the small template takes there is only the large one.
+        ("matmul m=100 n=48 k=64 dtype=f32", "matmul m=64 n=48 k=64 dtype=f32", "cpu_gemm"),
         ("matmul m=333 n=48 k=64 dtype=f32", "matmul m=64 n=48 k=64 dtype=f32", "cpu_gemm"),
-        ("matmul m=9 n=48 k=64 epilogue=swiglu dtype=f32", "matmul m=16 n=48 k=64 epilogue=swiglu dtype=f32", "cpu_gemm"),
+        (
+            "matmul m=9 n=48 k=64 epilogue=swiglu dtype=f32",
+            "matmul m=16 n=48 k=64 epilogue=swiglu dtype=f32",
+            "cpu_gemm",
+        ),
     ] {
         let p = problem(asked);
         for _ in 0..2 {
