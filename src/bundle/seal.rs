@@ -27,6 +27,24 @@ impl From<(Winner, Vec<u8>)> for Part {
     }
 }
 
+impl Part {
+    /// Says what would make it useless, so that it is found here rather than in production: code that is not the one
+    /// named, evidence without a time, a recipe that does not evaluate.
+    pub fn check(&self) -> Result<(), BundleError> {
+        let w = &self.winner;
+        let unfit = |why: String| Err(BundleError::Unfit { problem: w.problem, why });
+        let found = blake3::hash(&self.code).to_hex();
+        if found.as_str() != w.artifact {
+            return unfit(format!("its code has blake3 {found} and it names {}", w.artifact));
+        }
+        if !w.evidence.median_us.is_finite() || w.evidence.median_us <= 0.0 {
+            return unfit(format!("its evidence has a median of {} µs", w.evidence.median_us));
+        }
+        let launch = Recipe::new(w.description.clone()).and_then(|r| r.launch(&w.problem, &w.device, &w.config));
+        launch.map(drop).map_err(|source| BundleError::Recipe { problem: w.problem, source })
+    }
+}
+
 /// Code that lets a machine without a compiler verify a winner. Production ignores it.
 #[derive(Clone, Debug)]
 pub struct Extras {
@@ -63,14 +81,16 @@ impl Bundle<'static> {
         let mut keyed = Vec::new();
         for part in parts {
             let part: Part = part.into();
-            check(&part)?;
+            part.check()?;
             let d = &part.winner.device;
-            keyed.push(((d.target, d.arch.clone(), part.winner.problem.to_string(), json(d)?), part));
+            // What a device is, without the ceilings that were measured on it in one run or another.
+            let key = (d.target, d.arch.clone(), part.winner.problem.to_string(), d.silicon.clone());
+            keyed.push((key, part));
         }
         keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
         if let Some(pair) = keyed.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             let problem = pair[0].1.winner.problem;
-            return Err(BundleError::Unfit { problem, why: "two winners of one device are given".into() });
+            return Err(BundleError::Unfit { problem, why: "two winners for one device are given".into() });
         }
         let (mut devices, mut descriptions, mut artifacts) = (Once::new(), Once::new(), Once::new());
         let mut winners = Vec::new();
@@ -145,22 +165,6 @@ fn write_synced(path: &PathBuf, bytes: &[u8]) -> Result<(), BundleError> {
     let mut file = OpenOptions::new().write(true).create_new(true).open(path).map_err(io)?;
     file.write_all(bytes).map_err(io)?;
     file.sync_all().map_err(io)
-}
-
-/// What would make the bundle useless is found here rather than in production.
-fn check(part: &Part) -> Result<(), BundleError> {
-    let w = &part.winner;
-    let unfit = |why: String| Err(BundleError::Unfit { problem: w.problem, why });
-    let found = blake3::hash(&part.code).to_hex();
-    if found.as_str() != w.artifact {
-        return unfit(format!("its code has blake3 {found} and it names {}", w.artifact));
-    }
-    if !w.evidence.median_us.is_finite() || w.evidence.median_us <= 0.0 {
-        return unfit(format!("its evidence has a median of {} µs", w.evidence.median_us));
-    }
-    let recipe = |source| BundleError::Recipe { problem: w.problem, source };
-    let launch = Recipe::new(w.description.clone()).and_then(|r| r.launch(&w.problem, &w.device, &w.config));
-    launch.map(drop).map_err(recipe)
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, BundleError> {

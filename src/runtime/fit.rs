@@ -79,6 +79,13 @@ pub(super) fn arch(tuned: &Device, here: &Device) -> Result<(), String> {
     }
 }
 
+/// The launch of a winner on a device as the runtime would do it, or why it cannot be used there.
+pub fn launch_on(held: &Held<'_>, here: &Device) -> Result<Launch, String> {
+    arch(held.device(), here)?;
+    let described = Described::new(held.description().clone()).map_err(|e| e.to_string())?;
+    device_for(&described, held, here).map(|(_, launch)| launch)
+}
+
 /// Whether `a` is closer to the device at hand than `b`: the same silicon before the same architecture before the
 /// nearest one.
 pub(super) fn closer(a: &Device, b: &Device, here: &Device) -> bool {
