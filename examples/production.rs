@@ -1,1 +1,317 @@
-fn main(){}
+//! What a production process does with a bundle: load it with the driver alone, look problems up by typed key, launch
+//! them on a stream of its own and inside a graph capture of its own, and check what came out.
+//!
+//! ```text
+//! production BUNDLE [PROBLEM…] [--device cpu|cuda[:N]] [--threads N] [--all]
+//! ```
+//! Without problems it takes a sample of each op of the bundle; then a shape that was never tuned, answered by the
+//! nearest tuned bucket, and one that nothing serves. Exits with 0 when all is right, 1 when a result is wrong, 2 when
+//! the bundle or the device cannot be used or nothing serves an asked problem. Built with `--no-default-features --features runtime`: no compiler, no
+//! NVRTC, no database.
+
+use jitune::bundle::Bundle;
+use jitune::device::Target;
+use jitune::problem::{DimKind, Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
+use jitune::runtime::{Bound, Kernel, Match, Memory, Queue, Runtime, RuntimeError};
+use jitune::target::cuda;
+use std::error::Error;
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Input values that the reference of one problem may read on the host; larger ones are checked by a sample.
+const REFERENCE_BUDGET: u64 = 20 << 20;
+/// Problems of each op in the sample.
+const EACH_OP: usize = 3;
+/// Launches that are timed.
+const LAUNCHES: usize = 20;
+/// Launches that are captured into one graph.
+const IN_GRAPH: usize = 3;
+/// Look-ups that are timed.
+const LOOK_UPS: u32 = 100_000;
+
+struct Args {
+    bundle: String,
+    problems: Vec<Problem>,
+    device: Option<Target>,
+    ordinal: usize,
+    threads: Option<usize>,
+    all: bool,
+}
+
+fn main() -> ExitCode {
+    match args().and_then(|args| run(&args)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(e) => {
+            eprintln!("production: {e}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn args() -> Result<Args, Box<dyn Error>> {
+    let mut args =
+        Args { bundle: String::new(), problems: Vec::new(), device: None, ordinal: 0, threads: None, all: false };
+    let mut list = std::env::args().skip(1);
+    while let Some(word) = list.next() {
+        let mut value = |name: &str| list.next().ok_or(format!("{name} needs a value"));
+        match word.as_str() {
+            "--device" => {
+                let text = value("--device")?;
+                let (name, ordinal) = text.split_once(':').unwrap_or((&text, "0"));
+                args.ordinal = ordinal.parse()?;
+                args.device = Some(match name {
+                    "cpu" => Target::Cpu,
+                    "cuda" => Target::Cuda,
+                    other => return Err(format!("--device takes cpu or cuda, not '{other}'").into()),
+                });
+            }
+            "--threads" => args.threads = Some(value("--threads")?.parse()?),
+            "--all" => args.all = true,
+            _ if args.bundle.is_empty() => args.bundle = word,
+            _ => args.problems.push(word.parse()?),
+        }
+    }
+    if args.bundle.is_empty() {
+        return Err("usage: production BUNDLE [PROBLEM…] [--device cpu|cuda[:N]] [--threads N] [--all]".into());
+    }
+    Ok(args)
+}
+
+/// The device: as asked, else the GPU where the bundle and the machine have one, else the CPU.
+fn open(bundle: &Bundle<'_>, args: &Args) -> Result<Runtime, RuntimeError> {
+    let has_cuda = bundle.arches().iter().any(|(target, _)| *target == Target::Cuda);
+    let here = || cuda::gpu_count().is_ok_and(|n| n > args.ordinal);
+    match args.device {
+        Some(Target::Cuda) => Runtime::cuda(bundle, args.ordinal),
+        None if has_cuda && here() => Runtime::cuda(bundle, args.ordinal),
+        _ => Runtime::cpu(bundle, args.threads),
+    }
+}
+
+fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
+    let start = Instant::now();
+    let bundle = Bundle::open(&args.bundle)?;
+    let read = start.elapsed();
+    let runtime = open(&bundle, args)?;
+    println!(
+        "{}: {} winners, {} bytes, sealed by jitune {}; read and checked in {:.1} ms, {} loaded for {} ({}) in {:.1} ms",
+        args.bundle,
+        bundle.len(),
+        bundle.as_bytes().len(),
+        bundle.sealed_by(),
+        read.as_secs_f64() * 1e3,
+        runtime.problems().len(),
+        runtime.device().name,
+        runtime.device().arch,
+        (start.elapsed() - read).as_secs_f64() * 1e3,
+    );
+    for refusal in runtime.skipped().iter().take(3) {
+        println!("  not for this device: {refusal}");
+    }
+    let asked = if args.problems.is_empty() { sample(&runtime, args.all) } else { args.problems.clone() };
+    let untuned = if args.problems.is_empty() { untuned(&runtime) } else { None };
+    println!(
+        "\n{:<74} {:<7} {:<18} {:>9} {:>10} {:>10} {:>8}",
+        "problem", "rung", "template", "error rms", "median µs", "tuned µs", "look-up"
+    );
+    let mut right = true;
+    for problem in asked.iter().chain(&untuned) {
+        right &= row(&runtime, problem)?;
+    }
+    match refused(&runtime) {
+        Some((problem, e)) => println!("\nrefused as it must be, '{problem}':\n  {e}"),
+        None => {
+            right = false;
+            println!("\nWRONG: a problem that nothing was tuned for got a kernel");
+        }
+    }
+    println!("\n{}", if right { "all results are right" } else { "SOME RESULTS ARE WRONG" });
+    Ok(right)
+}
+
+/// The first, the middle and the last problem of each op.
+fn sample(runtime: &Runtime, all: bool) -> Vec<Problem> {
+    let problems: Vec<Problem> = runtime.problems().collect();
+    if all {
+        return problems;
+    }
+    let mut ops: Vec<&str> = problems.iter().map(|p| p.op().name).collect();
+    ops.dedup();
+    let of = |op: &str| {
+        let mine: Vec<Problem> = problems.iter().filter(|p| p.op().name == op).copied().collect();
+        let mut picked: Vec<Problem> = (0..EACH_OP).map(|i| mine[i * (mine.len() - 1) / (EACH_OP - 1)]).collect();
+        picked.dedup();
+        picked
+    };
+    ops.into_iter().flat_map(of).collect()
+}
+
+/// A shape that was never tuned, with 7 of what a tuned one has 4 or another number of, that some bucket serves.
+fn untuned(runtime: &Runtime) -> Option<Problem> {
+    let change = |p: Problem| {
+        ["m", "rows", "tokens", "batch", "q"].into_iter().find_map(|dim| {
+            let other = p.with(&[(dim, 7)]).ok()?;
+            let kernel = runtime.lookup(&other).ok()?;
+            matches!(kernel.rung(), Match::Bucket { .. }).then_some(other)
+        })
+    };
+    runtime.problems().find_map(change)
+}
+
+/// A problem that nobody tuned and no bucket may serve: another width of the weights, or another dtype. The typed error
+/// says what is near.
+fn refused(runtime: &Runtime) -> Option<(Problem, RuntimeError)> {
+    let refuse = |other: Problem| runtime.lookup(&other).err().map(|e| (other, e));
+    let wider = |p: Problem| {
+        ["k", "cols", "head_dim", "hidden"].into_iter().find_map(|dim| {
+            let is_size = p.op().dims.iter().any(|d| d.name == dim && matches!(d.kind, DimKind::Size));
+            p.with(&[(dim, p.dim(dim) + 8)]).ok().filter(|_| is_size).and_then(refuse)
+        })
+    };
+    let other_dtype = |p: Problem| Dtype::ALL.into_iter().find_map(|dtype| refuse(Problem { dtype, ..p }));
+    runtime.problems().find_map(wider).or_else(|| runtime.problems().find_map(other_dtype))
+}
+
+/// Runs one problem, checks it and prints its row; false where a result is wrong.
+fn row(runtime: &Runtime, problem: &Problem) -> Result<bool, Box<dyn Error>> {
+    let kernel = runtime.lookup(problem)?;
+    let start = Instant::now();
+    for _ in 0..LOOK_UPS {
+        black_box(runtime.lookup(black_box(problem))?);
+    }
+    let look_up = start.elapsed().as_secs_f64() * 1e9 / f64::from(LOOK_UPS);
+
+    let inputs = Inputs::new(problem, 11);
+    let mut memory = runtime.allocate_all(problem)?;
+    let workspace = runtime.workspace(&kernel)?;
+    let addresses: Vec<u64> = memory.iter().map(Memory::address).collect();
+    let bound = kernel.bind(&addresses, workspace.address())?;
+    fill(problem, &inputs, &mut memory)?;
+    let expected = expected(problem, &inputs, 11, REFERENCE_BUDGET);
+    let (us, mut checks) = match runtime.target() {
+        Target::Cpu => on_host(&bound)?,
+        Target::Cuda => on_stream(&bound, || poison(problem, &mut memory))?,
+    };
+    checks.push("launches");
+    let rms = compare(problem, &expected, &memory)?;
+    let right = rms <= Tolerance::of(problem).rms;
+    println!(
+        "{:<74} {:<7} {:<18} {rms:>9.1e} {us:>10.2} {:>10.2} {:>5.0} ns{}",
+        problem.to_string(),
+        rung(&kernel),
+        kernel.template(),
+        kernel.tuned_us(),
+        look_up,
+        if right { String::new() } else { format!("  WRONG after {}", checks.join(" and ")) },
+    );
+    if let Match::Bucket { tuned } = kernel.rung() {
+        println!("  answered by the kernel of '{tuned}'");
+    }
+    Ok(right)
+}
+
+fn rung(kernel: &Kernel) -> &'static str {
+    match kernel.rung() {
+        Match::Exact => "exact",
+        Match::Bucket { .. } => "bucket",
+    }
+}
+
+/// The median microseconds of some launches on the runtime's pool.
+fn on_host(bound: &Bound) -> Result<(f64, Vec<&'static str>), Box<dyn Error>> {
+    let mut us = Vec::new();
+    for _ in 0..LAUNCHES {
+        let start = Instant::now();
+        bound.launch(Queue::Host)?;
+        us.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok((median(us), Vec::new()))
+}
+
+/// The median microseconds of some launches on a stream; then, on poisoned outputs, the same launch captured into a
+/// graph and replayed, so that what is checked came out of the graph.
+fn on_stream(
+    bound: &Bound,
+    poison: impl FnOnce() -> Result<(), Box<dyn Error>>,
+) -> Result<(f64, Vec<&'static str>), Box<dyn Error>> {
+    let stream = cuda::Stream::new()?;
+    let mut us = Vec::new();
+    for _ in 0..LAUNCHES {
+        let (start, end) = (cuda::Event::new()?, cuda::Event::new()?);
+        start.record(&stream)?;
+        bound.launch(&stream)?;
+        end.record(&stream)?;
+        stream.synchronize()?;
+        us.push(end.seconds_since(&start)? * 1e6);
+    }
+    poison()?;
+    let mut failed = None;
+    let graph = cuda::Graph::capture(&stream, || {
+        failed = (0..IN_GRAPH).find_map(|_| bound.launch(&stream).err());
+        Ok(())
+    })?;
+    if let Some(e) = failed {
+        return Err(e.into());
+    }
+    graph.launch(&stream)?;
+    stream.synchronize()?;
+    Ok((median(us), vec!["a graph of"]))
+}
+
+fn median(mut us: Vec<f64>) -> f64 {
+    us.sort_by(f64::total_cmp);
+    us[us.len() / 2]
+}
+
+/// Uploads the inputs, and poison for the outputs.
+fn fill(problem: &Problem, inputs: &Inputs, memory: &mut [Memory]) -> Result<(), Box<dyn Error>> {
+    for (t, m) in problem.tensors().iter().zip(memory.iter_mut()) {
+        if let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) {
+            let mut bytes = vec![0; t.bytes() as usize];
+            input.write(0, &mut bytes);
+            m.upload(&bytes)?;
+        }
+    }
+    poison(problem, memory)
+}
+
+fn poison(problem: &Problem, memory: &mut [Memory]) -> Result<(), Box<dyn Error>> {
+    for (t, m) in problem.tensors().iter().zip(memory) {
+        if t.role == Role::Out {
+            m.upload(&vec![0xff; t.bytes() as usize])?;
+        }
+    }
+    Ok(())
+}
+
+/// The root mean square error over that of the reference, the worst output tensor.
+fn compare(problem: &Problem, expected: &[Expected], memory: &[Memory]) -> Result<f64, Box<dyn Error>> {
+    let mut worst = 0f64;
+    for (t, m) in problem.tensors().iter().zip(memory) {
+        if t.role != Role::Out {
+            continue;
+        }
+        let mut bytes = vec![0; t.bytes() as usize];
+        m.download(&mut bytes)?;
+        let (mut errors, mut squares) = (0.0, 0.0);
+        for e in expected.iter().filter(|e| e.tensor == t.name) {
+            errors += (value(t, &bytes, e.index) - e.value).powi(2);
+            squares += e.value * e.value;
+        }
+        let rms = (errors / f64::max(squares, f64::MIN_POSITIVE)).sqrt();
+        worst = if rms.is_nan() { f64::INFINITY } else { worst.max(rms) };
+    }
+    Ok(worst)
+}
+
+fn value(t: &Tensor, bytes: &[u8], index: u64) -> f64 {
+    let at = &bytes[index as usize * t.scalar.bytes()..];
+    match t.scalar {
+        Scalar::Elem(Dtype::Bf16) => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
+        Scalar::Elem(Dtype::F16) => half::f16::from_le_bytes([at[0], at[1]]).to_f64(),
+        Scalar::I32 => f64::from(i32::from_le_bytes([at[0], at[1], at[2], at[3]])),
+        _ => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
+    }
+}

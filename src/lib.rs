@@ -7,9 +7,11 @@
 //! Feature `runtime` is what production links: bundle, look-up, launch. `tuner` adds the making of kernels, `cli` the
 //! program.
 
+pub mod bundle;
 pub mod device;
 pub mod problem;
 pub mod recipe;
+pub mod runtime;
 pub mod target;
 pub mod winner;
 

@@ -19,6 +19,10 @@ pub struct Gpu {
     pub device: Device,
 }
 
+// SAFETY: a context handle may be used from any thread; the driver locks.
+unsafe impl Send for Gpu {}
+unsafe impl Sync for Gpu {}
+
 /// The CUDA version that the driver supports, e.g. 13000; checks that there is a driver.
 pub fn driver_version() -> Result<i32, TargetError> {
     // SAFETY: only tries to open the library.

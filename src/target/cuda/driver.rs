@@ -217,12 +217,10 @@ impl Drop for Stream {
 }
 
 /// A point in a stream's time.
-#[cfg(feature = "tuner")]
 pub struct Event {
     handle: sys::CUevent,
 }
 
-#[cfg(feature = "tuner")]
 impl Event {
     /// An event that records time.
     pub fn new() -> Result<Event, TargetError> {
@@ -247,7 +245,6 @@ impl Event {
     }
 }
 
-#[cfg(feature = "tuner")]
 impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: the handle is ours.
@@ -256,12 +253,10 @@ impl Drop for Event {
 }
 
 /// Captured work that is replayed with one launch.
-#[cfg(feature = "tuner")]
 pub struct Graph {
     exec: sys::CUgraphExec,
 }
 
-#[cfg(feature = "tuner")]
 impl Graph {
     /// Captures what `work` launches on `stream`.
     pub fn capture(
@@ -294,7 +289,6 @@ impl Graph {
     }
 }
 
-#[cfg(feature = "tuner")]
 impl Drop for Graph {
     fn drop(&mut self) {
         // SAFETY: the handle is ours.

@@ -12,9 +12,7 @@ mod session;
 mod support;
 
 pub use device::{Gpu, driver_version, gpu_count};
-pub use driver::{Buffer, Module, Stream};
-#[cfg(feature = "tuner")]
-pub use driver::{Event, Graph};
+pub use driver::{Buffer, Event, Graph, Module, Stream};
 pub use launch::{Bound, RawStream};
 #[cfg(feature = "tuner")]
 pub use session::CudaSession;

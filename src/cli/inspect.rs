@@ -1,0 +1,78 @@
+//! `jitune inspect`: what a bundle holds, on any machine.
+
+use super::export::unusable;
+use super::{CliError, table};
+use crate::bundle::{ArtifactRole, Bundle, Held, VERSION};
+use std::path::PathBuf;
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  jitune inspect model.jitune\n\n\
+    Reads the whole file and checks every hash; needs neither a device nor a database. Exit code 4 when the file is damaged.")]
+pub struct Args {
+    /// The bundle.
+    file: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    let bundle = Bundle::open(&args.file).map_err(|e| unusable(&args.file, e))?;
+    if args.json {
+        println!("{}", json(&bundle));
+        return Ok(());
+    }
+    let arches: Vec<String> = bundle.arches().iter().map(|(t, a)| format!("{} {a}", t.name())).collect();
+    println!("file        {}, {} bytes, format {VERSION}", args.file.display(), bundle.as_bytes().len());
+    println!("sealed by   jitune {}, newest winner of {} (Unix seconds)", bundle.sealed_by(), bundle.created());
+    println!("holds       {} winners for {}", bundle.len(), arches.join(", "));
+    for (role, name) in
+        [(ArtifactRole::Kernel, "kernels"), (ArtifactRole::Reference, "references"), (ArtifactRole::Support, "support")]
+    {
+        let (count, bytes) =
+            bundle.artifacts().filter(|a| a.role == role).fold((0, 0), |(n, b), a| (n + 1, b + a.bytes.len()));
+        if count > 0 {
+            println!("            {count} {name}, {bytes} bytes");
+        }
+    }
+    let mut devices: Vec<&str> = bundle.devices().iter().map(|d| d.name.as_str()).collect();
+    devices.dedup();
+    println!("tuned on    {}\n", devices.join(", "));
+    let row = |h: Held<'_>| {
+        let e = h.evidence();
+        vec![
+            h.device().arch.clone(),
+            table::us(e.median_us),
+            format!("{:.0}%", e.roofline_share * 100.0),
+            e.samples_us.len().to_string(),
+            format!("{:.1e}", e.error_rms),
+            e.ties.len().to_string(),
+            h.artifact().bytes.len().to_string(),
+            h.problem().to_string(),
+            format!("{} {}", h.description().name, h.config()),
+        ]
+    };
+    let rows: Vec<Vec<String>> = bundle.winners().map(row).collect();
+    let header = ["arch", "us", "of ceiling", "samples", "error", "ties", "bytes", "problem", "winner"];
+    table::print(&header, &rows, &[1, 2, 3, 4, 5, 6]);
+    Ok(())
+}
+
+fn json(bundle: &Bundle<'_>) -> serde_json::Value {
+    let artifact = |a: crate::bundle::Artifact<'_>| serde_json::json!({"role": a.role, "bytes": a.bytes.len(), "blake3": a.hash()});
+    let winner = |h: Held<'_>| {
+        serde_json::json!({
+            "problem": h.problem(), "template": h.description().name, "config": h.config(),
+            "target": h.device().target, "arch": h.device().arch, "device": h.device().name,
+            "artifact": h.artifact().hash(), "verifiable_without_compiler":
+                h.device().target == crate::device::Target::Cpu || h.reference().is_some(),
+            "evidence": h.evidence(),
+        })
+    };
+    serde_json::json!({
+        "format": VERSION, "bytes": bundle.as_bytes().len(), "sealed_by": bundle.sealed_by(), "created": bundle.created(),
+        "artifacts": bundle.artifacts().map(artifact).collect::<Vec<_>>(),
+        "winners": bundle.winners().map(winner).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,128 @@
+//! Winners made by hand: compiled for this machine, or with bytes that only look like code.
+
+use jitune::device::{Device, Target};
+use jitune::problem::{Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
+use jitune::recipe::Config;
+use jitune::runtime::Memory;
+use jitune::space::enumerate;
+use jitune::target::cpu;
+use jitune::template::Library;
+use jitune::winner::{Evidence, Winner};
+use std::sync::LazyLock;
+
+/// Threads of the device that winners are made for.
+pub const THREADS: usize = 2;
+
+pub static LIBRARY: LazyLock<Library> = LazyLock::new(|| Library::built_in().unwrap());
+
+/// What the compiled winners are for: small, and of several templates.
+pub const COMPILED: [(&str, &str); 6] = [
+    ("cpu_rmsnorm", "rmsnorm rows=4 cols=96 dtype=f32"),
+    ("cpu_rmsnorm", "rmsnorm rows=64 cols=96 residual=1 dtype=bf16"),
+    ("cpu_gemv", "matmul m=1 n=48 k=64 dtype=f32"),
+    ("cpu_gemv", "matmul m=4 n=48 k=64 dtype=f32"),
+    ("cpu_gemm", "matmul m=64 n=48 k=64 dtype=f32"),
+    ("cpu_gemm", "matmul m=16 n=48 k=64 epilogue=swiglu dtype=f32"),
+];
+
+pub fn device() -> Device {
+    cpu::describe(Some(THREADS))
+}
+
+pub fn problem(text: &str) -> Problem {
+    text.parse().unwrap()
+}
+
+/// A winner of `code` with evidence of some kind.
+pub fn winner(template: &str, problem: &Problem, device: &Device, config: Config, code: &[u8]) -> Winner {
+    let target = device.target;
+    let evidence = Evidence {
+        samples_us: vec![12.5, 12.25, 13.0],
+        median_us: 12.5,
+        roofline_us: 6.25,
+        roofline_share: 0.5,
+        memory_bound: true,
+        compared: 48,
+        trials: 3,
+        space: 9,
+        at: 1_790_000_000,
+        ..Evidence::default()
+    };
+    Winner {
+        problem: *problem,
+        config,
+        artifact: blake3::hash(code).to_hex().to_string(),
+        description: LIBRARY.get(target, template).unwrap().recipe.description.clone(),
+        device: device.clone(),
+        evidence,
+    }
+}
+
+/// The cheapest legal config by the analytic cost; for a product of many tokens one of those whose rules do not depend
+/// on how many.
+pub fn config(template: &str, problem: &Problem, device: &Device) -> Config {
+    let template = LIBRARY.get(device.target, template).unwrap();
+    let list = enumerate(&template.recipe, problem, device).unwrap().candidates;
+    let any_m = |c: &Config| c.get("panels").is_none_or(|p| p == 1) && c.get("copy").is_none_or(|c| c == 1);
+    list.into_iter().map(|c| c.config).find(any_m).unwrap()
+}
+
+/// Compiles a winner for this machine.
+pub fn compiled(template: &str, problem: &Problem, device: &Device) -> (Winner, Vec<u8>) {
+    let config = config(template, problem, device);
+    let source = LIBRARY.render(LIBRARY.get(Target::Cpu, template).unwrap(), problem, device, &config).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (code, _) = cpu::cc::compile(&source, folder.path()).unwrap();
+    (winner(template, problem, device, config, &code), code)
+}
+
+/// [`COMPILED`], once for all tests.
+pub static WINNERS: LazyLock<Vec<(Winner, Vec<u8>)>> = LazyLock::new(|| {
+    let device = device();
+    COMPILED.iter().map(|(template, text)| compiled(template, &problem(text), &device)).collect()
+});
+
+/// A winner whose code is not code.
+pub fn fake(template: &str, text: &str, device: &Device, code: &[u8]) -> (Winner, Vec<u8>) {
+    let p = problem(text);
+    let config = config(template, &p, device);
+    (winner(template, &p, device, config, code), code.to_vec())
+}
+
+/// Uploads inputs and poison, in the order of the problem's tensors.
+pub fn fill(p: &Problem, inputs: &Inputs, memory: &mut [Memory]) {
+    for (t, m) in p.tensors().iter().zip(memory) {
+        let mut bytes = vec![0xff; t.bytes() as usize];
+        if let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) {
+            input.write(0, &mut bytes);
+        }
+        m.upload(&bytes).unwrap();
+    }
+}
+
+/// The largest error of any output against the f64 reference, as a share of its limit.
+pub fn error(p: &Problem, inputs: &Inputs, memory: &[Memory]) -> f64 {
+    let all = expected(p, inputs, 1, u64::MAX / 2);
+    let limit = Tolerance::of(p);
+    let mut worst = 0f64;
+    for (t, m) in p.tensors().iter().zip(memory).filter(|(t, _)| t.role == Role::Out) {
+        let mut bytes = vec![0; t.bytes() as usize];
+        m.download(&mut bytes).unwrap();
+        let mine: Vec<&Expected> = all.iter().filter(|e| e.tensor == t.name).collect();
+        let rms = (mine.iter().map(|e| e.value * e.value).sum::<f64>() / mine.len() as f64).sqrt();
+        for e in mine {
+            let scaled = (value(t, &bytes, e.index) - e.value).abs() / (rms + e.value.abs());
+            worst = worst.max(if scaled.is_finite() { scaled / limit.max } else { f64::INFINITY });
+        }
+    }
+    worst
+}
+
+fn value(t: &Tensor, bytes: &[u8], index: u64) -> f64 {
+    let at = &bytes[index as usize * t.scalar.bytes()..];
+    match t.scalar {
+        Scalar::Elem(d) if d.bytes() == 2 => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
+        Scalar::I32 => f64::from(i32::from_le_bytes([at[0], at[1], at[2], at[3]])),
+        _ => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
+    }
+}
