@@ -7,7 +7,7 @@ use super::{CliError, table};
 use crate::bundle::{Bundle, BundleError, Extras, Part};
 use crate::device::{Device, Target};
 use crate::problem::Problem;
-use crate::recipe::{Config, Description, Expr};
+use crate::recipe::Config;
 use crate::target::TargetError;
 use crate::target::cuda::nvrtc;
 use crate::template::{Library, Source};
@@ -77,11 +77,10 @@ pub fn seal(
     let mut newest: BTreeMap<_, Winner> = BTreeMap::new();
     for record in db.winners()? {
         // Records of another version may not read as winners; they are kept there, and not exported.
-        let Ok(mut winner) = serde_json::from_value::<Winner>(record?.body) else { continue };
+        let Ok(winner) = serde_json::from_value::<Winner>(record?.body) else { continue };
         if !filter(&winner) {
             continue;
         }
-        in_order(&mut winner.description);
         let d = &winner.device;
         let key = (d.target, d.arch.clone(), winner.problem, d.silicon.clone());
         let newer = |old: &Winner| (old.evidence.at, &old.artifact) < (winner.evidence.at, &winner.artifact);
@@ -110,28 +109,6 @@ pub fn seal(
         }
     }
     Ok(Gathered { bundle: Bundle::seal(parts)?, left_out })
-}
-
-/// Puts the derived values in an order in which each one stands after those it uses: the database keeps the fields of an
-/// object sorted by name.
-fn in_order(description: &mut Description) {
-    let uses: HashMap<String, Vec<String>> = description
-        .derive
-        .iter()
-        .map(|(name, text)| {
-            (name.clone(), Expr::new(&description.name, name, &text.0).map(|e| e.names).unwrap_or_default())
-        })
-        .collect();
-    let mut waiting: Vec<String> = description.derive.keys().cloned().collect();
-    let mut order = Vec::new();
-    while !waiting.is_empty() {
-        let free = |name: &String| !uses[name].iter().any(|u| u != name && waiting.contains(u));
-        // A circle has no order; evaluating it will say so.
-        let at = waiting.iter().position(free).unwrap_or(0);
-        order.push(waiting.remove(at));
-    }
-    let place: HashMap<&String, usize> = order.iter().enumerate().map(|(i, name)| (name, i)).collect();
-    description.derive.sort_by(|a, _, b, _| place[a].cmp(&place[b]));
 }
 
 /// Compiles what a GPU machine without NVRTC needs to verify a winner: each source once.

@@ -6,11 +6,14 @@ mod db;
 mod doctor;
 mod error;
 mod explain;
+mod export;
+mod inspect;
 mod model;
 mod progress;
 mod select;
 mod table;
 mod tune;
+mod verify;
 
 use clap::{Parser, Subcommand};
 pub use error::{CliError, EXIT_CODES};
@@ -34,6 +37,12 @@ enum Command {
     Compile(compile::Args),
     /// Compile, check and time a few candidates of a problem in this process: for writing templates.
     Try(attempt::Args),
+    /// Seal stored winners into one file that production loads.
+    Export(export::Args),
+    /// Say what a bundle holds.
+    Inspect(inspect::Args),
+    /// Check a bundle: its integrity, then its results and times on this machine.
+    Verify(verify::Args),
     /// Say which key a problem has here, and why it hits or misses.
     Explain(explain::Args),
     /// Look at the tuning database and keep it in order.
@@ -62,6 +71,9 @@ pub fn main() -> ExitCode {
         Command::Model(args) => model::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Try(args) => attempt::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Db(args) => db::run(&args),
         Command::Doctor(args) => doctor::run(&args),

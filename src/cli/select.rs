@@ -74,10 +74,10 @@ fn target(text: &str) -> Result<Target, String> {
 #[derive(clap::Args, Clone)]
 pub struct Store {
     /// The database's folder; by default $JITUNE_DB, or jitune under $XDG_DATA_HOME (~/.local/share).
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", global = true)]
     pub db: Option<PathBuf>,
     /// How long to wait for another process that holds the database.
-    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", global = true)]
     pub db_wait: u64,
 }
 

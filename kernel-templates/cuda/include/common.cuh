@@ -68,8 +68,8 @@ DEV void unpack2(f16_t, u32 v, float &lo, float &hi) {
 }
 
 // ---- vector access -------------------------------------------------------------------------------------------------
-// N elements that are loaded and stored as one access of at most 16 bytes.
-template <int N> struct alignas(N * sizeof(elem)) vec { elem v[N]; };
+// COUNT elements that are loaded and stored as one access of at most 16 bytes.
+template <int COUNT> struct alignas(COUNT * sizeof(elem)) vec { elem v[COUNT]; };
 
 DEV uint4 ld_global_nc(const uint4 *p) {
   uint4 r;
@@ -121,7 +121,7 @@ DEV void cp_async4(u32 smem, const void *global, int bytes = 4) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem), "l"(global), "r"(bytes) : "memory");
 }
 DEV void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> DEV void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+template <int LEFT> DEV void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 
 // ---- programmatic dependent launch ---------------------------------------------------------------------------------
 DEV void pdl_wait() {

@@ -65,6 +65,15 @@ fn find() -> Option<Nvrtc> {
     let files = places().into_iter().flat_map(|folder| NAMES.map(|n| folder.join(n)));
     let given = files.filter(|f| f.is_file()).map(|f| f.display().to_string());
     for path in given.chain(NAMES.map(String::from)) {
+        // NVRTC opens its built-in headers by plain name when it first compiles; outside the loader's path it finds them
+        // only because they are loaded already.
+        let beside = Path::new(&path).parent().map(std::fs::read_dir).into_iter().flatten().flatten().flatten();
+        for file in beside.filter(|f| f.file_name().to_string_lossy().starts_with("libnvrtc-builtins.so")) {
+            // SAFETY: the library holds data only.
+            if let Ok(library) = unsafe { libloading::Library::new(file.path()) } {
+                std::mem::forget(library);
+            }
+        }
         // SAFETY: NVRTC's initialisers have no preconditions.
         let Ok(library) = (unsafe { libloading::Library::new(&path) }) else { continue };
         // It stays open for the process: cudarc opens it again by its plain name, and the loader answers a name that is

@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# What only a GPU can show, on any machine with one: check.sh JITUNE FOLDER STEP...
+#   tune      the model's plan from an empty database, and again
+#   claims    tunes claims.plan and holds it against its floors; needs jitune-peer-cublaslt in PATH or in $PEER
+#   faults    hanging, faulting and wrong candidates planted at the first, middle and last position
+#   kill      kill -9 of the tuner, 20 times
+#   sanitize  compute-sanitizer on one kernel of each template, even and ragged, and on a planted bug
+#   bundle    export, verify without NVRTC, the production example (in $PRODUCTION)
+# Everything is written under FOLDER. NVRTC is found as `jitune doctor` says.
+set -u
+jitune=$(realpath "$1"); out=$2; shift 2
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$out"; out=$(realpath "$out")
+db=$out/db
+failed=0
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf 'FAILED: %s\n' "$*"; failed=1; }
+
+step_tune() {
+  say "tune llama-3.2-1b from an empty database"
+  rm -rf "$db"; local start=$SECONDS
+  "$jitune" tune --model llama-3.2-1b --db "$db" > "$out/tune.txt" 2> "$out/tune.log" || fail "tune: exit code $?"
+  echo "wall: $((SECONDS - start)) s"; tail -n 80 "$out/tune.txt" | cut -c1-200
+  grep failed "$out/tune.log"
+  say "again"
+  local from; from=$(date +%s%N)
+  "$jitune" tune --model llama-3.2-1b --db "$db" 2>&1 | tail -n 1 || fail "again: exit code $?"
+  echo "again: $((($(date +%s%N) - from) / 1000000)) ms"
+}
+
+step_claims() {
+  say "claims"
+  "$jitune" tune --plan "$here/claims.plan" --db "$db" --budget 140 > "$out/claims.txt" 2> "$out/claims.log" || fail "claims: exit code $?"
+  tail -n 4 "$out/claims.txt"; grep failed "$out/claims.log"
+  "$jitune" db export-journal --winners "$out/winners.jsonl" --db "$db"
+  local problems=(); while read -r line; do problems+=("$line dtype=bf16"); done < <(grep '^matmul' "$here/claims.plan")
+  problems+=("matmul m=1 n=128256 k=2048 dtype=bf16" "matmul m=4 n=128256 k=2048 dtype=bf16" "matmul m=16 n=128256 k=2048 dtype=bf16" "matmul m=32 n=128256 k=2048 dtype=bf16")
+  "${PEER:-jitune-peer-cublaslt}" "${problems[@]}" > "$out/cublaslt.jsonl" || fail "cublaslt: exit code $?"
+  python3 "$here/claims.py" "$out/winners.jsonl" "$out/cublaslt.jsonl" | tee "$out/claims.md"
+  [ "${PIPESTATUS[0]}" = 0 ] || fail "a floor is missed"
+}
+
+# Writes the fault template with its planted candidates at one place of the order.
+plant() {
+  mkdir -p "$out/planted-$1"; cp "$here/planted.cu" "$out/planted-$1/gelu.cu"
+  sed "s/@ORDER@/$2/; s/@WHICH@/$3/" "$here/planted.toml" > "$out/planted-$1/gelu.toml"
+}
+
+step_faults() {
+  say "planted candidates"
+  plant none 'which' '0, 1, 2'
+  plant first '1 + which if which < 10 else 0.5 + which \/ 100' '0, 1, 2, 10, 11, 12, 13'
+  plant middle '1 + which if which < 10 else 2.5 + which \/ 100' '0, 1, 2, 10, 11, 12, 13'
+  plant last '1 + which' '0, 1, 2, 10, 11, 12, 13'
+  for place in none first middle last; do
+    rm -rf "$out/fault-db"
+    "$jitune" tune --problem 'gelu rows=512 cols=4096' --templates "$out/planted-$place" --db "$out/fault-db" \
+      --search exhaustive --patience 1 --near-roofline 0 > "$out/fault-$place.txt" 2>&1 || fail "faults $place: exit code $?"
+    grep ' gelu which' "$out/fault-$place.txt" | tail -n 1
+  done
+  for place in first middle last; do
+    [ "$(grep -o 'gelu which=[0-9]*' "$out/fault-$place.txt" | tail -n 1)" = "$(grep -o 'gelu which=[0-9]*' "$out/fault-none.txt" | tail -n 1)" ] || fail "another winner with candidates planted $place"
+    grep -q '1 timeout' "$out/fault-$place.txt" && grep -q '1 wrong' "$out/fault-$place.txt" && grep -q 'fault' "$out/fault-$place.txt" || fail "verdicts with candidates planted $place"
+  done
+}
+
+step_kill() {
+  say "kill -9, 20 times"
+  rm -rf "$out/kill-db"; local lost=0 orphans=0 before=0
+  for i in $(seq 20); do
+    "$jitune" tune --model llama-3.2-1b --batch 1 --prefill 512 --db "$out/kill-db" --budget 60 --json > "$out/kill.jsonl" 2> /dev/null &
+    local pid=$!; sleep "$((1 + RANDOM % 3)).$((RANDOM % 10))"; kill -9 $pid 2> /dev/null; wait $pid 2> /dev/null
+    local acked; acked=$(grep -c '"event":"won".*"stored":false' "$out/kill.jsonl")
+    sleep 1.2; pgrep -f "$jitune worker" > /dev/null && orphans=$((orphans + 1)) && pkill -9 -f "$jitune worker"
+    local have; have=$("$jitune" db list --json --db "$out/kill-db" | wc -l)
+    [ "$have" -ge $((before + acked)) ] || { lost=$((lost + 1)); echo "run $i: $before before, $acked acknowledged, $have there"; }
+    before=$have
+  done
+  echo "20 kills, $before winners, lost in $lost runs, orphans after $orphans"
+  [ $lost = 0 ] && [ $orphans = 0 ] || fail "kill"
+  "$jitune" db verify --db "$out/kill-db" || fail "verify after kills"
+}
+
+step_sanitize() {
+  say "compute-sanitizer"
+  local tool; tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | head -n 1)
+  [ -n "$tool" ] || { fail "compute-sanitizer is not here"; return; }
+  plant none 'which' '0, 1, 2'; plant bug 'which' '14, 15'
+  "$tool" --error-exitcode 9 "$jitune" try 'gelu rows=8 cols=64' --templates "$out/planted-bug" --template gelu --config which=14 --rounds 0 --exact-memory > "$out/bug.txt" 2>&1
+  grep -q 'Invalid __global__ write' "$out/bug.txt" && echo "memcheck sees the planted write outside" || fail "memcheck misses the planted bug"
+  "$tool" --tool racecheck --error-exitcode 9 "$jitune" try 'gelu rows=8 cols=64' --templates "$out/planted-bug" --template gelu --config which=15 --rounds 0 --exact-memory > "$out/race.txt" 2>&1
+  grep -q 'hazard' "$out/race.txt" && echo "racecheck sees the planted race" || fail "racecheck misses the planted bug"
+  export jitune out tool
+  one() {
+    local template=$1 kind=$2 problem=$3 log; log=$(mktemp "$out/san.XXXXXX")
+    timeout 150 "$tool" --tool "$kind" --error-exitcode 9 "$jitune" try "$problem" --template "$template" --rounds 0 --exact-memory > "$log" 2>&1
+    local rc=$?
+    if [ $rc = 0 ]; then echo "clean  $kind  $template  $problem"; else echo "rc $rc  $kind  $template  $problem"; grep -m 5 -E '=====|WRONG|jitune:' "$log" | cut -c1-160; fi
+    rm -f "$log"; return $rc
+  }
+  export -f one
+  # Nothing is timed, so several share the GPU.
+  local list; list=$(while read -r template problem; do for kind in memcheck racecheck; do printf '%s\0%s\0%s\0' "$template" $kind "$problem"; done; done < "$here/sanitize.txt" | xargs -0 -n 3 -P 12 bash -c 'one "$@"' _)
+  printf '%s\n' "$list" | grep -v '^clean'
+  printf '%s\n' "$list" | grep -c '^clean' | sed 's/$/ clean runs/'
+  printf '%s\n' "$list" | grep -q '^rc' && fail "sanitize"
+  return 0
+}
+
+step_bundle() {
+  say "bundle"
+  "$jitune" export --db "$db" -o "$out/llama-3.2-1b.jitune" --model llama-3.2-1b || fail "export: exit code $?"
+  "$jitune" inspect "$out/llama-3.2-1b.jitune" | tail -n 3
+  # NVRTC hidden: a folder without it, and a loader path without it.
+  env -u LD_LIBRARY_PATH JITUNE_NVRTC=/nonexistent HIDE=1 unshare -m bash -c '
+    for f in $(find / -xdev -name "libnvrtc.so*" 2> /dev/null); do mount --bind /dev/null "$f"; done
+    "$0" doctor --db /tmp | grep NVRTC
+    "$0" verify "$1"' "$jitune" "$out/llama-3.2-1b.jitune" > "$out/verify.txt" 2>&1 || fail "verify: exit code $?"
+  head -n 2 "$out/verify.txt"; tail -n 4 "$out/verify.txt"
+  env -i PATH= "${PRODUCTION:-production}" "$out/llama-3.2-1b.jitune" > "$out/production.txt" 2>&1 || fail "production: exit code $?"
+  tail -n 6 "$out/production.txt"
+}
+
+for step in "$@"; do "step_$step"; done
+[ $failed = 0 ] && echo "all steps passed" || echo "some steps failed"
+exit $failed
