@@ -60,6 +60,9 @@ struct Work<'a> {
     measurer: &'a mut Measurer,
 }
 
+/// The finals' choice, its series, and the names of those it ties with.
+type Chosen = ((Point, Compiled), Series, Vec<String>);
+
 impl Tuner<'_> {
     /// The stored winner of a problem, if there is one whose artifact is there too.
     pub(super) fn stored(&self, problem: &Problem, device: &crate::device::Device) -> Result<Option<Winner>, TuneError> {
@@ -264,7 +267,7 @@ impl Tuner<'_> {
         &self,
         work: &mut Work,
         device: &crate::device::Device,
-    ) -> Result<((Point, Compiled), Series, Vec<String>), TuneError> {
+    ) -> Result<Chosen, TuneError> {
         work.right.sort_by(|a, b| a.us.total_cmp(&b.us));
         let limit = work.right[0].us * FINAL_MARGIN;
         work.right.retain(|r| r.us <= limit);

@@ -396,7 +396,8 @@ fn spot_check(state: &State, inputs: &Inputs, seed: u64) -> Result<(), TargetErr
         reference.read(e.index * 8, &mut raw)?;
         let device = f64::from_le_bytes(raw);
         // Both are f64; they differ only in the order of sums.
-        if !((device - e.value).abs() <= 1e-6 * (1.0 + e.value.abs())) {
+        let error = (device - e.value).abs();
+        if error.is_nan() || error > 1e-6 * (1.0 + e.value.abs()) {
             return Err(TargetError::Measurement(format!(
                 "{}: the reference on the device has {}[{}] = {device}, the host has {}",
                 state.problem, e.tensor, e.index, e.value

@@ -1,0 +1,136 @@
+#!/bin/sh
+# Every check of this repository, on a machine with Rust, a C compiler and Python 3: `sh tests/all.sh`.
+#
+# Brings the NVRTC wheel into the build folder by itself. What cannot run here is named under SKIPPED at the end; with
+# CI=true a missing NVRTC is a failure. All steps run, whatever fails before them; the exit code is 1 when one failed.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
+nl='
+'
+failed='' skipped='' times=''
+
+# step NAME COMMAND…: runs it, and notes its time and whether it failed.
+step() {
+    name=$1
+    shift
+    printf '\n== %s\n' "$name"
+    begun=$(date +%s)
+    if "$@"; then result=ok; else result=FAILED; failed="$failed$nl  $name"; fi
+    times="$times$(printf '\n  %5ds  %-6s  %s' "$(($(date +%s) - begun))" "$result" "$name")"
+}
+
+skip() {
+    printf '\nSKIPPED: %s\n' "$1"
+    skipped="$skipped$nl  $1"
+}
+
+build_folder() {
+    cargo metadata --format-version 1 --no-deps |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])'
+}
+
+# NVRTC, from its wheel, to $target/nvrtc: jitune looks there, and JITUNE_NVRTC says so to the tests.
+nvrtc() {
+    [ -z "${JITUNE_NVRTC:-}" ] || { echo "JITUNE_NVRTC is set: $JITUNE_NVRTC"; return; }
+    lib=$target/nvrtc/nvidia/cu13/lib
+    if [ ! -e "$lib/libnvrtc.so.13" ]; then
+        part=$target/nvrtc.$$
+        mkdir -p "$part" &&
+            python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+                -d "$part/wheel" 'nvidia-cuda-nvrtc==13.0.*' &&
+            python3 -m zipfile -e "$part"/wheel/*.whl "$part/tree" &&
+            rm -rf "$target/nvrtc" &&
+            mv "$part/tree" "$target/nvrtc"
+        rm -rf "$part"
+    fi
+    python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$lib/libnvrtc.so.13" || return 1
+    export JITUNE_NVRTC="$lib"
+    echo "NVRTC: $lib"
+}
+
+lints() {
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+}
+
+runtime_lints() {
+    cargo clippy --locked -p jitune --no-default-features --features runtime --lib --example production -- -D warnings
+}
+
+# What production links: no database, no command line, no tuner, no NVRTC.
+runtime_tree() {
+    tree() { cargo tree --locked -p jitune --no-default-features --features runtime --prefix none "$@"; }
+    crates=$(tree -e normal) && features=$(tree -e features) || return 1
+    foreign=$(
+        printf '%s\n' "$crates" | grep -E '^(sled|clap|jitune-db|nvml-wrapper|indicatif) '
+        printf '%s\n' "$features" | grep -E '^cudarc feature "nvrtc"'
+    )
+    [ -z "$foreign" ] || { printf 'the feature "runtime" brings in:\n%s\n' "$foreign"; return 1; }
+    echo "$(printf '%s\n' "$crates" | cut -d' ' -f1 | sort -u | wc -l) crates, none of them foreign"
+}
+
+# Builds of the peers are workspaces of their own, since their CUDA features must not meet jitune's.
+peer() {
+    cargo fmt --manifest-path "$1" --check &&
+        cargo check --locked --target-dir "$target/peers" --manifest-path "$1" --all-targets &&
+        cargo test --locked --target-dir "$target/peers" --manifest-path "$1"
+}
+
+example() {
+    cargo build --locked -p jitune --no-default-features --features runtime --example production
+}
+
+# A bundle as production meets it: tuned and exported here, then run in an empty environment, with nothing to find.
+production() {
+    folder=$(mktemp -d) || return 1
+    (
+        jitune=$target/debug/jitune
+        "$jitune" tune --target cpu --db "$folder/db" --budget 40 --trials 2 \
+            --problem 'matmul m=64 n=256 k=256 dtype=f32' --problem 'matmul m=1 n=256 k=256 dtype=f32' \
+            --problem 'rmsnorm rows=64 cols=256 residual=1 dtype=f32' \
+            --problem 'decode batch=2 context=100 heads=8 kv_heads=2 head_dim=64 dtype=f32' &&
+            "$jitune" export --target cpu --db "$folder/db" -o "$folder/model.jitune" &&
+            rm -r "$folder/db" &&
+            cd "$folder" && env -i PATH= "$target/debug/examples/production" model.jitune --device cpu --all
+    )
+    code=$?
+    rm -rf "$folder"
+    return $code
+}
+
+for need in cargo cc python3; do
+    command -v "$need" >/dev/null || { echo "missing: $need; these checks need Rust, a C compiler and Python 3"; exit 1; }
+done
+target=$(build_folder) || exit 1
+
+printf '\n== NVRTC\n'
+if ! nvrtc; then
+    if [ "${CI:-}" = true ]; then
+        failed="$failed$nl  NVRTC cannot be brought here (python3 -m pip, network)"
+    else
+        export JITUNE_ALLOW_NO_NVRTC=1
+        skip 'compiling CUDA templates: NVRTC cannot be brought here (python3 -m pip, network)'
+    fi
+fi
+step 'format' cargo fmt --all --check
+step 'lints' lints
+step 'lints of the runtime alone' runtime_lints
+step 'what the runtime depends on' runtime_tree
+step 'tests' cargo test --locked --workspace
+for manifest in baselines/*/Cargo.toml; do
+    step "peer ${manifest%/Cargo.toml}" peer "$manifest"
+done
+step 'the production example, of the runtime alone' example
+if "$target/debug/jitune" --help | grep -q '^  export '; then
+    step 'a bundle in production, with an empty environment' production
+else
+    skip 'a bundle in production: this jitune has no `export`'
+fi
+if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then
+    skip 'what runs on a GPU: no NVIDIA GPU here'
+fi
+
+printf '\n== summary%s\n' "$times"
+[ -z "$skipped" ] || printf 'SKIPPED:%s\n' "$skipped"
+[ -z "$failed" ] || { printf 'FAILED:%s\n' "$failed"; exit 1; }
+echo 'all that ran passed'
