@@ -170,7 +170,12 @@ fn refused(runtime: &Runtime) -> Option<(Problem, RuntimeError)> {
             p.with(&[(dim, p.dim(dim) + 8)]).ok().filter(|_| is_size).and_then(refuse)
         })
     };
-    let other_dtype = |p: Problem| Dtype::ALL.into_iter().find_map(|dtype| refuse(Problem { dtype, ..p }));
+    let other_dtype = |mut p: Problem| {
+        Dtype::ALL.into_iter().find_map(|dtype| {
+            p.dtype = dtype;
+            refuse(p)
+        })
+    };
     runtime.problems().find_map(wider).or_else(|| runtime.problems().find_map(other_dtype))
 }
 

@@ -90,7 +90,7 @@ pub enum BundleError {
         /// The winner's problem.
         problem: Problem,
         /// The recipe's error.
-        source: RecipeError,
+        source: Box<RecipeError>,
     },
     /// A winner that cannot be sealed.
     #[error("'{problem}' cannot be sealed: {why}")]

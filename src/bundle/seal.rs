@@ -41,7 +41,7 @@ impl Part {
             return unfit(format!("its evidence has a median of {} µs", w.evidence.median_us));
         }
         let launch = Recipe::new(w.description.clone()).and_then(|r| r.launch(&w.problem, &w.device, &w.config));
-        launch.map(drop).map_err(|source| BundleError::Recipe { problem: w.problem, source })
+        launch.map(drop).map_err(|e| BundleError::Recipe { problem: w.problem, source: Box::new(e) })
     }
 }
 

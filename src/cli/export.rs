@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:\n  jitune export -o model.jitune\n  \
     jitune export --model llama-3.2-1b --arch sm_90a,sm_80 -o model.jitune\n\n\
     Without problems it takes every stored winner of this machine's architecture. Exit code 1 when a winner had to be\n\
-    left out or an asked problem has none: the file holds the rest.")]
+    left out or an asked problem has none: the file holds the rest, and is not written where there is no rest.")]
 pub struct Args {
     #[command(flatten)]
     which: Which,
@@ -187,10 +187,12 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         }
     }
     if bundle.is_empty() {
+        let reasons = missing.iter().map(|(p, why)| format!("\n  {p}: {why}")).collect::<String>();
         let places = arches.join(", ");
-        return Err(CliError::Usage(format!(
-            "no winner is stored for {places} and the asked problems; `jitune tune` finds them"
-        )));
+        let text = format!(
+            "nothing to export for {places}; `jitune tune` finds winners, `jitune db list` shows them{reasons}"
+        );
+        return Err(CliError::Partly(text));
     }
     bundle.write(&args.output).map_err(|e| unusable(&args.output, e))?;
     say(args, bundle, &missing, &unverified.into_inner());

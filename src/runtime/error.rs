@@ -66,7 +66,7 @@ pub enum RuntimeError {
         /// Its template.
         template: String,
         /// The device's error.
-        source: TargetError,
+        source: Box<TargetError>,
     },
     /// A winner whose description does not evaluate.
     #[error("the description of '{problem}' is not usable: {source}")]
@@ -74,7 +74,7 @@ pub enum RuntimeError {
         /// Its problem.
         problem: Problem,
         /// The description's error.
-        source: RecipeError,
+        source: Box<RecipeError>,
     },
     /// Addresses that do not fit the problem.
     #[error("'{problem}' cannot be bound: {why}")]
@@ -113,10 +113,11 @@ impl RuntimeError {
     }
 
     pub(super) fn load(held: &Held<'_>, source: TargetError) -> RuntimeError {
+        let source = Box::new(source);
         RuntimeError::Load { problem: held.problem(), template: held.description().name.clone(), source }
     }
 
     pub(super) fn recipe(held: &Held<'_>, source: RecipeError) -> RuntimeError {
-        RuntimeError::Recipe { problem: held.problem(), source }
+        RuntimeError::Recipe { problem: held.problem(), source: Box::new(source) }
     }
 }

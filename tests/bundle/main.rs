@@ -9,3 +9,5 @@ mod format;
 mod look_up;
 mod make;
 mod production;
+#[cfg(feature = "cli")]
+mod program;

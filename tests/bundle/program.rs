@@ -1,0 +1,108 @@
+//! `jitune export`, `inspect` and `verify` as a user runs them, on winners that were stored by hand.
+
+use crate::make::{self, COMPILED, WINNERS, fake};
+use jitune::bundle::Bundle;
+use jitune::device::Device;
+use jitune::runtime::Runtime;
+use jitune::winner::Winner;
+use jitune_db::{Db, Key, OpenOptions, Record};
+use std::path::Path;
+use std::process::Command;
+
+fn store(db: &Db, w: &Winner, code: &[u8], version: &str) {
+    db.put_artifact(code).unwrap();
+    let key = Key::new([("problem", w.problem.to_string()), ("arch", w.device.arch.clone())], [("v", version.into())]);
+    db.put_winner(&Record::winner(key, serde_json::to_value(w).unwrap())).unwrap();
+}
+
+fn jitune(folder: &Path, args: &[&str]) -> (i32, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jitune"));
+    // No compiler and no database but the named one.
+    command.env("PATH", "").env("JITUNE_DB", folder.join("db")).current_dir(folder).args(args);
+    let out = command.output().unwrap();
+    let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    println!("jitune {}\n{text}", args.join(" "));
+    (out.status.code().unwrap(), text)
+}
+
+#[test]
+fn stored_winners_are_exported_inspected_and_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = Db::open(folder.path().join("db"), OpenOptions::default()).unwrap();
+    for (w, code) in WINNERS.iter() {
+        // An older winner of the same problem does not go in.
+        let mut old = w.clone();
+        (old.evidence.at, old.artifact) = (1, blake3::hash(b"older code").to_hex().to_string());
+        store(&db, &old, b"older code", "old");
+        // A time that any machine holds, so that the verdict is about the results.
+        let mut new = w.clone();
+        new.evidence.median_us = 1e6;
+        store(&db, &new, code, "new");
+    }
+    let gpu = Device::ahead_of_time("sm_90a").unwrap();
+    let (w, code) = fake("rmsnorm", "rmsnorm rows=4 cols=2048 dtype=bf16", &gpu, b"a cubin");
+    store(&db, &w, &code, "new");
+    db.close().unwrap();
+    let path = folder.path();
+
+    let (code, text) = jitune(path, &["export", "--target", "cpu", "-o", "m.jitune"]);
+    assert!(code == 0 && text.contains("6 winners"), "{text}");
+    let bundle = Bundle::open(path.join("m.jitune")).unwrap();
+    assert_eq!(bundle.len(), COMPILED.len());
+    assert!(bundle.winners().all(|h| h.artifact().bytes != b"older code"));
+    // The database sorts the fields of descriptions; what comes out must still evaluate.
+    let runtime = Runtime::cpu(&bundle, Some(make::THREADS)).unwrap();
+    assert_eq!(runtime.problems().len(), COMPILED.len());
+
+    let (code, text) = jitune(path, &["export", "--arch", "all", "--no-verification", "-o", "all.jitune"]);
+    assert!(code == 0 && text.contains("7 winners") && text.contains("sm_90a"), "{text}");
+    let (code, text) = jitune(path, &["inspect", "all.jitune"]);
+    assert!(code == 0 && text.contains("cpu_gemv") && text.contains("sm_90a"), "{text}");
+    let (code, text) = jitune(path, &["inspect", "--json", "m.jitune"]);
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((code, value["winners"].as_array().unwrap().len()), (0, COMPILED.len()));
+
+    let (code, text) = jitune(path, &["verify", "--target", "cpu", "--threads", "2", "all.jitune"]);
+    assert!(code == 0 && text.contains("skipped: it is cuda code") && text.matches(" good").count() == 6, "{text}");
+}
+
+#[test]
+fn what_is_wrong_has_a_clear_message_and_an_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    // The code of one product under the name of another, sealed with care: right bytes, wrong results.
+    let (mut w, _) = WINNERS[2].clone();
+    let (_, code) = make::compiled("cpu_gemv", &make::problem("matmul m=1 n=48 k=32 dtype=f32"), &make::device());
+    w.artifact = blake3::hash(&code).to_hex().to_string();
+    Bundle::seal([(w, code)]).unwrap().write(path.join("wrong.jitune")).unwrap();
+    let mut bytes = Bundle::open(path.join("wrong.jitune")).unwrap().as_bytes().to_vec();
+    bytes[500] ^= 2;
+    std::fs::write(path.join("damaged.jitune"), bytes).unwrap();
+    let (mut slow, code) = WINNERS[0].clone();
+    slow.evidence.median_us = 1e-3;
+    Bundle::seal([(slow, code)]).unwrap().write(path.join("slow.jitune")).unwrap();
+    let (other, code) =
+        fake("rmsnorm", "rmsnorm rows=4 cols=2048 dtype=bf16", &Device::ahead_of_time("sm_90a").unwrap(), b"x");
+    Bundle::seal([(other, code)]).unwrap().write(path.join("other.jitune")).unwrap();
+    // A database whose only winner lost its artifact.
+    let db = Db::open(path.join("db"), OpenOptions::default()).unwrap();
+    let (w, code) = &WINNERS[0];
+    store(&db, w, code, "new");
+    std::fs::remove_file(db.artifact_path(&w.artifact.parse().unwrap())).unwrap();
+    db.close().unwrap();
+    for (args, expected, part) in [
+        (&["verify", "wrong.jitune"][..], 1, "WRONG"),
+        (&["verify", "slow.jitune"], 1, "SLOWER"),
+        (&["verify", "slow.jitune", "--no-timing"], 0, "good"),
+        (&["verify", "--target", "cpu", "other.jitune"], 1, "no winner is for this machine"),
+        (&["verify", "damaged.jitune"], 4, "damaged"),
+        (&["inspect", "damaged.jitune"], 4, "damaged"),
+        (&["inspect", "absent.jitune"], 4, "absent.jitune"),
+        (&["verify", "--slack", "0.5", "slow.jitune"], 2, "--slack"),
+        (&["export", "--target", "cpu", "-o", "x.jitune"], 1, "is missing or damaged"),
+    ] {
+        let (code, text) = jitune(path, args);
+        assert!(code == expected && text.contains(part), "{args:?}: {code}: {text}");
+    }
+    assert!(!path.join("x.jitune").exists());
+}
