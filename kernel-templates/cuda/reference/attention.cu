@@ -70,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_reference(
         sum += e;
       }
       for (int b = 4; b > 0; b >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, b);
+      __syncwarp(); // the row's eight threads have read row_max
       if (part == 0) {
         double shrink = before == minus_inf ? 0.0 : exp(before - top);
         row_max[row] = top, row_scale[row] = shrink, row_sum[row] = row_sum[row] * shrink + sum;

@@ -34,7 +34,6 @@ const FLOOR_SHARE: f64 = 0.85;
 
 /// A session on one GPU.
 pub struct CudaSession {
-    gpu: Gpu,
     stream: Stream,
     start: Event,
     end: Event,
@@ -43,6 +42,8 @@ pub struct CudaSession {
     flush: Option<Buffer>,
     state: Option<State>,
     exact: bool,
+    /// Last: it is dropped after everything that lives in its context.
+    gpu: Gpu,
 }
 
 /// One prepared problem.
