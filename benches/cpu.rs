@@ -145,8 +145,14 @@ fn run(args: &Args) -> Res<bool> {
     let (gemm, read) = (geometric_mean(&against_gemm), geometric_mean(&of_read));
     let verdict = |met: bool| if met { "met" } else { "NOT MET" };
     println!("\nload after the last round: {}", load());
-    println!("M >= 128, speed over gemm's, geometric mean: {gemm:.3} (at least {BAR_GEMM}: {})", verdict(gemm >= BAR_GEMM));
-    println!("M = 1, share of the read bandwidth, geometric mean: {read:.3} (at least {BAR_READ}: {})", verdict(read >= BAR_READ));
+    println!(
+        "M >= 128, speed over gemm's, geometric mean: {gemm:.3} (at least {BAR_GEMM}: {})",
+        verdict(gemm >= BAR_GEMM)
+    );
+    println!(
+        "M = 1, share of the read bandwidth, geometric mean: {read:.3} (at least {BAR_READ}: {})",
+        verdict(read >= BAR_READ)
+    );
     Ok(gemm >= BAR_GEMM && read >= BAR_READ)
 }
 
@@ -293,11 +299,27 @@ impl Duel {
             let y = y.bytes_mut().as_mut_ptr().cast::<f32>();
             let (rows_y, rows) = (n as isize, k as isize);
             // SAFETY: row-major x [m, k] and y [m, n], and w [n, k] read as its transpose; all of the problem's sizes.
-            #[rustfmt::skip]
             unsafe {
                 gemm::gemm(
-                    m, n, k, y, 1, rows_y, false, x, 1, rows, w, rows, 1,
-                    0.0, 1.0, false, false, false, parallelism,
+                    m,
+                    n,
+                    k,
+                    y,
+                    1,
+                    rows_y,
+                    false,
+                    x,
+                    1,
+                    rows,
+                    w,
+                    rows,
+                    1,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    parallelism,
                 );
             }
         }
