@@ -28,13 +28,16 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// List the winners.
+    #[command(after_help = "Example:\n  jitune db list")]
     List,
     /// Print the whole records of the problems whose text holds this.
+    #[command(after_help = "Example:\n  jitune db show 'matmul m=1'")]
     Show {
         /// Part of a problem's text.
         text: String,
     },
     /// Write the records as a journal that can be read, compared, committed and merged.
+    #[command(after_help = "Example:\n  jitune db export-journal --winners winners.jsonl")]
     ExportJournal {
         /// The file.
         file: PathBuf,
@@ -43,12 +46,14 @@ enum Command {
         winners: bool,
     },
     /// Take in journals of other machines or users.
+    #[command(after_help = "Example:\n  jitune db merge their-journal.jsonl")]
     Merge {
         /// The files.
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
     /// Drop superseded records, and artifacts that no record names.
+    #[command(after_help = "Example:\n  jitune db gc --dry-run --trials-older-than 30")]
     Gc {
         /// Only say what would go.
         #[arg(long)]
@@ -61,6 +66,7 @@ enum Command {
         grace: u64,
     },
     /// Check every line, every artifact and the index.
+    #[command(after_help = "Example:\n  jitune db verify --repair")]
     Verify {
         /// Rebuild what is damaged.
         #[arg(long)]

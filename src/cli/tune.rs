@@ -47,6 +47,9 @@ pub struct Args {
     /// Tune problems again that have a winner.
     #[arg(long)]
     again: bool,
+    /// Use nominal ceilings in place of measured ones: a quicker start, and rough rooflines.
+    #[arg(long)]
+    nominal_ceilings: bool,
     /// Print events, and at the end the report, as JSON lines.
     #[arg(long)]
     json: bool,
@@ -81,6 +84,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         compilers: args.compilers,
         patience: Duration::from_secs_f64(args.patience),
         again: args.again,
+        nominal: args.nominal_ceilings,
     };
     let stop = Arc::new(AtomicBool::new(false));
     let signal = stop.clone();

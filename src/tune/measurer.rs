@@ -115,7 +115,7 @@ impl Measurer {
                 self.recover()?;
                 Ok(verdict)
             }
-            Ok(Answer::Failed(f)) if f.kind == FailureKind::Environment => Err(TuneError::Device(f)),
+            Ok(Answer::Failed(f)) if f.is_of_the_machine() => Err(TuneError::Device(f)),
             Ok(Answer::Failed(f)) => Ok(Verdict::from(f)),
             Ok(_) => Err(unexpected()),
             Err(TuneError::Lost(lost)) => {

@@ -25,7 +25,7 @@ use crate::winner::Winner;
 use crate::worker::{Failure, Kind, Lost};
 use jitune_db::{Db, Record};
 use measurer::Measurer;
-use pool::Pool;
+use pool::{NotCompiled, Pool};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -133,6 +133,8 @@ pub struct Options {
     pub patience: Duration,
     /// Tune again what is stored already.
     pub again: bool,
+    /// Use the device's nominal ceilings in place of measured ones: rooflines are rough, and the start is quick.
+    pub nominal: bool,
 }
 
 /// What happens while tuning, for progress displays.
@@ -359,7 +361,7 @@ impl Tuner<'_> {
         let winners = Mutex::new(std::mem::take(&mut report.winners));
         let totals = Mutex::new(&mut report);
         for (device, members) in &kinds {
-            let mut todo = Vec::new();
+            let (mut todo, mut stored) = (Vec::new(), 0);
             for (i, p) in problems.iter().enumerate() {
                 match self.stored(p, device) {
                     Ok(Some(winner)) if !self.options.again => {
@@ -367,6 +369,7 @@ impl Tuner<'_> {
                         self.tell(Event::Won { index: i, winner: Box::new(winner.clone()), stored: true });
                         winners.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(winner);
                         totals.lock().unwrap_or_else(PoisonError::into_inner).stored += 1;
+                        stored += 1;
                     }
                     Ok(_) => todo.push(i),
                     Err(e) => {
@@ -375,7 +378,7 @@ impl Tuner<'_> {
                     }
                 }
             }
-            self.tell(Event::Plan { problems: problems.len(), stored: problems.len() - todo.len() });
+            self.tell(Event::Plan { problems: problems.len(), stored });
             if todo.is_empty() {
                 totals.lock().unwrap_or_else(PoisonError::into_inner).devices.push(device.clone());
                 continue;
@@ -423,8 +426,10 @@ impl Tuner<'_> {
         start: Instant,
     ) -> Result<(), TuneError> {
         let mut measurer = Measurer::start(self.options.exe.clone(), self.options.devices[member])?;
-        let support = self.support(problems[todo[0]].dtype, measurer.device())?;
-        measurer.ceilings(Some(support))?;
+        if !self.options.nominal {
+            let support = self.support(problems[todo[0]].dtype, measurer.device())?;
+            measurer.ceilings(Some(support))?;
+        }
         let device = measurer.device().clone();
         self.tell(Event::Device { device: Box::new(device.clone()) });
         loop {
@@ -446,7 +451,11 @@ impl Tuner<'_> {
                     winners.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(winner);
                 }
                 Err(TuneError::Interrupted) => break,
-                Err(e @ (TuneError::Sick(_) | TuneError::Db(_) | TuneError::Io { .. } | TuneError::Lost(_))) => return Err(e),
+                // The next problem would meet the same.
+                Err(TuneError::Device(f)) if f.is_of_the_machine() => return Err(TuneError::Device(f)),
+                Err(e @ (TuneError::Sick(_) | TuneError::Db(_) | TuneError::Io { .. } | TuneError::Lost(_))) => {
+                    return Err(e);
+                }
                 Err(e) => {
                     self.tell(Event::Failed { index, problem: problems[index], error: e.to_string() });
                     let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
@@ -487,7 +496,10 @@ impl Tuner<'_> {
         self.pool.submit(source, Some((reply, 0)));
         match outcome.recv() {
             Ok((_, Ok(compiled))) => Ok(compiled),
-            Ok((_, Err(verdict))) => Err(TuneError::Support { what: what.into(), why: format!("{verdict:?}") }),
+            Ok((_, Err(NotCompiled::Broken(f)))) => Err(TuneError::Device(f)),
+            Ok((_, Err(NotCompiled::Judged(verdict)))) => {
+                Err(TuneError::Support { what: what.into(), why: format!("{verdict:?}") })
+            }
             Err(_) => Err(TuneError::Interrupted),
         }
     }

@@ -27,8 +27,17 @@ pub struct Compiled {
     pub info: ArtifactInfo,
 }
 
+/// Why there is no artifact.
+#[derive(Clone, Debug)]
+pub enum NotCompiled {
+    /// The candidate's own doing.
+    Judged(Verdict),
+    /// The machine's: no candidate is to blame, and none may be remembered for it.
+    Broken(Failure),
+}
+
 /// What came of a source.
-pub type Outcome = Result<Compiled, Verdict>;
+pub type Outcome = Result<Compiled, NotCompiled>;
 type Reply = (Sender<(usize, Outcome)>, usize);
 
 enum Slot {
@@ -157,18 +166,20 @@ fn work(shared: &Shared, exe: &PathBuf, folder: &std::path::Path) {
 }
 
 fn compile(worker: &mut Option<Worker>, exe: &PathBuf, folder: &std::path::Path, source: Source) -> Outcome {
+    let broken = |message: String| NotCompiled::Broken(Failure { kind: FailureKind::Environment, message });
     if worker.is_none() {
-        *worker = Some(Worker::start(exe, Kind::Compile)?);
+        *worker = Some(Worker::start(exe, Kind::Compile).map_err(|lost| broken(lost.to_string()))?);
     }
-    let Some(w) = worker else { return Err(Verdict::WorkerLost { how: "not started".into() }) };
+    let Some(w) = worker else { return Err(broken("a compile worker is not started".into())) };
     let request = Request::Compile { source: Box::new(source), folder: folder.to_path_buf() };
     match w.ask(&request, DEADLINE) {
         Ok(Answer::Compiled { path, hash, info }) => Ok(Compiled { path, hash, info }),
-        Ok(Answer::Failed(f)) => Err(Verdict::from(f)),
-        Ok(_) => Err(Verdict::from(Failure { kind: FailureKind::Environment, message: "unexpected answer".into() })),
+        Ok(Answer::Failed(f)) if f.is_of_the_machine() => Err(NotCompiled::Broken(f)),
+        Ok(Answer::Failed(f)) => Err(NotCompiled::Judged(Verdict::from(f))),
+        Ok(_) => Err(broken("a compile worker answered something else".into())),
         Err(lost) => {
             *worker = None;
-            Err(Verdict::from(lost))
+            Err(NotCompiled::Judged(Verdict::from(lost)))
         }
     }
 }

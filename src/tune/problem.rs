@@ -1,6 +1,6 @@
 //! Tuning one problem: the loop, readable top to bottom.
 
-use super::pool::Compiled;
+use super::pool::{Compiled, NotCompiled};
 use super::search::{Point, Searcher};
 use super::statistics::ties;
 use super::verdict::Verdict;
@@ -214,7 +214,8 @@ impl Tuner<'_> {
                 return self.judged(work, point, Verdict::Rejected { why }, None);
             }
             Ok(c) => c,
-            Err(verdict) => return self.judged(work, point, verdict, None),
+            Err(NotCompiled::Broken(f)) => return Err(TuneError::Device(f)),
+            Err(NotCompiled::Judged(verdict)) => return self.judged(work, point, verdict, None),
         };
         let runnable = match self.runnable(work, point, &compiled) {
             Ok(r) => r,

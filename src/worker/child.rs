@@ -8,14 +8,21 @@ use crate::target::{ArtifactInfo, TargetError};
 use crate::template::{Language, Source};
 use std::io;
 use std::path::Path;
+use std::sync::mpsc::{Sender, channel};
 
 /// Serves requests until the parent closes the pipe. Returns the process's exit code.
 pub fn serve(kind: Kind) -> io::Result<u8> {
-    // The kernel ends this process when the thread that started it ends, however that comes about.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    let (mut input, mut output) = (io::stdin().lock(), io::stdout().lock());
+    if kind != Kind::Compile {
+        // The kernel ends this process when the thread that started it ends, however that comes about. A compile worker
+        // must not end so: its compilers would go on without it. It ends its group itself, below.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    }
+    let (tell, requests) = channel();
+    std::thread::spawn(move || read(&tell));
+    let mut output = io::stdout().lock();
     let mut session: Option<Box<dyn Session>> = None;
-    while let Some(request) = frame::receive::<Request>(&mut input)? {
+    while let Ok(request) = requests.recv() {
+        let Some(request) = request? else { break };
         let answer = match request {
             Request::Compile { source, folder } => compile(&source, &folder),
             request => measure(kind, &mut session, request),
@@ -29,6 +36,24 @@ pub fn serve(kind: Kind) -> io::Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// Reads requests as they come, also while one is worked on. The end of the pipe is the end of the parent, which nobody
+/// outlives: not this process, and not the compilers that it started.
+fn read(tell: &Sender<io::Result<Option<Request>>>) {
+    let mut input = io::stdin().lock();
+    loop {
+        let request = frame::receive(&mut input);
+        let last = !matches!(request, Ok(Some(_)));
+        let own = rustix::process::getpid();
+        if last && rustix::process::getpgrp() == own {
+            // It only fails when there is no such group.
+            let _ = rustix::process::kill_process_group(own, rustix::process::Signal::KILL);
+        }
+        if tell.send(request).is_err() || last {
+            return;
+        }
+    }
 }
 
 fn open(kind: Kind) -> Result<Box<dyn Session>, TargetError> {

@@ -130,6 +130,13 @@ pub struct Failure {
     pub message: String,
 }
 
+impl Failure {
+    /// True when it says nothing about the candidate: anything else would fail here too.
+    pub fn is_of_the_machine(&self) -> bool {
+        matches!(self.kind, FailureKind::Environment | FailureKind::Storage)
+    }
+}
+
 /// What a failure means for the candidate and the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -142,8 +149,10 @@ pub enum FailureKind {
     Fault,
     /// The measurement is refused.
     Measurement,
-    /// Something is missing on the machine: driver, compiler, memory, disk.
+    /// Something is missing on the machine: driver, compiler, memory.
     Environment,
+    /// A file cannot be read or written: a full disk, a limit, permissions.
+    Storage,
 }
 
 impl From<&TargetError> for Failure {
@@ -155,6 +164,7 @@ impl From<&TargetError> for Failure {
             // A launch that the driver refuses (too many resources, bad geometry) is the candidate's fault.
             TargetError::Driver { .. } => FailureKind::Unfit,
             TargetError::Measurement(_) => FailureKind::Measurement,
+            TargetError::Io { .. } => FailureKind::Storage,
             _ => FailureKind::Environment,
         };
         Failure { kind, message: e.to_string() }

@@ -18,10 +18,17 @@ pub struct Compiler {
 /// Programs that are tried, after `$JITUNE_CC`.
 const NAMES: [&str; 3] = ["cc", "gcc", "clang"];
 
+/// What a compiler says when it cannot write.
+const FULL: [&str; 4] = ["No space left on device", "Disk quota exceeded", "File too large", "Read-only file system"];
+
 /// Finds the compiler once for the process.
 pub fn open() -> Result<&'static Compiler, TargetError> {
     static FOUND: OnceLock<Option<Compiler>> = OnceLock::new();
-    FOUND.get_or_init(find).as_ref().ok_or_else(|| TargetError::NoCompiler { tried: format!("$JITUNE_CC, {}", NAMES.join(", ")) })
+    let tried = || match std::env::var_os("JITUNE_CC") {
+        Some(path) => format!("{} as JITUNE_CC says", PathBuf::from(path).display()),
+        None => NAMES.join(", "),
+    };
+    FOUND.get_or_init(find).as_ref().ok_or_else(|| TargetError::NoCompiler { tried: tried() })
 }
 
 fn find() -> Option<Compiler> {
@@ -63,6 +70,8 @@ pub fn compile(source: &Source, folder: &Path) -> Result<(Vec<u8>, ArtifactInfo)
         .arg("-o")
         .arg(&object)
         .arg("-lm")
+        // Where the compiler is killed, what it leaves goes with the folder.
+        .env("TMPDIR", folder)
         .stdin(Stdio::null())
         .output();
     let _ = std::fs::remove_file(&code);
@@ -70,6 +79,11 @@ pub fn compile(source: &Source, folder: &Path) -> Result<(Vec<u8>, ArtifactInfo)
     let log = String::from_utf8_lossy(&out.stderr);
     if !out.status.success() {
         let _ = std::fs::remove_file(&object);
+        if let Some(line) = log.lines().find(|l| FULL.iter().any(|f| l.contains(f))) {
+            // The source is not to blame.
+            let source = std::io::Error::new(std::io::ErrorKind::StorageFull, line.to_string());
+            return Err(TargetError::Io { path: folder.to_path_buf(), source });
+        }
         let log: String = log.lines().take(40).collect::<Vec<_>>().join("\n");
         return Err(TargetError::Compile { log });
     }

@@ -1,0 +1,341 @@
+//! Bad input and machines that lack something: one clear message, the documented exit code, no panic.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::{Place, text};
+use std::path::Path;
+use std::process::Command;
+
+/// A command line, what is set for it (`NAME=VALUE`), its exit code, and parts of what it says on standard error.
+struct Case {
+    args: &'static str,
+    set: &'static [&'static str],
+    code: i32,
+    said: &'static [&'static str],
+}
+
+const fn case(args: &'static str, code: i32, said: &'static [&'static str]) -> Case {
+    Case { args, set: &[], code, said }
+}
+
+const fn with(set: &'static [&'static str], args: &'static str, code: i32, said: &'static [&'static str]) -> Case {
+    Case { args, set, code, said }
+}
+
+/// Splits a command line at spaces; what stands between quotes stays together.
+fn words(line: &str) -> Vec<String> {
+    let mut list = Vec::new();
+    for (i, part) in line.split('\'').enumerate() {
+        if i % 2 == 1 {
+            list.push(part.to_string());
+        } else {
+            list.extend(part.split_whitespace().map(String::from));
+        }
+    }
+    list
+}
+
+fn expect(mut command: Command, what: &str, code: i32, said: &[&str]) {
+    let out = command.output().unwrap();
+    let all = text(&out);
+    assert_eq!(out.status.code(), Some(code), "{what}: {all}");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(!stderr.contains("panicked"), "{what}: {all}");
+    for part in said {
+        assert!(stderr.contains(part), "{what}: '{part}' is not said: {all}");
+    }
+}
+
+fn run(place: &Place, case: &Case) {
+    let list = words(case.args);
+    let mut command = place.jitune(&list.iter().map(String::as_str).collect::<Vec<_>>());
+    for pair in case.set {
+        let (name, value) = pair.split_once('=').unwrap();
+        command.env(name, value);
+    }
+    expect(command, case.args, case.code, case.said);
+}
+
+#[test]
+fn models_problems_and_plans() {
+    let place = Place::new();
+    let good = r#"{"model_type":"llama","hidden_size":256,"intermediate_size":512,"num_hidden_layers":2,
+        "num_attention_heads":4,"num_key_value_heads":2,"vocab_size":1000,"hidden_act":"silu"}"#;
+    let config = |name: &str, from: &str, to: &str| {
+        assert!(good.contains(from));
+        place.file(&format!("{name}/config.json"), &good.replacen(from, to, 1));
+    };
+    config("good", "256", "256");
+    config("cut", "\"hidden_act\":\"silu\"}", "");
+    config("word", "256", "\"wide\"");
+    config("negative", "256", "-256");
+    config("huge", "256", "99999999999999999999");
+    config("big", "256", "1000000000");
+    config("zero", ":4,", ":0,");
+    config("heads", ":4,", ":3,");
+    config("missing", "\"vocab_size\":1000,", "");
+    config("kind", "llama", "mamba");
+    place.file("list/config.json", "[1, 2, 3]");
+    place.file("empty/config.json", "");
+    std::fs::create_dir_all(place.path().join("binary")).unwrap();
+    std::fs::write(place.path().join("binary/config.json"), [0xff, 0xfe, 0]).unwrap();
+    std::fs::create_dir_all(place.path().join("nothing")).unwrap();
+    place.file("op.txt", "# a comment\ngelu rows=4 cols=64\nnorm rows=3\n");
+    place.file("shape.txt", "gelu rows=4 cols=64\ngelu rows=-4 cols=64\n");
+    place.file("void.txt", "\n# nothing\n");
+    let cases = [
+        case("model llama-9", 2, &["unknown model 'llama-9'", "llama-3.2-1b"]),
+        case("tune --model llama-9 --target cpu --db db", 2, &["unknown model 'llama-9'"]),
+        case("model ./good --target cpu", 0, &[]),
+        case("model ./nothing --target cpu", 2, &["cannot read", "config.json"]),
+        case("model ./nowhere --target cpu", 2, &["cannot read", "nowhere"]),
+        case("model ./cut --target cpu", 2, &["cut/config.json", "not a configuration"]),
+        case("model ./empty --target cpu", 2, &["empty/config.json", "not a configuration"]),
+        case("model ./list --target cpu", 2, &["list/config.json"]),
+        case("model ./binary --target cpu", 2, &["binary/config.json"]),
+        case("model ./word --target cpu", 2, &["word/config.json", "not a configuration"]),
+        case("model ./negative --target cpu", 2, &["hidden_size = -256 must lie in"]),
+        case("model ./huge --target cpu", 2, &["huge/config.json"]),
+        case("model ./big --target cpu", 2, &["hidden_size = 1000000000 must lie in"]),
+        case("model ./zero --target cpu", 2, &["num_attention_heads = 0 must lie in"]),
+        case("model ./heads --target cpu", 2, &["not a multiple"]),
+        case("model ./missing --target cpu", 2, &["vocab_size is missing"]),
+        case("model ./kind --target cpu", 2, &["'mamba' is not supported"]),
+        case("model llama-3.2-1b --target cpu --batch 0", 2, &["0"]),
+        case("model llama-3.2-1b --target cpu --batch -1", 2, &["-1"]),
+        case("model llama-3.2-1b --target cpu --batch=-1", 2, &["-1"]),
+        case("model llama-3.2-1b --target cpu --batch two", 2, &["two"]),
+        case("model llama-3.2-1b --target cpu --prefill 0", 2, &["0"]),
+        case("model llama-3.2-1b --target cpu --context 9223372036854775807", 2, &["9223372036854775807"]),
+        case("model llama-3.2-1b --target cpu --prefill 2000000000", 2, &["2000000000"]),
+        case("model llama-3.2-1b --target cpu --dtype f64", 2, &["one of bf16"]),
+        case("model llama-3.2-1b --target tpu", 2, &["cuda or cpu"]),
+        case("model llama-3.2-1b --arch sm_70", 2, &["'sm_70' is not supported", "sm_90a"]),
+        case("tune --target cpu --db db --problem 'matmull m=1 n=2 k=3'", 2, &["unknown op 'matmull'", "matmul,"]),
+        case("tune --target cpu --db db --problem 'matmul m=1 n=2'", 2, &["needs k="]),
+        case("tune --target cpu --db db --problem 'matmul m=0 n=2 k=2'", 2, &["m=0 is impossible", "1..="]),
+        case("tune --target cpu --db db --problem 'matmul m=99999999999999999999 n=2 k=2'", 2, &["whole number"]),
+        case("tune --target cpu --db db --problem 'matmul m=1073741824 n=1073741824 k=8'", 2, &["elements"]),
+        case(
+            "tune --target cpu --db db --problem 'gelu rows=4 cols=4 colour=1'",
+            2,
+            &["'colour=1' is not a dimension"],
+        ),
+        case("tune --target cpu --db db --problem ''", 2, &["is empty"]),
+        case(
+            "tune --target cpu --db db --problem 'attention batch=1 q=4 kv=4 heads=3 kv_heads=2 head_dim=64'",
+            2,
+            &["multiple of kv_heads"],
+        ),
+        case("tune --target cpu --db db --plan op.txt", 2, &["op.txt:3:", "unknown op 'norm'"]),
+        case("tune --target cpu --db db --plan shape.txt", 2, &["shape.txt:2:", "rows=-4"]),
+        case("tune --target cpu --db db --plan void.txt", 2, &["void.txt"]),
+        case("tune --target cpu --db db --plan nowhere.txt", 4, &["nowhere.txt"]),
+        case("tune --target cpu --db db --plan .", 4, &["."]),
+        case("tune --target cpu --db db", 2, &["--model"]),
+        case("tune --target cpu --db db --model llama-3.2-1b --plan op.txt", 2, &["cannot be used with"]),
+        case("tune --target cpu --db db --problem 'gelu rows=4 cols=4' --patience 0", 2, &["--patience"]),
+        case("tune --target cpu --db db --problem 'gelu rows=4 cols=4' --patience NaN", 2, &["--patience"]),
+        case("tune --target cpu --db db --problem 'gelu rows=4 cols=4' --search best", 2, &["exhaustive"]),
+        case("tune --target cpu --db db --problem 'gelu rows=4 cols=4' --templates nowhere", 4, &["nowhere"]),
+        case("tune --target cpu --db db --problem 'gelu rows=4 cols=4 dtype=tf32'", 1, &["no cpu template"]),
+        case("", 2, &["Usage"]),
+        case("dance", 2, &["dance"]),
+    ];
+    cases.iter().for_each(|c| run(&place, c));
+}
+
+#[test]
+fn databases_that_cannot_be() {
+    let place = Place::new();
+    place.file("file", "not a folder");
+    let tune = "tune --nominal-ceilings --target cpu --problem 'gelu rows=4 cols=64 dtype=f32' --db";
+    for (path, said) in
+        [("file", "file"), ("file/db", "file/db"), ("/proc/nope", "/proc/nope"), ("/sys/nope", "/sys/nope")]
+    {
+        let mut list = words(tune);
+        list.push(path.into());
+        let command = place.jitune(&list.iter().map(String::as_str).collect::<Vec<_>>());
+        expect(command, path, 4, &[said, "--db"]);
+    }
+    let cases = [
+        case("db list --db nowhere", 4, &["no tuning database at nowhere", "jitune tune"]),
+        case("db verify --db file", 4, &["file"]),
+        case("db merge --db db nowhere.jsonl", 4, &["nowhere.jsonl"]),
+        case("explain --target cpu --db nowhere --problem 'gelu rows=4 cols=4'", 4, &["no tuning database"]),
+        with(
+            &["HOME=", "XDG_DATA_HOME=", "JITUNE_DB="],
+            "db list",
+            4,
+            &["cannot tell where the database goes", "--db"],
+        ),
+    ];
+    cases.iter().for_each(|c| run(&place, c));
+}
+
+/// A shell command with the program as `$0` and `db` to tune a small problem into.
+fn shell(place: &Place, before: &str, after: &str) -> Command {
+    let program = place.jitune(&[]);
+    let problem = "gelu rows=4 cols=64 dtype=f32";
+    let script = format!(
+        "{before} && exec \"$0\" tune --nominal-ceilings --target cpu --trials 1 --problem '{problem}' --db db {after}"
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).arg(program.get_program()).current_dir(place.path());
+    command
+}
+
+/// In a mount namespace of its own, so that nothing of it is seen elsewhere nor left behind.
+fn mounted(place: &Place, options: &str) -> Option<Command> {
+    std::fs::create_dir_all(place.path().join("db")).unwrap();
+    let mount = format!("mount -t tmpfs -o {options} none db");
+    let can = Command::new("unshare").args(["-m", "sh", "-c", &mount]).current_dir(place.path()).output();
+    if !can.is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIPPED: this machine lets nobody mount ({options}); a full or read-only disk is not tried here");
+        return None;
+    }
+    let inner = shell(place, &mount, "");
+    let mut command = Command::new("unshare");
+    command.arg("-m").arg(inner.get_program()).args(inner.get_args()).current_dir(place.path());
+    Some(command)
+}
+
+#[test]
+fn a_read_only_disk() {
+    let place = Place::new();
+    if let Some(command) = mounted(&place, "ro") {
+        expect(command, "a read-only disk", 4, &["db", "Read-only file system", "--db"]);
+    }
+}
+
+#[test]
+fn a_full_disk() {
+    // From no room at all to room for all but the last things that are written.
+    for blocks in [1, 2, 4, 8, 12] {
+        let place = Place::new();
+        let Some(command) = mounted(&place, &format!("nr_blocks={blocks}")) else { return };
+        expect(command, &format!("{blocks} pages of disk"), 4, &["No space left on device"]);
+    }
+}
+
+/// A candidate that met a full disk is not to blame: with space again it is tried, not remembered as bad.
+#[test]
+fn a_limit_on_files_is_not_remembered() {
+    let place = Place::new();
+    // Blocks of 512 bytes: enough for the journal, too few for a shared object.
+    expect(shell(&place, "trap '' XFSZ; ulimit -f 12", ""), "a limit", 4, &["File too large"]);
+    expect(shell(&place, "true", ""), "without a limit", 0, &[]);
+}
+
+#[test]
+fn no_c_compiler() {
+    let place = Place::new();
+    let tune = "tune --target cpu --db db --problem 'gelu rows=4 cols=64 dtype=f32'";
+    let cases = [
+        with(&["PATH="], tune, 3, &["no C compiler", "gcc", "JITUNE_CC"]),
+        with(&["JITUNE_CC=/nonexistent"], tune, 3, &["no C compiler", "/nonexistent"]),
+        with(&["JITUNE_CC=/bin/false"], tune, 3, &["no C compiler", "/bin/false"]),
+    ];
+    cases.iter().for_each(|c| run(&place, c));
+}
+
+#[test]
+fn no_nvrtc() {
+    let place = Place::new();
+    let compile = "compile --problem 'gelu rows=4 cols=64' --arch sm_80";
+    let set = &["JITUNE_NVRTC=/nonexistent", "LD_LIBRARY_PATH=", "HOME=/nonexistent", "VIRTUAL_ENV=", "CONDA_PREFIX="];
+    let mut found = place.jitune(&["doctor", "--json", "--db", "db"]);
+    found.envs(set.iter().filter_map(|pair| pair.split_once('=')));
+    let found: serde_json::Value = serde_json::from_slice(&found.output().unwrap().stdout).unwrap();
+    if found["findings"].as_array().unwrap().iter().any(|f| f["what"] == "NVRTC" && f["here"] == true) {
+        eprintln!("SKIPPED: NVRTC is installed where every program finds it");
+        return;
+    }
+    run(&place, &with(set, compile, 3, &["NVRTC is not found", "/nonexistent", "pip install"]));
+}
+
+#[test]
+fn no_driver() {
+    let place = Place::new();
+    if ["/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu"]
+        .iter()
+        .any(|d| Path::new(d).join("libcuda.so.1").exists())
+    {
+        eprintln!("SKIPPED: this machine has an NVIDIA driver");
+        return;
+    }
+    let cases = [
+        case("tune --target cuda --db db --problem 'gelu rows=4 cols=64'", 3, &["no NVIDIA driver", "--target cpu"]),
+        case("model llama-3.2-1b --target cuda", 3, &["no NVIDIA driver"]),
+        case("explain --target cuda --db db --problem 'gelu rows=4 cols=64'", 3, &["no NVIDIA driver"]),
+    ];
+    cases.iter().for_each(|c| run(&place, c));
+}
+
+/// A driver in name only, with the version and the GPU count that the test gives it.
+fn driver(place: &Place, version: i32, init: i32, count: i32) {
+    let code = format!(
+        "int cuDriverGetVersion(int *v) {{ *v = {version}; return 0; }}
+        int cuInit(unsigned f) {{ (void)f; return {init}; }}
+        int cuDeviceGetCount(int *n) {{ *n = {count}; return 0; }}
+        int cuGetErrorName(int e, const char **s) {{ (void)e; *s = \"CUDA_ERROR_FAKE\"; return 0; }}\n"
+    );
+    place.file("driver/cuda.c", &code);
+    let cc = Command::new("cc")
+        .args(["-shared", "-fPIC", "driver/cuda.c", "-o", "driver/libcuda.so.1", "-Wl,-soname,libcuda.so.1"])
+        .current_dir(place.path())
+        .status();
+    assert!(cc.unwrap().success());
+}
+
+#[test]
+fn drivers_that_do_not_serve() {
+    let place = Place::new();
+    let check = |args: &str, said: &[&str]| {
+        let list = words(args);
+        let mut command = place.jitune(&list.iter().map(String::as_str).collect::<Vec<_>>());
+        command.env("LD_LIBRARY_PATH", place.path().join("driver"));
+        expect(command, args, 3, said);
+    };
+    let tune = "tune --target cuda --db db --problem 'gelu rows=4 cols=64'";
+    driver(&place, 11040, 0, 1);
+    check(tune, &["CUDA 11.4", "12.0", "update the driver"]);
+    check("model llama-3.2-1b --target cuda", &["CUDA 11.4", "12.0"]);
+    driver(&place, 12080, 100, 0);
+    check(tune, &["GPU", "0 found"]);
+    driver(&place, 12080, 0, 0);
+    check(tune, &["GPU", "0 found"]);
+    // A GPU that is absent altogether is no reason to fail where the target is free to choose.
+    let mut command = place.jitune(&["model", "llama-3.2-1b"]);
+    command.env("LD_LIBRARY_PATH", place.path().join("driver"));
+    expect(command, "model without a GPU", 0, &[]);
+}
+
+#[test]
+fn every_subcommand_has_help_with_an_example() {
+    let place = Place::new();
+    let commands = |of: &[&str]| -> Vec<String> {
+        let out = place.jitune(&[of, &["--help"]].concat()).output().unwrap();
+        assert!(out.status.success());
+        let help = String::from_utf8(out.stdout).unwrap();
+        let list = help.split_once("Commands:\n").unwrap().1;
+        let names = list.lines().take_while(|l| !l.is_empty()).filter(|l| l.starts_with("  ") && !l.starts_with("   "));
+        names.filter_map(|l| l.split_whitespace().next()).filter(|n| *n != "help").map(String::from).collect()
+    };
+    let mut all: Vec<Vec<String>> = commands(&[]).into_iter().map(|c| vec![c]).collect();
+    assert!(all.len() >= 6, "{all:?}");
+    all.extend(commands(&["db"]).into_iter().map(|c| vec!["db".into(), c]));
+    for words in all {
+        let mut list: Vec<&str> = words.iter().map(String::as_str).collect();
+        list.push("--help");
+        let out = place.jitune(&list).output().unwrap();
+        let help = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.status.success(), "{words:?}");
+        let example = format!("jitune {}", words.join(" "));
+        let shown = help.split_once("Example").is_some_and(|(_, after)| after.contains(&example));
+        assert!(shown, "{words:?} has no example:\n{help}");
+    }
+    let out = place.jitune(&["--help"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&out.stdout).contains("Exit codes:"));
+}
