@@ -22,6 +22,9 @@ pub(super) static OP: OpDef = OpDef {
         if p.dim("page") < 1 {
             return Err("page must be at least 1".into());
         }
+        if p.dim("batch") > MAX_BATCH {
+            return Err(format!("batch must be at most {MAX_BATCH}"));
+        }
         check_heads(p)
     },
     tensors,
@@ -31,6 +34,9 @@ pub(super) static OP: OpDef = OpDef {
     unit,
     slack: 2.0,
 };
+
+/// More sequences than any server decodes at once; keeps the sums over them short.
+const MAX_BATCH: i64 = 1 << 16;
 
 fn max_pages(p: &Problem) -> i64 {
     let page = p.dim("page").max(1);
@@ -58,7 +64,7 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
     let [page, max_pages, pages] = ["page", "max_pages", "pages"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
     let lens = if p.word("lens") == "full" { IndexFill::Full(context) } else { IndexFill::Lengths(context) };
-    let read = tokens(p) * hk * d;
+    let read = tokens(p).saturating_mul(hk).saturating_mul(d);
     vec![
         Tensor::input("q", t, &[b, h, d], QUERY),
         Tensor::input("k_cache", t, &[pages, hk, page, d], unit).touching(read),

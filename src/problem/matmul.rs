@@ -54,8 +54,9 @@ fn check(p: &Problem) -> Result<(), String> {
     if heads < 1 || kv_heads < 1 || d < 2 || d % 2 != 0 {
         return Err("rope_kv needs heads=, kv_heads= and an even head_dim=".into());
     }
-    if n != (heads + 2 * kv_heads) * d {
-        return Err(format!("n must be (heads + 2·kv_heads)·head_dim = {}", (heads + 2 * kv_heads) * d));
+    let width = (heads + 2 * kv_heads).saturating_mul(d);
+    if n != width {
+        return Err(format!("n must be (heads + 2·kv_heads)·head_dim = {width}"));
     }
     let (page, pages) = (p.dim("page"), p.dim("pages"));
     if page < 1 || pages * page < m {
@@ -89,10 +90,10 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
         list.push(Tensor::input("positions", Scalar::I32, &[m], Fill::Index(IndexFill::Below(max_pos))));
         list.push(Tensor::input("slots", Scalar::I32, &[m], Fill::Index(IndexFill::Distinct(pages * page))));
         let table = Tensor::input("cos_sin", Scalar::F32, &[max_pos, d / 2, 2], Fill::CosSin);
-        list.push(table.touching(m.min(max_pos) * d));
+        list.push(table.touching(m.min(max_pos).saturating_mul(d)));
         list.push(Tensor::output("y", t, &[m, width]));
         for name in ["k_cache", "v_cache"] {
-            list.push(Tensor::output(name, t, &[pages, kv, page, d]).touching(m * kv * d));
+            list.push(Tensor::output(name, t, &[pages, kv, page, d]).touching(m.saturating_mul(kv).saturating_mul(d)));
         }
     } else {
         list.push(Tensor::output("y", t, &[m, width]));

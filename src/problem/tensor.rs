@@ -89,7 +89,8 @@ impl Tensor {
 
     fn new(name: &'static str, scalar: Scalar, shape: &[i64], role: Role, fill: Fill) -> Tensor {
         let shape: Vec<u64> = shape.iter().map(|&d| d.max(0) as u64).collect();
-        let touched = shape.iter().product();
+        // An impossible shape saturates here and is refused by the problem's validation.
+        let touched = shape.iter().fold(1, |all: u64, d| all.saturating_mul(*d));
         Tensor { name, scalar, shape, role, fill, touched }
     }
 
@@ -100,7 +101,7 @@ impl Tensor {
 
     /// Number of elements.
     pub fn len(&self) -> u64 {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |all: u64, d| all.saturating_mul(*d))
     }
 
     /// True for a tensor without elements.
@@ -110,6 +111,6 @@ impl Tensor {
 
     /// Size in bytes.
     pub fn bytes(&self) -> u64 {
-        self.len() * self.scalar.bytes() as u64
+        self.len().saturating_mul(self.scalar.bytes() as u64)
     }
 }

@@ -240,6 +240,17 @@ mod tests {
             ("matmul m=1 n=2 k=2 epilogue=rope_kv", "heads"),
             ("attention batch=1 q=5 kv=7 heads=3 kv_heads=2 head_dim=64", "multiple of kv_heads"),
             ("matmul m=1073741824 n=1073741824 k=1073741824", "elements"),
+            (
+                "attention batch=1073741824 q=1073741824 kv=1073741824 heads=1073741824 kv_heads=1073741824 head_dim=1073741824",
+                "elements",
+            ),
+            (
+                "decode batch=65536 context=1073741824 heads=1073741824 kv_heads=1073741824 head_dim=1073741824 lens=mixed",
+                "elements",
+            ),
+            ("decode batch=1073741824 context=1 heads=1 kv_heads=1 head_dim=8", "at most"),
+            ("rope tokens=1073741824 heads=1073741824 head_dim=1073741824", "elements"),
+            ("embedding tokens=1073741824 vocab=1073741824 hidden=1073741824", "elements"),
         ];
         for (text, part) in cases {
             let e = text.parse::<Problem>().unwrap_err().to_string();
