@@ -32,9 +32,9 @@ const ROWS: [i64; 4] = [1, 128, 512, 2048];
 const BAR_GEMM: f64 = 1.0;
 const BAR_READ: f64 = 0.85;
 /// Rounds of each shape; the time for a shape may end them early, but not before the least.
-const ROUNDS: usize = 41;
+const ROUNDS: usize = 201;
 const LEAST_ROUNDS: usize = 7;
-/// What one reading of the bandwidth goes through.
+/// Most that one reading of the bandwidth goes through.
 const READ_BYTES: usize = 256 << 20;
 
 type Res<T> = Result<T, Box<dyn Error>>;
@@ -187,6 +187,7 @@ fn tuned(db: &Db, library: &Library, args: &Args) -> Res<Vec<Winner>> {
         compilers: None,
         patience: Duration::from_secs(5),
         again: false,
+        nominal: false,
     };
     let report = tune::run(db, library, &problems, &options, &Lines, &AtomicBool::new(false))?;
     let missing = || report.failed.first().map_or("a problem has no winner".into(), |(p, why)| format!("{p}: {why}"));
@@ -195,30 +196,47 @@ fn tuned(db: &Db, library: &Library, args: &Args) -> Res<Vec<Winner>> {
 
 /// Reads memory as fast as this machine does, with the kernel that the tuner's own ceiling comes from.
 struct Ceiling {
+    module: Module,
+    threads: u32,
+    from: Buffer,
+    sink: Buffer,
+}
+
+/// A reading of so many bytes.
+struct Reading {
     bound: Bound,
-    _memory: [Buffer; 2],
+    bytes: usize,
 }
 
 impl Ceiling {
     fn new(library: &Library, device: &Device, folder: &Path) -> Res<Ceiling> {
         let (code, _) = cc::compile(&library.support(Dtype::F32, device)?, folder)?;
-        let (from, sink) = (Buffer::new(READ_BYTES), Buffer::new(64 * device.units as usize));
+        let threads = device.units;
+        let (from, sink) = (Buffer::new(READ_BYTES), Buffer::new(64 * threads as usize));
+        Ok(Ceiling { module: Module::load(&code)?, threads, from, sink })
+    }
+
+    /// Reads as much as a round of the kernel that it is held against: on a busy machine, a longer one would be
+    /// interrupted more often.
+    fn reading(&self, bytes: usize) -> Res<Reading> {
+        let bytes = bytes.min(READ_BYTES);
         let kernel = KernelLaunch {
             entry: "read_sum".into(),
-            grid: [device.units, 1, 1],
-            block: device.units,
+            grid: [self.threads, 1, 1],
+            block: self.threads,
             cluster: 1,
             smem: 0,
             pdl: false,
-            args: vec![Arg::Tensor(0), Arg::I64(READ_BYTES as i64), Arg::Tensor(1)],
+            args: vec![Arg::Tensor(0), Arg::I64(bytes as i64), Arg::Tensor(1)],
         };
         let launch = Launch { kernels: vec![kernel], workspace: 0, zero: false };
-        let bound = Bound::new(&Module::load(&code)?, &launch, &[from.address(), sink.address()], 0)?;
-        Ok(Ceiling { bound, _memory: [from, sink] })
+        Ok(Reading { bound: Bound::new(&self.module, &launch, &[self.from.address(), self.sink.address()], 0)?, bytes })
     }
+}
 
+impl Reading {
     fn bytes_per_s(&self, pool: &Pool) -> f64 {
-        READ_BYTES as f64 / timed(|| self.bound.run(pool))
+        self.bytes as f64 / timed(|| self.bound.run(pool))
     }
 }
 
@@ -273,6 +291,7 @@ impl Duel {
         if rms.is_nan() || rms > 2.0 * Tolerance::of(&self.problem).rms {
             return Err(format!("{}: the two results differ by {rms:.1e}", self.problem).into());
         }
+        let reading = ceiling.reading(self.problem.bytes() as usize * self.sets.len())?;
         let mut samples = Samples::default();
         let begun = Instant::now();
         let launches = self.sets.len() as f64;
@@ -281,7 +300,7 @@ impl Duel {
             samples.ours.push(timed(|| self.ours(pool)) / launches);
             samples.peer.push(timed(|| self.peer(pool.threads())) / launches);
             if self.problem.dim("m") == 1 {
-                samples.read.push(ceiling.bytes_per_s(pool));
+                samples.read.push(reading.bytes_per_s(pool));
             }
         }
         Ok(samples)
