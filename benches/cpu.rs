@@ -187,6 +187,7 @@ fn tuned(db: &Db, library: &Library, args: &Args) -> Res<Vec<Winner>> {
         compilers: None,
         patience: Duration::from_secs(5),
         again: false,
+        nominal: false,
     };
     let report = tune::run(db, library, &problems, &options, &Lines, &AtomicBool::new(false))?;
     let missing = || report.failed.first().map_or("a problem has no winner".into(), |(p, why)| format!("{p}: {why}"));
