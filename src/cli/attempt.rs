@@ -61,9 +61,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 
 fn attempts(args: &Args, problem: &Problem, library: &Library, folder: &Path) -> Result<(), CliError> {
     let mut session: Box<dyn Session> = match args.device.devices()?.first() {
-        Some(Kind::Cuda(ordinal)) if args.exact_memory => {
-            Box::new(CudaSession::open(*ordinal)?.with_exact_memory())
-        }
+        Some(Kind::Cuda(ordinal)) if args.exact_memory => Box::new(CudaSession::open(*ordinal)?.with_exact_memory()),
         Some(Kind::Cuda(ordinal)) => Box::new(CudaSession::open(*ordinal)?),
         _ => Box::new(CpuSession::open(args.device.threads)),
     };
@@ -89,9 +87,8 @@ fn attempts(args: &Args, problem: &Problem, library: &Library, folder: &Path) ->
         for config in configs {
             let launch = t.recipe.launch(problem, &device, &config).map_err(recipe)?;
             let source = library.render(&t, problem, &device, &config)?;
-            let tried = build(&source, launch, folder).and_then(|(runnable, info)| {
-                session.attempt(&runnable, args.rounds).map(|tried| (tried, info))
-            });
+            let tried = build(&source, launch, folder)
+                .and_then(|(runnable, info)| session.attempt(&runnable, args.rounds).map(|tried| (tried, info)));
             let (us, said) = match tried {
                 Err(e) if e.is_fault() => return Err(e.into()),
                 Err(e) => (f64::NAN, e.to_string()),

@@ -81,7 +81,16 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         };
         let template = job.template.name().to_string();
         let config = job.candidate.config.to_string();
-        rows.push(vec![job.device.arch.clone(), template, registers, spills, smem, occupancy, job.problem.to_string(), config]);
+        rows.push(vec![
+            job.device.arch.clone(),
+            template,
+            registers,
+            spills,
+            smem,
+            occupancy,
+            job.problem.to_string(),
+            config,
+        ]);
     }
     if !args.json {
         let header = ["arch", "template", "registers", "spills", "smem", "occupancy", "problem", "config"];

@@ -106,11 +106,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         Command::Gc { dry_run, trials_older_than, grace } => {
             let db = args.store.open()?;
             let before = trials_older_than.map(|days| jitune_db::now().saturating_sub(days * 86400));
-            let options = GcOptions {
-                trials_before: before,
-                artifact_grace: Duration::from_secs(*grace),
-                dry_run: *dry_run,
-            };
+            let options =
+                GcOptions { trials_before: before, artifact_grace: Duration::from_secs(*grace), dry_run: *dry_run };
             let done = db.gc(options)?;
             let value = serde_json::json!(done);
             report(args, &value, &value.to_string());
@@ -181,7 +178,9 @@ fn show(args: &Args, text: &str) -> Result<(), CliError> {
         }
     }
     match found {
-        0 => Err(CliError::Usage(format!("no winner of a problem with '{text}' in its text; `jitune db list` shows all"))),
+        0 => Err(CliError::Usage(format!(
+            "no winner of a problem with '{text}' in its text; `jitune db list` shows all"
+        ))),
         _ => Ok(()),
     }
 }

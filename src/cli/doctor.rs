@@ -36,7 +36,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let cuda = here("NVIDIA GPU") && here("NVRTC");
     let cpu = here("C compiler");
     if args.json {
-        let found = |f: &Finding| serde_json::json!({"what": f.what, "here": f.here, "detail": f.detail, "remedy": f.remedy});
+        let found =
+            |f: &Finding| serde_json::json!({"what": f.what, "here": f.here, "detail": f.detail, "remedy": f.remedy});
         let findings: Vec<_> = list.iter().map(found).collect();
         println!("{}", serde_json::json!({"findings": findings, "can_tune": {"cuda": cuda, "cpu": cpu}}));
     } else {
@@ -67,7 +68,12 @@ fn look(args: &Args) -> Vec<Finding> {
     let host = cpu::describe(None);
     let cache = |v: u64| format!("{} KiB", v >> 10);
     vec![
-        finding("NVIDIA driver", driver, |v| format!("CUDA {}.{}", v / 1000, v % 1000 / 10), "install the NVIDIA driver"),
+        finding(
+            "NVIDIA driver",
+            driver,
+            |v| format!("CUDA {}.{}", v / 1000, v % 1000 / 10),
+            "install the NVIDIA driver",
+        ),
         finding("NVIDIA GPU", gpus, |list| list.join(", "), ""),
         finding("NVML", nvml, |v| format!("driver {v}"), "comes with the NVIDIA driver"),
         finding(
@@ -81,7 +87,12 @@ fn look(args: &Args) -> Vec<Finding> {
             here: true,
             detail: format!(
                 "{} ({}), {} threads, L1 {}, L2 {}, L3 {}",
-                host.name, host.arch, host.units, cache(host.l1), cache(host.l2), cache(host.l3)
+                host.name,
+                host.arch,
+                host.units,
+                cache(host.l1),
+                cache(host.l2),
+                cache(host.l3)
             ),
             remedy: String::new(),
         },

@@ -36,7 +36,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let diffs: Vec<Vec<String>> = near.iter().map(|(_, d)| d.iter().map(ToString::to_string).collect()).collect();
         if args.json {
             let hit = found.as_ref().map(|r| &r.body);
-            println!("{}", serde_json::json!({"problem": problem, "key": key, "id": key.id().to_string(), "hit": hit, "near": diffs}));
+            println!(
+                "{}",
+                serde_json::json!({"problem": problem, "key": key, "id": key.id().to_string(), "hit": hit, "near": diffs})
+            );
             continue;
         }
         println!("{problem}\n  key {}", key.id());

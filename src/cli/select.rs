@@ -94,8 +94,11 @@ impl Which {
     pub fn problems(&self, target: Target) -> Result<Vec<Problem>, CliError> {
         if let Some(path) = &self.plan {
             let text = std::fs::read_to_string(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
-            let list = Plan::problems_of_text(&text)
-                .map_err(|(line, source)| CliError::PlanLine { path: path.clone(), line, source })?;
+            let list = Plan::problems_of_text(&text).map_err(|(line, source)| CliError::PlanLine {
+                path: path.clone(),
+                line,
+                source,
+            })?;
             if list.is_empty() {
                 return Err(CliError::Usage(format!("{}: no problem in it", path.display())));
             }

@@ -120,8 +120,7 @@ impl Model {
             let presets = Model::presets().collect::<Vec<_>>().join(", ");
             return Err(ModelError::Unknown { name: name.into(), presets });
         }
-        let text =
-            std::fs::read_to_string(&file).map_err(|source| ModelError::Io { path: file.clone(), source })?;
+        let text = std::fs::read_to_string(&file).map_err(|source| ModelError::Io { path: file.clone(), source })?;
         Model::from_config(name, &file, &text)
     }
 
@@ -146,7 +145,9 @@ impl Model {
             return Err(wrong(format!("{heads} heads are not a multiple of {kv_heads} key-value heads")));
         }
         if c.head_dim.is_none() && hidden % heads != 0 {
-            return Err(wrong(format!("hidden_size {hidden} is not a multiple of {heads} heads, and head_dim is missing")));
+            return Err(wrong(format!(
+                "hidden_size {hidden} is not a multiple of {heads} heads, and head_dim is missing"
+            )));
         }
         let head_dim = need("head_dim", c.head_dim.or(Some(hidden / heads)))?;
         if head_dim % 2 != 0 {

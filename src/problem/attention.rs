@@ -59,11 +59,8 @@ fn visible(p: &Problem, i: i64) -> i64 {
 }
 
 fn flops(p: &Problem) -> f64 {
-    let pairs: i64 = if p.dim("causal") == 1 {
-        (0..p.dim("q")).map(|i| visible(p, i)).sum()
-    } else {
-        p.dim("q") * p.dim("kv")
-    };
+    let pairs: i64 =
+        if p.dim("causal") == 1 { (0..p.dim("q")).map(|i| visible(p, i)).sum() } else { p.dim("q") * p.dim("kv") };
     4.0 * (p.dim("batch") * p.dim("heads") * p.dim("head_dim")) as f64 * pairs as f64
 }
 

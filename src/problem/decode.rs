@@ -51,11 +51,7 @@ pub(super) fn length(context: i64, batch: i64, b: i64) -> i64 {
 /// KV tokens of all sequences together.
 fn tokens(p: &Problem) -> i64 {
     let (batch, context) = (p.dim("batch"), p.dim("context"));
-    if p.word("lens") == "full" {
-        batch * context
-    } else {
-        (0..batch).map(|b| length(context, batch, b)).sum()
-    }
+    if p.word("lens") == "full" { batch * context } else { (0..batch).map(|b| length(context, batch, b)).sum() }
 }
 
 fn tensors(p: &Problem) -> Vec<Tensor> {

@@ -116,7 +116,9 @@ fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
             out.push(Expected::new("y", row * n / 2 + col / 2, gate / (1.0 + (-gate).exp()) * up));
         }
         "rope_kv" | "bias_rope_kv" => rope_kv(p, inputs, row, col, [product(col), product(col + 1)], out),
-        "residual" => out.push(Expected::new("y", row * n + col, product(col) + inputs.get("residual").at(row * n + col))),
+        "residual" => {
+            out.push(Expected::new("y", row * n + col, product(col) + inputs.get("residual").at(row * n + col)))
+        }
         _ => out.push(Expected::new("y", row * n + col, product(col))),
     }
 }

@@ -16,8 +16,8 @@ mod text;
 
 pub use dtype::Dtype;
 pub use inputs::{Input, Inputs, hash_uniform};
-pub use reference::{Expected, Tolerance, expected};
 pub use norm::EPS;
+pub use reference::{Expected, Tolerance, expected};
 pub use tensor::{Fill, IndexFill, Role, Scalar, Tensor};
 pub use text::{ProblemError, Variable};
 

@@ -113,10 +113,7 @@ pub(super) static SOFTMAX: OpDef = OpDef {
     check: any,
     tensors: |p| {
         let (t, (rows, cols)) = (Scalar::Elem(p.dtype), rows_cols(p));
-        vec![
-            Tensor::input("x", t, &[rows, cols], Fill::Uniform { scale: 4.0 }),
-            Tensor::output("y", t, &[rows, cols]),
-        ]
+        vec![Tensor::input("x", t, &[rows, cols], Fill::Uniform { scale: 4.0 }), Tensor::output("y", t, &[rows, cols])]
     },
     flops: |p| 5.0 * (p.dim("rows") * p.dim("cols")) as f64,
     units: |p| p.dim("rows") as u64,
@@ -155,7 +152,9 @@ pub(super) static EMBEDDING: OpDef = OpDef {
     unit: |p, inputs, token, out| {
         let hidden = p.dim("hidden") as u64;
         let id = inputs.get("ids").at(token) as u64;
-        out.extend((0..hidden).map(|c| Expected::new("y", token * hidden + c, inputs.get("table").at(id * hidden + c))));
+        out.extend(
+            (0..hidden).map(|c| Expected::new("y", token * hidden + c, inputs.get("table").at(id * hidden + c))),
+        );
     },
     slack: 1.0,
 };
@@ -167,10 +166,7 @@ pub(super) static ARGMAX: OpDef = OpDef {
     check: any,
     tensors: |p| {
         let (rows, cols) = rows_cols(p);
-        vec![
-            Tensor::input("x", Scalar::Elem(p.dtype), &[rows, cols], UNIT),
-            Tensor::output("y", Scalar::I32, &[rows]),
-        ]
+        vec![Tensor::input("x", Scalar::Elem(p.dtype), &[rows, cols], UNIT), Tensor::output("y", Scalar::I32, &[rows])]
     },
     flops: |p| (p.dim("rows") * p.dim("cols")) as f64,
     units: |p| p.dim("rows") as u64,

@@ -142,7 +142,8 @@ impl FromStr for Problem {
         }
         for word in words {
             let (field, value) = word.split_once('=').ok_or_else(|| unknown_field(def, word))?;
-            let bad = |why: String| ProblemError::BadValue { op: def.name, field: field.into(), value: value.into(), why };
+            let bad =
+                |why: String| ProblemError::BadValue { op: def.name, field: field.into(), value: value.into(), why };
             if field == "dtype" {
                 p.dtype = Dtype::parse(value).ok_or_else(|| bad("it is one of bf16, f16, f32, tf32".into()))?;
                 continue;

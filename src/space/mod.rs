@@ -148,11 +148,7 @@ args = [{ tensor = "x" }, { i32 = "m" }]
 
     fn toy() -> (Recipe, Problem, Device) {
         let d: Description = toml::from_str(TOY).unwrap();
-        (
-            Recipe::new(d).unwrap(),
-            "matmul m=4 n=8 k=8".parse().unwrap(),
-            Device::ahead_of_time("sm_80").unwrap(),
-        )
+        (Recipe::new(d).unwrap(), "matmul m=4 n=8 k=8".parse().unwrap(), Device::ahead_of_time("sm_80").unwrap())
     }
 
     #[test]
@@ -170,7 +166,8 @@ args = [{ tensor = "x" }, { i32 = "m" }]
     #[test]
     fn illegal_configs_say_which_rule() {
         let (recipe, p, device) = toy();
-        for (config, rule) in [("a=3 b=10", "a divides m"), ("a=1", "b is not given"), ("a=1 b=10 c=1", "no tunable c")] {
+        for (config, rule) in [("a=3 b=10", "a divides m"), ("a=1", "b is not given"), ("a=1 b=10 c=1", "no tunable c")]
+        {
             let e = recipe.check(&p, &device, &config.parse().unwrap()).unwrap_err().to_string();
             assert!(e.contains(rule), "{e}");
         }

@@ -83,8 +83,7 @@ impl Library {
     /// The built-in templates.
     pub fn built_in() -> Result<Library, TemplateError> {
         let files = BUILT_IN.iter().map(|(name, text)| ((*name).to_string(), (*text).to_string()));
-        let mut library =
-            Library { templates: Vec::new(), includes: HashMap::new(), support: HashMap::new() };
+        let mut library = Library { templates: Vec::new(), includes: HashMap::new(), support: HashMap::new() };
         library.add(files.collect())?;
         Ok(library)
     }
@@ -97,8 +96,8 @@ impl Library {
             let path = entry.map_err(io)?.path();
             let known = path.extension().is_some_and(|e| ["cu", "c", "toml"].iter().any(|k| e == *k));
             if known {
-                let text =
-                    std::fs::read_to_string(&path).map_err(|source| TemplateError::Io { path: path.clone(), source })?;
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|source| TemplateError::Io { path: path.clone(), source })?;
                 files.push((path.display().to_string(), text));
             }
         }

@@ -37,7 +37,8 @@ impl Source {
     /// The content hash of all that the artifact depends on beside the compiler itself.
     pub fn hash(&self) -> String {
         let mut h = blake3::Hasher::new();
-        for part in [self.text.as_str(), self.arch.as_str()].into_iter().chain(self.options.iter().map(String::as_str)) {
+        for part in [self.text.as_str(), self.arch.as_str()].into_iter().chain(self.options.iter().map(String::as_str))
+        {
             h.update(&(part.len() as u64).to_le_bytes());
             h.update(part.as_bytes());
         }

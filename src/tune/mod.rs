@@ -479,7 +479,8 @@ impl Tuner<'_> {
         let mut points = Vec::new();
         for (i, t) in templates.iter().enumerate() {
             if let Ok(space) = crate::space::enumerate(&t.recipe, problem, device) {
-                let named = space.candidates.into_iter().map(|c| Point { template: i, config: c.config, cost_us: c.cost_us });
+                let named =
+                    space.candidates.into_iter().map(|c| Point { template: i, config: c.config, cost_us: c.cost_us });
                 points.extend(named);
             }
         }
@@ -520,7 +521,11 @@ impl Tuner<'_> {
         self.compile_source("the support code", &source).map(|c| (c.path, c.hash))
     }
 
-    fn reference_source(&self, problem: &Problem, device: &Device) -> Result<(Source, crate::recipe::Launch), TuneError> {
+    fn reference_source(
+        &self,
+        problem: &Problem,
+        device: &Device,
+    ) -> Result<(Source, crate::recipe::Launch), TuneError> {
         let template = self.library.reference(problem, device)?;
         let none = Config::default();
         let source = self.library.render(&template, problem, device, &none)?;

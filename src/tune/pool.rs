@@ -105,7 +105,11 @@ impl Pool {
         }
         state.slots.insert(hash.clone(), Slot::Waiting(reply.into_iter().collect()));
         let job = (hash, source.clone());
-        if urgent { state.queue.push_front(job) } else { state.queue.push_back(job) }
+        if urgent {
+            state.queue.push_front(job)
+        } else {
+            state.queue.push_back(job)
+        }
         self.shared.wake.notify_one();
     }
 

@@ -4,7 +4,7 @@ use super::pool::{Compiled, NotCompiled};
 use super::search::{Point, Searcher};
 use super::statistics::ties;
 use super::verdict::Verdict;
-use super::{Event, Tuner, TuneError};
+use super::{Event, TuneError, Tuner};
 use crate::problem::Problem;
 use crate::recipe::{Config, Recipe};
 use crate::space;
@@ -65,7 +65,11 @@ type Chosen = ((Point, Compiled), Series, Vec<String>);
 
 impl Tuner<'_> {
     /// The stored winner of a problem, if there is one whose artifact is there too.
-    pub(super) fn stored(&self, problem: &Problem, device: &crate::device::Device) -> Result<Option<Winner>, TuneError> {
+    pub(super) fn stored(
+        &self,
+        problem: &Problem,
+        device: &crate::device::Device,
+    ) -> Result<Option<Winner>, TuneError> {
         let templates = self.templates(problem, device)?;
         let key = self.context(device).winner(self.library, problem, &templates);
         let Some(record) = self.db.winner(&key)? else { return Ok(None) };
@@ -122,7 +126,11 @@ impl Tuner<'_> {
         let (mut points, mut keys, mut known) = (Vec::new(), Vec::new(), Vec::new());
         for (i, t) in templates.iter().enumerate() {
             let space = space::enumerate(&t.recipe, problem, &device)?;
-            points.extend(space.candidates.into_iter().map(|c| Point { template: i, config: c.config, cost_us: c.cost_us }));
+            points.extend(space.candidates.into_iter().map(|c| Point {
+                template: i,
+                config: c.config,
+                cost_us: c.cost_us,
+            }));
             let key = context.trials(self.library, problem, t);
             let mut seen = HashMap::new();
             for record in self.db.trials(&key)? {
@@ -165,7 +173,12 @@ impl Tuner<'_> {
                 self.account(work, point, verdict, None)?;
                 continue;
             }
-            match self.library.render(&work.templates[point.template], &work.problem, work.measurer.device(), &point.config) {
+            match self.library.render(
+                &work.templates[point.template],
+                &work.problem,
+                work.measurer.device(),
+                &point.config,
+            ) {
                 Ok(source) => {
                     self.pool.submit(&source, Some((reply.clone(), number)));
                     waiting += 1;
@@ -226,14 +239,26 @@ impl Tuner<'_> {
     }
 
     /// Writes a new verdict down and takes it into account.
-    fn judged(&self, work: &mut Work, point: &Point, verdict: Verdict, compiled: Option<Compiled>) -> Result<(), TuneError> {
+    fn judged(
+        &self,
+        work: &mut Work,
+        point: &Point,
+        verdict: Verdict,
+        compiled: Option<Compiled>,
+    ) -> Result<(), TuneError> {
         let body = serde_json::to_value(&verdict).map_err(|e| TuneError::Record(e.to_string()))?;
         let key = work.keys[point.template].clone();
         self.db.put_trial(&Record::trial(key, point.config.to_string(), body))?;
         self.account(work, point, verdict, compiled)
     }
 
-    fn account(&self, work: &mut Work, point: &Point, verdict: Verdict, compiled: Option<Compiled>) -> Result<(), TuneError> {
+    fn account(
+        &self,
+        work: &mut Work,
+        point: &Point,
+        verdict: Verdict,
+        compiled: Option<Compiled>,
+    ) -> Result<(), TuneError> {
         work.tried += 1;
         match (&verdict, verdict.median_us()) {
             (Verdict::Measured { error_rms, error_max, compared, .. }, Some(us)) => {
@@ -264,11 +289,7 @@ impl Tuner<'_> {
 
     /// Times the best few round by round in turn, and picks from those that cannot be told apart the one that comes
     /// first by prediction, then by name: two runs and two machines of a kind choose alike.
-    fn finals(
-        &self,
-        work: &mut Work,
-        device: &crate::device::Device,
-    ) -> Result<Chosen, TuneError> {
+    fn finals(&self, work: &mut Work, device: &crate::device::Device) -> Result<Chosen, TuneError> {
         work.right.sort_by(|a, b| a.us.total_cmp(&b.us));
         let limit = work.right[0].us * FINAL_MARGIN;
         work.right.retain(|r| r.us <= limit);
@@ -278,7 +299,9 @@ impl Tuner<'_> {
             let compiled = match &right.compiled {
                 Some(c) => c.clone(),
                 // Its verdict is remembered from an earlier run: only the artifact is made again.
-                None => self.compile_now(&work.templates[right.point.template], &work.problem, device, &right.point.config)?,
+                None => {
+                    self.compile_now(&work.templates[right.point.template], &work.problem, device, &right.point.config)?
+                }
             };
             finalists.push((right.point.clone(), compiled));
         }

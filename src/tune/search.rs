@@ -54,7 +54,13 @@ pub struct Searcher {
 impl Searcher {
     /// A search over `points` (cheapest first) for at most `trials` candidates. `remembered` configs, such as the winners
     /// of neighbouring shapes, are tried first.
-    pub fn new(mut points: Vec<Point>, search: Search, trials: usize, remembered: &[(usize, Config)], seed: u64) -> Searcher {
+    pub fn new(
+        mut points: Vec<Point>,
+        search: Search,
+        trials: usize,
+        remembered: &[(usize, Config)],
+        seed: u64,
+    ) -> Searcher {
         points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
         let by_config: HashMap<_, _> =
             points.iter().enumerate().map(|(i, p)| ((p.template, p.config.to_string()), i)).collect();

@@ -62,7 +62,9 @@ impl Verdict {
     /// The median time of a right candidate in microseconds.
     pub fn median_us(&self) -> Option<f64> {
         match self {
-            Verdict::Measured { samples_us, .. } => Some(Series { us: samples_us.clone(), ..Series::default() }.median()),
+            Verdict::Measured { samples_us, .. } => {
+                Some(Series { us: samples_us.clone(), ..Series::default() }.median())
+            }
             _ => None,
         }
     }

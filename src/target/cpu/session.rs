@@ -115,7 +115,11 @@ impl CpuSession {
     /// Microseconds a launch over whole passes of the sets, with cold memory before the first.
     fn round(&self, loaded: &Loaded, passes: usize) -> Result<f64, TargetError> {
         if let (false, Some(flush)) = (self.state()?.cold, &self.flush) {
-            let sum: u64 = flush.bytes().par_chunks(1 << 20).map(|c| c.iter().step_by(64).map(|b| u64::from(*b)).sum::<u64>()).sum();
+            let sum: u64 = flush
+                .bytes()
+                .par_chunks(1 << 20)
+                .map(|c| c.iter().step_by(64).map(|b| u64::from(*b)).sum::<u64>())
+                .sum();
             std::hint::black_box(sum);
         }
         let start = Instant::now();
@@ -260,7 +264,12 @@ impl Session for CpuSession {
             series.us.push(self.round(&loaded, passes)?);
         }
         self.plausible(series.median())?;
-        Ok(Tried { check, series: Some(series), blocks_per_sm: 0, seconds: (checked, begun.elapsed().as_secs_f64() - checked) })
+        Ok(Tried {
+            check,
+            series: Some(series),
+            blocks_per_sm: 0,
+            seconds: (checked, begun.elapsed().as_secs_f64() - checked),
+        })
     }
 
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, TargetError> {

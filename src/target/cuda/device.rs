@@ -93,7 +93,8 @@ fn describe(handle: sys::CUdevice, driver: i32) -> Result<Device, TargetError> {
     let get = |attribute| {
         let mut v = 0;
         // SAFETY: the device handle is valid.
-        check("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut v, attribute, handle) }).map(|()| v as u64)
+        check("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut v, attribute, handle) })
+            .map(|()| v as u64)
     };
     let mut name = [0; 96];
     let mut memory = 0;

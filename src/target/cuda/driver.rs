@@ -47,13 +47,13 @@ impl Module {
         let mut handle = ptr::null_mut();
         // SAFETY: both handles are valid and the name is a C string.
         let code = unsafe { sys::cuModuleGetFunction(&mut handle, self.handle, c.as_ptr()) };
-        check("cuModuleGetFunction", code)
-            .map_err(|e| TargetError::Load { why: format!("entry {name}: {e}") })?;
+        check("cuModuleGetFunction", code).map_err(|e| TargetError::Load { why: format!("entry {name}: {e}") })?;
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         if smem > 48 << 10 {
             // SAFETY: the function handle is valid.
             let code = unsafe { sys::cuFuncSetAttribute(handle, attribute, smem as i32) };
-            check("cuFuncSetAttribute", code).map_err(|e| TargetError::Launch { why: format!("{smem} bytes of shared memory: {e}") })?;
+            check("cuFuncSetAttribute", code)
+                .map_err(|e| TargetError::Launch { why: format!("{smem} bytes of shared memory: {e}") })?;
         }
         Ok(Function { handle })
     }
@@ -259,10 +259,7 @@ pub struct Graph {
 
 impl Graph {
     /// Captures what `work` launches on `stream`.
-    pub fn capture(
-        stream: &Stream,
-        work: impl FnOnce() -> Result<(), TargetError>,
-    ) -> Result<Graph, TargetError> {
+    pub fn capture(stream: &Stream, work: impl FnOnce() -> Result<(), TargetError>) -> Result<Graph, TargetError> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is valid and not capturing.
         check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(stream.handle, mode) })?;

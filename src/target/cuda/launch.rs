@@ -132,9 +132,8 @@ impl Bound {
             };
             // SAFETY: the function belongs to a loaded module, every argument points to a live slot of at least its
             // size, and the addresses are the caller's promise.
-            let code = unsafe {
-                sys::cuLaunchKernelEx(&config, k.function.handle, params.as_mut_ptr(), ptr::null_mut())
-            };
+            let code =
+                unsafe { sys::cuLaunchKernelEx(&config, k.function.handle, params.as_mut_ptr(), ptr::null_mut()) };
             check("cuLaunchKernelEx", code)?;
         }
         Ok(())

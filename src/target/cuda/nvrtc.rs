@@ -187,9 +187,8 @@ fn report(log: &str) -> ArtifactInfo {
             info.smem = info.smem.max(smem);
         }
         if line.contains("bytes spill") {
-            info.spills = info.spills.max(
-                number_before(line, "bytes spill stores") + number_before(line, "bytes spill loads"),
-            );
+            info.spills =
+                info.spills.max(number_before(line, "bytes spill stores") + number_before(line, "bytes spill loads"));
             info.stack = info.stack.max(number_before(line, "bytes stack frame"));
         }
         if line.contains("warning") {

@@ -156,7 +156,8 @@ impl CudaSession {
                 }
             }
             if let (Some(w), false) = (&loaded.workspace, self.exact) {
-                let beyond = support.guard(w.address() + launch.workspace.next_multiple_of(4), 512, POISON, &self.stream)?;
+                let beyond =
+                    support.guard(w.address() + launch.workspace.next_multiple_of(4), 512, POISON, &self.stream)?;
                 if beyond > 0 {
                     check.wrong = Some("wrote outside its workspace".into());
                 }
@@ -242,7 +243,8 @@ impl CudaSession {
     fn plausible(&self, us: f64) -> Result<(), TargetError> {
         let (state, _) = self.parts()?;
         let c = &self.gpu.device.ceilings;
-        let inputs: u64 = state.tensors.iter().filter(|t| t.role == Role::In).map(|t| t.touched * t.scalar.bytes() as u64).sum();
+        let inputs: u64 =
+            state.tensors.iter().filter(|t| t.role == Role::In).map(|t| t.touched * t.scalar.bytes() as u64).sum();
         // Small inputs may be served from the L2 in part; only what exceeds it must come from memory.
         let beyond = inputs.saturating_sub(if state.cold { 0 } else { self.gpu.device.l2 });
         let floor = (beyond as f64 / c.read).max(state.problem.flops() / c.flops(state.problem.dtype)) * 1e6;
@@ -316,8 +318,7 @@ impl Session for CudaSession {
                 }
             }
         }
-        let mut state =
-            State { problem, tensors, sets, _memory: memory, references: Vec::new(), cold };
+        let mut state = State { problem, tensors, sets, _memory: memory, references: Vec::new(), cold };
         let mut addresses = state.sets[0].clone();
         for (i, t) in state.tensors.iter().enumerate() {
             state.references.push(match t.role {
@@ -364,7 +365,12 @@ impl Session for CudaSession {
             series.us.push(self.replay(&graph)? / nodes as f64 * 1e6);
         }
         self.plausible(series.median())?;
-        Ok(Tried { check, series: Some(series), blocks_per_sm, seconds: (checked, begun.elapsed().as_secs_f64() - checked) })
+        Ok(Tried {
+            check,
+            series: Some(series),
+            blocks_per_sm,
+            seconds: (checked, begun.elapsed().as_secs_f64() - checked),
+        })
     }
 
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, TargetError> {
@@ -387,7 +393,8 @@ impl Session for CudaSession {
 
 /// Compares a few elements of the device's reference with the host's: the two are written apart from each other.
 fn spot_check(state: &State, inputs: &Inputs, seed: u64) -> Result<(), TargetError> {
-    let mut host = expected(&state.problem, inputs, seed, SPOT_BUDGET.min((state.problem.op().unit_cost)(&state.problem) * 16));
+    let mut host =
+        expected(&state.problem, inputs, seed, SPOT_BUDGET.min((state.problem.op().unit_cost)(&state.problem) * 16));
     let step = (host.len() / SPOT_CHECKS).max(1);
     host = host.into_iter().step_by(step).collect();
     for e in host {

@@ -44,7 +44,13 @@ impl Support {
     }
 
     /// Sum of squares and count of the reference's finite elements, written to 16 bytes at `out` (zeroed before).
-    pub(super) fn reference_stats(&self, reference: u64, n: u64, out: &Buffer, stream: &Stream) -> Result<(), TargetError> {
+    pub(super) fn reference_stats(
+        &self,
+        reference: u64,
+        n: u64,
+        out: &Buffer,
+        stream: &Stream,
+    ) -> Result<(), TargetError> {
         out.fill(0, stream)?;
         self.run("sum_squares", &[reference, n, out.address()], stream)
     }
