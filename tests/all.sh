@@ -116,7 +116,7 @@ step 'format' cargo fmt --all --check
 step 'lints' lints
 step 'lints of the runtime alone' runtime_lints
 step 'what the runtime depends on' runtime_tree
-step 'tests' cargo test --locked --workspace
+step 'tests' cargo test --locked --workspace --no-fail-fast
 for manifest in baselines/*/Cargo.toml; do
     step "peer ${manifest%/Cargo.toml}" peer "$manifest"
 done
