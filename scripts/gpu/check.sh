@@ -85,15 +85,16 @@ step_sanitize() {
   say "compute-sanitizer"
   local tool; tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | head -n 1)
   [ -n "$tool" ] || { fail "compute-sanitizer is not here"; return; }
+  # Neighbouring allocations touch, so a write just outside lands in the next one: padding keeps them apart.
   plant none 'which' '0, 1, 2'; plant bug 'which' '14, 15'
-  "$tool" --error-exitcode 9 "$jitune" try 'gelu rows=8 cols=64' --templates "$out/planted-bug" --template gelu --config which=14 --rounds 0 --exact-memory > "$out/bug.txt" 2>&1
+  "$tool" --padding 4096 --error-exitcode 9 "$jitune" try 'gelu rows=8 cols=64' --templates "$out/planted-bug" --template gelu --config which=14 --rounds 0 --exact-memory > "$out/bug.txt" 2>&1
   grep -q 'Invalid __global__ write' "$out/bug.txt" && echo "memcheck sees the planted write outside" || fail "memcheck misses the planted bug"
   "$tool" --tool racecheck --error-exitcode 9 "$jitune" try 'gelu rows=8 cols=64' --templates "$out/planted-bug" --template gelu --config which=15 --rounds 0 --exact-memory > "$out/race.txt" 2>&1
   grep -q 'hazard' "$out/race.txt" && echo "racecheck sees the planted race" || fail "racecheck misses the planted bug"
   export jitune out tool
   one() {
     local template=$1 kind=$2 problem=$3 log; log=$(mktemp "$out/san.XXXXXX")
-    timeout 150 "$tool" --tool "$kind" --error-exitcode 9 "$jitune" try "$problem" --template "$template" --rounds 0 --exact-memory > "$log" 2>&1
+    timeout 150 "$tool" --tool "$kind" $([ "$kind" = memcheck ] && echo --padding 4096) --error-exitcode 9 "$jitune" try "$problem" --template "$template" --rounds 0 --exact-memory > "$log" 2>&1
     local rc=$?
     if [ $rc = 0 ]; then echo "clean  $kind  $template  $problem"; else echo "rc $rc  $kind  $template  $problem"; grep -m 5 -E '=====|WRONG|jitune:' "$log" | cut -c1-160; fi
     rm -f "$log"; return $rc
