@@ -1,0 +1,106 @@
+//! The loop that answers requests.
+
+use crate::protocol::{Answer, Ask, Device, PROTOCOL, Refusal};
+use crate::timer::Timer;
+use crate::{Peer, Prepared};
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+
+/// Serves requests on standard input until its end. Exit code 4 when the asker cannot be answered.
+pub fn serve(peer: impl Peer) -> ExitCode {
+    match serve_on(peer, std::io::stdin().lock(), std::io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("peer: {e}");
+            ExitCode::from(4)
+        }
+    }
+}
+
+/// Serves requests from `from` and answers to `to`.
+pub fn serve_on(peer: impl Peer, from: impl BufRead, mut to: impl Write) -> std::io::Result<()> {
+    let mut server = Server { peer, device: None, held: None };
+    for line in from.lines() {
+        let line = line?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let answer = match serde_json::from_str::<Ask>(&line) {
+            Ok(Ask::Quit) => break,
+            Ok(ask) => server.answer(ask).unwrap_or_else(Answer::Refused),
+            Err(e) => Answer::Refused(Refusal::failed(format!("not understood: {e}"))),
+        };
+        serde_json::to_writer(&mut to, &answer)?;
+        to.write_all(b"\n")?;
+        to.flush()?;
+    }
+    Ok(())
+}
+
+struct Server<P> {
+    peer: P,
+    device: Option<Device>,
+    /// The timer goes first, while what it times is alive.
+    held: Option<(Timer, Prepared)>,
+}
+
+impl<P: Peer> Server<P> {
+    fn answer(&mut self, ask: Ask) -> Result<Answer, Refusal> {
+        match ask {
+            Ask::Hello { protocol, device, options } => {
+                if protocol != PROTOCOL {
+                    let why = format!("this peer speaks protocol {PROTOCOL}, not {protocol}");
+                    return Err(Refusal::missing(why, "build jitune and its peers from one version"));
+                }
+                let about = self.peer.hello(device, &options)?;
+                self.device = Some(device);
+                Ok(Answer::Hello(about))
+            }
+            Ask::Prepare(task) => {
+                let Some(device) = self.device else { return Err(Refusal::failed("`hello` comes first")) };
+                self.held = None;
+                let mut prepared = self.peer.prepare(&task)?;
+                let mut timer = Timer::new(&task, matches!(device, Device::Cuda(_)))?;
+                for way in 0..prepared.ways.len() {
+                    prepared.ways[way].captured = timer.warm(&mut prepared, way)?;
+                }
+                let answer = Answer::Prepared { ways: prepared.ways.clone(), refused: prepared.refused.clone() };
+                self.held = Some((timer, prepared));
+                Ok(answer)
+            }
+            Ask::Read { way, tensor, indices } => {
+                let (_, prepared, way) = self.way(&way)?;
+                prepared.work.wait()?;
+                prepared.work.poison(way)?;
+                prepared.work.call(way, 0)?;
+                prepared.work.wait()?;
+                let values = prepared.work.read(way, &tensor, &indices)?;
+                if values.len() != indices.len() {
+                    return Err(Refusal::failed(format!("{} values of {}", values.len(), indices.len())));
+                }
+                Ok(Answer::Values { values: values.into_iter().map(|v| v.is_finite().then_some(v)).collect() })
+            }
+            Ask::Round { way } => {
+                let (timer, prepared, way) = self.way(&way)?;
+                Ok(Answer::Round(timer.round(prepared, way)?))
+            }
+            Ask::Once { way } => {
+                let (timer, prepared, way) = self.way(&way)?;
+                timer.once(prepared, way).map(|()| Answer::Done)
+            }
+            Ask::Release => {
+                self.held = None;
+                Ok(Answer::Done)
+            }
+            Ask::Quit => Ok(Answer::Done),
+        }
+    }
+
+    fn way(&mut self, name: &str) -> Result<(&mut Timer, &mut Prepared, usize), Refusal> {
+        let Some((timer, prepared)) = &mut self.held else { return Err(Refusal::failed("`prepare` comes first")) };
+        let Some(at) = prepared.ways.iter().position(|w| w.way == name) else {
+            return Err(Refusal::failed(format!("no way `{name}` was prepared")));
+        };
+        Ok((timer, prepared, at))
+    }
+}
