@@ -6,10 +6,12 @@
 
 mod child;
 mod frame;
+mod process;
 mod supervisor;
 
 pub use child::serve;
-pub use supervisor::{Lost, Worker};
+pub use process::{Lost, Process};
+pub use supervisor::Worker;
 
 use crate::device::{Ceilings, Device};
 use crate::target::session::{Runnable, Series, Setup, Tried};
