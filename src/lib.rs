@@ -20,6 +20,8 @@ pub mod key;
 #[cfg(feature = "tuner")]
 pub mod model;
 #[cfg(feature = "tuner")]
+pub mod report;
+#[cfg(feature = "tuner")]
 pub mod space;
 #[cfg(feature = "tuner")]
 pub mod template;
