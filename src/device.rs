@@ -138,4 +138,29 @@ impl Device {
         let compute = problem.flops() / flops;
         (memory.max(compute), memory >= compute)
     }
+
+    /// How many blocks of a kernel a multiprocessor holds at once, and the share of its warps that they are: from the
+    /// registers a thread (given out in units of 8), the threads of a block and its shared memory in bytes (1 KiB more is
+    /// the system's). CUDA only.
+    pub fn occupancy(&self, registers: u32, block: u32, smem: u64) -> (u64, f64) {
+        let block = u64::from(block.max(1)).next_multiple_of(32);
+        let threads = if matches!(self.cc, 86 | 89) { 1536 } else { 2048 };
+        let of_block = u64::from(registers.max(1)).next_multiple_of(8) * block;
+        let blocks = (self.regs_sm / of_block).min(threads / block).min(self.smem_sm / (smem + 1024)).min(32);
+        (blocks, (blocks * block) as f64 / threads as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runs_out_first_bounds_the_blocks() {
+        let h100 = Device::ahead_of_time("sm_90a").unwrap_or_else(|| unreachable!());
+        assert_eq!(h100.occupancy(32, 256, 0), (8, 1.0));
+        assert_eq!(h100.occupancy(168, 384, 200 << 10), (1, 384.0 / 2048.0));
+        assert_eq!(h100.occupancy(255, 128, 0).0, 2);
+        assert_eq!(h100.occupancy(16, 32, 0).0, 32);
+    }
 }

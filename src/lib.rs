@@ -16,6 +16,8 @@ pub mod target;
 pub mod winner;
 
 #[cfg(feature = "tuner")]
+pub mod compare;
+#[cfg(feature = "tuner")]
 pub mod key;
 #[cfg(feature = "tuner")]
 pub mod model;

@@ -118,15 +118,9 @@ fn smem(job: &Job, info: &ArtifactInfo) -> u64 {
     u64::from(info.smem) + job.launch.kernels.iter().map(|k| u64::from(k.smem)).max().unwrap_or(0)
 }
 
-/// Resident warps over the most a multiprocessor holds, from registers (given out in units of 8 a thread), threads and
-/// shared memory (1 KiB a block is the system's).
 fn occupancy(job: &Job, info: &ArtifactInfo) -> String {
-    let block = job.launch.kernels.iter().map(|k| u64::from(k.block)).max().unwrap_or(1).max(1);
-    let threads = if matches!(job.device.cc, 86 | 89) { 1536 } else { 2048 };
-    let registers = u64::from(info.registers.max(1)).next_multiple_of(8) * block.next_multiple_of(32);
-    let by_smem = job.device.smem_sm / (smem(job, info) + 1024).max(1);
-    let blocks = (job.device.regs_sm / registers).min(threads / block).min(by_smem).min(32);
-    format!("{}%", blocks * block * 100 / threads)
+    let block = job.launch.kernels.iter().map(|k| k.block).max().unwrap_or(1);
+    format!("{:.0}%", job.device.occupancy(info.registers, block, smem(job, info)).1 * 100.0)
 }
 
 fn first_line(e: &TargetError) -> String {

@@ -1,6 +1,7 @@
 //! The command line: raw arguments become a validated plan, the library does the work, and one place decides exit codes.
 
 mod attempt;
+mod compare;
 mod compile;
 mod db;
 mod doctor;
@@ -9,7 +10,9 @@ mod explain;
 mod export;
 mod inspect;
 mod model;
+mod profile;
 mod progress;
+mod report;
 mod select;
 mod table;
 mod tune;
@@ -49,6 +52,13 @@ enum Command {
     Db(db::Args),
     /// Say what is here, what is missing, and the one command that brings it.
     Doctor(doctor::Args),
+    /// Measure the winners beside what people use: cuBLASLt, PyTorch, Candle, Burn, CPU libraries.
+    Compare(Box<compare::Args>),
+    /// Print one kernel's full card: time, roofline, counters, registers, waves, instruction mix.
+    Profile(profile::Args),
+    /// Serve as jitune's own peer of a comparison.
+    #[command(hide = true)]
+    Peer,
     /// Serve as a worker of another jitune process.
     #[command(hide = true)]
     Worker {
@@ -62,7 +72,7 @@ pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("JITUNE_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let cli = Cli::parse();
-    if !matches!(cli.command, Command::Tune(_) | Command::Worker { .. }) {
+    if !matches!(cli.command, Command::Tune(_) | Command::Compare(_) | Command::Worker { .. }) {
         // A closed pipe (`jitune model … | head`) ends the program quietly instead of in a panic.
         crate::target::default_sigpipe();
     }
@@ -77,6 +87,9 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Db(args) => db::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Profile(args) => profile::run(&args),
+        Command::Peer => return jitune_peer::serve(crate::compare::Ours::default()),
         Command::Worker { kind } => match kind.parse() {
             Ok(kind) => return crate::worker::serve(kind).map_or(ExitCode::from(4), ExitCode::from),
             Err(e) => Err(CliError::Usage(e)),

@@ -85,16 +85,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         patience: Duration::from_secs_f64(args.patience),
         again: args.again,
         nominal: args.nominal_ceilings,
+        stored_only: false,
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let signal = stop.clone();
-    // A second Ctrl-C does not wait for the candidate at hand.
-    let handler = move || {
-        if signal.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    };
-    ctrlc::set_handler(handler).map_err(|e| CliError::Usage(format!("signals cannot be handled: {e}")))?;
+    let stop = on_signals()?;
     let progress = Progress::new(args.json, budget);
     let report = tune::run(&db, &library, &problems, &options, &progress, &stop);
     progress.finish();
@@ -112,6 +105,19 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         0 => Ok(()),
         n => Err(CliError::Partly(format!("{n} of {} problems have no winner", problems.len()))),
     }
+}
+
+/// Turns Ctrl-C and its like into a flag. A second Ctrl-C does not wait for the work at hand.
+pub(super) fn on_signals() -> Result<Arc<AtomicBool>, CliError> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let signal = stop.clone();
+    let handler = move || {
+        if signal.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| CliError::Usage(format!("signals cannot be handled: {e}")))?;
+    Ok(stop)
 }
 
 fn show(report: &Report, problems: usize) {

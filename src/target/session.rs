@@ -163,7 +163,7 @@ pub trait Session {
 }
 
 /// Drops the rounds whose clock is over 3% away from the median clock; clocks that cannot be read (0) drop nothing.
-pub(super) fn gate_clocks(series: &mut [Series]) {
+pub(crate) fn gate_clocks(series: &mut [Series]) {
     let mut all: Vec<u32> = series.iter().flat_map(|s| s.mhz.iter().copied()).filter(|m| *m > 0).collect();
     all.sort_unstable();
     let Some(&usual) = all.get(all.len() / 2) else { return };

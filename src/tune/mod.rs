@@ -2,6 +2,7 @@
 //!
 //! Owns the loop, the search, the statistics and the compile pool. The parent never touches a device: workers do.
 
+mod ceilings;
 mod measurer;
 mod pool;
 mod problem;
@@ -9,6 +10,7 @@ mod search;
 mod statistics;
 mod verdict;
 
+pub use ceilings::ceilings;
 pub use measurer::Spent;
 pub use pool::Compiled;
 pub use search::{Point, Search, Searcher};
@@ -135,6 +137,8 @@ pub struct Options {
     pub again: bool,
     /// Use the device's nominal ceilings in place of measured ones: rooflines are rough, and the start is quick.
     pub nominal: bool,
+    /// Only look up what is stored.
+    pub stored_only: bool,
 }
 
 /// What happens while tuning, for progress displays.
@@ -379,7 +383,7 @@ impl Tuner<'_> {
                 }
             }
             self.tell(Event::Plan { problems: problems.len(), stored });
-            if todo.is_empty() {
+            if todo.is_empty() || self.options.stored_only {
                 totals.lock().unwrap_or_else(PoisonError::into_inner).devices.push(device.clone());
                 continue;
             }

@@ -65,11 +65,7 @@ impl<A: Send + 'static> Process<A> {
     }
 
     /// Sends a request and waits for the answer at most `deadline`. After an error the process is gone.
-    pub fn ask(
-        &mut self,
-        send: impl FnOnce(&mut ChildStdin) -> io::Result<()>,
-        deadline: Duration,
-    ) -> Result<A, Lost> {
+    pub fn ask(&mut self, send: impl FnOnce(&mut ChildStdin) -> io::Result<()>, deadline: Duration) -> Result<A, Lost> {
         if !matches!(self.input.as_mut().map(send), Some(Ok(()))) {
             return Err(self.ended());
         }

@@ -19,7 +19,7 @@ impl Worker {
         let errors = if std::env::var_os("JITUNE_WORKER_STDERR").is_some() { Stdio::inherit() } else { Stdio::null() };
         let mut command = Command::new(exe);
         command.args(["worker", &kind.to_string()]).stderr(errors);
-        Ok(Worker { kind, process: Process::start(command, |out| frame::receive(out))? })
+        Ok(Worker { kind, process: Process::start(command, frame::receive)? })
     }
 
     /// What it does.

@@ -207,6 +207,13 @@ impl Stream {
     pub fn raw(&self) -> *mut c_void {
         self.handle.cast()
     }
+
+    /// The stream as a peer's timer takes it; it must outlive that use.
+    #[cfg(feature = "tuner")]
+    pub fn peer(&self) -> jitune_peer::Stream {
+        // SAFETY: the handle is valid while `self` is, and the peer that asks holds both.
+        unsafe { jitune_peer::Stream::new(self.raw()) }
+    }
 }
 
 impl Drop for Stream {

@@ -1,0 +1,357 @@
+//! `jitune compare`: the winners head to head with what people use.
+
+use super::export::{GatherError, seal, unusable};
+use super::progress::Progress;
+use super::select::{Store, Templates, Where, Which};
+use super::{CliError, table};
+use crate::compare::{self, Asked, Chain, CompareError, KNOWN, Options, Places, Profiler};
+use crate::device::{Device, Target};
+use crate::problem::Problem;
+use crate::report::rows::{Calls, Line, Run, State};
+use crate::template::Library;
+use crate::tune::{self, Search, Verdict};
+use crate::winner::Winner;
+use crate::worker::Kind;
+use jitune_db::Db;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  jitune compare --model llama-3.2-1b\n  \
+    jitune compare --model llama-3.2-1b --quick --peers cpu,candle\n  \
+    jitune compare --problem 'matmul m=32 n=4096 k=4096' --peers cublaslt --counters\n\n\
+    Problems without a winner are tuned first. Every peer's numbers are checked; rounds are interleaved. Rows are stored\n\
+    as they are measured, so Ctrl-C keeps what there is. Exit code 1 when a result of ours is wrong or missing, 130 after\n\
+    Ctrl-C. `jitune report --from FOLDER/rows.jsonl` makes the report again.")]
+pub struct Args {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    device: Where,
+    #[command(flatten)]
+    store: Store,
+    #[command(flatten)]
+    templates: Templates,
+    /// Peers beside jitune: cublaslt, torch, candle, burn, cpu, or programs jitune-peer-NAME; by default all that the
+    /// device could run.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    peers: Option<Vec<String>>,
+    /// The Python that runs the torch peer.
+    #[arg(long, default_value = "python3")]
+    python: String,
+    /// Another folder with peers' programs.
+    #[arg(long, value_name = "FOLDER")]
+    peer_dir: Option<PathBuf>,
+    /// A setting of a peer, such as torch.compile_mode=default; may be given several times.
+    #[arg(long, value_name = "PEER.KEY=VALUE")]
+    set: Vec<String>,
+    /// Rounds of each problem; 21 by default, 5 with --quick.
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Seconds after which a problem's rounds end early; 12 by default, 3 with --quick.
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Seconds that a peer may warm up on a problem; 5 by default, 0.5 with --quick.
+    #[arg(long)]
+    warm: Option<f64>,
+    /// A short comparison: fewer rounds, and of a model the buckets --batch 1 and --prefill 512 alone.
+    #[arg(long)]
+    quick: bool,
+    /// Wall time for tuning what has no winner yet; 225 by default, 90 with --quick.
+    #[arg(long, value_name = "SECONDS")]
+    budget: Option<u64>,
+    /// Compare only what has a winner already.
+    #[arg(long)]
+    no_tune: bool,
+    /// Read hardware counters of jitune's and cuBLASLt's kernels through ncu.
+    #[arg(long)]
+    counters: bool,
+    /// The folder for rows.jsonl, report.md and report.html.
+    #[arg(short, long, default_value = "jitune-compare", value_name = "FOLDER")]
+    output: PathBuf,
+    /// Print the rows as JSON lines.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The peers whose counters are read.
+const COUNTED: [&str; 2] = [compare::OURS, "cublaslt"];
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    let target = args.device.target()?;
+    let kind = *args.device.devices()?.first().ok_or_else(|| CliError::Usage("no device".into()))?;
+    let mut which = args.which.clone();
+    if args.quick && which.model.is_some() {
+        which.buckets.batch.truncate(1);
+        which.buckets.prefill.truncate(1);
+    }
+    let problems = which.problems(target)?;
+    let calls = calls(&which, target, &problems)?;
+    let library = args.templates.library()?;
+    let settings = settings(&args.set)?;
+    let profiler = match (args.counters, Profiler::find()) {
+        (true, None) => return Err(CliError::Usage("--counters needs ncu (Nsight Compute) in PATH".into())),
+        (true, found) => found,
+        (false, _) => None,
+    };
+    let io = |path: &Path, source| CliError::Io { path: path.into(), source };
+    std::fs::create_dir_all(&args.output).map_err(|e| io(&args.output, e))?;
+    let scratch = Scratch::new()?;
+    let exe = std::env::current_exe().map_err(|e| io(Path::new("jitune"), e))?;
+    let stop = super::tune::on_signals()?;
+
+    let db = args.store.open()?;
+    let winners = tuned(args, &db, &library, &problems, kind, &exe, &stop)?;
+    let device = tune::ceilings(&exe, kind, &library, problems[0].dtype, &scratch.0)?;
+    let bundle = bundle(&db, &device, &scratch.0)?;
+    let asked: Vec<Asked> = problems
+        .iter()
+        .zip(winners)
+        .zip(calls)
+        .map(|((p, winner), calls)| Asked { problem: *p, calls, winner, history: history(&db, &library, p, &device) })
+        .collect();
+    db.close()?;
+
+    let on = match kind {
+        Kind::Cuda(ordinal) => jitune_peer::Device::Cuda(ordinal),
+        _ => jitune_peer::Device::Cpu(device.units as usize),
+    };
+    let all = KNOWN.iter().filter(|k| if target == Target::Cuda { k.on.0 } else { k.on.1 });
+    let options = Options {
+        exe,
+        winners: bundle,
+        device: device.clone(),
+        on,
+        peers: args.peers.clone().unwrap_or_else(|| all.map(|k| k.name.into()).collect()),
+        settings,
+        places: Places { folder: args.peer_dir.clone(), python: args.python.clone(), scratch: scratch.0.clone() },
+        rounds: args.rounds.unwrap_or(if args.quick { 5 } else { 21 }).max(1),
+        seconds: args.seconds.unwrap_or(if args.quick { 3.0 } else { 12.0 }),
+        round_us: if target == Target::Cuda { 300.0 } else { 1000.0 },
+        warm_s: args.warm.unwrap_or(if args.quick { 0.5 } else { 5.0 }),
+        seed: jitune_db::now(),
+        profiler,
+        counted: COUNTED.map(String::from).to_vec(),
+    };
+    let run = Run {
+        at: jitune_db::now(),
+        jitune: env!("CARGO_PKG_VERSION").into(),
+        command: std::env::args().skip(1).fold("jitune".into(), |all, word| format!("{all} {word}")),
+        model: which.model.clone(),
+        device: Some(device),
+        host: host(target),
+        rounds: options.rounds,
+        quick: args.quick,
+        peers: Vec::new(),
+    };
+    let rows = args.output.join("rows.jsonl");
+    let mut teller = Teller { json: args.json, problems: asked.len(), at: 0, bad: 0 };
+    compare::run(&asked, &options, run, &rows, &mut teller, &stop).map_err(failed)?;
+    super::report::write(&rows, &args.output, !args.json)?;
+    if stop.load(Ordering::Relaxed) {
+        return Err(CliError::Interrupted);
+    }
+    match teller.bad {
+        0 => Ok(()),
+        n => Err(CliError::Partly(format!("{n} of jitune's own results are wrong or missing"))),
+    }
+}
+
+fn failed(e: CompareError) -> CliError {
+    match e {
+        CompareError::Io { path, source } => CliError::Io { path, source },
+        other => CliError::Partly(other.to_string()),
+    }
+}
+
+/// Where the model calls each problem.
+fn calls(which: &Which, target: Target, problems: &[Problem]) -> Result<Vec<Vec<Calls>>, CliError> {
+    if which.model.is_none() || which.plan.is_some() {
+        return Ok(vec![Vec::new(); problems.len()]);
+    }
+    let plan = which.plan_of_model(target)?;
+    let of = |p: &Problem| {
+        let mine = plan.calls.iter().filter(|c| c.problem == *p);
+        mine.map(|c| Calls { role: c.role.clone(), phase: c.phase, bucket: c.bucket, calls: c.calls }).collect()
+    };
+    Ok(problems.iter().map(of).collect())
+}
+
+fn settings(list: &[String]) -> Result<BTreeMap<String, BTreeMap<String, String>>, CliError> {
+    let mut all: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for text in list {
+        let parts = text.split_once('=').and_then(|(name, value)| Some((name.split_once('.')?, value)));
+        let Some(((peer, key), value)) = parts else {
+            return Err(CliError::Usage(format!("--set {text}: it is written PEER.KEY=VALUE")));
+        };
+        all.entry(peer.into()).or_default().insert(key.into(), value.into());
+    }
+    Ok(all)
+}
+
+/// The winner of each problem; what has none is tuned, and so are the pieces that fused problems replace.
+fn tuned(
+    args: &Args,
+    db: &Db,
+    library: &Library,
+    problems: &[Problem],
+    kind: Kind,
+    exe: &Path,
+    stop: &AtomicBool,
+) -> Result<Vec<Option<Winner>>, CliError> {
+    let mut list = problems.to_vec();
+    for piece in problems.iter().filter_map(Chain::unfused).flat_map(|c| c.problems().collect::<Vec<_>>()) {
+        if !list.contains(&piece) {
+            list.push(piece);
+        }
+    }
+    let budget = Duration::from_secs(match (args.no_tune, args.budget) {
+        (true, _) => 0,
+        (false, Some(s)) => s,
+        (false, None) => {
+            if args.quick {
+                90
+            } else {
+                225
+            }
+        }
+    });
+    let options = tune::Options {
+        exe: exe.to_path_buf(),
+        devices: vec![kind],
+        budget,
+        trials: if matches!(kind, Kind::Cuda(_)) { 64 } else { 10 },
+        near_roofline: 0.03,
+        search: Search::Auto,
+        compilers: None,
+        patience: Duration::from_secs(5),
+        again: false,
+        nominal: false,
+        stored_only: args.no_tune,
+    };
+    let progress = Progress::new(args.json, budget);
+    let report = tune::run(db, library, &list, &options, &progress, stop);
+    progress.finish();
+    let mut winners = report?.winners;
+    winners.truncate(problems.len());
+    Ok(winners)
+}
+
+/// Seals the device's winners for jitune's own peer.
+pub(super) fn bundle(db: &Db, device: &Device, folder: &Path) -> Result<PathBuf, CliError> {
+    let path = folder.join("winners.jitune");
+    let of_device = |w: &Winner| w.device.arch == device.arch && w.device.silicon == device.silicon;
+    let gathered = seal(db, of_device, &|_| None).map_err(|e| match e {
+        GatherError::Db(e) => CliError::Db(e),
+        GatherError::Bundle(e) => unusable(&path, e),
+    })?;
+    gathered.bundle.write(&path).map_err(|e| unusable(&path, e))?;
+    Ok(path)
+}
+
+/// The stored trials of a problem on this device, in order.
+fn history(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Vec<(f64, f64)> {
+    let Ok(compiler) = crate::key::compiler(device.target) else { return Vec::new() };
+    let context = crate::key::Context { device: device.clone(), compiler };
+    let templates = library.for_problem(problem, device).unwrap_or_default();
+    let keys = templates.iter().map(|t| context.trials(library, problem, t));
+    let mut records: Vec<_> = keys.filter_map(|k| db.trials(&k).ok()).flatten().collect();
+    records.sort_by_key(|r| r.at);
+    let Some(first) = records.first().map(|r| r.at) else { return Vec::new() };
+    let point = |r: &jitune_db::Record| match serde_json::from_value(r.body.clone()).ok()? {
+        Verdict::Measured { samples_us, .. } => Some(((r.at - first) as f64, compare::times(samples_us)?.median_us)),
+        _ => None,
+    };
+    records.iter().filter_map(point).collect()
+}
+
+fn host(target: Target) -> BTreeMap<String, String> {
+    let mut host = BTreeMap::new();
+    let mut put = |name: &str, value: String| drop(host.insert(name.to_string(), value));
+    let cpu = crate::target::cpu::describe(None);
+    put("processor", format!("{} ({}), {} threads", cpu.name, cpu.arch, cpu.units));
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    put("kernel", kernel.trim().to_string());
+    if let Ok(compiler) = crate::key::compiler(target) {
+        put("compiler", compiler);
+    }
+    if let Ok(driver) = nvml_wrapper::Nvml::init().and_then(|n| n.sys_driver_version()) {
+        put("driver", driver);
+    }
+    host
+}
+
+/// A folder of its own, removed at the end.
+pub(super) struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new() -> Result<Scratch, CliError> {
+        let path = std::env::temp_dir().join(format!("jitune-compare-{}", std::process::id()));
+        std::fs::create_dir_all(&path).map_err(|source| CliError::Io { path: path.clone(), source })?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays behind lies in the folder for temporary files.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Says what comes in.
+struct Teller {
+    json: bool,
+    problems: usize,
+    at: usize,
+    bad: usize,
+}
+
+impl compare::Observer for Teller {
+    fn line(&mut self, line: &Line) {
+        if let Line::Row(row) = line
+            && row.peer == compare::OURS
+            && row.way == compare::TUNED
+        {
+            self.bad += usize::from(matches!(row.state, State::Wrong | State::Failed));
+        }
+        if self.json {
+            if let Ok(text) = line.text() {
+                println!("{text}");
+            }
+            return;
+        }
+        match line {
+            Line::Run(run) => {
+                for p in &run.peers {
+                    match (&p.here, &p.why) {
+                        (false, why) => {
+                            let fix = p.fix.as_ref().map_or(String::new(), |f| format!("; {f}"));
+                            eprintln!("{}: not here: {}{fix}", p.peer, why.as_deref().unwrap_or("unknown"));
+                        }
+                        (true, _) => eprintln!("{} {}", p.peer, p.version.as_deref().unwrap_or_default()),
+                    }
+                }
+            }
+            Line::Problem(p) => {
+                self.at += 1;
+                eprintln!("[{}/{}] {}", self.at, self.problems, p.problem);
+            }
+            Line::Row(row) => {
+                let name = format!("{}/{}", row.peer, row.way);
+                match (row.state, row.times()) {
+                    (State::Ok, Some(t)) => {
+                        let ratio = row.ratio.map_or(String::new(), |r| format!("  {r:.2}x"));
+                        let part = if row.covers == "all" { String::new() } else { format!("  ({})", row.covers) };
+                        eprintln!("    {name:<24} {:>10} us{ratio}{part}", table::us(t.median_us));
+                    }
+                    (state, _) => eprintln!("    {name:<24} {state:?}: {}", row.why.as_deref().unwrap_or_default()),
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! One problem on all peers: set up in turn, checked, then timed round by round, so that whatever the machine does
+//! meanwhile meets all of them alike.
+
+use super::monitor::Monitor;
+use super::peers::{Conversation, Unanswered};
+use super::task::{self, Distance, Prepared};
+use super::{Entry, OURS, Options, TUNED};
+use crate::problem::{Expected, Problem, Scalar};
+use crate::report::rows::{Basis, Row, State, Times};
+use crate::target::session::{Series, gate_clocks};
+use jitune_peer::{Answer, Ask, RefusalKind, RefusedWay, Way};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long setting up may take beyond the warm-up that was asked for: a framework compiles in it.
+const PREPARE: Duration = Duration::from_secs(180);
+/// How long a check, a round or a release may take.
+const STEP: Duration = Duration::from_secs(60);
+
+/// A way that is timed.
+struct Lane {
+    entry: usize,
+    row: Row,
+    kernel: Series,
+    called: Series,
+}
+
+/// Measures `problem` on every peer that is alive. Peers that are lost are gone from `entries` afterwards.
+pub fn measure(
+    problem: &Problem,
+    prepared: &Prepared,
+    entries: &mut [Entry],
+    options: &Options,
+    monitor: &Monitor,
+    stop: &AtomicBool,
+) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut lanes = Vec::new();
+    for (at, entry) in entries.iter_mut().enumerate() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let blank = Row { problem: problem.to_string(), peer: entry.label.clone(), ..Row::default() };
+        let Some(conversation) = &mut entry.conversation else { continue };
+        let blank = Row { version: Some(conversation.about.version.clone()), ..blank };
+        let deadline = PREPARE + Duration::from_secs_f64(prepared.task.warm_s * 4.0);
+        match conversation.ask(&Ask::Prepare(Box::new(prepared.task.clone())), deadline) {
+            Ok(Answer::Prepared { ways, refused }) => {
+                rows.extend(refused.iter().map(|r| refused_row(&blank, r)));
+                for way in ways {
+                    let mut row = of_way(&blank, &way);
+                    let checked = check(conversation, &way, prepared);
+                    let keep = note(&mut row, checked, prepared);
+                    if let Some(lost) = keep {
+                        row.why = Some(lost);
+                        entry.conversation = None;
+                        rows.push(row);
+                        break;
+                    }
+                    match row.state {
+                        State::Ok => {
+                            lanes.push(Lane { entry: at, row, kernel: Series::default(), called: Series::default() })
+                        }
+                        _ => rows.push(row),
+                    }
+                }
+            }
+            Ok(other) => rows.push(failed(&blank, format!("it answered {other:?}"))),
+            Err(Unanswered::Refused(why)) => {
+                let state = if why.kind == RefusalKind::Unsupported { State::Unsupported } else { State::Failed };
+                rows.push(Row { state, why: Some(why.why), covers: "all".into(), ..blank });
+            }
+            Err(lost @ Unanswered::Lost { .. }) => {
+                rows.push(failed(&blank, lost.to_string()));
+                entry.conversation = None;
+            }
+        }
+    }
+    lanes.retain(|lane| entries[lane.entry].conversation.is_some());
+    let before = monitor.mark();
+    let cut = rounds(&mut lanes, entries, &mut rows, options, monitor, stop);
+    let throttled = monitor.throttled_since(before);
+    for entry in entries.iter_mut() {
+        if let Some(conversation) = &mut entry.conversation
+            && let Err(Unanswered::Lost { .. }) = conversation.ask(&Ask::Release, STEP)
+        {
+            entry.conversation = None;
+        }
+    }
+    rows.extend(lanes.into_iter().map(|lane| timed(lane, &throttled, cut)));
+    rates(&mut rows, problem, options);
+    rows
+}
+
+fn of_way(blank: &Row, way: &Way) -> Row {
+    Row { way: way.way.clone(), how: way.how.clone(), covers: way.covers.clone(), state: State::Ok, ..blank.clone() }
+}
+
+fn refused_row(blank: &Row, refused: &RefusedWay) -> Row {
+    let state = if refused.kind == RefusalKind::Unsupported { State::Unsupported } else { State::Failed };
+    Row { way: refused.way.clone(), state, why: Some(refused.why.clone()), covers: "all".into(), ..blank.clone() }
+}
+
+fn failed(blank: &Row, why: String) -> Row {
+    Row { state: State::Failed, why: Some(why), covers: "all".into(), ..blank.clone() }
+}
+
+/// Takes a check's result into the row; the text of a loss when the peer is gone.
+fn note(row: &mut Row, checked: Result<Distance, Unanswered>, prepared: &Prepared) -> Option<String> {
+    match checked {
+        Ok(d) => {
+            row.error_rms = d.rms.is_finite().then_some(d.rms);
+            row.error_max = d.max.is_finite().then_some(d.max);
+            row.compared = d.compared;
+            let limit = prepared.tolerance;
+            if !(d.rms <= limit.rms && d.max <= limit.max) {
+                row.state = State::Wrong;
+                row.why = Some(format!(
+                    "error rms {:.1e} (limit {:.0e}), max {:.1e} (limit {:.0e})",
+                    d.rms, limit.rms, d.max, limit.max
+                ));
+            }
+            None
+        }
+        Err(Unanswered::Refused(why)) => {
+            row.state = State::Failed;
+            row.why = Some(why.why);
+            None
+        }
+        Err(lost @ Unanswered::Lost { .. }) => {
+            row.state = State::Failed;
+            Some(lost.to_string())
+        }
+    }
+}
+
+/// Compares a way's outputs with the reference, as far as it covers them.
+fn check(conversation: &mut Conversation, way: &Way, prepared: &Prepared) -> Result<Distance, Unanswered> {
+    let mut all = Distance::default();
+    for tensor in prepared.task.tensors.iter().filter(|t| t.is_out()) {
+        // A peer that leaves out the cache write is right or wrong by y alone.
+        if way.covers != "all" && tensor.name != "y" {
+            continue;
+        }
+        let list = if way.covers == "product" { &prepared.product } else { &prepared.expected };
+        let mine: Vec<&Expected> = list.iter().filter(|e| e.tensor == tensor.name).collect();
+        if mine.is_empty() {
+            continue;
+        }
+        let indices = mine.iter().map(|e| e.index).collect();
+        let ask = Ask::Read { way: way.way.clone(), tensor: tensor.name.clone(), indices };
+        let Answer::Values { values } = conversation.ask(&ask, STEP)? else { continue };
+        let d = task::distance(&mine, &values, tensor.dtype == task::dtype_of(Scalar::I32));
+        all = Distance { rms: all.rms.max(d.rms), max: all.max.max(d.max), compared: all.compared + d.compared };
+    }
+    Ok(all)
+}
+
+/// The rounds, each lane once in each; every round starts with another lane. Says whether it was cut short.
+fn rounds(
+    lanes: &mut Vec<Lane>,
+    entries: &mut [Entry],
+    rows: &mut Vec<Row>,
+    options: &Options,
+    monitor: &Monitor,
+    stop: &AtomicBool,
+) -> bool {
+    let begun = std::time::Instant::now();
+    for round in 0..options.rounds {
+        if stop.load(Ordering::Relaxed) {
+            return true;
+        }
+        // What is slow varies little: three rounds of it say as much.
+        if round >= 3 && begun.elapsed().as_secs_f64() > options.seconds {
+            return false;
+        }
+        for i in 0..lanes.len() {
+            let n = lanes.len();
+            let lane = &mut lanes[(i + round as usize) % n];
+            let Some(conversation) = &mut entries[lane.entry].conversation else { continue };
+            match conversation.ask(&Ask::Round { way: lane.row.way.clone() }, STEP) {
+                Ok(Answer::Round(r)) => {
+                    let mhz = monitor.clock();
+                    if let Some(us) = r.kernel_us {
+                        lane.kernel.us.push(us);
+                        lane.kernel.mhz.push(mhz);
+                    }
+                    lane.called.us.push(r.called_us);
+                    lane.called.mhz.push(mhz);
+                }
+                Ok(other) => lane.row = failed(&lane.row, format!("it answered {other:?}")),
+                Err(Unanswered::Refused(why)) => lane.row = failed(&lane.row, why.why),
+                Err(lost) => {
+                    lane.row = failed(&lane.row, lost.to_string());
+                    entries[lane.entry].conversation = None;
+                }
+            }
+        }
+        lanes.retain(|lane| {
+            let alive = lane.row.state == State::Ok && entries[lane.entry].conversation.is_some();
+            if !alive {
+                let mut row = lane.row.clone();
+                if row.state == State::Ok {
+                    row = failed(&row, "its process was lost on another way".into());
+                }
+                rows.push(row);
+            }
+            alive
+        });
+    }
+    false
+}
+
+/// A lane's row with its times.
+fn timed(lane: Lane, throttled: &[String], cut: bool) -> Row {
+    let mut series = [lane.kernel, lane.called];
+    for s in &mut series {
+        gate_clocks(std::slice::from_mut(s));
+    }
+    let mut clocks: Vec<u32> = series[1].mhz.iter().copied().filter(|m| *m > 0).collect();
+    clocks.sort_unstable();
+    let [kernel, called] = series.map(|s| times(s.us));
+    let state = if cut && called.is_none() { State::Cut } else { State::Ok };
+    Row {
+        state,
+        basis: if kernel.is_some() { Basis::Kernel } else { Basis::Called },
+        kernel,
+        called,
+        clock_mhz: clocks.get(clocks.len() / 2).map(|m| f64::from(*m)),
+        throttled: throttled.to_vec(),
+        ..lane.row
+    }
+}
+
+/// The median and its 95% interval, by order statistics: the ranks n/2 ± 0.98·√n of the sorted samples (the normal
+/// approximation of the binomial).
+pub fn times(samples_us: Vec<f64>) -> Option<Times> {
+    let mut sorted = samples_us.clone();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    let middle = *sorted.get(n / 2)?;
+    let median_us = if n.is_multiple_of(2) { (sorted[n / 2 - 1] + middle) / 2.0 } else { middle };
+    let half = 0.98 * (n as f64).sqrt();
+    let low = (n as f64 / 2.0 - half).floor().max(0.0) as usize;
+    let high = ((n as f64 / 2.0 + half).ceil() as usize).min(n - 1);
+    Some(Times { median_us, low_us: sorted[low], high_us: sorted[high], samples_us })
+}
+
+/// Rates, and ratios against jitune's winner on the best basis that both have.
+fn rates(rows: &mut [Row], problem: &Problem, options: &Options) {
+    let ours = rows.iter().find(|r| r.peer == OURS && r.way == TUNED && r.state == State::Ok).cloned();
+    let roofline = options.device.roofline(problem).0 * 1e6;
+    for row in rows.iter_mut().filter(|r| r.state == State::Ok) {
+        let Some(own) = row.times().cloned() else { continue };
+        if row.covers == "all" {
+            row.tflops = Some(problem.flops() / own.median_us / 1e6);
+            row.gbs = Some(problem.bytes() as f64 / own.median_us / 1e3);
+            row.roofline_share = Some(roofline / own.median_us);
+        }
+        let Some(ours) = &ours else { continue };
+        if (row.peer.as_str(), row.way.as_str()) == (OURS, TUNED) {
+            continue;
+        }
+        let reference = if row.basis == Basis::Kernel { &ours.kernel } else { &ours.called };
+        if let Some(reference) = reference {
+            row.ratio = Some(own.median_us / reference.median_us);
+            row.tie = own.low_us <= reference.high_us && reference.low_us <= own.high_us;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_holds_the_median_and_leaves_out_the_ends() {
+        let t = times((1..=101).map(f64::from).collect()).unwrap();
+        assert_eq!(t.median_us, 51.0);
+        assert!(t.low_us > 35.0 && t.low_us < 51.0 && t.high_us > 51.0 && t.high_us < 67.0, "{t:?}");
+        let few = times(vec![3.0, 1.0]).unwrap();
+        assert_eq!((few.median_us, few.low_us, few.high_us), (2.0, 1.0, 3.0));
+        assert_eq!(times(Vec::new()), None);
+    }
+}

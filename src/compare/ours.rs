@@ -1,0 +1,202 @@
+//! jitune's own winners as a peer: loaded from a bundle by the production runtime, launched as production launches them,
+//! timed by the same loop as every other peer.
+
+use super::pieces::{Chain, Place};
+use crate::bundle::Bundle;
+use crate::problem::{Problem, Role, Scalar};
+use crate::runtime::{Bound, Memory, Queue, Runtime};
+use crate::target::cuda;
+use jitune_peer::{About, Device, Peer, Prepared, Refusal, RefusalKind, RefusedWay, Stream, Task, Way, Work, decode};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The option that names the bundle.
+pub const WINNERS: &str = "winners";
+/// The option that gives another name, for the twin that shows the instrument's noise.
+pub const NAME: &str = "name";
+
+/// The peer; opened by `hello`.
+#[derive(Default)]
+pub struct Ours {
+    open: Option<Open>,
+}
+
+#[derive(Clone)]
+struct Open {
+    runtime: Arc<Runtime>,
+    stream: Option<Rc<cuda::Stream>>,
+}
+
+impl Peer for Ours {
+    fn hello(&mut self, device: Device, options: &BTreeMap<String, String>) -> Result<About, Refusal> {
+        let Some(path) = options.get(WINNERS) else { return Err(Refusal::failed("no `winners` are given")) };
+        let bundle = Bundle::open(path).map_err(Refusal::failed)?;
+        let (runtime, stream) = match device {
+            Device::Cuda(ordinal) => {
+                let runtime = Runtime::cuda(&bundle, ordinal).map_err(Refusal::failed)?;
+                (runtime, Some(Rc::new(cuda::Stream::new().map_err(Refusal::failed)?)))
+            }
+            Device::Cpu(threads) => (Runtime::cpu(&bundle, Some(threads)).map_err(Refusal::failed)?, None),
+        };
+        let about = About {
+            peer: options.get(NAME).cloned().unwrap_or_else(|| "jitune".into()),
+            version: env!("CARGO_PKG_VERSION").into(),
+            device: runtime.device().name.clone(),
+            libraries: BTreeMap::new(),
+        };
+        self.open = Some(Open { runtime: Arc::new(runtime), stream });
+        Ok(about)
+    }
+
+    fn prepare(&mut self, task: &Task) -> Result<Prepared, Refusal> {
+        let Some(open) = &self.open else { return Err(Refusal::failed("`hello` comes first")) };
+        let problem: Problem = task.problem.parse().map_err(Refusal::failed)?;
+        let (mut ways, mut chains, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        let mut add = |way: &str, chain: Chain| match open.load(task, &problem, &chain) {
+            Ok((loaded, how)) => {
+                ways.push(Way::part(way, how, chain.covers));
+                chains.push(loaded);
+            }
+            Err(why) => {
+                refused.push(RefusedWay { way: way.into(), kind: RefusalKind::Failed, why: why.to_string() });
+            }
+        };
+        add("tuned", Chain::whole(&problem));
+        if let Some(chain) = Chain::unfused(&problem) {
+            add("unfused", chain);
+        }
+        if ways.is_empty() {
+            let why = refused.first().map_or_else(String::new, |r| r.why.clone());
+            return Err(Refusal::unsupported(why));
+        }
+        Ok(Prepared { work: Box::new(Ready { open: open.clone(), chains }), ways, refused })
+    }
+}
+
+/// A way on its memory.
+struct Loaded {
+    /// The launches of each set, in order.
+    bound: Vec<Vec<Bound>>,
+    /// Outputs of set 0 by name.
+    outputs: Vec<Output>,
+    memory: Vec<Vec<Memory>>,
+    _workspaces: Vec<Memory>,
+}
+
+struct Output {
+    name: &'static str,
+    memory: usize,
+    bytes: u64,
+    dtype: String,
+    /// Columns of the output, and of the wider rows that it stands in.
+    inside: Option<(u64, u64)>,
+}
+
+impl Open {
+    /// Loads a chain: memory for its tensors in every set, inputs filled, launches bound. Says what it is made of.
+    fn load(&self, task: &Task, problem: &Problem, chain: &Chain) -> Result<(Loaded, String), Refusal> {
+        let runtime = &self.runtime;
+        let named = problem.tensors();
+        let mut sizes: Vec<u64> = named.iter().map(|t| t.bytes()).collect();
+        sizes.extend(&chain.temporaries);
+        let place = |p: &Place| match p {
+            Place::Named(name) => named.iter().position(|t| t.name == *name),
+            Place::Temporary(i) => Some(named.len() + i),
+        };
+        let mut sets = Vec::new();
+        for set in 0..task.sets {
+            let mut memory =
+                sizes.iter().map(|b| runtime.allocate(*b)).collect::<Result<Vec<_>, _>>().map_err(Refusal::failed)?;
+            for (t, m) in named.iter().zip(&mut memory) {
+                if t.role == Role::In {
+                    // Sets after the first hold the same values: where they lie is what matters.
+                    let bytes = task.tensor(t.name)?.load()?;
+                    m.upload(&bytes).map_err(Refusal::failed)?;
+                } else if set == 0 {
+                    m.upload(&vec![0xff; t.bytes() as usize]).map_err(Refusal::failed)?;
+                }
+            }
+            sets.push(memory);
+        }
+        let (mut bound, mut workspaces, mut how) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..task.sets {
+            bound.push(Vec::new());
+        }
+        for step in &chain.steps {
+            let kernel = runtime.lookup(&step.problem).map_err(Refusal::failed)?;
+            how.push(format!("{} {}", kernel.template(), kernel.config()));
+            let workspace = runtime.workspace(&kernel).map_err(Refusal::failed)?;
+            for (memory, list) in sets.iter().zip(&mut bound) {
+                let addresses: Option<Vec<u64>> =
+                    step.tensors.iter().map(|p| Some(memory[place(p)?].address())).collect();
+                let addresses = addresses.ok_or_else(|| Refusal::failed("a chain names a tensor that is not there"))?;
+                list.push(kernel.bind(&addresses, workspace.address()).map_err(Refusal::failed)?);
+            }
+            workspaces.push(workspace);
+        }
+        let mut outputs = Vec::new();
+        for out in &chain.outputs {
+            let at = place(&out.place).ok_or_else(|| Refusal::failed("a chain has no such output"))?;
+            let scalar = named.iter().find(|t| t.name == out.name).map_or(Scalar::F32, |t| t.scalar);
+            outputs.push(Output {
+                name: out.name,
+                memory: at,
+                bytes: sizes[at],
+                dtype: super::task::dtype_of(scalar).into(),
+                inside: out.inside,
+            });
+        }
+        Ok((Loaded { bound, outputs, memory: sets, _workspaces: workspaces }, how.join(" + ")))
+    }
+}
+
+struct Ready {
+    open: Open,
+    chains: Vec<Loaded>,
+}
+
+impl Ready {
+    fn queue(&self) -> Queue {
+        self.open.stream.as_deref().map_or(Queue::Host, Queue::from)
+    }
+}
+
+impl Work for Ready {
+    fn call(&mut self, way: usize, set: usize) -> Result<(), Refusal> {
+        let queue = self.queue();
+        self.chains[way].bound[set].iter().try_for_each(|b| b.launch(queue)).map_err(Refusal::failed)
+    }
+
+    fn wait(&mut self) -> Result<(), Refusal> {
+        self.open.stream.as_ref().map_or(Ok(()), |s| s.synchronize().map_err(Refusal::failed))
+    }
+
+    fn stream(&self, _: usize) -> Option<Stream> {
+        self.open.stream.as_ref().map(|s| s.peer())
+    }
+
+    fn read(&mut self, way: usize, tensor: &str, indices: &[u64]) -> Result<Vec<f64>, Refusal> {
+        let chain = &self.chains[way];
+        let Some(out) = chain.outputs.iter().find(|o| o.name == tensor) else {
+            return Err(Refusal::failed(format!("no output {tensor}")));
+        };
+        let mut bytes = vec![0; out.bytes as usize];
+        chain.memory[0][out.memory].download(&mut bytes).map_err(Refusal::failed)?;
+        let size = if matches!(out.dtype.as_str(), "bf16" | "f16") { 2 } else { 4 };
+        let value = |i: &u64| {
+            let at = out.inside.map_or(*i, |(columns, row)| i / columns * row + i % columns) as usize * size;
+            bytes.get(at..at + size).map_or(f64::NAN, |b| decode(&out.dtype, b))
+        };
+        Ok(indices.iter().map(value).collect())
+    }
+
+    fn poison(&mut self, way: usize) -> Result<(), Refusal> {
+        let chain = &mut self.chains[way];
+        for out in &chain.outputs {
+            let poison = vec![0xff; out.bytes as usize];
+            chain.memory[0][out.memory].upload(&poison).map_err(Refusal::failed)?;
+        }
+        Ok(())
+    }
+}

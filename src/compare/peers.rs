@@ -1,0 +1,241 @@
+//! Which peers there are, how each is found on this machine, and the conversation with one.
+
+use crate::worker::{Lost, Process};
+use jitune_peer::{About, Answer, Ask, Device, PROTOCOL, Refusal, RefusalKind};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// The longest line a peer may answer.
+const MAX_LINE: usize = 64 << 20;
+/// How long a peer may take to open its device: large frameworks load for many seconds.
+const HELLO: Duration = Duration::from_secs(120);
+/// Lines of a peer's standard error that are shown when it is lost.
+const SHOWN_LINES: usize = 3;
+
+/// A peer that jitune knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub name: &'static str,
+    /// What it measures.
+    pub summary: &'static str,
+    /// Whether it runs on a GPU, and on a processor.
+    pub on: (bool, bool),
+    /// The one command that brings it.
+    pub fix: &'static str,
+}
+
+/// Every peer beside jitune itself, in the order of the report.
+pub const KNOWN: [Known; 5] = [
+    Known {
+        name: "cublaslt",
+        summary: "cuBLASLt, the best of its heuristics' 16 algorithms",
+        on: (true, false),
+        fix: "cargo build --release --manifest-path baselines/cublaslt/Cargo.toml",
+    },
+    Known {
+        name: "torch",
+        summary: "PyTorch: eager, compiled, and its attention backends",
+        on: (true, true),
+        fix: "python3 -m pip install torch",
+    },
+    Known {
+        name: "candle",
+        summary: "Candle, as its users write it",
+        on: (true, true),
+        fix: "cargo build --release --manifest-path baselines/candle/Cargo.toml",
+    },
+    Known {
+        name: "burn",
+        summary: "Burn with CubeCL's kernels",
+        on: (true, true),
+        fix: "cargo build --release --manifest-path baselines/burn/Cargo.toml",
+    },
+    Known {
+        name: "cpu",
+        summary: "the gemm crate and OpenBLAS",
+        on: (false, true),
+        fix: "cargo build --release --manifest-path baselines/cpu/Cargo.toml",
+    },
+];
+
+/// Where peers are looked for.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// A folder given by the user.
+    pub folder: Option<PathBuf>,
+    /// The Python that runs the torch peer.
+    pub python: String,
+    /// A folder for the Python runner and for logs.
+    pub scratch: PathBuf,
+}
+
+/// The Python runner, which travels inside the program.
+const RUNNER: [(&str, &str); 5] = [
+    ("peer.py", include_str!("../../baselines/python/peer.py")),
+    ("torch_attention.py", include_str!("../../baselines/python/torch_attention.py")),
+    ("torch_forms.py", include_str!("../../baselines/python/torch_forms.py")),
+    ("torch_ops.py", include_str!("../../baselines/python/torch_ops.py")),
+    ("torch_timer.py", include_str!("../../baselines/python/torch_timer.py")),
+];
+
+impl Places {
+    /// The command that starts a peer, or why there is none.
+    pub fn command(&self, name: &str) -> Result<Command, Refusal> {
+        let known = KNOWN.iter().find(|k| k.name == name);
+        if name == "torch" {
+            for (file, text) in RUNNER {
+                let path = self.scratch.join(file);
+                std::fs::write(&path, text).map_err(|e| Refusal::failed(format!("{}: {e}", path.display())))?;
+            }
+            let mut command = Command::new(&self.python);
+            command.arg(self.scratch.join(RUNNER[0].0));
+            return Ok(command);
+        }
+        let program = format!("jitune-peer-{name}");
+        let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
+        let built = PathBuf::from("baselines").join(name).join("target/release");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = self.folder.clone().into_iter().chain(beside).chain([built]).chain(std::env::split_paths(&path));
+        match folders.map(|f| f.join(&program)).find(|p| p.is_file()) {
+            Some(found) => Ok(Command::new(found)),
+            None => Err(Refusal::missing(
+                format!("{program} is not found (--peer-dir, beside jitune, baselines/{name}/target/release, PATH)"),
+                known.map_or("", |k| k.fix),
+            )),
+        }
+    }
+}
+
+/// A peer that answered `hello`.
+pub struct Conversation {
+    process: Process<Answer>,
+    log: PathBuf,
+    /// Who it is.
+    pub about: About,
+}
+
+/// Why an answer did not come, or was a refusal.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Unanswered {
+    /// It said no.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// It is gone.
+    #[error("{how}")]
+    Lost {
+        /// How it ended, with the end of its standard error.
+        how: String,
+    },
+}
+
+impl Conversation {
+    /// Starts a peer on a device.
+    pub fn start(
+        mut command: Command,
+        log: PathBuf,
+        device: Device,
+        options: BTreeMap<String, String>,
+    ) -> Result<Conversation, Unanswered> {
+        let failed = |why: String| Unanswered::Refused(Refusal::failed(why));
+        let errors = File::create(&log).map_err(|e| failed(format!("{}: {e}", log.display())))?;
+        command.stderr(Stdio::from(errors));
+        let mut rest = Vec::new();
+        let process = Process::start(command, move |out| next_line(out, &mut rest))
+            .map_err(|e| Unanswered::Refused(Refusal { kind: RefusalKind::Missing, why: e.to_string(), fix: None }))?;
+        let mut this = Conversation { process, log, about: About::default() };
+        match this.ask(&Ask::Hello { protocol: PROTOCOL, device, options }, HELLO)? {
+            Answer::Hello(about) => {
+                this.about = about;
+                Ok(this)
+            }
+            other => Err(failed(format!("it answered {other:?} to hello"))),
+        }
+    }
+
+    /// Asks, and waits at most `deadline`; after [`Unanswered::Lost`] the peer is gone.
+    pub fn ask(&mut self, ask: &Ask, deadline: Duration) -> Result<Answer, Unanswered> {
+        let send = |to: &mut std::process::ChildStdin| {
+            let mut line = serde_json::to_vec(ask).map_err(std::io::Error::other)?;
+            line.push(b'\n');
+            to.write_all(&line)?;
+            to.flush()
+        };
+        match self.process.ask(send, deadline) {
+            Ok(Answer::Refused(why)) => Err(Unanswered::Refused(why)),
+            Ok(answer) => Ok(answer),
+            Err(lost) => Err(Unanswered::Lost { how: self.told(&lost) }),
+        }
+    }
+
+    /// Lets it end by itself, as a profiler around it needs; waits a while for that.
+    pub fn end(mut self) {
+        // The end of its output is no answer, and all that is waited for.
+        let _ = self.ask(&Ask::Quit, Duration::from_secs(60));
+    }
+
+    /// How it was lost, and the last it said.
+    fn told(&self, lost: &Lost) -> String {
+        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let last: Vec<&str> = said.lines().rev().filter(|l| !l.trim().is_empty()).take(SHOWN_LINES).collect();
+        let how = lost.to_string().replace("the worker", "it");
+        if last.is_empty() {
+            return how;
+        }
+        format!("{how}; it said: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / "))
+    }
+}
+
+/// The next line as an answer; `rest` keeps what came after it.
+fn next_line(from: &mut impl Read, rest: &mut Vec<u8>) -> std::io::Result<Option<Answer>> {
+    let mut searched = 0;
+    loop {
+        if let Some(end) = rest[searched..].iter().position(|b| *b == b'\n').map(|i| searched + i) {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            return serde_json::from_slice(&line).map(Some).map_err(std::io::Error::other);
+        }
+        searched = rest.len();
+        if searched > MAX_LINE {
+            return Err(std::io::Error::other(format!("a line of over {MAX_LINE} bytes")));
+        }
+        let mut part = [0; 1 << 16];
+        match from.read(&mut part)? {
+            0 => return Ok(None),
+            n => rest.extend_from_slice(&part[..n]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_taken_one_by_one_however_they_arrive() {
+        let text = b"{\"answer\":\"done\"}\n{\"answer\":\"values\",\"values\":[1.0,null]}\nrubbish\n";
+        for size in [1, 3, 1000] {
+            let mut from = Chunks(text, size);
+            let mut rest = Vec::new();
+            assert_eq!(next_line(&mut from, &mut rest).unwrap(), Some(Answer::Done));
+            let values = vec![Some(1.0), None];
+            assert_eq!(next_line(&mut from, &mut rest).unwrap(), Some(Answer::Values { values }));
+            assert!(next_line(&mut from, &mut rest).is_err());
+            assert_eq!(next_line(&mut from, &mut rest).unwrap(), None);
+        }
+    }
+
+    struct Chunks<'a>(&'a [u8], usize);
+
+    impl Read for Chunks<'_> {
+        fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+            let n = self.1.min(self.0.len()).min(to.len());
+            to[..n].copy_from_slice(&self.0[..n]);
+            self.0 = &self.0[n..];
+            Ok(n)
+        }
+    }
+}

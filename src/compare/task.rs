@@ -1,0 +1,166 @@
+//! A problem as peers are given it: input files that every peer reads, and what the outputs should be.
+
+use crate::device::{Device, Target};
+use crate::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tolerance, Variable, expected};
+use jitune_peer::{Task, TaskTensor};
+use rayon::prelude::*;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Most sets of tensors that calls rotate through.
+const MAX_SETS: u64 = 32;
+/// Memory that the sets of one peer may take.
+const SET_BYTES: u64 = 4 << 30;
+/// Input reads that the reference of one problem may cost.
+const REFERENCE_BUDGET: u64 = 16 << 20;
+/// Elements of a chunk of a file that is written at a time.
+const CHUNK: usize = 1 << 18;
+
+/// A problem made ready for peers.
+pub struct Prepared {
+    /// What they are given.
+    pub task: Task,
+    /// Sampled outputs in f64.
+    pub expected: Vec<Expected>,
+    /// How far off they may be.
+    pub tolerance: Tolerance,
+    /// Sampled elements of the product before its epilogue, for peers that compute only that.
+    pub product: Vec<Expected>,
+}
+
+/// The name of a storage type in messages.
+pub fn dtype_of(scalar: Scalar) -> &'static str {
+    match scalar {
+        Scalar::Elem(Dtype::Bf16) => "bf16",
+        Scalar::Elem(Dtype::F16) => "f16",
+        Scalar::Elem(Dtype::F32 | Dtype::Tf32) | Scalar::F32 => "f32",
+        Scalar::I32 => "i32",
+    }
+}
+
+/// Writes the inputs of `problem` to `folder` and computes a sample of its outputs.
+pub fn prepare(
+    problem: &Problem,
+    device: &Device,
+    seed: u64,
+    folder: &Path,
+    round_us: f64,
+    warm_s: f64,
+) -> io::Result<Prepared> {
+    let inputs = Inputs::new(problem, seed);
+    let mut tensors = Vec::new();
+    for t in problem.tensors() {
+        let mut tensor = TaskTensor {
+            name: t.name.into(),
+            dtype: dtype_of(t.scalar).into(),
+            shape: t.shape.clone(),
+            role: if t.role == Role::In { "in" } else { "out" }.into(),
+            file: None,
+        };
+        if t.role == Role::In {
+            let path = folder.join(t.name);
+            let (file, input, size) = (File::create(&path)?, inputs.get(t.name), t.scalar.bytes());
+            let (elements, len) = (t.len() as usize, t.bytes());
+            file.set_len(len)?;
+            (0..elements.div_ceil(CHUNK)).into_par_iter().try_for_each(|i| {
+                let mut bytes = vec![0; size * CHUNK.min(elements - i * CHUNK)];
+                input.write((i * CHUNK) as u64, &mut bytes);
+                file.write_all_at(&bytes, (i * CHUNK * size) as u64)
+            })?;
+            tensor.file = Some(path);
+        }
+        tensors.push(tensor);
+    }
+    // As the tuner rotates: twice the last-level cache in all, or memory read in between.
+    let cache = if device.target == Target::Cuda { device.l2 } else { device.l3.max(device.l2) };
+    let bytes = problem.bytes().max(1);
+    let allocated: u64 = problem.tensors().iter().map(|t| t.bytes()).sum();
+    let sets = (2 * cache).div_ceil(bytes).clamp(1, MAX_SETS).min((SET_BYTES / allocated.max(1)).max(1));
+    let flush_bytes = if sets * bytes < 2 * cache { 2 * cache + (32 << 20) } else { 0 };
+    let (mut dims, mut words) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
+    for (name, value) in problem.variables() {
+        match value {
+            Variable::Int(v) => drop(dims.insert(name.to_string(), v)),
+            Variable::Word(w) => drop(words.insert(name.to_string(), w.to_string())),
+        }
+    }
+    let product = match plain_product(problem) {
+        Some(plain) => expected(&plain, &inputs, seed, REFERENCE_BUDGET),
+        None => Vec::new(),
+    };
+    Ok(Prepared {
+        task: Task {
+            problem: problem.to_string(),
+            op: problem.op().name.into(),
+            dtype: problem.dtype.to_string(),
+            dims,
+            words,
+            tensors,
+            sets: sets as usize,
+            flush_bytes,
+            round_us,
+            warm_s,
+        },
+        expected: expected(problem, &inputs, seed, REFERENCE_BUDGET),
+        tolerance: Tolerance::of(problem),
+        product,
+    })
+}
+
+/// The product of a fused one, on the same x and w.
+fn plain_product(problem: &Problem) -> Option<Problem> {
+    if problem.op().name != "matmul" || problem.word("epilogue") == "none" {
+        return None;
+    }
+    let [m, n, k] = ["m", "n", "k"].map(|name| problem.dim(name));
+    format!("matmul m={m} n={n} k={k} dtype={}", problem.dtype).parse().ok()
+}
+
+/// How far a peer's values are from the reference.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Distance {
+    /// Root mean square error over that of the reference.
+    pub rms: f64,
+    /// Largest |error| / (|reference| + rms); infinite where a value is not finite.
+    pub max: f64,
+    /// Elements compared.
+    pub compared: u64,
+}
+
+/// Compares values with what they should be; integers must be equal.
+pub fn distance(expected: &[&Expected], values: &[Option<f64>], integers: bool) -> Distance {
+    let squares: f64 = expected.iter().map(|e| e.value * e.value).sum();
+    let rms = (squares / expected.len().max(1) as f64).sqrt();
+    let mut found = Distance { compared: expected.len() as u64, ..Distance::default() };
+    let mut errors = 0.0;
+    for (e, v) in expected.iter().zip(values) {
+        let error = match v {
+            Some(v) if integers => f64::from(u8::from(*v != e.value)) * f64::INFINITY.min(f64::MAX),
+            Some(v) => (v - e.value).abs(),
+            None => f64::INFINITY,
+        };
+        errors += error * error;
+        found.max = found.max.max(error / (rms + e.value.abs()).max(f64::MIN_POSITIVE));
+    }
+    found.rms = (errors / squares.max(f64::MIN_POSITIVE)).sqrt();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_value_is_far_and_a_rounded_one_near() {
+        let list = [1.0, -2.0, 0.0].map(|value| Expected { tensor: "y", index: 0, value });
+        let expected: Vec<&Expected> = list.iter().collect();
+        let near = distance(&expected, &[Some(1.001), Some(-2.0), Some(0.0)], false);
+        assert!(near.max < 1e-3 && near.rms < 1e-3 && near.compared == 3, "{near:?}");
+        assert!(distance(&expected, &[Some(1.0), Some(2.0), Some(0.0)], false).max > 1.0);
+        assert!(distance(&expected, &[None, Some(-2.0), Some(0.0)], false).max.is_infinite());
+        assert!(distance(&expected, &[Some(1.0), Some(-2.0), Some(1.0)], true).max > 1e100);
+        assert_eq!(distance(&expected, &[Some(1.0), Some(-2.0), Some(0.0)], true).max, 0.0);
+    }
+}
