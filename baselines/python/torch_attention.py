@@ -5,8 +5,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, bias, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from torch_forms import Form, both
+from torch_forms import Form
 
 BACKENDS = {
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -15,121 +16,106 @@ BACKENDS = {
 }
 
 
-def by_hand(batch, queries, heads, kv_heads, head_dim, hidden, unseeing):
-    """softmax(q·kᵀ)·v written out. Query heads that share a KV head are rows of one product, so that K and V are read
-    as they are. `hidden`: whether a mask of what is not seen is given. `unseeing`: whether a query sees no key."""
-    group, scale = heads // kv_heads, 1 / math.sqrt(head_dim)
-
-    def call(q, k, v, mask=None):
-        q = q.view(batch, queries, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
-        scores = (q * scale).reshape(batch, kv_heads, group * queries, head_dim) @ k.transpose(-1, -2)
-        if hidden:
-            scores = scores.view(batch, kv_heads, group, queries, -1).masked_fill(mask, -math.inf)
-            scores = scores.view(batch, kv_heads, group * queries, -1)
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype)
-        if unseeing:
-            weights = weights.nan_to_num(0.0)
-        o = (weights @ v).view(batch, kv_heads, group, queries, head_dim)
-        return o.permute(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim)
-
-    return call
-
-
 def attention(task, t):
     names = ("batch", "q", "kv", "heads", "kv_heads", "head_dim", "causal")
-    batch, queries, kv, heads, kv_heads, head_dim, causal = (task["dims"][name] for name in names)
+    _, queries, kv, heads, kv_heads, _, causal = (task["dims"][name] for name in names)
+    later, device = kv - queries, t["q"].device
     masked = causal == 1 and queries > 1
-    takes = ("q", "k", "v")
-    how = "softmax((q * scale) @ k.T) @ v written out, softmax in f32"
-    if masked:
-        seen = torch.ones(queries, kv, dtype=torch.bool, device=t["q"].device).tril(kv - queries)
-        t["seen"], t["hidden"] = seen, ~seen
-    written = by_hand(batch, queries, heads, kv_heads, head_dim, masked, causal == 1 and queries > kv)
-    forms = both(how, written, takes + (("hidden",) if masked else ()), gives=("o",))
-    held = batch * heads * queries * kv * (2 * t["q"].element_size() + 4)
-    if held > spare(t["q"].device):
-        for form in forms:
-            form.refused = f"the scores written out take {held / 2**30:.0f} GiB, more than this device has to spare"
+    if masked and later != 0:
+        t["seen"] = torch.ones(queries, kv, dtype=torch.bool, device=device).tril(later)
 
-    def call(causal, gqa):
-        def run(q, k, v, seen=None):
+    def sdpa(said, gqa):
+        def call(q, k, v, seen=None):
             if not gqa and heads != kv_heads:
                 k, v = (x.repeat_interleave(heads // kv_heads, 1) for x in (k, v))
-            given = bias.causal_lower_right(queries, kv) if causal == "causal_lower_right" else seen
-            options = {"is_causal": causal == "is_causal", "enable_gqa": gqa}
+            given = bias.causal_lower_right(queries, kv) if said == "causal_lower_right" else seen
+            options = {"is_causal": said == "is_causal", "enable_gqa": gqa}
             o = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, given, **options)
             return o.transpose(1, 2).contiguous()
 
-        return run
+        return call
 
-    for name in BACKENDS:
-        said, extra = "", ()
-        if masked and queries == kv:
+    forms = []
+    for name in ("eager", *BACKENDS):
+        said, takes = "", ("q", "k", "v")
+        if masked and later == 0:
             said = "is_causal"
-        elif masked and name == "sdpa-cudnn":
-            said, extra = "attn_mask", ("seen",)
+        elif masked and name in ("eager", "sdpa-cudnn"):
+            said, takes = "attn_mask", ("q", "k", "v", "seen")
         elif masked:
             said = "causal_lower_right"
         how = f"F.scaled_dot_product_attention({said})"
-        variants = [(how, call(said, False))]
+        variants = [(how, sdpa(said, False))]
         if heads != kv_heads:
-            expanded = (f"{how}, K and V expanded in each call", call(said, False))
-            variants = [(f"{how}, enable_gqa", call(said, True)), expanded]
-        forms.append(sdpa(name, variants, takes + extra, t["q"].device))
-        if masked and queries > kv:
+            expanded = (f"{how}, K and V expanded in each call", sdpa(said, False))
+            variants = [(f"{how}, enable_gqa", sdpa(said, True)), expanded]
+        forms.append(backend_form(name, variants, takes, device))
+        if masked and later < 0 and name != "eager":
             forms[-1].refused = "its causal masks are for at least as many keys as queries"
+
+    def sees(_, __, i, j):
+        return i + later >= j
+
+    blocks = create_block_mask(sees, None, None, queries, kv, device=device) if masked else None
+
+    def flex(q, k, v):
+        o = flex_attention(q.transpose(1, 2), k, v, block_mask=blocks, enable_gqa=heads != kv_heads)
+        return o.transpose(1, 2).contiguous()
+
+    how = f"flex_attention({'block_mask made in set-up' if masked else ''})"
+    forms.append(Form("compile", [(how, flex)], ("q", "k", "v"), ("o",)))
     return forms + packaged_prefill(task, t)
 
 
 def decode(task, t):
     batch, heads, kv_heads, head_dim = (task["dims"][name] for name in ("batch", "heads", "kv_heads", "head_dim"))
-    lens, table = t["lens"], t["block_table"].long()
-    context, device = int(lens.max()), t["q"].device
+    lens, table, device = t["lens"], t["block_table"].long(), t["q"].device
+    context = int(lens.max())
     for name, cache in (("k", t["k_cache"]), ("v", t["v_cache"])):
         rows = cache[table].transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)
         t[name] = rows[:, :, :context].contiguous()
-    mixed = bool((lens != context).any())
-    takes = ("q", "k", "v")
+    mixed, takes = bool((lens != context).any()), ("q", "k", "v")
     if mixed:
         t["seen"] = (torch.arange(context, device=device) < lens.unsqueeze(1)).view(batch, 1, 1, context)
-        t["hidden"] = ~t["seen"].view(batch, 1, 1, 1, context)
-    product = by_hand(batch, 1, heads, kv_heads, head_dim, mixed, False)
 
-    def written(q, k, v, mask=None):
-        return product(q.unsqueeze(1), k, v, mask).squeeze(1)
+    def sdpa(group, gqa):
+        def call(q, k, v, seen=None):
+            q = q.view(batch, heads // group, group, head_dim)
+            return F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=gqa).reshape(batch, heads, head_dim)
 
-    how = "softmax((q * scale) @ k.T) @ v written out, softmax in f32, over a contiguous cache"
-    forms = both(how, written, takes + (("hidden",) if mixed else ()), gives=("o",))
-
-    def call(kv_group, gqa):
-        def run(q, k, v, seen=None):
-            q = q.view(batch, heads // kv_group, kv_group, head_dim)
-            o = F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=gqa)
-            return o.reshape(batch, heads, head_dim)
-
-        return run
+        return call
 
     how = f"F.scaled_dot_product_attention({'attn_mask' if mixed else ''}) over a contiguous cache"
-    variants = [(how, call(1, False))]
+    variants = [(how, sdpa(1, False))]
     if heads != kv_heads:
         # For a backend that knows no groups, the query heads of a KV head are its queries: the same product.
-        folded = (f"{how}, the query heads of a KV head as its queries", call(heads // kv_heads, False))
-        variants = [(f"{how}, enable_gqa", call(1, True)), folded]
-    for name in BACKENDS:
-        forms.append(sdpa(name, variants, takes + (("seen",) if mixed else ()), device))
+        folded = (f"{how}, the query heads of a KV head as its queries", sdpa(heads // kv_heads, False))
+        variants = [(f"{how}, enable_gqa", sdpa(1, True)), folded]
+    masked = takes + (("seen",) if mixed else ())
+    forms = [backend_form(name, variants, masked, device) for name in ("eager", *BACKENDS)]
+
+    def sees(b, _, __, j):
+        return j < lens[b]
+
+    blocks = create_block_mask(sees, batch, None, 1, context, device=device) if mixed else None
+
+    def flex(q, k, v):
+        o = flex_attention(q.unsqueeze(2), k, v, block_mask=blocks, enable_gqa=heads != kv_heads)
+        return o.reshape(batch, heads, head_dim)
+
+    how = f"flex_attention({'block_mask made in set-up' if mixed else ''}) over a contiguous cache"
+    forms.append(Form("compile", [(how, flex)], takes, ("o",)))
     return forms + packaged_decode(task, t)
 
 
-def sdpa(name, variants, takes, device):
-    form = Form(name, variants, takes, gives=("o",), context=lambda: sdpa_kernel(BACKENDS[name]))
+def backend_form(name, variants, takes, device):
+    if name == "eager":
+        how = [(f"{how}, by the backend that PyTorch chooses", call) for how, call in variants]
+        return Form(name, how, takes, ("o",))
+    form = Form(name, variants, takes, ("o",), context=lambda: sdpa_kernel(BACKENDS[name]))
     if device.type != "cuda" and name != "sdpa-flash":
         form.refused = "it runs on CUDA devices alone"
     return form
-
-
-def spare(device):
-    """Bytes that what a call holds for a while may take."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 4 * 2**30
 
 
 def has(module, device):
