@@ -1,0 +1,424 @@
+#!/usr/bin/env python3
+"""Tests of the peer `torch`, asked as jitune asks it: `python3 -m unittest -v test_peer` in this folder.
+
+What needs torch is skipped where it is not installed. Expectations are computed here in f64, from what is stored in the
+files that the peer reads.
+"""
+import importlib.util
+import itertools
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+HERE = pathlib.Path(__file__).resolve().parent
+LACKING = [name for name in ("torch", "numpy") if importlib.util.find_spec(name) is None]
+if "numpy" not in LACKING:
+    import numpy as np
+
+# Largest root mean square of the errors over that of the reference: those of jitune's own check.
+LIMITS = {"bf16": 4e-3, "f16": 6e-4, "tf32": 1e-3, "f32": 5e-6}
+SLACK = {"attention": 2, "decode": 2, "softmax": 2}
+
+
+class Process:
+    """A peer that is running."""
+
+    def __init__(self, *flags, env=None):
+        self.errors = tempfile.TemporaryFile("w+")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        command = [sys.executable, *flags, str(HERE / "peer.py")]
+        self.process = subprocess.Popen(command, text=True, env={**os.environ, **(env or {})}, **pipes)
+
+    def line(self, text):
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.errors.seek(0)
+            raise AssertionError(f"no answer to {text[:200]}; standard error:\n{self.errors.read()[-4000:]}")
+        return json.loads(answer)
+
+    def ask(self, ask, **fields):
+        return self.line(json.dumps({"ask": ask, **fields}))
+
+    def hello(self, device="cpu:2", **options):
+        return self.ask("hello", protocol=1, device=device, options=options)
+
+    def end(self):
+        """Closes its input; its exit code."""
+        self.process.stdin.close()
+        code = self.process.wait(60)
+        self.process.stdout.close()
+        self.errors.close()
+        return code
+
+
+def stored(values, dtype):
+    """The bytes that hold values, and the values that they hold."""
+    if dtype == "bf16":
+        bits = np.asarray(values, np.float32).view(np.uint32)
+        bits = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        return bits, (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    kind = {"f16": np.float16, "i32": np.int32}.get(dtype, np.float32)
+    kept = np.asarray(values, kind)
+    return kept, kept.astype(np.int64 if dtype == "i32" else np.float64)
+
+
+class Problem:
+    """A task with files of its own, and what its outputs should hold: NaN where nothing may be written."""
+
+    def __init__(self, folder, op, dtype, dims, words=None, sets=2, flush_bytes=0):
+        self.op, self.dtype, self.dims, self.words = op, dtype, dims, words or {}
+        self.folder, self.tensors, self.values = pathlib.Path(folder), [], {}
+        self.random = np.random.default_rng(7)
+        self.expected = {}
+        getattr(self, op)()
+        names = {**dims, **self.words}
+        self.text = f"{op} {' '.join(f'{k}={v}' for k, v in names.items())} dtype={dtype}"
+        self.task = {
+            "problem": self.text, "op": op, "dtype": dtype, "dims": dims, "words": self.words, "tensors": self.tensors,
+            "sets": sets, "flush_bytes": flush_bytes, "round_us": 200, "warm_s": 0.05,
+        }  # fmt: skip
+
+    def dim(self, *names):
+        return [self.dims[name] for name in names]
+
+    def put(self, name, values, dtype=None):
+        dtype = dtype or ("f32" if self.dtype == "tf32" else self.dtype)
+        data, held = stored(values, dtype)
+        file = self.folder / name
+        data.tofile(file)
+        entry = {"name": name, "dtype": dtype, "shape": list(data.shape), "role": "in", "file": str(file)}
+        self.tensors.append(entry)
+        self.values[name] = held
+        return held
+
+    def uniform(self, name, shape, scale=3**0.5):
+        return self.put(name, self.random.uniform(-scale, scale, shape))
+
+    def out(self, name, expected, dtype=None):
+        dtype = dtype or ("f32" if self.dtype == "tf32" else self.dtype)
+        self.tensors.append({"name": name, "dtype": dtype, "shape": list(expected.shape), "role": "out"})
+        self.expected[name] = expected
+
+    def angles(self, count, half, max_pos):
+        positions = self.put("positions", self.random.integers(0, max_pos, count), "i32")
+        angle = np.arange(max_pos)[:, None] * 10000.0 ** (-np.arange(half) / half)
+        return positions, angle
+
+    @staticmethod
+    def turned(x, table):
+        """x [rows, heads, d] with its pairs rotated by table [rows, d/2, 2]."""
+        y = np.empty_like(x)
+        for row, j in itertools.product(range(x.shape[0]), range(x.shape[2] // 2)):
+            cos, sin = table[row, j]
+            a, b = x[row, :, 2 * j], x[row, :, 2 * j + 1]
+            y[row, :, 2 * j], y[row, :, 2 * j + 1] = a * cos - b * sin, a * sin + b * cos
+        return y
+
+    def matmul(self):
+        m, n, k = self.dim("m", "n", "k")
+        epilogue = self.words["epilogue"]
+        product = self.uniform("x", (m, k)) @ self.uniform("w", (n, k), (3 / k) ** 0.5).T
+        if epilogue in ("bias", "bias_rope_kv"):
+            product = product + self.uniform("bias", n)
+        if epilogue == "residual":
+            product = product + self.uniform("residual", (m, n))
+        if epilogue == "swiglu":
+            gate, up = product[:, 0::2], product[:, 1::2]
+            product = gate / (1 + np.exp(-gate)) * up
+        if not epilogue.endswith("rope_kv"):
+            self.out("y", product)
+            return
+        heads, kv, d, page, pages, max_pos = self.dim("heads", "kv_heads", "head_dim", "page", "pages", "max_pos")
+        positions, angle = self.angles(m, d // 2, max_pos)
+        slots = self.put("slots", self.random.permutation(pages * page)[:m], "i32")
+        table = self.put("cos_sin", np.stack([np.cos(angle), np.sin(angle)], -1), "f32")[positions]
+        product = product.reshape(m, heads + 2 * kv, d)
+        self.out("y", self.turned(product[:, :heads], table).reshape(m, heads * d))
+        keys, values = self.turned(product[:, heads : heads + kv], table), product[:, heads + kv :]
+        for name, rows in (("k_cache", keys), ("v_cache", values)):
+            cache = np.full((pages, kv, page, d), np.nan)
+            for i, slot in enumerate(slots):
+                cache[slot // page, :, slot % page] = rows[i]
+            self.out(name, cache)
+
+    @staticmethod
+    def average(q, k, v):
+        if len(k) == 0:
+            return np.zeros_like(q)
+        weights = np.exp(k @ q / math.sqrt(len(q)))
+        return weights @ v / weights.sum()
+
+    def attention(self):
+        batch, queries, kv, heads, kv_heads, d, causal = self.dim(
+            "batch", "q", "kv", "heads", "kv_heads", "head_dim", "causal"
+        )
+        q = self.uniform("q", (batch, queries, heads, d), 12**0.5)
+        k, v = self.uniform("k", (batch, kv_heads, kv, d)), self.uniform("v", (batch, kv_heads, kv, d))
+        o = np.empty_like(q)
+        for b, i, h in np.ndindex(batch, queries, heads):
+            seen = min(max(i + 1 + kv - queries, 0), kv) if causal else kv
+            g = h // (heads // kv_heads)
+            o[b, i, h] = self.average(q[b, i, h], k[b, g, :seen], v[b, g, :seen])
+        self.out("o", o)
+
+    def decode(self):
+        batch, context, heads, kv_heads, d, page = self.dim("batch", "context", "heads", "kv_heads", "head_dim", "page")
+        max_pages = -(-context // page)
+        self.dims = {**self.dims, "max_pages": max_pages, "pages": batch * max_pages}
+        q = self.uniform("q", (batch, heads, d), 12**0.5)
+        k, v = (self.uniform(name, (batch * max_pages, kv_heads, page, d)) for name in ("k_cache", "v_cache"))
+        table = self.put("block_table", self.random.permutation(batch * max_pages).reshape(batch, max_pages), "i32")
+        full = self.words["lens"] == "full"
+        lens = self.put("lens", [context if full else max(1, context - context * b // batch) for b in range(batch)], "i32")
+        o = np.empty_like(q)
+        for b, h in np.ndindex(batch, heads):
+            g = h // (heads // kv_heads)
+            rows = [np.stack([c[table[b, t // page], g, t % page] for t in range(lens[b])]) for c in (k, v)]
+            o[b, h] = self.average(q[b, h], *rows)
+        self.out("o", o)
+
+    def norm(self, layer):
+        rows, cols, residual = self.dim("rows", "cols", "residual")
+        h = self.uniform("x", (rows, cols))
+        if residual:
+            h = h + self.uniform("residual", (rows, cols))
+        weight = self.uniform("weight", cols)
+        shift = self.uniform("bias", cols) if layer else 0
+        centred = h - (h.mean(1, keepdims=True) if layer else 0)
+        self.out("y", centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5) * weight + shift)
+        if residual:
+            self.out("h", h)
+
+    def rmsnorm(self):
+        self.norm(False)
+
+    def layernorm(self):
+        self.norm(True)
+
+    def silu_mul(self):
+        rows, cols = self.dim("rows", "cols")
+        x = self.uniform("x", (rows, 2 * cols))
+        self.out("y", x[:, 0::2] / (1 + np.exp(-x[:, 0::2])) * x[:, 1::2])
+
+    def gelu(self):
+        x = self.uniform("x", self.dim("rows", "cols"))
+        self.out("y", 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))))
+
+    def rope(self):
+        tokens, heads, d, max_pos = self.dim("tokens", "heads", "head_dim", "max_pos")
+        x = self.uniform("x", (tokens, heads, d))
+        positions, angle = self.angles(tokens, d // 2, max_pos)
+        table = self.put("cos_sin", np.stack([np.cos(angle), np.sin(angle)], -1), "f32")
+        self.out("y", self.turned(x, table[positions]))
+
+    def softmax(self):
+        e = np.exp(self.uniform("x", self.dim("rows", "cols"), 4))
+        self.out("y", e / e.sum(1, keepdims=True))
+
+    def embedding(self):
+        tokens, vocab, hidden = self.dim("tokens", "vocab", "hidden")
+        ids = self.put("ids", self.random.integers(0, vocab, tokens), "i32")
+        self.out("y", self.uniform("table", (vocab, hidden))[ids])
+
+    def argmax(self):
+        # Few values, so that every row has equals.
+        x = self.put("x", self.random.integers(-3, 4, self.dim("rows", "cols")))
+        self.out("y", np.array([next(c for c, v in enumerate(row) if v == row.max()) for row in x]), "i32")
+
+
+ROPE_KV = {"heads": 4, "kv_heads": 2, "head_dim": 6, "page": 4, "pages": 3, "max_pos": 50}
+
+
+def shapes():
+    """Small problems of every op, with nothing a multiple of anything."""
+    for epilogue in ("none", "bias", "residual", "swiglu"):
+        yield "matmul", {"m": 5, "n": 14, "k": 37}, {"epilogue": epilogue}
+    for epilogue in ("rope_kv", "bias_rope_kv"):
+        yield "matmul", {"m": 7, "n": 48, "k": 21, **ROPE_KV}, {"epilogue": epilogue}
+    heads = {"heads": 4, "kv_heads": 2, "head_dim": 24}
+    for q, kv, causal in ((9, 9, 1), (9, 9, 0), (3, 11, 1), (1, 11, 1), (5, 3, 1)):
+        yield "attention", {"batch": 2, "q": q, "kv": kv, **heads, "causal": causal}, {}
+    yield "attention", {"batch": 1, "q": 7, "kv": 7, "heads": 3, "kv_heads": 3, "head_dim": 16, "causal": 1}, {}
+    for lens in ("full", "mixed"):
+        yield "decode", {"batch": 3, "context": 19, **heads, "page": 8}, {"lens": lens}
+    for op, residual in itertools.product(("rmsnorm", "layernorm"), (0, 1)):
+        yield op, {"rows": 5, "cols": 67, "residual": residual}, {}
+    for op in ("silu_mul", "gelu", "softmax", "argmax"):
+        yield op, {"rows": 5, "cols": 67}, {}
+    yield "rope", {"tokens": 5, "heads": 3, "head_dim": 10, "max_pos": 40}, {}
+    yield "embedding", {"tokens": 9, "vocab": 31, "hidden": 13}, {}
+
+
+class Protocol(unittest.TestCase):
+    """What needs no torch."""
+
+    def setUp(self):
+        # Isolated and without site-packages, so that this Python has neither torch nor numpy.
+        self.peer = Process("-S", env={"PYTHONPATH": ""})
+
+    def tearDown(self):
+        self.assertEqual(self.peer.end(), 0)
+
+    def test_a_python_without_torch_is_told_what_brings_it(self):
+        answer = self.peer.hello()
+        self.assertEqual((answer["answer"], answer["kind"]), ("refused", "missing"))
+        self.assertEqual(answer["fix"], "python3 -m pip install torch")
+        self.assertIn("torch", answer["why"])
+
+    def test_what_is_not_understood_is_refused_and_the_next_request_answered(self):
+        for line in ("{", "[]", "null", '{"ask":"dance"}', '{"ask":["hello"]}', '{"nothing":1}', '"\u00e9"'):
+            answer = self.peer.line(line)
+            self.assertEqual((answer["answer"], answer["kind"]), ("refused", "failed"), line)
+            self.assertIn("not understood", answer["why"])
+        for ask in ("prepare", "read", "round", "once"):
+            self.assertIn("comes first", self.peer.ask(ask)["why"])
+        self.assertEqual(self.peer.ask("release"), {"answer": "done"})
+
+    def test_a_wrong_hello_says_what_is_wrong(self):
+        wrong = [
+            ({"protocol": 2, "device": "cpu:2"}, "protocol 1"),
+            ({"protocol": 1, "device": "tpu:0"}, "`tpu:0` is no device"),
+            ({"protocol": 1, "device": "cpu:0"}, "`cpu:0` is no device"),
+            ({"protocol": 1}, "is no device"),
+            ({"protocol": 1, "device": "cpu:1", "options": {"ways": "eager,magic"}}, "no way `magic`"),
+            ({"protocol": 1, "device": "cpu:1", "options": {"compile_mode": "fast"}}, "no compile_mode `fast`"),
+        ]
+        for fields, said in wrong:
+            answer = self.peer.ask("hello", **fields)
+            self.assertEqual(answer["answer"], "refused")
+            self.assertIn(said, answer["why"])
+
+    def test_quit_ends_it_without_an_answer(self):
+        self.peer.process.stdin.write('{"ask":"quit"}\n')
+        self.peer.process.stdin.flush()
+        self.assertEqual(self.peer.process.stdout.read(), "")
+
+
+@unittest.skipIf(LACKING, f"SKIPPED: this Python has no {' and no '.join(LACKING)}")
+class OnProcessor(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.peer = Process()
+        self.addCleanup(self.folder.cleanup)
+
+    def tearDown(self):
+        self.assertEqual(self.peer.end(), 0)
+
+    def prepared(self, problem):
+        answer = self.peer.ask("prepare", **problem.task)
+        self.assertEqual(answer["answer"], "prepared", (problem.text, answer))
+        return {w["way"]: w for w in answer["ways"]}, {r["way"]: r for r in answer["refused"]}
+
+    def values(self, way, tensor, indices):
+        answer = self.peer.ask("read", way=way, tensor=tensor, indices=indices)
+        self.assertEqual(answer["answer"], "values", answer)
+        return answer["values"]
+
+    def check_outputs(self, problem, way):
+        for tensor, expected in problem.expected.items():
+            expected = expected.reshape(-1)
+            got = self.values(way, tensor, list(range(expected.size)))
+            place = f"{problem.text}, {way}, {tensor}"
+            if problem.op == "argmax":
+                self.assertEqual(got, expected.tolist(), place)
+                continue
+            self.assertEqual([v is None for v in got], np.isnan(expected).tolist(), place)
+            error = np.array([v for v in got if v is not None]) - expected[~np.isnan(expected)]
+            scale = np.sqrt((expected[~np.isnan(expected)] ** 2).mean())
+            limit = LIMITS[problem.dtype] * SLACK.get(problem.op, 1)
+            self.assertLess(np.sqrt((error**2).mean()) / scale, limit, place)
+
+    def check(self, compiled):
+        about = self.peer.hello(ways="compile" if compiled else "eager,addmm,sdpa-cudnn,sdpa-flash,sdpa-efficient", compile_mode="default")
+        self.assertEqual((about["answer"], about["peer"]), ("hello", "torch"), about)
+        compiled_dtypes = {"matmul": ("bf16",), "attention": ("bf16",), "decode": ("f16",)}
+        for op, dims, words in shapes():
+            for dtype in compiled_dtypes.get(op, ("f32",)) if compiled else LIMITS:
+                with self.subTest(op=op, **dims, **words, dtype=dtype):
+                    problem = Problem(self.folder.name, op, dtype, dims, words)
+                    problem.task["dims"] = problem.dims
+                    ways, refused = self.prepared(problem)
+                    self.assertEqual("compile" if compiled else "eager", next(iter(ways)))
+                    self.check_ways(problem, ways, refused)
+
+    def check_ways(self, problem, ways, refused):
+        if problem.op in ("attention", "decode") and "compile" not in ways:
+            self.assertEqual(refused["sdpa-cudnn"]["kind"], "unsupported")
+            if problem.dims.get("q", 1) <= problem.dims.get("kv", 1):
+                self.assertIn("sdpa-flash", ways, refused)
+        if problem.words.get("epilogue") == "residual" and "compile" not in ways:
+            self.assertIn("addmm", ways)
+        for way in ways:
+            self.assertEqual((ways[way]["covers"], ways[way]["captured"]), ("all", False))
+            self.check_outputs(problem, way)
+            self.assertEqual(self.peer.ask("once", way=way), {"answer": "done"})
+            answer = self.peer.ask("round", way=way)
+            self.assertEqual(answer["answer"], "round", answer)
+            self.assertEqual(answer["kernel_us"], answer["called_us"])
+            self.assertGreater(answer["called_us"], 0)
+            self.assertTrue(answer["calls"] > 0 and answer["calls"] % problem.task["sets"] == 0, answer)
+            # A round leaves what a call computes as it is.
+            self.check_outputs(problem, way)
+
+    def test_every_op_and_dtype_as_it_is_written(self):
+        self.check(compiled=False)
+
+    def test_every_op_compiled(self):
+        self.check(compiled=True)
+
+    def test_max_autotune_compiles(self):
+        self.peer.hello(ways="compile")
+        problem = Problem(self.folder.name, "matmul", "f32", {"m": 4, "n": 32, "k": 64}, {"epilogue": "bias"}, 3, 1 << 20)
+        ways, _ = self.prepared(problem)
+        self.assertIn("max-autotune-no-cudagraphs", ways["compile"]["how"])
+        self.check_outputs(problem, "compile")
+        self.assertEqual(self.peer.ask("round", way="compile")["calls"] % 3, 0)
+
+    def test_impossible_requests_are_refused_and_the_next_one_answered(self):
+        self.peer.hello(ways="eager")
+        good = Problem(self.folder.name, "gelu", "f32", {"rows": 2, "cols": 3})
+        for change, kind, said in (
+            ({"op": "convolution"}, "unsupported", "no convolution"),
+            ({"dtype": "f64"}, "unsupported", "of f64"),
+            ({"tensors": [{**good.tensors[0], "file": "/nowhere/x"}]}, "failed", "/nowhere/x"),
+            ({"tensors": [{**good.tensors[0], "shape": [2, 4]}]}, "failed", "holds 6 values"),
+            ({"sets": None}, "failed", "TypeError"),
+        ):
+            answer = self.peer.ask("prepare", **{**good.task, **change})
+            self.assertEqual((answer["answer"], answer["kind"]), ("refused", kind), answer)
+            self.assertIn(said, answer["why"])
+            self.assertIn("comes first", self.peer.ask("round", way="eager")["why"])
+        self.prepared(good)
+        for fields, said in (
+            ({"way": "magic", "tensor": "y", "indices": [0]}, "no way `magic`"),
+            ({"way": "eager", "tensor": "z", "indices": [0]}, "no output `z`"),
+            ({"way": "eager", "tensor": "y", "indices": [6]}, "6 elements"),
+            ({"way": "eager", "tensor": "y", "indices": [-1]}, "6 elements"),
+            ({"way": "eager", "tensor": "y", "indices": "all"}, "whole numbers"),
+        ):
+            answer = self.peer.ask("read", **fields)
+            self.assertEqual(answer["answer"], "refused")
+            self.assertIn(said, answer["why"])
+        self.check_outputs(good, "eager")
+        self.assertEqual(self.peer.ask("release"), {"answer": "done"})
+        self.assertIn("comes first", self.peer.ask("round", way="eager")["why"])
+
+    def test_a_missing_gpu_is_said(self):
+        import torch
+
+        if torch.cuda.is_available():
+            self.skipTest("there is a GPU")
+        answer = self.peer.hello("cuda:0")
+        self.assertEqual((answer["answer"], answer["kind"]), ("refused", "missing"))
+        self.assertEqual(answer["fix"], "python3 -m pip install torch")
+
+
+if __name__ == "__main__":
+    unittest.main()
