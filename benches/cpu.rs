@@ -188,6 +188,7 @@ fn tuned(db: &Db, library: &Library, args: &Args) -> Res<Vec<Winner>> {
         patience: Duration::from_secs(5),
         again: false,
         nominal: false,
+        stored_only: false,
     };
     let report = tune::run(db, library, &problems, &options, &Lines, &AtomicBool::new(false))?;
     let missing = || report.failed.first().map_or("a problem has no winner".into(), |(p, why)| format!("{p}: {why}"));
