@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What only a GPU can show, on any machine with one: check.sh JITUNE FOLDER STEP...
 #   tune      the model's plan from an empty database, and again
-#   claims    tunes claims.plan and holds it against its floors; needs jitune-peer-cublaslt in PATH or in $PEER
+#   claims    compares claims.plan with cuBLASLt and holds it against its floors; peers' programs in PATH or in $PEERS
+#   compare   compares the model's plan with every peer that is here; more options in $COMPARE
 #   faults    hanging, faulting and wrong candidates planted at the first, middle and last position
 #   kill      kill -9 of the tuner, 20 times
 #   sanitize  compute-sanitizer on one kernel of each template, even and ragged, and on a planted bug
@@ -30,14 +31,18 @@ step_tune() {
 
 step_claims() {
   say "claims"
-  "$jitune" tune --plan "$here/claims.plan" --db "$db" --budget 140 > "$out/claims.txt" 2> "$out/claims.log" || fail "claims: exit code $?"
-  tail -n 4 "$out/claims.txt"; grep failed "$out/claims.log"
+  "$jitune" compare --plan "$here/claims.plan" --peers cublaslt ${PEERS:+--peer-dir "$PEERS"} --rounds 15 --db "$db" \
+    --budget 140 -o "$out/claims" > "$out/claims.txt" 2> "$out/claims.log" || fail "claims: exit code $?"
   "$jitune" db export-journal --winners "$out/winners.jsonl" --db "$db"
-  local problems=(); while read -r line; do problems+=("$line dtype=bf16"); done < <(grep '^matmul' "$here/claims.plan")
-  problems+=("matmul m=1 n=128256 k=2048 dtype=bf16" "matmul m=4 n=128256 k=2048 dtype=bf16" "matmul m=16 n=128256 k=2048 dtype=bf16" "matmul m=32 n=128256 k=2048 dtype=bf16")
-  "${PEER:-jitune-peer-cublaslt}" "${problems[@]}" > "$out/cublaslt.jsonl" || fail "cublaslt: exit code $?"
-  python3 "$here/claims.py" "$out/winners.jsonl" "$out/cublaslt.jsonl" | tee "$out/claims.md"
+  python3 "$here/claims.py" "$out/claims/rows.jsonl" | tee "$out/claims.md"
   [ "${PIPESTATUS[0]}" = 0 ] || fail "a floor is missed"
+}
+
+step_compare() {
+  say "compare llama-3.2-1b"
+  "$jitune" compare --model llama-3.2-1b ${PEERS:+--peer-dir "$PEERS"} --db "$db" ${COMPARE:-} -o "$out/compare" \
+    > "$out/compare.txt" 2> "$out/compare.log" || fail "compare: exit code $?"
+  cat "$out/compare.txt"
 }
 
 # Writes the fault template with its planted candidates at one place of the order.

@@ -1,29 +1,29 @@
 #!/usr/bin/env python3
-"""Holds a tuned database's winners against their floors: claims.py WINNERS.jsonl CUBLASLT.jsonl [--out TABLE.md]
+"""Holds the rows of a comparison against their floors: claims.py rows.jsonl
 
-WINNERS is what `jitune db list --json` with ceilings (`jitune db export-journal --winners`) writes; CUBLASLT what
-jitune-peer-cublaslt printed for the same products in the same run. Exit code 1 when a floor is missed.
+The rows are those of `jitune compare --plan claims.plan --peers cublaslt`. Exit code 1 when a floor is missed or nothing
+was measured.
 """
 import json
 import math
 import sys
 
-winners, peers = {}, {}
+device, problems, rows = None, {}, {}
 for line in open(sys.argv[1]):
-    body = json.loads(line)
-    body = body.get("rec", body)
-    body = body.get("body", body)
-    if "problem" in body and "evidence" in body:
-        winners[body["problem"]] = body
-for line in open(sys.argv[2]):
-    if line.startswith("{"):
-        row = json.loads(line)
-        peers[row["problem"].replace(" epilogue=none", "")] = row
+    line = json.loads(line)
+    if line["kind"] == "run":
+        device = line["device"]
+    elif line["kind"] == "problem":
+        problems[line["problem"]] = line
+    elif line["kind"] == "row" and line["state"] == "ok":
+        rows[line["problem"], line["peer"], line["way"]] = line
 
-missed = []
+missed, held = [], 0
 
 
 def floor(what, value, least):
+    global held
+    held += 1
     good = value >= least
     print(f"{'ok  ' if good else 'MISS'} {what}: {value:.3f} (floor {least})")
     if not good:
@@ -34,34 +34,46 @@ def field(problem, name):
     return next((int(w.split("=")[1]) for w in problem.split() if w.startswith(name + "=")), 0)
 
 
+def us(problem, peer="jitune", way="tuned"):
+    row = rows.get((problem, peer, way))
+    return row["kernel"]["median_us"] if row and row["kernel"] else None
+
+
+read, copy = device["ceilings"]["read"], device["ceilings"]["copy"]
+print(f"{device['name']}: read {read / 1e9:.0f} GB/s, copy {copy / 1e9:.0f} GB/s\n")
 print("| problem | winner | jitune us | cuBLASLt best us | ratio |\n|---|---|---|---|---|")
 small, large = [], {}
-for problem, w in sorted(winners.items(), key=lambda kv: (field(kv[0], "m"), kv[0])):
-    if problem not in peers or not problem.startswith("matmul"):
+for problem, line in sorted(problems.items(), key=lambda kv: (field(kv[0], "m"), kv[0])):
+    ours, peer = us(problem), us(problem, "cublaslt", "best")
+    if not problem.startswith("matmul") or ours is None or peer is None:
         continue
-    us, peer = w["evidence"]["median_us"], peers[problem]["best_us"]
-    ratio = peer / us
-    print(f"| {problem} | {w['description']['name']} | {us:.2f} | {peer:.2f} | {ratio:.2f} |")
+    ratio = peer / ours
+    print(f"| {problem} | {line['winner']['template']} | {ours:.2f} | {peer:.2f} | {ratio:.2f} |")
     if field(problem, "m") <= 32:
         small.append(ratio)
     elif field(problem, "m") >= 512:
         large[problem] = ratio
+print()
 if small:
-    floor(f"products with M <= 32, geometric mean of {len(small)} over cuBLASLt", math.exp(sum(map(math.log, small)) / len(small)), 1.0)
+    mean = math.exp(sum(map(math.log, small)) / len(small))
+    floor(f"products with M <= 32, geometric mean of {len(small)} over cuBLASLt", mean, 1.0)
 for problem, ratio in large.items():
     floor(f"{problem} over cuBLASLt", ratio, 0.75)
-for problem, w in winners.items():
-    e, c = w["evidence"], w["device"]["ceilings"]
-    us = e["median_us"]
+for problem in problems:
+    ours = us(problem)
+    if ours is None:
+        print(f"MISS {problem}: not measured")
+        missed.append(problem)
+        continue
     if problem.startswith("rmsnorm") and field(problem, "residual") and field(problem, "rows") >= 4096:
         moved = 4 * field(problem, "rows") * field(problem, "cols") * 2
-        floor(f"{problem}: {moved / us / 1e3:.0f} GB/s, share of the copy ceiling", moved / us * 1e6 / c["copy"], 0.9)
+        floor(f"{problem}: {moved / ours / 1e3:.0f} GB/s, share of the copy ceiling", moved / ours * 1e6 / copy, 0.9)
     if problem.startswith("decode"):
-        cache = 2 * 2 * field(problem, "batch") * field(problem, "context") * field(problem, "kv_heads") * field(problem, "head_dim")
+        cache = 4 * field(problem, "batch") * field(problem, "context") * field(problem, "kv_heads") * field(problem, "head_dim")
         if cache >= 64e6:
-            floor(f"{problem}: {us:.1f} us, share of the read ceiling", cache / us * 1e6 / c["read"], 0.8)
+            floor(f"{problem}: {ours:.1f} us, share of the read ceiling", cache / ours * 1e6 / read, 0.8)
     if problem.startswith("attention") and field(problem, "q") >= 4096 and field(problem, "head_dim") == 64:
         pairs = field(problem, "q") * (field(problem, "q") + 1) / 2
         flops = 4 * field(problem, "batch") * field(problem, "heads") * field(problem, "head_dim") * pairs
-        floor(f"{problem}: TFLOP/s", flops / us / 1e6, 300)
-sys.exit(1 if missed else 0)
+        floor(f"{problem}: TFLOP/s", flops / ours / 1e6, 300)
+sys.exit(1 if missed or not held else 0)
