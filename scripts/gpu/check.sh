@@ -98,15 +98,21 @@ step_sanitize() {
   grep -q 'hazard' "$out/race.txt" && echo "racecheck sees the planted race" || fail "racecheck misses the planted bug"
   export jitune out tool
   one() {
-    local template=$1 kind=$2 problem=$3 log; log=$(mktemp "$out/san.XXXXXX")
-    timeout 150 "$tool" --tool "$kind" $([ "$kind" = memcheck ] && echo --padding 4096) --error-exitcode 9 "$jitune" try "$problem" --template "$template" --rounds 0 --exact-memory > "$log" 2>&1
+    local template=$1 problem=$2 kind=$3 config log; log=$(mktemp "$out/san.XXXXXX")
+    config=$(cat "$out/winner-$(echo "$template $problem" | tr ' =' '__')") || return 1
+    timeout 150 "$tool" --tool "$kind" $([ "$kind" = memcheck ] && echo --padding 4096) --error-exitcode 9 "$jitune" try "$problem" --template "$template" --config "$config" --rounds 0 --exact-memory > "$log" 2>&1
     local rc=$?
-    if [ $rc = 0 ]; then echo "clean  $kind  $template  $problem"; else echo "rc $rc  $kind  $template  $problem"; grep -m 5 -E '=====|WRONG|jitune:' "$log" | cut -c1-160; fi
+    if [ $rc = 0 ]; then echo "clean  $kind  $template  $problem  [$config]"; else echo "rc $rc  $kind  $template  $problem"; grep -m 5 -E '=====|WRONG|jitune:' "$log" | cut -c1-160; fi
     rm -f "$log"; return $rc
   }
-  export -f one
-  # Nothing is timed, so several share the GPU.
-  local list; list=$(while read -r template problem; do for kind in memcheck racecheck; do printf '%s\0%s\0%s\0' "$template" $kind "$problem"; done; done < "$here/sanitize.txt" | xargs -0 -n 3 -P 12 bash -c 'one "$@"' _)
+  # The winner of a template: the fastest of the first twelve of its space.
+  fastest() {
+    "$jitune" try "$2" --template "$1" --top 12 --rounds 3 --fastest > "$out/winner-$(echo "$1 $2" | tr ' =' '__')" 2> /dev/null
+  }
+  export -f one fastest
+  while read -r template problem; do printf '%s\0%s\0' "$template" "$problem"; done < "$here/sanitize.txt" | xargs -0 -n 2 -P 12 bash -c 'fastest "$@"' _
+  # Nothing is timed from here on, so several share the GPU.
+  local list; list=$(while read -r template problem; do for kind in memcheck racecheck; do printf '%s\0%s\0%s\0' "$template" "$problem" $kind; done; done < "$here/sanitize.txt" | xargs -0 -n 3 -P 12 bash -c 'one "$@"' _)
   printf '%s\n' "$list" | grep -v '^clean'
   printf '%s\n' "$list" | grep -c '^clean' | sed 's/$/ clean runs/'
   printf '%s\n' "$list" | grep -q '^rc' && fail "sanitize"
