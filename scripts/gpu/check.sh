@@ -99,7 +99,7 @@ step_sanitize() {
   export jitune out tool
   one() {
     local template=$1 problem=$2 kind=$3 config log; log=$(mktemp "$out/san.XXXXXX")
-    config=$(cat "$out/winner-$(echo "$template $problem" | tr ' =' '__')") || return 1
+    config=$(cat "$out/winner-$(echo "$template $problem" | tr ' =' '__')") && [ -n "$config" ] || { echo "rc -  $kind  $template  $problem: no candidate is right"; return 1; }
     timeout 150 "$tool" --tool "$kind" $([ "$kind" = memcheck ] && echo --padding 4096) --error-exitcode 9 "$jitune" try "$problem" --template "$template" --config "$config" --rounds 0 --exact-memory > "$log" 2>&1
     local rc=$?
     if [ $rc = 0 ]; then echo "clean  $kind  $template  $problem  [$config]"; else echo "rc $rc  $kind  $template  $problem"; grep -m 5 -E '=====|WRONG|jitune:' "$log" | cut -c1-160; fi
