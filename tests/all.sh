@@ -76,6 +76,11 @@ peer() {
         cargo test --locked --target-dir "$target/peers" --manifest-path "$1"
 }
 
+# The peer of PyTorch: what needs torch runs where this Python, or the one that PYTHON names, has it.
+torch_peer() {
+    (cd baselines/python && "$python" -m unittest -v test_peer)
+}
+
 example() {
     cargo build --locked -p jitune --no-default-features --features runtime --example production
 }
@@ -121,6 +126,11 @@ for manifest in baselines/*/Cargo.toml; do
     [ "$manifest" != baselines/peer/Cargo.toml ] || continue # of the main workspace
     step "peer ${manifest%/Cargo.toml}" peer "$manifest"
 done
+python=${PYTHON:-python3}
+step 'peer baselines/python' torch_peer
+if ! "$python" -c 'import numpy, torch' 2>/dev/null; then
+    skip "what the peer baselines/python computes: $python has no torch and numpy"
+fi
 step 'the production example, of the runtime alone' example
 if "$target/debug/jitune" --help | grep -q '^  export '; then
     step 'a bundle in production, with an empty environment' production

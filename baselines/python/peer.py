@@ -5,6 +5,7 @@ Reads requests on standard input until its end. Exit code 4 when the asker canno
 the process without a usable device. Options of `hello`: `ways` (names separated by commas; others are not prepared) and
 `compile_mode` (`max-autotune-no-cudagraphs`, or `default`, which compiles in a fraction of the time).
 """
+
 import gc
 import importlib.metadata
 import importlib.util
@@ -16,6 +17,8 @@ import sys
 import traceback
 
 PROTOCOL = 1
+# The first with the names that are used here, and with grouped heads and flex_attention.
+OLDEST = (2, 6)
 WAYS = ("eager", "compile", "addmm", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "flash-attn-3", "flashinfer")
 COMPILE_MODES = ("max-autotune-no-cudagraphs", "default")
 
@@ -89,6 +92,9 @@ class Server:
         except (ImportError, OSError, ValueError) as e:
             why = f"torch is installed and does not load: {reason(e)}"
             raise Refusal("missing", why, "python3 -m pip install --force-reinstall torch") from e
+        if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST:
+            why = f"torch {torch.__version__} is too old; this peer needs {OLDEST[0]}.{OLDEST[1]}"
+            raise Refusal("missing", why, "python3 -m pip install --upgrade torch")
         if kind == "cuda":
             if not torch.cuda.is_available():
                 why = f"torch {torch.__version__} sees no CUDA device"
@@ -191,7 +197,8 @@ def libraries(torch):
     found = {"cuda": torch.version.cuda}
     if (cudnn := torch.backends.cudnn.version()) is not None:
         found["cudnn"] = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
-    for module, package in (("triton", "triton"), ("flash_attn_interface", "flash_attn_3"), ("flashinfer", "flashinfer-python")):
+    packages = {"triton": "triton", "flash_attn_interface": "flash_attn_3", "flashinfer": "flashinfer-python"}
+    for module, package in packages.items():
         if importlib.util.find_spec(module) is not None:
             try:
                 found[module] = importlib.metadata.version(package)
@@ -235,7 +242,8 @@ def main():
             print(f"peer: {e}", file=sys.stderr)
             return 4
         if not usable:
-            return 5
+            # What would be freed at an ordinary end meets the same error, and would end the process otherwise.
+            os._exit(5)
     return 0
 
 

@@ -1,9 +1,9 @@
-#!/usr/bin/env python3
 """Tests of the peer `torch`, asked as jitune asks it: `python3 -m unittest -v test_peer` in this folder.
 
 What needs torch is skipped where it is not installed. Expectations are computed here in f64, from what is stored in the
 files that the peer reads.
 """
+
 import importlib.util
 import itertools
 import json
@@ -175,8 +175,8 @@ class Problem:
         q = self.uniform("q", (batch, heads, d), 12**0.5)
         k, v = (self.uniform(name, (batch * max_pages, kv_heads, page, d)) for name in ("k_cache", "v_cache"))
         table = self.put("block_table", self.random.permutation(batch * max_pages).reshape(batch, max_pages), "i32")
-        full = self.words["lens"] == "full"
-        lens = self.put("lens", [context if full else max(1, context - context * b // batch) for b in range(batch)], "i32")
+        lens = [context if self.words["lens"] == "full" else context - context * b // batch for b in range(batch)]
+        lens = self.put("lens", lens, "i32")
         o = np.empty_like(q)
         for b, h in np.ndindex(batch, heads):
             g = h // (heads // kv_heads)
@@ -336,7 +336,8 @@ class OnProcessor(unittest.TestCase):
             self.assertLess(np.sqrt((error**2).mean()) / scale, limit, place)
 
     def check(self, compiled):
-        about = self.peer.hello(ways="compile" if compiled else "eager,addmm,sdpa-cudnn,sdpa-flash,sdpa-efficient", compile_mode="default")
+        ways = "compile" if compiled else "eager,addmm,sdpa-cudnn,sdpa-flash,sdpa-efficient"
+        about = self.peer.hello(ways=ways, compile_mode="default")
         self.assertEqual((about["answer"], about["peer"]), ("hello", "torch"), about)
         compiled_dtypes = {"matmul": ("bf16",), "attention": ("bf16",), "decode": ("f16",)}
         for op, dims, words in shapes():
@@ -375,7 +376,8 @@ class OnProcessor(unittest.TestCase):
 
     def test_max_autotune_compiles(self):
         self.peer.hello(ways="compile")
-        problem = Problem(self.folder.name, "matmul", "f32", {"m": 4, "n": 32, "k": 64}, {"epilogue": "bias"}, 3, 1 << 20)
+        dims, words = {"m": 4, "n": 32, "k": 64}, {"epilogue": "bias"}
+        problem = Problem(self.folder.name, "matmul", "f32", dims, words, sets=3, flush_bytes=1 << 20)
         ways, _ = self.prepared(problem)
         self.assertIn("max-autotune-no-cudagraphs", ways["compile"]["how"])
         self.check_outputs(problem, "compile")

@@ -1,4 +1,5 @@
-"""Attention over a prompt and of one token: PyTorch's backends, written out, and other packages where installed."""
+"""Attention over a prompt and of one token: PyTorch's backends, flex_attention, and other packages where installed."""
+
 import importlib.util
 import math
 
@@ -162,8 +163,7 @@ def packaged_prefill(task, t):
 
 
 def packaged_decode(task, t):
-    names = ("batch", "heads", "kv_heads", "head_dim", "page")
-    batch, heads, kv_heads, head_dim, page = (task["dims"][name] for name in names)
+    heads, kv_heads, head_dim, page = (task["dims"][name] for name in ("heads", "kv_heads", "head_dim", "page"))
     device, forms = t["q"].device, []
     if has("flash_attn_interface", device):
 

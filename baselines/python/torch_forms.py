@@ -1,4 +1,5 @@
 """What a way is made of: named tensors in sets, a function over them, and how it is first called."""
+
 import contextlib
 import math
 import warnings

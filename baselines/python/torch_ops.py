@@ -1,9 +1,10 @@
 """PyTorch's ways to compute each op: what is set up and what is called.
 
 An op is a function from a task and its first set of tensors to forms. It may add to that set what a caller has ready
-before a call (weights in another order, indices as int64, a mask); the other sets are copies. What a caller has to do on
-every call is inside of a form's function.
+before a call (weights in another order, indices as int64, a mask); the other sets are copies. What a caller has to do
+on every call is inside of a form's function.
 """
+
 import math
 
 import numpy
@@ -14,7 +15,6 @@ import torch_attention
 from torch_forms import Candidate, Form, Unsupported, both
 
 EPS = 1e-5
-STORAGE = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "tf32": torch.float32, "i32": torch.int32}
 FILES = {"bf16": numpy.int16, "f16": numpy.float16, "f32": numpy.float32, "tf32": numpy.float32, "i32": numpy.int32}
 
 

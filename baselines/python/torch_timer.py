@@ -2,6 +2,7 @@
 
 Does what the Rust peers' timer does (the crate `jitune-peer`), with PyTorch's graphs, events and streams.
 """
+
 import math
 import time
 
