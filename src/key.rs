@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 /// Raised when the meaning of stored records changes.
 const SCHEMA: &str = "1";
 /// Raised when the way of measuring changes so that older times do not compare.
-const METHOD: &str = "1";
+const METHOD: &str = "2";
 
 /// What every key of a run shares.
 #[derive(Clone, Debug)]
