@@ -66,7 +66,7 @@ struct Smem {
   DEV u32 k_empty(int s) const { return k_full(KV_STAGES) + 8 * s; }
   DEV u32 v_full(int s) const { return k_empty(KV_STAGES) + 8 * s; }
   DEV u32 v_empty(int s) const { return v_full(KV_STAGES) + 8 * s; }
-  DEV u32 tile(int s) const { return v_empty(KV_STAGES) + 8 * s; } // the tile that the Q stage holds, -1: no more
+  DEV u32 tile(int s) const { return v_empty(KV_STAGES) + 8 * s; } // DYNAMIC: the tile of the Q stage, -1: no more
 };
 DEV void st_shared(u32 a, int v) { asm volatile("st.shared.s32 [%0], %1;" ::"r"(a), "r"(v) : "memory"); }
 DEV int ld_shared(u32 a) {
@@ -133,7 +133,7 @@ DEV void produce(const Smem sm, const CUtensorMap *qm, const CUtensorMap *km, co
       ks.next();
     }
     mbar_wait(sm.q_empty(qs.stage), qs.phase ^ 1);
-    st_shared(sm.tile(qs.stage), index);
+    if (DYNAMIC) st_shared(sm.tile(qs.stage), index);
     if (n >= 0) {
       mbar_expect_tx(sm.q_full(qs.stage), Q_BYTES);
 #pragma unroll
@@ -154,10 +154,10 @@ DEV void produce(const Smem sm, const CUtensorMap *qm, const CUtensorMap *km, co
     }
     index = DYNAMIC ? gridDim.x + atomicAdd(counter, 1) : tiles;
   }
+#if DYNAMIC
   mbar_wait(sm.q_empty(qs.stage), qs.phase ^ 1);
   st_shared(sm.tile(qs.stage), -1);
   mbar_arrive(sm.q_full(qs.stage));
-#if DYNAMIC
   // The last block to find no more tiles leaves the counters zero for the next launch.
   __threadfence();
   if (atomicAdd(counter + 1, 1) == gridDim.x - 1) {
@@ -343,10 +343,11 @@ struct Consumer {
     release_v(sm);
   }
 
-  // The Q stage of the tile before, which holds its output until the copy engine has read it.
+  // The Q stage of the tile before, which holds its output until the copy engine has read it. One arrival per warp, by
+  // the lane that has read the stage's tile number: an arrival orders only what its own thread did before.
   DEV void release_q() {
-    if (threadIdx.x % 128 == 0 && q_held != 0) {
-      tma_store_wait_read<0>();
+    if (lane_id() == 0 && q_held != 0) {
+      if (warp_id() % 4 == 0) tma_store_wait_read<0>();
       mbar_arrive(q_held);
     }
     __syncwarp();
@@ -419,8 +420,12 @@ DEV void consume(const Smem sm, const CUtensorMap *om, const Shape &p, int w) {
   if (PINGPONG && w == 0) named_barrier_arrive(1, 256); // the first turn
   for (;;) {
     mbar_wait(sm.q_full(qs.stage), qs.phase);
-    const int index = ld_shared(sm.tile(qs.stage));
+#if DYNAMIC
+    const int index = warp_uniform(lane_id() == 0 ? ld_shared(sm.tile(qs.stage)) : 0);
     if (index < 0) break;
+#else
+    const int index = blockIdx.x;
+#endif
     const Tile t(p, index);
     const u32 q_smem = sm.q(qs.stage) + w * Q_GROUP;
     const int position = t.position + w * GROUP_POSITIONS;
@@ -428,6 +433,7 @@ DEV void consume(const Smem sm, const CUtensorMap *om, const Shape &p, int w) {
     c.release_q(); // a tile without keys has not done it
     c.store(om, q_smem, w, t, position);
     c.q_held = sm.q_empty(qs.stage);
+    if (!DYNAMIC) break;
     if (Q_STAGES == 1) c.release_q();
     qs.next();
   }
@@ -447,7 +453,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, WARPGROUPS == 1 ? 2 : 1)
     tma_prefetch_map(&vm);
     for (int s = 0; s < Q_STAGES; s++) {
       mbar_init(sm.q_full(s), 1);
-      mbar_init(sm.q_empty(s), WARPGROUPS);
+      mbar_init(sm.q_empty(s), 4 * WARPGROUPS);
     }
     for (int s = 0; s < KV_STAGES; s++) {
       mbar_init(sm.k_full(s), 1);

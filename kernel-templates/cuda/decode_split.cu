@@ -38,6 +38,7 @@ static_assert(HEAD_DIM % 16 == 0 && HEAD_DIM <= 256, "head_dim");
 static_assert(!Q_SHARED || HEAD_DIM % 32 == 0, "head_dim above 128");
 static_assert(SPLIT % TILE == 0 && TILE % 16 == 0, "a split is whole tiles");
 static_assert((WARPS & (WARPS - 1)) == 0, "warps are merged in halves");
+static_assert(AHEAD == 0 || (PDL && PAGE % 16 == 0 && AHEAD * SUB <= 16), "a lane fetches 16 rows of K or V");
 
 // ---- loads ---------------------------------------------------------------------------------------------------------
 // Not .nc: with a programmatic launch the newest token is written while this grid is already resident. LINE: the L2 is
@@ -85,14 +86,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
   const int lane = lane_id(), warp = warp_id(), g = lane / 4, c = lane % 4;
   const i64 head0 = (i64)seq * HEADS + kv_head * GROUP + head_block * HEADS_BLOCK; // in q and o
   const int heads = min(HEADS_BLOCK, GROUP - head_block * HEADS_BLOCK);
+  const int *table = block_table + (i64)seq * max_pages;
+  const int begin = split * SPLIT;
+  auto start_of = [&](int step, int u) { return begin + (warp + step * WARPS) * TILE + u * 16; };
+#if AHEAD
+  // Behind the end of the kernel before, the L2 fetches the first tiles. What is read here may still be written: it only
+  // says what to fetch.
+  if (lane < AHEAD * SUB * 2) {
+    const int token = start_of(lane / 2 / SUB, lane / 2 % SUB);
+    if (token < min(ld_early(lens + seq), min(begin + SPLIT, max_pages * PAGE))) {
+      const u32 page = min((u32)ld_early(table + token / PAGE), (u32)(batch * max_pages - 1));
+      prefetch_l2((lane % 2 ? v_cache : k_cache) + (((i64)page * KV_HEADS + kv_head) * PAGE + token % PAGE) * HEAD_DIM,
+                  16 * HEAD_DIM * ELEM_BYTES);
+    }
+  }
+#endif
 #if PDL
   pdl_wait();
 #endif
   // The first loads do not wait for the length: page numbers that turn out to lie beyond it are not used.
-  const int *table = block_table + (i64)seq * max_pages;
-  const int begin = split * SPLIT;
   int entries = 0; // page numbers of the next 32 sub-tiles of this warp, one in each lane
-  auto start_of = [&](int step, int u) { return begin + (warp + step * WARPS) * TILE + u * 16; };
   auto fetch_entries = [&](int step) {
     if (PAGE % 16 == 0 && step % (32 / SUB) == 0)
       entries = table[min((u32)start_of(step + lane / SUB, lane % SUB) / PAGE, (u32)max_pages - 1)];

@@ -7,6 +7,19 @@
 #pragma once
 #include "common.cuh"
 
+// Ahead of the wait: a value that an earlier kernel may still be writing, read past the L1 so that no old line stays
+// there, and `bytes` (a multiple of 16) for the L2 to fetch, where every later write is seen.
+DEV int ld_early(const int *p) {
+  int v;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+DEV void prefetch_l2(const void *p, u32 bytes) {
+#if ARCH >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
+
 // exp2(x - top) where both may be -inf, which stands for "no token yet".
 DEV float exp2_below(float x, float top) { return x == NEG_INF ? 0.0f : exp2_approx(x - top); }
 
