@@ -21,6 +21,7 @@
 //! ```
 
 mod cuda;
+pub mod layout;
 mod protocol;
 mod serve;
 mod timer;

@@ -1,0 +1,182 @@
+//! For the tests of the peers: speaks to a peer's program ([`Program`]), and knows in f64 what each op should give at
+//! small shapes ([`Case`]).
+
+mod ops;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, BufRead, BufReader, Write},
+    path::PathBuf,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use half::{bf16, f16};
+use jitune_peer::{Answer, Ask, Device, PROTOCOL, Task, TaskTensor, Way, decode};
+
+/// A peer's program, running.
+pub struct Program {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Program {
+    /// Starts it.
+    pub fn start(path: &str) -> io::Result<Program> {
+        let mut child = Command::new(path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        match (child.stdin.take(), child.stdout.take()) {
+            (Some(to), Some(from)) => Ok(Program { child, to, from: BufReader::new(from) }),
+            _ => Err(io::Error::other("no pipes")),
+        }
+    }
+
+    /// One request and its answer.
+    pub fn ask(&mut self, ask: &Ask) -> io::Result<Answer> {
+        writeln!(self.to, "{}", serde_json::to_string(ask)?)?;
+        let mut line = String::new();
+        if self.from.read_line(&mut line)? == 0 {
+            return Err(io::Error::other(format!("no answer to {ask:?}: the program has ended")));
+        }
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    /// `hello` for a device.
+    pub fn hello(&mut self, device: Device) -> io::Result<Answer> {
+        self.ask(&Ask::Hello { protocol: PROTOCOL, device, options: BTreeMap::new() })
+    }
+
+    /// Runs a case and compares every output of every way that covers all of it; gives the ways, or what is wrong.
+    pub fn check(&mut self, case: &Case) -> Result<Vec<Way>, String> {
+        let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", case.task.problem);
+        let ways = match self.ask(&Ask::Prepare(Box::new(case.task.clone()))).map_err(|e| failed(&e))? {
+            Answer::Prepared { ways, refused } if refused.is_empty() => ways,
+            other => return Err(failed(&format!("{other:?}"))),
+        };
+        for way in &ways {
+            let names = case.expected.iter().filter(|_| way.covers == "all");
+            for (name, expected) in names {
+                let indices = (0..expected.len() as u64).collect();
+                let ask = Ask::Read { way: way.way.clone(), tensor: name.clone(), indices };
+                let values = match self.ask(&ask).map_err(|e| failed(&e))? {
+                    Answer::Values { values } => values,
+                    other => return Err(failed(&format!("{} of {}: {other:?}", name, way.way))),
+                };
+                case.compare(expected, &values).map_err(|e| failed(&format!("{} of {}: {e}", name, way.way)))?;
+            }
+            match self.ask(&Ask::Round { way: way.way.clone() }).map_err(|e| failed(&e))? {
+                Answer::Round(round) if round.called_us > 0.0 => {}
+                other => return Err(failed(&format!("a round of {}: {other:?}", way.way))),
+            }
+        }
+        Ok(ways)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = writeln!(self.to, "{{\"ask\":\"quit\"}}");
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A problem with its inputs in files, and what its outputs should hold.
+pub struct Case {
+    pub task: Task,
+    /// NaN where nothing may be written.
+    pub expected: Vec<(String, Vec<f64>)>,
+    folder: PathBuf,
+}
+
+impl Drop for Case {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Case {
+    /// From a problem's text, such as `matmul m=3 n=5 k=7 dtype=f32 epilogue=bias`.
+    pub fn new(text: &str) -> io::Result<Case> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let unique = format!("jitune-peer-check-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let folder = std::env::temp_dir().join(unique);
+        fs::create_dir_all(&folder)?;
+        let mut words = text.split_whitespace();
+        let op = words.next().unwrap_or_default().to_owned();
+        let mut task = Task { problem: text.to_owned(), op, dtype: "f32".into(), ..Task::default() };
+        for (key, value) in words.filter_map(|w| w.split_once('=')) {
+            match value.parse() {
+                _ if key == "dtype" => task.dtype = value.to_owned(),
+                Ok(number) => drop(task.dims.insert(key.to_owned(), number)),
+                Err(_) => drop(task.words.insert(key.to_owned(), value.to_owned())),
+            }
+        }
+        (task.sets, task.round_us, task.warm_s) = (2, 1.0, 0.05);
+        let mut case = Case { task, expected: Vec::new(), folder };
+        case.fill()?;
+        Ok(case)
+    }
+
+    fn dim(&self, name: &str) -> usize {
+        self.task.dims.get(name).map_or(0, |&v| v as usize)
+    }
+
+    fn epilogue(&self) -> &str {
+        self.task.word("epilogue")
+    }
+
+    /// Adds an input and gives what it holds after rounding to its dtype.
+    fn input(&mut self, name: &str, dtype: &str, shape: &[usize], values: Vec<f64>) -> io::Result<Vec<f64>> {
+        let bytes: Vec<u8> = values.iter().flat_map(|&v| encode(dtype, v)).collect();
+        let file = self.folder.join(name);
+        fs::write(&file, &bytes)?;
+        self.add(name, dtype, shape, "in", Some(file));
+        let size = if matches!(dtype, "bf16" | "f16") { 2 } else { 4 };
+        Ok(bytes.chunks_exact(size).map(|b| decode(dtype, b)).collect())
+    }
+
+    fn output(&mut self, name: &str, dtype: &str, shape: &[usize], expected: Vec<f64>) {
+        self.add(name, dtype, shape, "out", None);
+        self.expected.push((name.to_owned(), expected));
+    }
+
+    fn add(&mut self, name: &str, dtype: &str, shape: &[usize], role: &str, file: Option<PathBuf>) {
+        let shape = shape.iter().map(|&d| d as u64).collect();
+        let dtype = if dtype == "tf32" { "f32" } else { dtype }.to_owned();
+        self.task.tensors.push(TaskTensor { name: name.into(), dtype, shape, role: role.into(), file });
+    }
+
+    fn compare(&self, expected: &[f64], values: &[Option<f64>]) -> Result<(), String> {
+        let limit = match self.task.dtype.as_str() {
+            "bf16" => 3e-2,
+            "f16" => 5e-3,
+            _ => 1e-4,
+        };
+        if values.len() != expected.len() {
+            return Err(format!("{} values, not {}", values.len(), expected.len()));
+        }
+        let written = expected.iter().filter(|v| v.is_finite());
+        let rms = (written.clone().map(|v| v * v).sum::<f64>() / written.count().max(1) as f64).sqrt();
+        for (i, (value, expected)) in values.iter().zip(expected).enumerate() {
+            let right = match value {
+                Some(value) => (value - expected).abs() <= limit * (rms + expected.abs()),
+                None => expected.is_nan(),
+            };
+            if !right {
+                return Err(format!("element {i} is {value:?}, not {expected}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn encode(dtype: &str, value: f64) -> Vec<u8> {
+    match dtype {
+        "bf16" => bf16::from_f64(value).to_le_bytes().to_vec(),
+        "f16" => f16::from_f64(value).to_le_bytes().to_vec(),
+        "i32" => (value as i32).to_le_bytes().to_vec(),
+        _ => (value as f32).to_le_bytes().to_vec(),
+    }
+}
