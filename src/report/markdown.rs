@@ -1,8 +1,8 @@
 //! `report.md`.
 
-use super::passes::Pass;
+use super::passes::{Part, Pass};
 use super::rows::Run;
-use super::summary::Summary;
+use super::summary::{OURS, Summary};
 use super::tables::{Cell, families};
 use super::{Rows, text};
 use std::fmt::Write;
@@ -101,11 +101,14 @@ fn head(out: &mut String, rows: &Rows, summary: &Summary) {
     let length = rows.end.as_ref().map(|e| format!(", {:.0} s", e.seconds)).unwrap_or_default();
     let cut = if rows.cut() { ", **cut off before its end: what it had is below**" } else { "" };
     let quick = if run.quick { ", the quick comparison" } else { "" };
-    let peers: Vec<String> = run.peers.iter().filter(|p| p.here).map(|p| versions(p)).collect();
+    let peers: Vec<String> = run.peers.iter().filter(|p| p.here && p.peer != OURS.0).map(versions).collect();
     let mut lines = vec![
         ["date".to_string(), format!("{}{length}{quick}{cut}", text::date(run.at))],
         ["command".into(), code(&run.command)],
-        ["versions".into(), format!("jitune {}; {}", escape(&run.jitune), peers.join("; "))],
+        [
+            "versions".into(),
+            [format!("jitune {}", escape(&run.jitune))].into_iter().chain(peers).collect::<Vec<_>>().join("; "),
+        ],
         ["rounds".into(), run.rounds.to_string()],
     ];
     if let Some(model) = &run.model {
@@ -210,13 +213,23 @@ fn passes(out: &mut String, passes: &[Pass]) {
     let row = |p: &Pass| {
         let sums: Vec<String> =
             p.sums.iter().map(|(peer, us)| format!("{} {}", escape(peer), text::time(*us))).collect();
-        let lacking: Vec<String> =
-            p.lacking.iter().map(|(peer, n)| format!("{} {n} of {}", escape(peer), p.problems)).collect();
+        let parts: Vec<String> = p.parts.iter().map(|part| escape(&part_in_words(p, part))).collect();
         let or = |list: Vec<String>| if list.is_empty() { "—".into() } else { list.join(", ") };
-        vec![format!("{} {}", p.phase.name(), p.bucket), or(sums), text::time(p.roofline_us), or(lacking)]
+        vec![
+            format!("{} {}", p.phase.name(), p.bucket),
+            or(sums),
+            text::time(p.roofline_us),
+            if parts.is_empty() { "—".into() } else { parts.join("; ") },
+        ]
     };
     let rows: Vec<Vec<String>> = passes.iter().map(row).collect();
-    list(out, &["pass", "sum of calls × time", "roofline", "have only a part"], &rows, 4);
+    list(out, &["pass", "sum of calls × time", "roofline", "on a part of it, beside jitune on the same"], &rows, 4);
+}
+
+/// What a peer that has not all of a pass has of it, beside ours.
+pub fn part_in_words(pass: &Pass, part: &Part) -> String {
+    let beside = if part.peer == OURS.0 { String::new() } else { format!(", jitune {}", text::time(part.ours_us)) };
+    format!("{} on {} of {}: {}{beside}", part.peer, part.problems, pass.problems, text::time(part.us))
 }
 
 fn opportunities(out: &mut String, summary: &Summary) {

@@ -1,11 +1,17 @@
 //! Reports: from the rows of a comparison to what people read. Pure: no device, no clock, no file.
 
+pub mod bars;
+pub mod html;
 pub mod markdown;
+pub mod palette;
 pub mod passes;
 pub mod read;
 pub mod readme;
+pub mod roofline;
 pub mod rows;
+pub mod series;
 pub mod summary;
+pub mod svg;
 pub mod tables;
 pub mod terminal;
 pub mod text;

@@ -19,8 +19,21 @@ pub struct Pass {
     pub roofline_us: f64,
     /// Microseconds of each peer that has all problems, at each its fastest way; the fastest first.
     pub sums: Vec<(String, f64)>,
-    /// Of the other peers, how many problems they have.
-    pub lacking: Vec<(String, usize)>,
+    /// The peers that have only some of them.
+    pub parts: Vec<Part>,
+}
+
+/// What a peer has of a pass.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Part {
+    /// The peer.
+    pub peer: String,
+    /// How many problems it has.
+    pub problems: usize,
+    /// Its sum over them, in microseconds.
+    pub us: f64,
+    /// jitune's over the same ones.
+    pub ours_us: f64,
 }
 
 /// What one problem costs a forward pass above what is possible.
@@ -44,14 +57,11 @@ pub struct Opportunity {
     pub to_best: Option<(String, f64)>,
 }
 
-/// The (phase, bucket) pairs in the order of the plan.
+/// The (phase, bucket) pairs, decode first, the smallest first.
 fn buckets(rows: &Rows) -> Vec<(Phase, i64)> {
-    let mut list = Vec::new();
-    for call in rows.problems.iter().flat_map(|p| &p.calls) {
-        if !list.contains(&(call.phase, call.bucket)) {
-            list.push((call.phase, call.bucket));
-        }
-    }
+    let mut list: Vec<_> = rows.problems.iter().flat_map(|p| &p.calls).map(|c| (c.phase, c.bucket)).collect();
+    list.sort_by_key(|(phase, bucket)| (phase.name(), *bucket));
+    list.dedup();
     list
 }
 
@@ -70,19 +80,23 @@ pub fn passes(rows: &Rows) -> Vec<Pass> {
     }
     let pass = |(phase, bucket)| {
         let calls = calls_of(rows, phase, bucket);
-        let (mut sums, mut lacking) = (Vec::new(), Vec::new());
+        let (mut sums, mut parts) = (Vec::new(), Vec::new());
         for peer in &peers {
-            let each = calls.iter().map(|(p, c)| time(rows, &p.problem, peer).map(|us| us * c.calls as f64));
-            let here: Vec<f64> = each.flatten().collect();
+            let pair = |(p, c): &(&ProblemLine, &Calls)| {
+                let each = [*peer, OURS.0].map(|who| time(rows, &p.problem, who).map(|us| us * c.calls as f64));
+                each[0].zip(each[1])
+            };
+            let here: Vec<(f64, f64)> = calls.iter().filter_map(pair).collect();
+            let (us, ours_us) = here.iter().fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1));
             match here.len() {
-                n if n == calls.len() => sums.push((peer.to_string(), here.iter().sum())),
+                n if n == calls.len() => sums.push((peer.to_string(), us)),
                 0 => {}
-                n => lacking.push((peer.to_string(), n)),
+                problems => parts.push(Part { peer: peer.to_string(), problems, us, ours_us }),
             }
         }
         sums.sort_by(|a: &(_, f64), b| a.1.total_cmp(&b.1));
         let roofline_us = calls.iter().map(|(p, c)| p.roofline_us * c.calls as f64).sum();
-        Pass { phase, bucket, problems: calls.len(), roofline_us, sums, lacking }
+        Pass { phase, bucket, problems: calls.len(), roofline_us, sums, parts }
     };
     buckets(rows).into_iter().map(pass).collect()
 }

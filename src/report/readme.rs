@@ -25,7 +25,7 @@ pub fn tables(rows: &Rows) -> String {
     for s in summary.standings.iter().filter(|s| s.op == "matmul" && s.mean > 0.0 && s.wins + s.ties + s.losses > 0) {
         let _ = writeln!(
             out,
-            "- {} of products, {}: {} in the geometric mean of {} of {}, {} to jitune, {} ties, {} to it",
+            "- products, {1}, beside {0}: {2} in the geometric mean of {3} of {4}; jitune won {5}, tied {6}, lost {7}",
             escape(&s.label),
             text::phase(s.phase),
             text::ratio(s.mean),

@@ -16,7 +16,7 @@ pub const OURS: (&str, &str) = ("jitune", "tuned");
 /// Everything that a report says beyond the rows themselves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Summary {
-    /// Each problem's fastest row that is not ours.
+    /// Each problem's fastest row of another peer.
     pub best: Vec<Best>,
     /// Each way's standing, by op and phase, the fastest first.
     pub standings: Vec<Standing>,
@@ -34,7 +34,7 @@ pub struct Summary {
     pub apart: Vec<Apart>,
 }
 
-/// A problem's fastest row that is not ours.
+/// The fastest row of a problem that another peer has: what jitune measures beside its winner is no other.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Best {
     /// The problem.
@@ -202,7 +202,7 @@ pub fn counts(row: &Row, ours: Option<&Row>) -> Option<(f64, f64)> {
 
 fn best(rows: &Rows, problem: &ProblemLine) -> Option<Best> {
     let ours = ours(rows, &problem.problem)?;
-    let others = rows.rows.iter().filter(|r| r.problem == problem.problem);
+    let others = rows.rows.iter().filter(|r| r.problem == problem.problem && r.peer != OURS.0);
     let timed = others.filter_map(|r| counts(r, Some(ours)).map(|(us, ratio)| (r, us, ratio)));
     let (row, us, ratio) = timed.min_by(|a, b| a.2.total_cmp(&b.2))?;
     let (problem, label) = (problem.problem.clone(), text::label_of(row));
