@@ -150,7 +150,12 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let rows = args.output.join("rows.jsonl");
     let mut teller = Teller { json: args.json, problems: asked.len(), at: 0, bad: 0 };
     compare::run(&asked, &options, run, &rows, &mut teller, &stop).map_err(failed)?;
-    super::report::write(&rows, &args.output, !args.json)?;
+    let rows = super::report::read(&rows)?;
+    let files = super::report::write(&args.output, &rows)?;
+    if !args.json {
+        super::report::show(&rows);
+        println!("written: {}", files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
+    }
     if stop.load(Ordering::Relaxed) {
         return Err(CliError::Interrupted);
     }

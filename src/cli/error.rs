@@ -61,6 +61,17 @@ pub enum CliError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// The rows of a comparison.
+    #[error("{path}: {source}")]
+    Rows {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: crate::report::RowsError,
+    },
+    /// A report.
+    #[error(transparent)]
+    Report(#[from] crate::report::html::HtmlError),
     /// Part of the work failed; it was said already.
     #[error("{0}")]
     Partly(String),
@@ -82,7 +93,7 @@ impl CliError {
             CliError::Template(e) => template(e),
             CliError::Target(e) => target(e),
             CliError::Tune(e) => tune(e),
-            CliError::Db(_) | CliError::Io { .. } => 4,
+            CliError::Db(_) | CliError::Io { .. } | CliError::Rows { .. } | CliError::Report(_) => 4,
             CliError::Partly(_) => 1,
             CliError::Interrupted => 130,
         }

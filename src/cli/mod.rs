@@ -48,6 +48,8 @@ enum Command {
     Verify(verify::Args),
     /// Say which key a problem has here, and why it hits or misses.
     Explain(explain::Args),
+    /// Write the reports of a comparison again from its raw rows.
+    Report(report::Args),
     /// Look at the tuning database and keep it in order.
     Db(db::Args),
     /// Say what is here, what is missing, and the one command that brings it.
@@ -85,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Db(args) => db::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Compare(args) => compare::run(&args),

@@ -1,5 +1,7 @@
 //! Plain tables, and numbers as people read them.
 
+pub use crate::report::text::us;
+
 /// Prints rows under a header, columns aligned; numbers (columns in `right`) to the right.
 pub fn print(header: &[&str], rows: &[Vec<String>], right: &[usize]) {
     let width = |c: usize| {
@@ -22,15 +24,6 @@ pub fn print(header: &[&str], rows: &[Vec<String>], right: &[usize]) {
     line(header.to_vec());
     for row in rows {
         line(row.iter().map(String::as_str).collect());
-    }
-}
-
-/// Microseconds with three digits that count.
-pub fn us(v: f64) -> String {
-    match v {
-        v if !v.is_finite() => "-".into(),
-        v if v < 100.0 => format!("{v:.2}"),
-        v => format!("{v:.1}"),
     }
 }
 

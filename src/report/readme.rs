@@ -1,0 +1,123 @@
+//! The tables of the README: products by size and rows, then attention and norms, each beside the fastest other.
+
+use super::markdown::{escape, table};
+use super::rows::{ProblemLine, Row};
+use super::summary::{Best, Summary, ours};
+use super::{Rows, text};
+use crate::problem::Problem;
+use std::fmt::Write;
+
+/// Markdown for the README.
+pub fn tables(rows: &Rows) -> String {
+    let summary = Summary::of(rows);
+    let best = |p: &ProblemLine| summary.best.iter().find(|b| b.problem == p.problem);
+    let mut out = String::new();
+    let device = rows.run.device.as_ref().map_or_else(String::new, |d| format!("{}, ", escape(&d.name)));
+    let _ = writeln!(
+        out,
+        "{device}{}. Microseconds, and in brackets the fastest other's time over ours: above 1 jitune is faster; = is a tie.\n",
+        text::date(rows.run.at)
+    );
+    let parsed: Vec<(&ProblemLine, Problem, &Row)> =
+        rows.problems.iter().filter_map(|p| Some((p, p.problem.parse().ok()?, ours(rows, &p.problem)?))).collect();
+    products(&mut out, &parsed, &best);
+    rest(&mut out, &parsed, &best);
+    for s in summary.standings.iter().filter(|s| s.op == "matmul" && s.mean > 0.0 && s.wins + s.ties + s.losses > 0) {
+        let _ = writeln!(
+            out,
+            "- products, {1}, beside {0}: {2} in the geometric mean of {3} of {4}; jitune won {5}, tied {6}, lost {7}",
+            escape(&s.label),
+            text::phase(s.phase),
+            text::ratio(s.mean),
+            s.problems,
+            s.of,
+            s.wins,
+            s.ties,
+            s.losses
+        );
+    }
+    out
+}
+
+type Found<'a> = dyn Fn(&ProblemLine) -> Option<&'a Best> + 'a;
+
+fn beside(us: f64, best: Option<&Best>) -> String {
+    match best {
+        Some(b) if b.tie => format!("{} (=)", text::us(us)),
+        Some(b) => format!("{} ({})", text::us(us), text::ratio(b.ratio)),
+        None => text::us(us),
+    }
+}
+
+fn products<'a>(out: &mut String, parsed: &[(&ProblemLine, Problem, &Row)], best: &Found<'a>) {
+    let list: Vec<_> = parsed.iter().filter(|(p, ..)| p.op == "matmul").collect();
+    let mut widths: Vec<i64> = list.iter().map(|(_, p, _)| p.dim("m")).collect();
+    widths.sort_unstable();
+    widths.dedup();
+    let name = |p: &Problem| {
+        let epilogue = Some(p.word("epilogue")).filter(|e| !matches!(*e, "" | "none"));
+        let base = format!("{}×{} {}", p.dim("n"), p.dim("k"), p.dtype);
+        epilogue.map_or(base.clone(), |e| format!("{base} {e}"))
+    };
+    let mut names: Vec<String> = Vec::new();
+    for (_, p, _) in &list {
+        if !names.contains(&name(p)) {
+            names.push(name(p));
+        }
+    }
+    if names.is_empty() {
+        return;
+    }
+    let cell = |key: &str, m: i64| {
+        let found = list.iter().find(|(_, p, _)| name(p) == key && p.dim("m") == m);
+        found.and_then(|(line, _, row)| Some(beside(row.times()?.median_us, best(line)))).unwrap_or_default()
+    };
+    let row = |key: &String| {
+        let cells = widths.iter().map(|m| cell(key, *m));
+        [escape(key)].into_iter().chain(cells).collect::<Vec<_>>()
+    };
+    let header: Vec<String> = ["N×K".to_string()].into_iter().chain(widths.iter().map(|m| format!("M={m}"))).collect();
+    table(out, &header, &names.iter().map(row).collect::<Vec<_>>(), |i| i > 0);
+}
+
+/// What a reader calls the problem.
+fn title(p: &Problem) -> Option<String> {
+    let [batch, context, d] = ["batch", "context", "head_dim"].map(|name| p.dim(name));
+    let dtype = p.dtype;
+    Some(match p.op().name {
+        "attention" => {
+            let causal = if p.dim("causal") == 1 { " causal" } else { "" };
+            let kv = if p.dim("kv") == p.dim("q") { String::new() } else { format!(" on {}", p.dim("kv")) };
+            format!("prefill, d{d}{causal} {dtype}, {batch}×{}{kv}", p.dim("q"))
+        }
+        "decode" => format!("decode, d{d} {dtype}, batch {batch}, context {context}"),
+        "rmsnorm" | "layernorm" => {
+            let residual = if p.dim("residual") == 1 { "residual add + " } else { "" };
+            format!("{residual}{} {dtype}, {}×{}", p.op().name, p.dim("rows"), p.dim("cols"))
+        }
+        _ => return None,
+    })
+}
+
+fn rest<'a>(out: &mut String, parsed: &[(&ProblemLine, Problem, &Row)], best: &Found<'a>) {
+    let line = |(line, problem, row): &(&ProblemLine, Problem, &Row)| {
+        let us = row.times()?.median_us;
+        let rate = match (line.memory_bound, row.gbs, row.tflops) {
+            (true, Some(v), _) => format!("{v:.0} GB/s"),
+            (false, _, Some(v)) => format!("{v:.0} TFLOP/s"),
+            _ => String::new(),
+        };
+        let share = row.roofline_share.map(text::percent).unwrap_or_default();
+        let other = match best(line) {
+            Some(b) if b.tie => format!("{} {} µs (tie)", escape(&b.label), text::us(b.us)),
+            Some(b) => format!("{} {} µs ({})", escape(&b.label), text::us(b.us), text::ratio(b.ratio)),
+            None => "—".into(),
+        };
+        Some(vec![title(problem)?, format!("{} µs", text::us(us)), rate, share, other])
+    };
+    let rows: Vec<Vec<String>> = parsed.iter().filter_map(line).collect();
+    if !rows.is_empty() {
+        let header = ["", "jitune", "rate", "of the roofline", "fastest other"].map(String::from);
+        table(out, &header, &rows, |i| (1..4).contains(&i));
+    }
+}
