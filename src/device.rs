@@ -87,6 +87,18 @@ pub struct Ceilings {
 }
 
 impl Ceilings {
+    /// The better of both, one by one: what was reached once can be reached.
+    pub fn or(self, other: Ceilings) -> Ceilings {
+        Ceilings {
+            read: self.read.max(other.read),
+            copy: self.copy.max(other.copy),
+            half: self.half.max(other.half),
+            tf32: self.tf32.max(other.tf32),
+            single: self.single.max(other.single),
+            measured: self.measured && other.measured,
+        }
+    }
+
     /// The matrix-product rate for a dtype.
     pub fn flops(&self, dtype: Dtype) -> f64 {
         match dtype {

@@ -1,8 +1,9 @@
 // y = epilogue(x . w^T) for a handful of tokens: a stream over w.
 //
-// A task owns ROWS rows of w. R rows at a time meet T tokens at a time as R x T dot products over the whole of K; the
-// lanes of a sum are added only at the end. The first group of tokens brings its rows from memory, the others find
-// them in the L1 or L2, so w is read from memory once. The order of a dot product's terms does not matter, so 16-bit
+// A task owns ROWS rows of w, in R equal parts that lie one after another. A row of each part at a time meets T tokens at
+// a time as R x T dot products over the whole of K; the lanes of a sum are added only at the end. Each part is thus one
+// unbroken stream: fetching ahead in hardware starts anew wherever a stream ends. The first group of tokens brings its
+// rows from memory, the others find them in the L1 or L2, so w is read from memory once. The order of a dot product's terms does not matter, so 16-bit
 // elements are widened two to a register in place (even ones by a shift, odd ones by a mask) with no lane movement.
 #include "base.h"
 #include "shuffle.h"
@@ -29,24 +30,20 @@ INLINE void load_pieces(vf *to, const elem *p) { to[0] = load(p); }
 #define TOKENS 16                               // tokens that wait for the epilogue at once
 _Static_assert(ROWS % R == 0 && ROWS % 2 == 0, "whole groups of rows");
 
-// out[t * ROWS + r] = w[r] . x[t]
-INLINE void dots(float *out, const elem *w, const elem *x, const int rows, const int tokens) {
+// out[t * ROWS + r * part] = w[r * part] . x[t]
+INLINE void dots(float *out, const elem *w, const elem *x, long part, const int rows, const int tokens) {
   vf acc[BANKS][R][T];
   UNROLL for (int b = 0; b < BANKS; b++) UNROLL for (int r = 0; r < rows; r++) UNROLL for (int t = 0; t < tokens; t++)
     acc[b][r][t] = (vf){0};
   for (long k = 0; k < WHOLE; k += PER * STEP) {
 #if PREFETCH
-    // Past the end of a row the fetch goes on in the group of rows after this one.
-    long ahead = k + PREFETCH / ELEM_BYTES;
-    ahead += ahead >= K ? (R - 1) * (long)K : 0;
-    UNROLL for (int r = 0; r < rows; r++)
-      __builtin_prefetch((const char *)w + (ahead + r * (long)K) * ELEM_BYTES, 0, 3);
+    UNROLL for (int r = 0; r < rows; r++) __builtin_prefetch((const char *)(w + r * part * K + k) + PREFETCH, 0, 3);
 #endif
     UNROLL for (int u = 0; u < PER; u++) {
       vf b[T][PIECES], a[PIECES];
       UNROLL for (int t = 0; t < tokens; t++) load_pieces(b[t], x + t * (long)K + k + u * STEP);
       UNROLL for (int r = 0; r < rows; r++) {
-        load_pieces(a, w + r * (long)K + k + u * STEP);
+        load_pieces(a, w + r * part * K + k + u * STEP);
         UNROLL for (int t = 0; t < tokens; t++) UNROLL for (int p = 0; p < PIECES; p++)
           acc[u % BANKS][r][t] = a[p] * b[t][p] + acc[u % BANKS][r][t];
       }
@@ -56,12 +53,12 @@ INLINE void dots(float *out, const elem *w, const elem *x, const int rows, const
     long n = min_l(VL, K - k);
     UNROLL for (int t = 0; t < tokens; t++) {
       vf b = load_part(x + t * (long)K + k, n);
-      UNROLL for (int r = 0; r < rows; r++) acc[0][r][t] = load_part(w + r * (long)K + k, n) * b + acc[0][r][t];
+      UNROLL for (int r = 0; r < rows; r++) acc[0][r][t] = load_part(w + r * part * K + k, n) * b + acc[0][r][t];
     }
   }
   UNROLL for (int r = 0; r < rows; r++) UNROLL for (int t = 0; t < tokens; t++) {
     if (BANKS == 2) acc[0][r][t] += acc[BANKS - 1][r][t];
-    out[t * ROWS + r] = sum_lanes(acc[0][r][t]);
+    out[t * ROWS + r * part] = sum_lanes(acc[0][r][t]);
   }
 }
 
@@ -73,27 +70,24 @@ void cpu_gemv(const jt_arg *args, long task, long tasks) {
   (void)tasks;
   for (long m0 = 0; m0 < m; m0 += TOKENS) {
     long mt = min_l(TOKENS, m - m0);
-    for (long n = 0; n < nt;) {
-      const elem *rows = w + (n0 + n) * K;
-      long t = 0;
-#if N % R || R == 1
-      if (R == 1 || nt - n < R) {
-        for (; t + T <= mt; t += T) dots(out + t * ROWS + n, rows, x + (m0 + t) * K, 1, T);
-#if T > 1
-        for (; t < mt; t++) dots(out + t * ROWS + n, rows, x + (m0 + t) * K, 1, 1);
-#endif
-        n += 1;
-        continue;
-      }
-#endif
+    long part = nt / R, n = 0, t;
 #if R > 1
-      for (; t + T <= mt; t += T) dots(out + t * ROWS + n, rows, x + (m0 + t) * K, R, T);
+    for (; n < part; n++) {
+      for (t = 0; t + T <= mt; t += T) dots(out + t * ROWS + n, w + (n0 + n) * K, x + (m0 + t) * K, part, R, T);
 #if T > 1
-      for (; t < mt; t++) dots(out + t * ROWS + n, rows, x + (m0 + t) * K, R, 1);
-#endif
-      n += R;
+      for (; t < mt; t++) dots(out + t * ROWS + n, w + (n0 + n) * K, x + (m0 + t) * K, part, R, 1);
 #endif
     }
+#endif
+#if N % R || R == 1
+    // One by one: the rows that are left over, or all.
+    for (n *= R; n < nt; n++) {
+      for (t = 0; t + T <= mt; t += T) dots(out + t * ROWS + n, w + (n0 + n) * K, x + (m0 + t) * K, 0, 1, T);
+#if T > 1
+      for (; t < mt; t++) dots(out + t * ROWS + n, w + (n0 + n) * K, x + (m0 + t) * K, 0, 1, 1);
+#endif
+    }
+#endif
     for (long i = 0; i < mt; i++) finish_row(&e, m0 + i, n0, n0 + nt, out + i * ROWS);
   }
 }

@@ -1,6 +1,6 @@
 //! Attention over a whole prompt (prefill).
 
-use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, DimKind, Expected, Fill, Input, Inputs, OpDef, Problem, Scalar, Tensor};
 
 pub(super) static OP: OpDef = OpDef {
     name: "attention",
@@ -73,28 +73,23 @@ fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
     let q_row: Vec<f64> = (0..d).map(|c| inputs.get("q").at(at + c)).collect();
     let (k, v) = (inputs.get("k"), inputs.get("v"));
     let keys = visible(p, i as i64) as u64;
-    let value = softmax_average(&q_row, keys, |j, c| k.at(base + j * d + c), |j, c| v.at(base + j * d + c));
+    let value = softmax_average(&q_row, keys, k, v, |j| base + j * d);
     out.extend(value.into_iter().zip(at..).map(|(value, index)| Expected::new("o", index, value)));
 }
 
-/// One query row against `keys` keys and values; zeros where there is no key.
-pub(super) fn softmax_average(
-    q: &[f64],
-    keys: u64,
-    k: impl Fn(u64, u64) -> f64,
-    v: impl Fn(u64, u64) -> f64,
-) -> Vec<f64> {
+/// One query row against `keys` keys and values, which start at the indices `row`; zeros where there is no key.
+pub(super) fn softmax_average(q: &[f64], keys: u64, k: &Input, v: &Input, row: impl Fn(u64) -> u64) -> Vec<f64> {
     let scale = 1.0 / (q.len() as f64).sqrt();
-    let scores: Vec<f64> =
-        (0..keys).map(|j| scale * q.iter().zip(0..).map(|(x, c)| x * k(j, c)).sum::<f64>()).collect();
+    let score = |j: u64| scale * q.iter().zip(row(j)..).map(|(x, at)| x * k.at(at)).sum::<f64>();
+    let scores: Vec<f64> = (0..keys).map(score).collect();
     let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut sum = 0.0;
     let mut acc = vec![0.0; q.len()];
-    for (j, s) in scores.iter().enumerate() {
+    for (s, j) in scores.iter().zip(0..) {
         let e = (s - top).exp();
         sum += e;
-        for (c, a) in acc.iter_mut().enumerate() {
-            *a += e * v(j as u64, c as u64);
+        for (a, at) in acc.iter_mut().zip(row(j)..) {
+            *a += e * v.at(at);
         }
     }
     if sum > 0.0 {

@@ -83,6 +83,6 @@ fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
     };
     let (k, v) = (inputs.get("k_cache"), inputs.get("v_cache"));
     let keys = inputs.get("lens").at(b) as u64;
-    let value = softmax_average(&q_row, keys, |j, c| k.at(row(j) + c), |j, c| v.at(row(j) + c));
+    let value = softmax_average(&q_row, keys, k, v, row);
     out.extend(value.into_iter().zip(unit * d..).map(|(value, index)| Expected::new("o", index, value)));
 }

@@ -8,10 +8,13 @@ use super::{Dtype, Fill, Problem, Role, Scalar, Tensor};
 
 /// The uniform value in [-1, 1) at `index` of the stream `seed`: the top 24 bits of SplitMix64's output function
 /// (Steele, Lea and Flood 2014) of `seed + (index + 1)·0x9E3779B97F4A7C15`, so it is exact in f32.
+#[inline]
 pub fn hash_uniform(seed: u64, index: u64) -> f32 {
-    (hash(seed, index) >> 40) as f32 * 2f32.powi(-23) - 1.0
+    const STEP: f32 = 1.0 / (1 << 23) as f32;
+    (hash(seed, index) >> 40) as f32 * STEP - 1.0
 }
 
+#[inline]
 fn hash(seed: u64, index: u64) -> u64 {
     let mut z = seed.wrapping_add((index.wrapping_add(1)).wrapping_mul(0x9E37_79B9_7F4A_7C15));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -34,6 +37,7 @@ enum Values {
 
 impl Input {
     /// The value at a flat index, as the kernel sees it (after rounding to storage).
+    #[inline]
     pub fn at(&self, index: u64) -> f64 {
         match &self.values {
             Values::Uniform { seed, scale, round } => f64::from(round.round(hash_uniform(*seed, index) * scale)),
@@ -52,17 +56,31 @@ impl Input {
 
     /// Writes elements `start..` to `bytes` in storage form.
     pub fn write(&self, start: u64, bytes: &mut [u8]) {
-        let size = self.tensor.scalar.bytes();
-        for (i, chunk) in (start..).zip(bytes.chunks_exact_mut(size)) {
-            match (&self.values, self.tensor.scalar) {
-                (Values::Ints(v), _) => chunk.copy_from_slice(&v[i as usize].to_le_bytes()),
-                (_, Scalar::Elem(Dtype::Bf16)) => {
-                    chunk.copy_from_slice(&half::bf16::from_f64(self.at(i)).to_le_bytes());
-                }
-                (_, Scalar::Elem(Dtype::F16)) => chunk.copy_from_slice(&half::f16::from_f64(self.at(i)).to_le_bytes()),
-                _ => chunk.copy_from_slice(&(self.at(i) as f32).to_le_bytes()),
+        let from = start as usize;
+        match (&self.values, self.tensor.scalar) {
+            (Values::Ints(v), _) => store(bytes, &v[from..], |v| v.to_le_bytes()),
+            (Values::Floats(v), _) => store(bytes, &v[from..], |v| v.to_le_bytes()),
+            (&Values::Uniform { seed, scale, .. }, Scalar::Elem(Dtype::Bf16)) => {
+                stream(bytes, seed, start, |u| half::bf16::from_f32(u * scale).to_le_bytes());
             }
+            (&Values::Uniform { seed, scale, .. }, Scalar::Elem(Dtype::F16)) => {
+                stream(bytes, seed, start, |u| half::f16::from_f32(u * scale).to_le_bytes());
+            }
+            (&Values::Uniform { seed, scale, .. }, _) => stream(bytes, seed, start, |u| (u * scale).to_le_bytes()),
         }
+    }
+}
+
+fn store<T: Copy, const SIZE: usize>(bytes: &mut [u8], values: &[T], bits: impl Fn(T) -> [u8; SIZE]) {
+    for (to, v) in bytes.as_chunks_mut::<SIZE>().0.iter_mut().zip(values) {
+        *to = bits(*v);
+    }
+}
+
+/// Each dtype has a loop of its own: a gigabyte of weights must not take longer than the kernels that read it.
+fn stream<const SIZE: usize>(bytes: &mut [u8], seed: u64, start: u64, bits: impl Fn(f32) -> [u8; SIZE]) {
+    for (to, i) in bytes.as_chunks_mut::<SIZE>().0.iter_mut().zip(start..) {
+        *to = bits(hash_uniform(seed, i));
     }
 }
 

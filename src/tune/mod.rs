@@ -469,7 +469,7 @@ impl Tuner<'_> {
         }
         let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
         totals.spent.add(&measurer.spent);
-        totals.devices.push(device);
+        totals.devices.push(measurer.device().clone());
         Ok(())
     }
 

@@ -8,6 +8,8 @@ mod pool;
 #[cfg(feature = "tuner")]
 pub mod cc;
 #[cfg(feature = "tuner")]
+mod gauge;
+#[cfg(feature = "tuner")]
 mod session;
 
 pub use device::describe;

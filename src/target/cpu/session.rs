@@ -1,25 +1,31 @@
 //! Checking and timing candidates on the host's processor.
 
+use super::gauge::Gauge;
 use super::launch::{Bound, Module};
 use super::memory::Buffer;
 use super::pool::Pool;
 use crate::device::{Ceilings, Device};
 use crate::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
-use crate::recipe::{Arg, KernelLaunch, Launch};
+use crate::recipe::Launch;
 use crate::target::TargetError;
 use crate::target::session::{Check, Runnable, Series, Session, Setup, TensorCheck, Tried, gate_clocks};
 use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Input reads that the host reference of one problem may cost: under half a second on two cores.
-const REFERENCE_BUDGET: u64 = 60 << 20;
-/// Most input sets.
+/// Input reads that the host reference of one problem may cost: a tenth of a second on two cores.
+const REFERENCE_BUDGET: u64 = 32 << 20;
+/// Most input sets, and most bytes of all where there is more than one.
 const MAX_SETS: u64 = 16;
+const SETS_BYTES: u64 = 1 << 30;
+/// Launches rotate through as many last-level caches: with two, a good part of the inputs was still found there.
+const CACHES: u64 = 4;
 /// A candidate's rounds end early after this long; large problems vary less.
 const ROUNDS_S: f64 = 0.25;
 /// A round lasts at least this long, in whole passes over the sets.
 const ROUND_S: f64 = 1e-3;
+/// Readings of each ceiling at first, and whenever they are asked for again.
+const CEILING_ROUNDS: (usize, usize) = (20, 3);
 /// A time below this share of what the rates allow is a broken measurement. The rates are measured beside whatever else
 /// the machine does, so they may be well under what it can reach in a quiet moment.
 const FLOOR_SHARE: f64 = 0.3;
@@ -28,14 +34,17 @@ const FLOOR_SHARE: f64 = 0.3;
 pub struct CpuSession {
     device: Device,
     pool: Pool,
+    gauge: Option<Gauge>,
     flush: Option<Buffer>,
     state: Option<State>,
+    /// Inputs of earlier problems, the latest last: the buckets of a model share its weights.
+    kept: Vec<Held>,
 }
 
 struct State {
     problem: Problem,
     tensors: Vec<Tensor>,
-    /// Inputs and outputs of each set; the key says what an input holds, so that the next problem may take it over.
+    /// Inputs and outputs of each set; the key says what an input holds, so that a later problem may take it over.
     sets: Vec<Vec<Held>>,
     expected: Vec<Expected>,
     cold: bool,
@@ -43,8 +52,11 @@ struct State {
 
 struct Held {
     buffer: Buffer,
-    key: Option<(u64, u32, u64, Dtype)>,
+    key: Option<InputKey>,
 }
+
+/// Seed, scale, bytes and dtype: what a uniform input holds.
+type InputKey = (u64, u32, u64, Dtype);
 
 struct Loaded {
     bound: Vec<Bound>,
@@ -56,11 +68,23 @@ impl CpuSession {
     pub fn open(threads: Option<usize>) -> CpuSession {
         let device = super::describe(threads);
         let pool = Pool::new(device.units as usize);
-        CpuSession { device, pool, flush: None, state: None }
+        CpuSession { device, pool, gauge: None, flush: None, state: None, kept: Vec::new() }
     }
 
     fn state(&self) -> Result<&State, TargetError> {
         self.state.as_ref().ok_or_else(|| TargetError::Measurement("no problem is prepared".into()))
+    }
+
+    /// Takes back the inputs of the problem at hand, and lets go of the oldest that `room` bytes do not hold.
+    fn keep(&mut self, mut room: u64) {
+        let sets = self.state.take().map(|s| s.sets).into_iter().flatten();
+        self.kept.extend(sets.flatten().filter(|h| h.key.is_some()));
+        let mut from = self.kept.len();
+        while let Some(h) = from.checked_sub(1).and_then(|i| self.kept.get(i)) {
+            let Some(left) = room.checked_sub(h.buffer.bytes().len() as u64) else { break };
+            (room, from) = (left, from - 1);
+        }
+        self.kept.drain(..from);
     }
 
     fn load(&self, candidate: &Runnable) -> Result<Loaded, TargetError> {
@@ -68,11 +92,8 @@ impl CpuSession {
         let module = Module::load(&candidate.bytes()?)?;
         let launch = &candidate.launch;
         let workspace = (launch.workspace > 0).then(|| {
-            let mut b = Buffer::new(launch.workspace as usize);
-            if launch.zero {
-                b.bytes_mut().fill(0);
-            }
-            b
+            let bytes = launch.workspace as usize;
+            if launch.zero { Buffer::zeroed(bytes) } else { Buffer::new(bytes) }
         });
         let address = workspace.as_ref().map_or(0, Buffer::address);
         let bind = |set: &Vec<Held>| {
@@ -161,43 +182,18 @@ impl Session for CpuSession {
         let Some((artifact, hash)) = support else {
             return Err(TargetError::Measurement("the ceilings need the support code".into()));
         };
-        let threads = self.device.units;
-        let kernel = |entry: &str, args: Vec<Arg>| Launch {
-            kernels: vec![KernelLaunch {
-                entry: entry.into(),
-                grid: [threads, 1, 1],
-                block: threads,
-                cluster: 1,
-                smem: 0,
-                pdl: false,
-                args,
-            }],
-            workspace: 0,
-            zero: false,
+        let gauge = match self.gauge.take() {
+            Some(gauge) => gauge,
+            None => {
+                let file = Runnable { artifact, hash, launch: Launch::default() };
+                Gauge::new(&file.bytes()?, &self.device)?
+            }
         };
-        let file = Runnable { artifact, hash, launch: kernel("", Vec::new()) };
-        let module = Module::load(&file.bytes()?)?;
-        let bytes = (8 * self.device.l3).clamp(256 << 20, 1 << 30) as i64;
-        let (from, to) = (Buffer::new(bytes as usize), Buffer::new(bytes as usize));
-        let sink = Buffer::new(64 * threads as usize);
-        let tensors = [from.address(), to.address(), sink.address()];
-        let best = |launch: Launch, times: u32| -> Result<f64, TargetError> {
-            let bound = Bound::new(&module, &launch, &tensors, 0)?;
-            let time = |_| {
-                let start = Instant::now();
-                bound.run(&self.pool);
-                start.elapsed().as_secs_f64()
-            };
-            Ok((0..times).map(time).fold(f64::INFINITY, f64::min))
-        };
-        let rounds = 100_000i64;
-        let peak = best(kernel("peak_fma", vec![Arg::I64(rounds), Arg::Tensor(2)]), 12)?;
-        let lanes = (self.device.simd / 4) as f64;
-        let single = f64::from(threads) * rounds as f64 * 16.0 * 12.0 * 2.0 * lanes / peak;
-        let read = best(kernel("read_sum", vec![Arg::Tensor(0), Arg::I64(bytes), Arg::Tensor(2)]), 10)?;
-        let copy = best(kernel("copy", vec![Arg::Tensor(0), Arg::Tensor(1), Arg::I64(bytes)]), 4)?;
-        let (read, copy) = (bytes as f64 / read, 2.0 * bytes as f64 / copy);
-        self.device.ceilings = Ceilings { read, copy, half: single, tf32: single, single, measured: true };
+        let known = self.device.ceilings;
+        let rounds = if known.measured { CEILING_ROUNDS.1 } else { CEILING_ROUNDS.0 };
+        let read = gauge.read(&self.pool, rounds);
+        self.gauge = Some(gauge);
+        self.device.ceilings = if known.measured { read.or(known) } else { read };
         Ok(self.device.ceilings)
     }
 
@@ -212,11 +208,12 @@ impl Session for CpuSession {
         if bytes > self.device.memory / 2 {
             return Err(TargetError::OutOfMemory { needed: bytes, free: self.device.memory / 2 });
         }
-        let mut before: Vec<Held> = self.state.take().map(|s| s.sets).into_iter().flatten().flatten().collect();
-        let twice = 2 * self.device.l3.max(self.device.l2);
-        let sets = twice.div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
-        let sets = sets.min((self.device.memory / 4 / bytes.max(1)).max(1));
+        self.keep(self.device.memory / 2 - bytes);
+        let rotated = CACHES * self.device.l3.max(self.device.l2);
+        let sets = rotated.div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
+        let sets = sets.min((SETS_BYTES.min(self.device.memory / 4) / bytes.max(1)).max(1));
         let inputs = Inputs::new(&problem, setup.seed);
+        let kept = &mut self.kept;
         let mut hold = |t: &Tensor| -> Held {
             let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) else {
                 return Held { buffer: Buffer::new(t.bytes() as usize), key: None };
@@ -225,10 +222,10 @@ impl Session for CpuSession {
                 (Some((seed, scale)), Scalar::Elem(d)) => Some((seed, scale.to_bits(), t.bytes(), d)),
                 _ => None,
             };
-            if let Some(at) = before.iter().position(|h| key.is_some() && h.key == key) {
-                return before.swap_remove(at);
+            if let Some(at) = kept.iter().position(|h| key.is_some() && h.key == key) {
+                return kept.remove(at);
             }
-            let mut buffer = Buffer::new(t.bytes() as usize);
+            let mut buffer = Buffer::zeroed(t.bytes() as usize);
             let each = 1 << 18;
             let size = t.scalar.bytes();
             let chunks = buffer.bytes_mut().par_chunks_mut(each * size).enumerate();
@@ -237,9 +234,9 @@ impl Session for CpuSession {
             Held { buffer, key }
         };
         let sets: Vec<Vec<Held>> = (0..sets).map(|_| tensors.iter().map(&mut hold).collect()).collect();
-        let cold = problem.bytes() * sets.len() as u64 >= twice;
+        let cold = problem.bytes() * sets.len() as u64 >= rotated;
         if !cold && self.flush.is_none() {
-            self.flush = Some(Buffer::new(twice as usize));
+            self.flush = Some(Buffer::new(rotated as usize));
         }
         let expected = expected(&problem, &inputs, setup.seed, REFERENCE_BUDGET);
         self.state = Some(State { problem, tensors, sets, expected, cold });

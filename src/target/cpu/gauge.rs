@@ -1,0 +1,60 @@
+//! What this processor's multiply-add units and its memory do at best.
+
+use super::launch::{Bound, Module};
+use super::memory::Buffer;
+use super::pool::Pool;
+use crate::device::{Ceilings, Device};
+use crate::recipe::{Arg, KernelLaunch, Launch};
+use crate::target::TargetError;
+use std::time::Instant;
+
+/// Rounds of `peak_fma` in one reading: some milliseconds.
+const PEAK_ROUNDS: i64 = 100_000;
+
+/// The support code, bound to memory to read and to copy.
+pub(super) struct Gauge {
+    /// Multiply-adds, reading, copying.
+    bound: [Bound; 3],
+    bytes: usize,
+    flops: f64,
+    _memory: [Buffer; 3],
+}
+
+impl Gauge {
+    pub fn new(support: &[u8], device: &Device) -> Result<Gauge, TargetError> {
+        let module = Module::load(support)?;
+        let threads = device.units;
+        let bytes = (8 * device.l3).clamp(256 << 20, 1 << 30) as usize;
+        let memory = [Buffer::new(bytes), Buffer::new(bytes), Buffer::new(64 * threads as usize)];
+        let addresses = memory.each_ref().map(Buffer::address);
+        let bind = |entry: &str, args: Vec<Arg>| {
+            let (grid, entry) = ([threads, 1, 1], entry.into());
+            let kernel = KernelLaunch { entry, grid, block: threads, cluster: 1, smem: 0, pdl: false, args };
+            Bound::new(&module, &Launch { kernels: vec![kernel], workspace: 0, zero: false }, &addresses, 0)
+        };
+        let bound = [
+            bind("peak_fma", vec![Arg::I64(PEAK_ROUNDS), Arg::Tensor(2)])?,
+            bind("read_sum", vec![Arg::Tensor(0), Arg::I64(bytes as i64), Arg::Tensor(2)])?,
+            bind("copy", vec![Arg::Tensor(0), Arg::Tensor(1), Arg::I64(bytes as i64)])?,
+        ];
+        let lanes = (device.simd / 4) as f64;
+        let flops = f64::from(threads) * PEAK_ROUNDS as f64 * 16.0 * 12.0 * 2.0 * lanes;
+        Ok(Gauge { bound, bytes, flops, _memory: memory })
+    }
+
+    /// The best of some readings, taken in turns: whatever else the machine does for a while spoils none of the three.
+    pub fn read(&self, pool: &Pool, rounds: usize) -> Ceilings {
+        let mut least = [f64::INFINITY; 3];
+        for _ in 0..rounds {
+            for (bound, least) in self.bound.iter().zip(&mut least) {
+                let start = Instant::now();
+                bound.run(pool);
+                *least = least.min(start.elapsed().as_secs_f64());
+            }
+        }
+        let [peak, read, copy] = least;
+        let (single, bytes) = (self.flops / peak, self.bytes as f64);
+        let (read, copy) = (bytes / read, 2.0 * bytes / copy);
+        Ceilings { read, copy, half: single, tf32: single, single, measured: true }
+    }
+}
