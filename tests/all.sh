@@ -2,7 +2,7 @@
 # Every check of this repository, on a machine with Rust, a C compiler and Python 3: `sh tests/all.sh`.
 #
 # Brings the NVRTC wheel into the build folder by itself. What cannot run here is named under SKIPPED at the end; with
-# CI=true a missing NVRTC is a failure. All steps run, whatever fails before them; the exit code is 1 when one failed.
+# CI=true a missing NVRTC or browser is a failure. All steps run, whatever fails before them; the exit code is 1 when one failed.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
@@ -47,6 +47,14 @@ nvrtc() {
     python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$lib/libnvrtc.so.13" || return 1
     export JITUNE_NVRTC="$lib"
     echo "NVRTC: $lib"
+}
+
+# A browser for tests/report_browser.rs, as it looks for one.
+browser() {
+    for name in ${JITUNE_BROWSER:-} chromium chromium-browser google-chrome google-chrome-stable; do
+        "$name" --version 2>/dev/null && return
+    done
+    return 1
 }
 
 lints() {
@@ -115,6 +123,13 @@ if ! nvrtc; then
     else
         export JITUNE_ALLOW_NO_NVRTC=1
         skip 'compiling CUDA templates: NVRTC cannot be brought here (python3 -m pip, network)'
+    fi
+fi
+if ! browser; then
+    if [ "${CI:-}" = true ]; then
+        failed="$failed$nl  no browser here (apt-get install -y chromium)"
+    else
+        skip 'the report in a browser: none here (apt-get install -y chromium)'
     fi
 fi
 step 'format' cargo fmt --all --check

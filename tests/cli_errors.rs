@@ -147,6 +147,31 @@ fn models_problems_and_plans() {
 }
 
 #[test]
+fn reports() {
+    let place = Place::new();
+    let run = r#"{"kind":"run","at":0,"jitune":"0","command":"c","model":null,"device":null,"rounds":1}"#;
+    place.file("good.jsonl", &format!("{run}\n"));
+    place.file("torn.jsonl", &format!("{run}\n{{\"kind\":\"ro"));
+    place.file("bad.jsonl", &format!("{run}\n{{\"kind\":\"row\"}}\n{run}\n"));
+    place.file("other.jsonl", "{\"kind\":\"end\",\"seconds\":1}\n");
+    place.file("file", "not a folder");
+    let cases = [
+        case("report --from good.jsonl", 0, &[]),
+        case("report --from good.jsonl --json -o new/folder", 0, &[]),
+        case("report --from torn.jsonl --readme", 0, &[]),
+        case("report", 2, &["--from"]),
+        case("report --from good.jsonl --readme -o x", 2, &["cannot be used with"]),
+        case("report --from nowhere.jsonl", 4, &["nowhere.jsonl"]),
+        case("report --from .", 4, &["."]),
+        case("report --from bad.jsonl", 4, &["bad.jsonl: line 2", "missing field"]),
+        case("report --from other.jsonl", 4, &["other.jsonl", "not the rows.jsonl"]),
+        case("report --from good.jsonl -o file", 4, &["file"]),
+    ];
+    cases.iter().for_each(|c| self::run(&place, c));
+    assert!(place.path().join("report.html").exists() && place.path().join("new/folder/report.md").exists());
+}
+
+#[test]
 fn databases_that_cannot_be() {
     let place = Place::new();
     place.file("file", "not a folder");

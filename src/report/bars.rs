@@ -27,24 +27,28 @@ pub fn plot(rows: &Rows, palette: &Palette, p: &ProblemLine) -> Option<String> {
     timed.sort_by(|a, b| a.1.total_cmp(&b.1));
     let longest = timed.iter().map(|t| t.1).fold(1.0, f64::max).min(LONGEST) * 1.04;
     let x = Scale::linear(0.0, longest, 0.0, WIDTH);
-    let height = STEP * timed.len() as f64 + 20.0;
+    let height = STEP * timed.len() as f64 + 22.0;
     let mut svg = Svg::new(WIDTH, height, &format!("Times of {} beside jitune's", p.problem));
     let ours_us = ours.times()?.median_us;
-    svg.line((x.at(1.0), 4.0), (x.at(1.0), height - 16.0), "one");
     for (i, (row, ratio)) in timed.iter().enumerate() {
         bar(&mut svg, &x, i as f64 * STEP, row, *ratio, ours, palette.peer(&row.peer));
     }
-    let floor = p.roofline_us / ours_us;
-    let room = x.at(1.0) - x.at(floor) > 90.0;
-    if p.roofline_us > 0.0 && floor.is_finite() && (0.0..longest).contains(&floor) {
-        svg.line((x.at(floor), 4.0), (x.at(floor), height - 16.0), "floor");
-        let (at, class) = if room && x.at(floor) < 60.0 { (0.0, "tick") } else { (x.at(floor) - 4.0, "tick end") };
-        if room || x.at(floor) > 60.0 {
-            svg.text((at, height - 3.0), class, "roofline");
+    let floor = Some(p.roofline_us / ours_us).filter(|f| *f > 0.0 && *f < longest);
+    for (i, y) in (0..timed.len()).map(|i| (i, i as f64 * STEP + 16.0)) {
+        // Between the words of one way and the next, so that no line crosses them.
+        let down = if i + 1 < timed.len() { 17.0 } else { 16.0 };
+        svg.line((x.at(1.0), y), (x.at(1.0), y + down), "one");
+        if let Some(floor) = floor {
+            svg.line((x.at(floor), y), (x.at(floor), y + down), "floor");
         }
     }
-    let (at, class) = if x.at(1.0) > WIDTH - 70.0 && room { (WIDTH, "tick end") } else { (x.at(1.0) + 3.0, "tick") };
-    svg.text((at, height - 3.0), class, "jitune = 1");
+    let y = height - 6.0;
+    svg.line((0.0, y - 4.0), (22.0, y - 4.0), "one");
+    svg.text((28.0, y), "tick", "jitune = 1");
+    if floor.is_some() {
+        svg.line((120.0, y - 4.0), (142.0, y - 4.0), "floor");
+        svg.text((148.0, y), "tick", &format!("roofline {} µs", text::us(p.roofline_us)));
+    }
     Some(svg.finish())
 }
 
@@ -60,7 +64,7 @@ fn bar(svg: &mut Svg, x: &Scale, y: f64, row: &Row, ratio: f64, ours: &Row, peer
     let interval = format!("{} to {} µs", text::us(times.low_us), text::us(times.high_us));
     let title = format!("{label}: {} µs, 95% interval {interval}. {}", text::us(times.median_us), row.how);
     svg.text((0.0, y + 14.0), if mine { "name strong" } else { "name" }, &label);
-    let ratio_text = if mine { String::new() } else { format!("  {}{note}", text::ratio(ratio)) };
+    let ratio_text = if mine { String::new() } else { format!(", {}{note}", text::ratio(ratio)) };
     let value = format!("{} µs{ratio_text}", text::us(times.median_us));
     svg.text((WIDTH, y + 14.0), if cell.class == "loss" { "name end lost" } else { "name end" }, &value);
     svg.rect((0.0, y + 19.0), (end, 11.0), &format!("{class} c{peer}"), &title);

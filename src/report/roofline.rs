@@ -2,7 +2,7 @@
 
 use super::palette::Palette;
 use super::rows::State;
-use super::summary::is_ours;
+use super::summary::{OURS, is_ours};
 use super::svg::{Scale, Svg, number};
 use super::{Rows, text};
 use crate::problem::{Dtype, Problem};
@@ -12,6 +12,7 @@ struct Mark {
     op: usize,
     peer: usize,
     ours: bool,
+    beside: bool,
     intensity: f64,
     tflops: f64,
     title: String,
@@ -25,8 +26,10 @@ fn marks(rows: &Rows, palette: &Palette) -> Vec<Mark> {
         let us = row.times().map(|t| text::us(t.median_us)).unwrap_or_default();
         let share = row.roofline_share.map(|s| format!(", {} of the roofline", text::percent(s))).unwrap_or_default();
         let title = format!("{}: {us} µs, {} TFLOP/s{share}: {}", text::label_of(row), number(tflops), row.problem);
+        let ours = is_ours(row);
+        let beside = row.peer == OURS.0 && !ours;
         let (op, peer) = (palette.op(&p.op), palette.peer(&row.peer));
-        (shown && intensity.is_finite()).then_some(Mark { op, peer, ours: is_ours(row), intensity, tflops, title })
+        (shown && intensity.is_finite()).then_some(Mark { op, peer, ours, beside, intensity, tflops, title })
     };
     let mut list: Vec<Mark> = rows.rows.iter().filter_map(mark).collect();
     // Ours are drawn last, on top.
@@ -95,7 +98,7 @@ pub fn plot(rows: &Rows, palette: &Palette, width: f64) -> Option<String> {
     }
     let radius = if width < 500.0 { 4.0 } else { 5.5 };
     for m in &marks {
-        let class = format!("mark c{}", m.peer);
+        let class = format!("mark {}c{}", if m.beside { "beside " } else { "" }, m.peer);
         svg.mark(m.op, (x.at(m.intensity), y.at(m.tflops)), radius, &class, &m.title);
     }
     Some(svg.finish())

@@ -30,7 +30,7 @@ pub fn history(p: &ProblemLine) -> Option<String> {
     svg.turned((11.0, (top + height - bottom) / 2.0), -90.0, "tick mid", "µs");
     if let Some(floor) = floor {
         svg.line((left, y.at(floor)), (width - 6.0, y.at(floor)), "floor");
-        svg.text((width - 8.0, y.at(floor) - 4.0), "tick end", "roofline");
+        svg.text((left + 4.0, y.at(floor) - 4.0), "tick", "roofline");
     }
     let mut best = f64::INFINITY;
     let mut steps: Vec<(f64, f64)> = Vec::new();
@@ -75,6 +75,10 @@ const PANELS: [(&str, &[Curve]); 4] = [
 
 /// The hardware over the run at one width; none where nothing was read.
 pub fn trace(list: &[Trace], width: f64) -> Option<String> {
+    let spans = throttled(list);
+    // More points than pixels show nothing more.
+    let thin: Vec<Trace> = list.iter().step_by(list.len().div_ceil(800).max(1)).cloned().collect();
+    let list = thin.as_slice();
     let (left, right, each) = (46.0, 8.0, 108.0);
     let known = |curves: &[Curve]| list.iter().any(|t| curves.iter().any(|c| (c.2)(t).is_some()));
     let panels: Vec<_> = PANELS.iter().filter(|p| known(p.1)).collect();
@@ -85,7 +89,7 @@ pub fn trace(list: &[Trace], width: f64) -> Option<String> {
     let height = each * panels.len() as f64 + 34.0;
     let x = Scale::linear(first, last, left, width - right);
     let mut svg = Svg::new(width, height, "Clock, power, temperature and use of the device over the run");
-    for (from, to, why) in throttled(list) {
+    for (from, to, why) in spans {
         let at = (x.at(from), 18.0);
         let size = ((x.at(to) - x.at(from)).max(3.0), height - 34.0 - 18.0);
         svg.rect(at, size, "throttle", &format!("{why}: {from:.0} s to {to:.0} s"));
@@ -113,7 +117,7 @@ fn panel(
     let most = values.fold(0.0, f64::max);
     let y = Scale::linear(0.0, most * 1.05, top + each - 8.0, top + 22.0);
     svg.text((left, top + 14.0), "name", title);
-    for v in y.ticks(3) {
+    for v in y.ticks(4) {
         svg.line((left, y.at(v)), (right, y.at(v)), "grid");
         svg.text((left - 5.0, y.at(v) + 4.0), "tick end", &number(v));
     }

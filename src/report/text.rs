@@ -7,6 +7,7 @@ use crate::model::Phase;
 pub fn us(v: f64) -> String {
     match v {
         v if !v.is_finite() => "-".into(),
+        v if v > 0.0 && v < 0.1 => format!("{v:.4}"),
         v if v < 100.0 => format!("{v:.2}"),
         v => format!("{v:.1}"),
     }
