@@ -297,11 +297,16 @@ impl Duel {
         let launches = self.sets.len() as f64;
         let enough = |rounds: usize| rounds >= LEAST_ROUNDS && begun.elapsed().as_secs_f64() > seconds;
         while samples.ours.len() < ROUNDS && !enough(samples.ours.len()) {
-            samples.ours.push(timed(|| self.ours(pool)) / launches);
-            samples.peer.push(timed(|| self.peer(pool.threads())) / launches);
-            if self.problem.dim("m") == 1 {
+            // What follows the peer finds its threads still looking for work: kernel and reading do so by turns.
+            let (reads, odd) = (self.problem.dim("m") == 1, samples.ours.len() % 2 == 1);
+            if reads && odd {
                 samples.read.push(reading.bytes_per_s(pool));
             }
+            samples.ours.push(timed(|| self.ours(pool)) / launches);
+            if reads && !odd {
+                samples.read.push(reading.bytes_per_s(pool));
+            }
+            samples.peer.push(timed(|| self.peer(pool.threads())) / launches);
         }
         Ok(samples)
     }
