@@ -2,7 +2,7 @@
 //! `cargo bench --bench cpu -- [--db FOLDER] [--out FILE] [--budget S] [--trials N] [--seconds S] [--threads N]`.
 //!
 //! Tunes the plain products of llama-3.2-1b at M = 1, 128, 512 and 2048, then runs winner and peer in one process on the
-//! same inputs and threads, in turn, round by round. W, and with it x and y, rotates through more than twice the L3.
+//! same inputs and threads, in turn, round by round. W, and with it x and y, rotates through four times the L3.
 //! Prints medians, and ends with 1 when a geometric mean is under its bar. `--out` gets the raw samples, one JSON line a
 //! shape.
 
@@ -264,7 +264,7 @@ impl Duel {
             }
             memory
         });
-        let count = (2 * device.l3.max(device.l2)).div_ceil(problem.bytes()).clamp(1, 16);
+        let count = (4 * device.l3.max(device.l2)).div_ceil(problem.bytes()).clamp(1, 16);
         let sets: Vec<[Buffer; 3]> = (0..count).map(|seed| set(&problem, seed)).collect();
         let bind = |set: &[Buffer; 3]| {
             let addresses: Vec<u64> = set.iter().map(Buffer::address).collect();
@@ -298,11 +298,16 @@ impl Duel {
         let launches = self.sets.len() as f64;
         let enough = |rounds: usize| rounds >= LEAST_ROUNDS && begun.elapsed().as_secs_f64() > seconds;
         while samples.ours.len() < ROUNDS && !enough(samples.ours.len()) {
-            samples.ours.push(timed(|| self.ours(pool)) / launches);
-            samples.peer.push(timed(|| self.peer(pool.threads())) / launches);
-            if self.problem.dim("m") == 1 {
+            // What follows the peer finds its threads still looking for work: kernel and reading do so by turns.
+            let (reads, odd) = (self.problem.dim("m") == 1, samples.ours.len() % 2 == 1);
+            if reads && odd {
                 samples.read.push(reading.bytes_per_s(pool));
             }
+            samples.ours.push(timed(|| self.ours(pool)) / launches);
+            if reads && !odd {
+                samples.read.push(reading.bytes_per_s(pool));
+            }
+            samples.peer.push(timed(|| self.peer(pool.threads())) / launches);
         }
         Ok(samples)
     }

@@ -3,7 +3,7 @@
 
 #![cfg(feature = "tuner")]
 
-use jitune::device::Device;
+use jitune::device::{Device, Target};
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem};
 use jitune::recipe::Role;
@@ -123,4 +123,19 @@ fn fingerprints_tell_templates_apart() {
     let all: Vec<String> = library.all(Role::Kernel).map(|t| library.fingerprint(t)).collect();
     let distinct: std::collections::BTreeSet<_> = all.iter().collect();
     assert_eq!(all.len(), distinct.len());
+}
+
+#[test]
+fn a_config_that_a_smaller_bucket_would_not_search_serves_it() {
+    let library = Library::built_in().unwrap();
+    let device = cpu::describe(Some(2));
+    let of = |m: u32| -> Problem { format!("matmul m={m} n=2048 k=2048 dtype=f32").parse().unwrap() };
+    let gemm = &library.get(Target::Cpu, "cpu_gemm").unwrap().recipe;
+    let searched = |m: u32| space::enumerate(gemm, &of(m), &device).unwrap().candidates;
+    let small = searched(33);
+    let only_large: Vec<_> = searched(64).into_iter().filter(|c| small.iter().all(|s| s.config != c.config)).collect();
+    assert!(!only_large.is_empty());
+    for c in only_large {
+        assert!(gemm.serves(&of(64), &of(33), &device, &c.config), "{}", c.config);
+    }
 }

@@ -29,7 +29,7 @@ pub struct Args {
     /// Wall time for all problems together.
     #[arg(long, default_value_t = 225, value_name = "SECONDS")]
     budget: u64,
-    /// Most candidates a problem; 64 on a GPU and 10 on a CPU by default.
+    /// Most candidates a problem; 64 on a GPU and 16 on a CPU by default.
     #[arg(long)]
     trials: Option<usize>,
     /// How candidates are chosen.
@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         exe,
         devices,
         budget,
-        trials: args.trials.unwrap_or(if target == Target::Cuda { 64 } else { 10 }).max(1),
+        trials: args.trials.unwrap_or(if target == Target::Cuda { 64 } else { 16 }).max(1),
         near_roofline: args.near_roofline,
         search: args.search,
         compilers: args.compilers,

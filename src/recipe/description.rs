@@ -110,6 +110,9 @@ pub struct Constraint {
     pub name: String,
     /// True for a legal config.
     pub expr: ExprText,
+    /// It only keeps slow configs out of the search: the code is right without it, so production passes over it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub prune: bool,
 }
 
 /// The analytic cost.

@@ -200,7 +200,7 @@ impl Recipe {
         Ok(scope)
     }
 
-    /// Says which constraint refuses the config, if one does.
+    /// Says which constraint refuses the config, if one does; those that only prune the search do not.
     pub fn check(&self, problem: &Problem, device: &Device, config: &Config) -> Result<(), RecipeError> {
         let illegal = |constraint: &str| RecipeError::Illegal {
             template: self.description.name.clone(),
@@ -214,8 +214,8 @@ impl Recipe {
             return Err(illegal(&format!("it has no tunable {extra}")));
         }
         let scope = self.scope(problem, device, config)?;
-        for (name, expr) in &self.constraints {
-            if !expr.truth(&scope)? {
+        for ((name, expr), constraint) in self.constraints.iter().zip(&self.description.constraints) {
+            if !constraint.prune && !expr.truth(&scope)? {
                 return Err(illegal(name));
             }
         }
@@ -223,7 +223,7 @@ impl Recipe {
     }
 
     /// Whether an artifact made for `tuned` may run `asked`: all but the dynamic dimensions agree, and the legality
-    /// predicate and every constraint hold.
+    /// predicate and every constraint but those that prune hold.
     pub fn serves(&self, tuned: &Problem, asked: &Problem, device: &Device, config: &Config) -> bool {
         let dynamic = &self.description.reuse.dynamic;
         let fixed = |p: &Problem| -> Vec<_> {

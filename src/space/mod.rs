@@ -174,6 +174,17 @@ args = [{ tensor = "x" }, { i32 = "m" }]
     }
 
     #[test]
+    fn what_only_prunes_is_not_searched_and_yet_legal() {
+        let (recipe, p, device) = toy();
+        let mut description = recipe.description;
+        description.constraints[1].prune = true;
+        let recipe = Recipe::new(description).unwrap();
+        let space = enumerate(&recipe, &p, &device).unwrap();
+        assert!(space.candidates.iter().all(|c| c.config.get("a") != Some(3)));
+        recipe.check(&p, &device, &"a=3 b=10".parse().unwrap()).unwrap();
+    }
+
+    #[test]
     fn launches_are_evaluated() {
         let (recipe, p, device) = toy();
         let launch = recipe.launch(&p, &device, &"a=2 b=20".parse().unwrap()).unwrap();

@@ -3,6 +3,8 @@
 //! Owns the loop, the search, the statistics and the compile pool. The parent never touches a device: workers do.
 
 mod ceilings;
+mod error;
+mod events;
 mod measurer;
 mod pool;
 mod problem;
@@ -11,6 +13,8 @@ mod statistics;
 mod verdict;
 
 pub use ceilings::ceilings;
+pub use error::TuneError;
+pub use events::{Event, Observer, Report};
 pub use measurer::Spent;
 pub use pool::Compiled;
 pub use search::{Point, Search, Searcher};
@@ -20,11 +24,11 @@ pub use verdict::Verdict;
 use crate::device::{Device, Target};
 use crate::key::Context;
 use crate::problem::Problem;
-use crate::recipe::{Config, RecipeError};
+use crate::recipe::Config;
 use crate::target::session::{Runnable, Setup};
-use crate::template::{Library, Source, Template, TemplateError};
+use crate::template::{Library, Source, Template};
 use crate::winner::Winner;
-use crate::worker::{Failure, Kind, Lost};
+use crate::worker::Kind;
 use jitune_db::{Db, Record};
 use measurer::Measurer;
 use pool::{NotCompiled, Pool};
@@ -34,85 +38,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Why tuning stops, or a problem of it fails.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TuneError {
-    /// A worker could not be started or was lost outside of a candidate's trial.
-    #[error(transparent)]
-    Lost(Lost),
-    /// The device cannot be used.
-    #[error("{0}")]
-    Device(Failure),
-    /// A problem's inputs or reference cannot be made.
-    #[error("preparing the problem failed: {0}")]
-    Prepare(Failure),
-    /// The finals failed.
-    #[error("the finals failed: {0}")]
-    Finals(String),
-    /// The device does not recover.
-    #[error("the device no longer works: {0}; a driver reset or reboot may be needed")]
-    Sick(String),
-    /// No candidate was right.
-    #[error("no candidate of '{problem}' is right: {rejected}")]
-    NoneRight {
-        /// The problem.
-        problem: Problem,
-        /// How many, by reason.
-        rejected: String,
-    },
-    /// Every config is illegal.
-    #[error("no config of any template is legal for '{problem}' on this device")]
-    EmptySpace {
-        /// The problem.
-        problem: Problem,
-    },
-    /// A winner that failed its last check.
-    #[error("'{problem}': {config} was right and then was not ({verdict:?}): a race; run again to choose another")]
-    Unstable {
-        /// The problem.
-        problem: Problem,
-        /// The config.
-        config: String,
-        /// The last verdict.
-        verdict: Box<Verdict>,
-    },
-    /// The user asked to stop.
-    #[error("interrupted")]
-    Interrupted,
-    /// The templates.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// A description.
-    #[error(transparent)]
-    Recipe(#[from] RecipeError),
-    /// The database.
-    #[error(transparent)]
-    Db(#[from] jitune_db::Error),
-    /// The target.
-    #[error(transparent)]
-    Target(#[from] crate::target::TargetError),
-    /// A record that does not serialise.
-    #[error("a record cannot be written: {0}")]
-    Record(String),
-    /// The support code or a reference does not compile.
-    #[error("{what} does not compile: {why}")]
-    Support {
-        /// Which.
-        what: String,
-        /// The verdict.
-        why: String,
-    },
-    /// The file system.
-    #[error("{path}: {source}")]
-    Io {
-        /// The path.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
-}
 
 /// How to tune.
 #[derive(Clone, Debug)]
@@ -139,97 +64,6 @@ pub struct Options {
     pub nominal: bool,
     /// Only look up what is stored.
     pub stored_only: bool,
-}
-
-/// What happens while tuning, for progress displays.
-#[derive(Clone, Debug, serde::Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
-    /// The work is known.
-    Plan {
-        /// Problems in all, and those that are stored already.
-        problems: usize,
-        /// Stored already.
-        stored: usize,
-    },
-    /// A device is ready.
-    Device {
-        /// The device.
-        device: Box<Device>,
-    },
-    /// A problem is begun.
-    Problem {
-        /// Its place in the plan.
-        index: usize,
-        /// The problem.
-        problem: Problem,
-        /// Legal configs.
-        space: u64,
-        /// Its share of the time.
-        budget_s: f64,
-    },
-    /// A candidate is judged.
-    Trial {
-        /// The problem.
-        problem: Problem,
-        /// The template.
-        template: String,
-        /// The config.
-        config: Config,
-        /// The verdict.
-        verdict: Verdict,
-        /// The best so far.
-        best_us: f64,
-        /// The roofline.
-        roofline_us: f64,
-        /// Candidates so far.
-        trials: u32,
-    },
-    /// A problem has its winner.
-    Won {
-        /// Its place in the plan.
-        index: usize,
-        /// The winner.
-        winner: Box<Winner>,
-        /// Whether it was stored before.
-        stored: bool,
-    },
-    /// A problem failed.
-    Failed {
-        /// Its place in the plan.
-        index: usize,
-        /// The problem.
-        problem: Problem,
-        /// Why.
-        error: String,
-    },
-}
-
-/// Hears what happens.
-pub trait Observer: Sync {
-    /// Called from the threads that tune.
-    fn event(&self, event: &Event);
-}
-
-/// What a run gave.
-#[derive(Debug, Default, serde::Serialize)]
-pub struct Report {
-    /// The winner of each problem, where there is one, in the order of the plan.
-    pub winners: Vec<Option<Winner>>,
-    /// Winners that were stored before.
-    pub stored: usize,
-    /// Problems that failed, and why.
-    pub failed: Vec<(Problem, String)>,
-    /// The devices, with measured ceilings.
-    pub devices: Vec<Device>,
-    /// Where the measuring workers' time went.
-    pub spent: Spent,
-    /// Seconds of compiling summed over workers, and compiled sources.
-    pub compiling: (f64, u64),
-    /// Wall time.
-    pub seconds: f64,
-    /// Stopped before the end.
-    pub interrupted: bool,
 }
 
 pub(crate) struct Tuner<'a> {

@@ -8,7 +8,7 @@ use crate::device::{Ceilings, Device};
 use crate::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
 use crate::recipe::Launch;
 use crate::target::TargetError;
-use crate::target::session::{Check, Runnable, Series, Session, Setup, TensorCheck, Tried, gate_clocks};
+use crate::target::session::{Check, Runnable, Series, Session, Setup, TensorCheck, Tried};
 use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -150,10 +150,14 @@ impl CpuSession {
         Ok(start.elapsed().as_secs_f64() * 1e6 / (passes * loaded.bound.len()) as f64)
     }
 
-    fn passes(&self, loaded: &Loaded) -> Result<usize, TargetError> {
-        let each = self.round(loaded, 1)? * 1e-6 * loaded.bound.len() as f64;
+    /// Passes of a round, and the samples so far: a first pass that makes a whole round is one.
+    fn passes(&self, loaded: &Loaded) -> Result<(usize, Series), TargetError> {
+        let us = self.round(loaded, 1)?;
+        let each = us * 1e-6 * loaded.bound.len() as f64;
         // More than one pass would find the sets in the cache unless they exceed it together.
-        Ok(if self.state()?.cold { ((ROUND_S / each).ceil() as usize).clamp(1, 64) } else { 1 })
+        let passes = if self.state()?.cold { ((ROUND_S / each).ceil() as usize).clamp(1, 64) } else { 1 };
+        let us = if passes == 1 { vec![us] } else { Vec::new() };
+        Ok((passes, Series { us, ..Series::default() }))
     }
 
     fn plausible(&self, us: f64) -> Result<(), TargetError> {
@@ -251,13 +255,9 @@ impl Session for CpuSession {
         if check.wrong.is_some() || rounds == 0 {
             return Ok(Tried { check, series: None, blocks_per_sm: 0, seconds: (checked, 0.0) });
         }
-        let passes = self.passes(&loaded)?;
         let start = Instant::now();
-        let mut series = Series::default();
-        for i in 0..rounds {
-            if i > 0 && start.elapsed().as_secs_f64() > ROUNDS_S {
-                break;
-            }
+        let (passes, mut series) = self.passes(&loaded)?;
+        while series.us.is_empty() || series.us.len() < rounds as usize && start.elapsed().as_secs_f64() <= ROUNDS_S {
             series.us.push(self.round(&loaded, passes)?);
         }
         self.plausible(series.median())?;
@@ -271,19 +271,17 @@ impl Session for CpuSession {
 
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, TargetError> {
         let loaded: Vec<Loaded> = candidates.iter().map(|c| self.load(c)).collect::<Result<_, _>>()?;
-        let passes: Vec<usize> = loaded.iter().map(|l| self.passes(l)).collect::<Result<_, _>>()?;
-        let mut series = vec![Series::default(); candidates.len()];
         let start = Instant::now();
+        let begun: Vec<(usize, Series)> = loaded.iter().map(|l| self.passes(l)).collect::<Result<_, _>>()?;
+        let (passes, mut series): (Vec<usize>, Vec<Series>) = begun.into_iter().unzip();
         for i in 0..rounds {
             if i > 0 && start.elapsed().as_secs_f64() > ROUNDS_S * candidates.len() as f64 {
                 break;
             }
             for ((l, passes), s) in loaded.iter().zip(&passes).zip(&mut series) {
                 s.us.push(self.round(l, *passes)?);
-                s.mhz.push(0);
             }
         }
-        gate_clocks(&mut series);
         Ok(series)
     }
 }

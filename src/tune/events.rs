@@ -1,0 +1,98 @@
+//! What a caller hears while tuning, and what it has at the end.
+
+use super::{Spent, Verdict};
+use crate::device::Device;
+use crate::problem::Problem;
+use crate::recipe::Config;
+use crate::winner::Winner;
+
+/// What happens while tuning, for progress displays.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The work is known.
+    Plan {
+        /// Problems in all, and those that are stored already.
+        problems: usize,
+        /// Stored already.
+        stored: usize,
+    },
+    /// A device is ready.
+    Device {
+        /// The device.
+        device: Box<Device>,
+    },
+    /// A problem is begun.
+    Problem {
+        /// Its place in the plan.
+        index: usize,
+        /// The problem.
+        problem: Problem,
+        /// Legal configs.
+        space: u64,
+        /// Its share of the time.
+        budget_s: f64,
+    },
+    /// A candidate is judged.
+    Trial {
+        /// The problem.
+        problem: Problem,
+        /// The template.
+        template: String,
+        /// The config.
+        config: Config,
+        /// The verdict.
+        verdict: Verdict,
+        /// The best so far.
+        best_us: f64,
+        /// The roofline.
+        roofline_us: f64,
+        /// Candidates so far.
+        trials: u32,
+    },
+    /// A problem has its winner.
+    Won {
+        /// Its place in the plan.
+        index: usize,
+        /// The winner.
+        winner: Box<Winner>,
+        /// Whether it was stored before.
+        stored: bool,
+    },
+    /// A problem failed.
+    Failed {
+        /// Its place in the plan.
+        index: usize,
+        /// The problem.
+        problem: Problem,
+        /// Why.
+        error: String,
+    },
+}
+
+/// Hears what happens.
+pub trait Observer: Sync {
+    /// Called from the threads that tune.
+    fn event(&self, event: &Event);
+}
+
+/// What a run gave.
+#[derive(Debug, Default, serde::Serialize)]
+pub struct Report {
+    /// The winner of each problem, where there is one, in the order of the plan.
+    pub winners: Vec<Option<Winner>>,
+    /// Winners that were stored before.
+    pub stored: usize,
+    /// Problems that failed, and why.
+    pub failed: Vec<(Problem, String)>,
+    /// The devices, with measured ceilings.
+    pub devices: Vec<Device>,
+    /// Where the measuring workers' time went.
+    pub spent: Spent,
+    /// Seconds of compiling summed over workers, and compiled sources.
+    pub compiling: (f64, u64),
+    /// Wall time.
+    pub seconds: f64,
+    /// Stopped before the end.
+    pub interrupted: bool,
+}
