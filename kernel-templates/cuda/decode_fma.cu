@@ -11,6 +11,7 @@
 #define QUADS (HEAD_DIM / 4)
 #define ITEMS ((QUADS + 7) / 8) // groups of four dimensions of one lane
 #define STEP (4 * UNROLL)       // tokens of a warp's step
+#define PART_TOKENS SPLIT
 #include "split_softmax.cuh"
 
 static_assert(HEAD_DIM % 4 == 0 && HEAD_DIM <= 256, "head_dim");
@@ -121,8 +122,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_fma(
   }
   __syncthreads();
 
-  const int n = part_count(len, SPLIT);
-  const partials p(workspace, batch * KV_HEADS * HEAD_BLOCKS, (i64)batch * HEADS * max_splits);
+  const int n = part_count(len);
+  partials p(workspace, batch * KV_HEADS * HEAD_BLOCKS, batch, max_splits);
   if (warp == 0)
     for (int task = lane; task < heads * QUADS; task += 32) {
       const int h = task / QUADS, quad = task % QUADS;
@@ -138,6 +139,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_fma(
       }
     }
   if (n == 1) return;
-  if (last_to_arrive(p.arrived + seq * KV_HEADS * HEAD_BLOCKS + blockIdx.x, n))
-    combine<HEADS_USED>(p, o, head0, heads, n, [&](int head, int i) { return (head0 + head) * max_splits + i; });
+  if (last_to_arrive(p.arrived + seq * KV_HEADS * HEAD_BLOCKS + blockIdx.x, n)) combine<HEADS_USED>(p, o, head0, heads, n);
 }

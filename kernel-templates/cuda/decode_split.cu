@@ -26,6 +26,7 @@
 #define HEADS_USED (GROUP < HEADS_BLOCK ? GROUP : HEADS_BLOCK)
 #define THREADS (WARPS * 32)
 #define UNITS (KV_HEADS * HEAD_BLOCKS)                      // blocks of one sequence and token range
+#define PART_TOKENS SPLIT                                   // tokens behind one partial result
 #define SUB (TILE / 16)                                     // 16-token tiles of the matrix instruction
 #define K_WORDS (HEAD_DIM / 8)                              // words of one token's K row in one lane
 #define V_WORDS (HEAD_DIM / 16)
@@ -305,8 +306,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
     if (half > 1) __syncthreads();
   }
 
-  const int n = part_count(len, SPLIT);
-  const partials part(workspace, batch * UNITS, (i64)batch * HEADS * max_parts);
+  const int n = part_count(len);
+  const partials part(workspace, batch * UNITS, batch, max_parts);
   if (warp == 0) {
 #pragma unroll
     for (int h = 0; h < HEAD_TILES; h++)
@@ -331,7 +332,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
 #if !COMBINE_LAUNCH
   if (n == 1) return;
   if (last_to_arrive(part.arrived + seq * UNITS + unit, n))
-    combine<HEADS_USED>(part, o, head0, heads, n, [&](int head, int i) { return (head0 + head) * max_parts + i; });
+    combine<HEADS_USED>(part, o, head0, heads, n);
 #endif
 }
 
@@ -343,10 +344,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_combine(const int *
   pdl_launch();
   pdl_wait();
 #endif
-  const int n = part_count(lens[blockIdx.y], SPLIT);
+  const int n = part_count(lens[blockIdx.y]);
   if (n == 1) return;
-  const partials part(workspace, batch * UNITS, (i64)batch * HEADS * max_parts);
-  const i64 head0 = (i64)blockIdx.y * HEADS + blockIdx.x;
-  combine<1>(part, o, head0, 1, n, [&](int, int i) { return head0 * max_parts + i; });
+  const partials part(workspace, batch * UNITS, batch, max_parts);
+  combine<1>(part, o, (i64)blockIdx.y * HEADS + blockIdx.x, 1, n);
 }
 #endif

@@ -1,8 +1,9 @@
 // Partial results of attention split over the keys, and how they merge.
 //
-// In the workspace: a counter per group of blocks that share heads, then per partial result of a head the maximum
+// In the workspace: a counter per group of blocks that share heads, then per (sequence, query head, part) the maximum
 // (base 2, scaled) and the sum, then HEAD_DIM unnormalised outputs, all f32. The merge leaves the workspace zero as it
-// was found. Uses HEAD_DIM and THREADS of the including kernel.
+// was found. Uses HEADS, HEAD_DIM, PART_TOKENS (the tokens behind one partial)
+// and THREADS of the including kernel.
 #pragma once
 #include "common.cuh"
 
@@ -34,13 +35,15 @@ struct partials {
   u32 *arrived;
   float2 *max_sum;
   float *out;
-  DEV partials(void *workspace, int counters, i64 count) {
+  int parts; // most partials of a head, the stride
+  DEV partials(void *workspace, int counters, int batch, int max_parts) {
     arrived = (u32 *)workspace;
     max_sum = (float2 *)((char *)workspace + ((u64)counters * 4 + 255) / 256 * 256);
-    out = (float *)((char *)max_sum + (count * 8 + 255) / 256 * 256);
+    out = (float *)((char *)max_sum + ((u64)batch * HEADS * max_parts * 8 + 255) / 256 * 256);
+    parts = max_parts;
   }
 };
-DEV int part_count(int len, int tokens) { return len > tokens ? (len + tokens - 1) / tokens : 1; }
+DEV int part_count(int len) { return len > PART_TOKENS ? (len + PART_TOKENS - 1) / PART_TOKENS : 1; }
 
 // Four dimensions of a head with their running maximum and sum.
 struct quad_state {
@@ -60,20 +63,20 @@ struct quad_state {
   }
 };
 
-// Merges the n partials of `heads` (at most COUNT) consecutive heads and writes their output; at(head, i) is where
-// partial i of a head lies. A thread takes four dimensions of a head; spare threads take other parts of the same
-// dimensions. Called by the whole block.
-template <int COUNT, class At> DEV void combine(const partials &p, elem *o, i64 head0, int heads, int n, At at) {
+// Merges the n partials of `heads` (at most COUNT) consecutive heads and writes their output. A thread takes four
+// dimensions of a head; spare threads take other parts of the same dimensions. Called by the whole block.
+template <int COUNT> DEV void combine(const partials &p, elem *o, i64 head0, int heads, int n) {
   constexpr int HEAD_QUADS = HEAD_DIM / 4, TASKS = COUNT * HEAD_QUADS, PARTS = THREADS / TASKS > 0 ? THREADS / TASKS : 1;
   __shared__ float4 part_out[PARTS > 1 ? THREADS : 1];
   __shared__ float2 part_ms[PARTS > 1 ? THREADS : 1];
   for (int task = threadIdx.x % TASKS; task < TASKS; task += THREADS) {
     const int part = threadIdx.x / TASKS, head = task / HEAD_QUADS, quad = task % HEAD_QUADS;
+    const i64 first = (head0 + head) * p.parts;
     quad_state s;
     if (part < PARTS && head < heads) {
 #pragma unroll 4
       for (int i = part; i < n; i += PARTS)
-        s.merge(__ldcg(p.max_sum + at(head, i)), __ldcg((const float4 *)(p.out + at(head, i) * HEAD_DIM) + quad));
+        s.merge(__ldcg(p.max_sum + first + i), __ldcg((const float4 *)(p.out + (first + i) * HEAD_DIM) + quad));
     }
     if (PARTS > 1) { // then this loop has one step, taken by every thread
       part_out[threadIdx.x] = s.acc, part_ms[threadIdx.x] = make_float2(s.top, s.sum);
@@ -87,9 +90,9 @@ template <int COUNT, class At> DEV void combine(const partials &p, elem *o, i64 
   __syncthreads();
   const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   for (int head = 0; head < heads; head++) {
-    for (int i = threadIdx.x; i < n * HEAD_QUADS; i += THREADS)
-      ((float4 *)(p.out + at(head, i / HEAD_QUADS) * HEAD_DIM))[i % HEAD_QUADS] = zero;
-    for (int i = threadIdx.x; i < n; i += THREADS) p.max_sum[at(head, i)] = make_float2(0.0f, 0.0f);
+    const i64 first = (head0 + head) * p.parts;
+    for (int i = threadIdx.x; i < n * HEAD_QUADS; i += THREADS) ((float4 *)(p.out + first * HEAD_DIM))[i] = zero;
+    for (int i = threadIdx.x; i < n; i += THREADS) p.max_sum[first + i] = make_float2(0.0f, 0.0f);
   }
 }
 
