@@ -8,8 +8,6 @@ use std::time::Instant;
 
 /// Most calls of one round.
 const MAX_CALLS: usize = 256;
-/// Bytes that are read ahead of a replay: some 40 µs on a large GPU.
-const HEAD_START_BYTES: u64 = 128 << 20;
 /// Bytes that the marker of a profiled call reads.
 const MARKER_BYTES: u64 = 4096;
 /// Warming up ends when a pass takes this share of the best one or less for the third time.
@@ -109,10 +107,7 @@ impl Timer {
         let (Some(cuda), Some(stream)) = (&mut self.cuda, work.work.stream(way)) else {
             return Err(Refusal::failed("no stream"));
         };
-        // At least a head start: the stream is busy while the replay is enqueued, so no time of the host lies between the
-        // events.
-        cuda.flush(stream, self.flush_bytes.max(HEAD_START_BYTES))?;
-        Ok(cuda.replay(graph, stream)?)
+        Ok(cuda.replay(graph, stream, self.flush_bytes)?)
     }
 
     /// Microseconds a call by the host's clock.

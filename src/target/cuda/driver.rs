@@ -139,11 +139,11 @@ impl Buffer {
         Ok(())
     }
 
-    /// Copies from the host; returns when done.
+    /// Copies from the host, after all work of the context so far; returns when done.
     pub fn write(&self, at: u64, data: &[u8]) -> Result<(), TargetError> {
         self.inside(at, data.len())?;
-        // SAFETY: the range lies inside the allocation and `data` lives through the synchronous call.
-        check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(self.ptr + at, data.as_ptr().cast(), data.len()) })
+        // SAFETY: the range lies inside the allocation.
+        unsafe { copy_in(self.ptr + at, data) }
     }
 
     /// Copies to the host; waits for the context's work.
@@ -156,8 +156,14 @@ impl Buffer {
 
     /// Fills all of it with a byte, in stream order.
     pub fn fill(&self, byte: u8, stream: &Stream) -> Result<(), TargetError> {
-        // SAFETY: the whole allocation.
-        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(self.ptr, byte, self.bytes as usize, stream.handle) })
+        self.fill_first(self.bytes, byte, stream)
+    }
+
+    /// Fills its first `bytes` with a byte, in stream order.
+    pub fn fill_first(&self, bytes: u64, byte: u8, stream: &Stream) -> Result<(), TargetError> {
+        self.inside(0, bytes as usize)?;
+        // SAFETY: within the allocation.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(self.ptr, byte, bytes as usize, stream.handle) })
     }
 }
 
@@ -171,9 +177,20 @@ impl Drop for Buffer {
 /// Copies to device memory that a buffer owns; returns when done.
 #[cfg(feature = "tuner")]
 pub(super) fn write(address: u64, data: &[u8]) -> Result<(), TargetError> {
-    synchronize()?;
     // SAFETY: the callers pass addresses of tensors with their sizes, inside buffers that they hold.
-    check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(address, data.as_ptr().cast(), data.len()) })
+    unsafe { copy_in(address, data) }
+}
+
+/// Copies from the host. Neither waits the driver's copy for streams that do not block, nor they for it, and from pageable
+/// memory it may return before the last bytes have arrived: so the context is waited for on both sides.
+///
+/// # Safety
+/// `address` is device memory of at least `data.len()` bytes.
+unsafe fn copy_in(address: u64, data: &[u8]) -> Result<(), TargetError> {
+    synchronize()?;
+    // SAFETY: the caller's promise, and `data` lives through the call.
+    check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(address, data.as_ptr().cast(), data.len()) })?;
+    synchronize()
 }
 
 /// Waits for all work of the current context.

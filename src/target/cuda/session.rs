@@ -117,7 +117,8 @@ impl CudaSession {
                 let b = Buffer::new(bytes + if self.exact { 0 } else { GUARD })?;
                 b.fill(0xff, &self.stream)?;
                 if launch.zero {
-                    b.write(0, &vec![0u8; bytes as usize])?;
+                    // In the stream's order: a copy from the host would not wait for the fill before it.
+                    b.fill_first(bytes, 0, &self.stream)?;
                 }
                 Some(b)
             }
