@@ -194,7 +194,7 @@ impl Scale {
 pub fn number(v: f64) -> String {
     match v.abs() {
         0.0 => "0".into(),
-        a if a >= 10_000.0 || a < 0.001 => format!("{v:.0e}"),
+        a if !(0.001..10_000.0).contains(&a) => format!("{v:.0e}"),
         _ => format!("{}", (v * 1000.0).round() / 1000.0),
     }
 }
