@@ -167,7 +167,8 @@ fn kinds(out: &mut String, summary: &Summary) {
     };
     let row = |k: &super::standing::Kind| {
         let winners: Vec<String> = k.winners.iter().map(|w| escape(w)).collect();
-        let winner = if winners.is_empty() { "—".into() } else { winners.join(" = ") };
+        let alone = if k.alone { ", no other has them all" } else { "" };
+        let winner = if winners.is_empty() { "—".into() } else { winners.join(" = ") + alone };
         vec![escape(&k.op), text::phase(k.phase).into(), winner, counted(&k.fastest), counted(&k.templates)]
     };
     let rows: Vec<Vec<String>> = summary.kinds.iter().map(row).collect();

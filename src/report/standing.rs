@@ -45,6 +45,8 @@ pub struct Kind {
     pub phase: Option<Phase>,
     /// The first of the ranking, and those that tie with it on every problem.
     pub winners: Vec<String>,
+    /// Whether no other peer has every problem of this type, so that the winner was held against none.
+    pub alone: bool,
     /// jitune's templates of this type, and how many problems each won.
     pub templates: BTreeMap<String, usize>,
     /// Problems at which each is the fastest; of a tie, jitune and the other are named together.
@@ -161,5 +163,7 @@ pub(super) fn kind(kind: &KindOf<'_>, standings: &[Standing], best: &[Best]) -> 
             *fastest.entry(who).or_insert(0) += 1;
         }
     }
-    Kind { op: kind.op.into(), phase: kind.phase, winners, templates, fastest }
+    let other = |s: &&Standing| s.label != OURS.0 && !s.label.starts_with(&format!("{}/", OURS.0));
+    let alone = !ranked.iter().any(other);
+    Kind { op: kind.op.into(), phase: kind.phase, winners, alone, templates, fastest }
 }

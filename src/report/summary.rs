@@ -288,7 +288,9 @@ mod tests {
     fn a_way_that_ties_everywhere_shares_the_win() {
         let rows = |us| vec![row("p", "jitune/tuned", 10.0), Row { tie: true, ..row("p", "a", us) }];
         for (us, expect) in [(10.1, ["jitune/tuned", "a"]), (9.9, ["a", "jitune/tuned"])] {
-            assert_eq!(summary(vec![problem("p", &[])], rows(us)).kinds[0].winners, expect);
+            let kind = &summary(vec![problem("p", &[])], rows(us)).kinds[0];
+            assert_eq!(kind.winners, expect);
+            assert!(!kind.alone);
         }
     }
 
@@ -315,6 +317,7 @@ mod tests {
         let found = summary(vec![problem("p", &[]), problem("q", &[])], rows);
         assert!(found.best.is_empty());
         assert_eq!(found.losses.len(), 1);
+        assert!(found.kinds[0].alone);
         assert_eq!(found.without_ours, [("q".to_string(), "not reached".to_string())]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-/// Shapes of marks, one an op; there are as many as [`shape`] knows.
+/// Shapes of marks, one an op; beyond them they come again.
 pub const SHAPES: usize = 8;
 /// Colours of peers: the classes `c0` to `c7`, of which the first is jitune's.
 pub const COLOURS: usize = 8;
