@@ -165,15 +165,16 @@ fn kinds(out: &mut String, summary: &Summary) {
     let counted = |map: &std::collections::BTreeMap<String, usize>| {
         map.iter().map(|(name, n)| format!("{} on {n}", escape(name))).collect::<Vec<_>>().join(", ")
     };
-    let row = |k: &super::summary::Kind| {
+    let row = |k: &super::standing::Kind| {
         let winners: Vec<String> = k.winners.iter().map(|w| escape(w)).collect();
-        let winner = if winners.is_empty() { "—".into() } else { winners.join(" = ") };
+        let alone = if k.alone { ", no other has them all" } else { "" };
+        let winner = if winners.is_empty() { "—".into() } else { winners.join(" = ") + alone };
         vec![escape(&k.op), text::phase(k.phase).into(), winner, counted(&k.fastest), counted(&k.templates)]
     };
     let rows: Vec<Vec<String>> = summary.kinds.iter().map(row).collect();
     list(out, &["op", "phase", "winner by mean", "fastest by problem", "jitune's templates"], &rows, 5);
     out.push_str("## Standings\n\n");
-    let row = |s: &super::summary::Standing| {
+    let row = |s: &super::standing::Standing| {
         vec![
             escape(&s.op),
             text::phase(s.phase).into(),

@@ -10,6 +10,7 @@ pub mod readme;
 pub mod roofline;
 pub mod rows;
 pub mod series;
+pub mod standing;
 pub mod summary;
 pub mod svg;
 pub mod tables;

@@ -5,10 +5,9 @@
 
 use super::passes::{Opportunity, Pass, opportunities, passes};
 use super::rows::{Basis, ProblemLine, Row, State};
+use super::standing::{Kind, Standing, kind, kinds_of, standings};
 use super::{Rows, text};
-use crate::model::Phase;
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 /// The peer and the way that everything is held against.
 pub const OURS: (&str, &str) = ("jitune", "tuned");
@@ -49,50 +48,6 @@ pub struct Best {
     pub ratio: f64,
     /// Whether the two cannot be told apart.
     pub tie: bool,
-}
-
-/// How one way stands beside jitune at one type of kernel.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Standing {
-    /// The op.
-    pub op: String,
-    /// The phase.
-    pub phase: Option<Phase>,
-    /// The way's label.
-    pub label: String,
-    /// Its place among the ways that have every problem of this type; none for others.
-    pub rank: Option<usize>,
-    /// Geometric mean of its times over ours.
-    pub mean: f64,
-    /// The least of them: where jitune stands worst.
-    pub worst: f64,
-    /// The problem of that.
-    pub worst_problem: String,
-    /// Problems in the mean.
-    pub problems: usize,
-    /// Problems of this type.
-    pub of: usize,
-    /// Problems at which jitune is faster.
-    pub wins: usize,
-    /// Problems at which neither is.
-    pub ties: usize,
-    /// Problems at which jitune is slower.
-    pub losses: usize,
-}
-
-/// The winner of one type of kernel.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Kind {
-    /// The op.
-    pub op: String,
-    /// The phase.
-    pub phase: Option<Phase>,
-    /// The first of the ranking, and those that tie with it on every problem.
-    pub winners: Vec<String>,
-    /// jitune's templates of this type, and how many problems each won.
-    pub templates: BTreeMap<String, usize>,
-    /// Problems at which each is the fastest; of a tie, jitune and the other are named together.
-    pub fastest: BTreeMap<String, usize>,
 }
 
 /// A row that is faster than ours.
@@ -209,116 +164,6 @@ fn best(rows: &Rows, problem: &ProblemLine) -> Option<Best> {
     Some(Best { problem, label, ours_us: ours.times()?.median_us, us, ratio, tie: row.tie })
 }
 
-/// One type of kernel: an op in a phase, with its problems.
-struct KindOf<'a> {
-    op: &'a str,
-    phase: Option<Phase>,
-    problems: Vec<&'a ProblemLine>,
-}
-
-fn kinds_of(rows: &Rows) -> Vec<KindOf<'_>> {
-    let mut list: Vec<KindOf<'_>> = Vec::new();
-    for p in &rows.problems {
-        let mut phases: Vec<Option<Phase>> = p.calls.iter().map(|c| Some(c.phase)).collect();
-        phases.dedup();
-        if phases.is_empty() {
-            phases.push(None);
-        }
-        for phase in phases {
-            match list.iter_mut().find(|k| k.op == p.op && k.phase == phase) {
-                Some(kind) if kind.problems.iter().any(|q| q.problem == p.problem) => {}
-                Some(kind) => kind.problems.push(p),
-                None => list.push(KindOf { op: &p.op, phase, problems: vec![p] }),
-            }
-        }
-    }
-    list
-}
-
-fn standings(rows: &Rows, kind: &KindOf<'_>) -> Vec<Standing> {
-    let of = kind.problems.len();
-    let blank = |label: String| Standing {
-        op: kind.op.into(),
-        phase: kind.phase,
-        label,
-        rank: None,
-        mean: 0.0,
-        worst: f64::INFINITY,
-        worst_problem: String::new(),
-        problems: 0,
-        of,
-        wins: 0,
-        ties: 0,
-        losses: 0,
-    };
-    let mut list: Vec<Standing> = Vec::new();
-    let mut us = Standing { worst: 1.0, ..blank(text::label(OURS.0, OURS.1)) };
-    for p in &kind.problems {
-        let ours = ours(rows, &p.problem);
-        us.problems += usize::from(ours.is_some());
-        for row in rows.rows.iter().filter(|r| r.problem == p.problem) {
-            let Some((_, ratio)) = counts(row, ours) else { continue };
-            let label = text::label_of(row);
-            let at = list.iter().position(|s| s.label == label).unwrap_or_else(|| {
-                list.push(blank(label));
-                list.len() - 1
-            });
-            let s = &mut list[at];
-            // The sum of logarithms, until the problems are all seen.
-            s.mean += ratio.ln();
-            s.problems += 1;
-            *(if row.tie {
-                &mut s.ties
-            } else if ratio > 1.0 {
-                &mut s.wins
-            } else {
-                &mut s.losses
-            }) += 1;
-            if ratio < s.worst {
-                (s.worst, s.worst_problem) = (ratio, p.problem.clone());
-            }
-        }
-    }
-    if us.problems > 0 {
-        list.push(us);
-    }
-    list.iter_mut().for_each(|s| s.mean = (s.mean / s.problems as f64).exp());
-    list.sort_by(|a, b| (a.problems < of).cmp(&(b.problems < of)).then(a.mean.total_cmp(&b.mean)));
-    for (i, s) in list.iter_mut().enumerate().filter(|(_, s)| s.problems == of) {
-        s.rank = Some(i + 1);
-    }
-    list
-}
-
-fn kind(kind: &KindOf<'_>, standings: &[Standing], best: &[Best]) -> Kind {
-    let ours = text::label(OURS.0, OURS.1);
-    let same = |s: &&Standing| s.op == kind.op && s.phase == kind.phase && s.rank.is_some();
-    let ranked: Vec<&Standing> = standings.iter().filter(same).collect();
-    let mut winners: Vec<String> = ranked.first().map(|s| s.label.clone()).into_iter().collect();
-    // Ties are known against jitune alone: they add to it where it is first, and it to a first that it ties with.
-    let tied = |s: &&&Standing| s.ties == s.problems && s.ties > 0;
-    match ranked.first() {
-        Some(first) if first.label == ours => winners.extend(ranked.iter().filter(tied).map(|s| s.label.clone())),
-        Some(first) if tied(&first) => winners.push(ours.clone()),
-        _ => {}
-    }
-    let (mut templates, mut fastest) = (BTreeMap::new(), BTreeMap::new());
-    for p in &kind.problems {
-        if let Some(w) = &p.winner {
-            *templates.entry(w.template.clone()).or_insert(0) += 1;
-        }
-        if let Some(b) = best.iter().find(|b| b.problem == p.problem) {
-            let who = match b {
-                b if b.tie => format!("{ours} = {}", b.label),
-                b if b.ratio > 1.0 => ours.clone(),
-                b => b.label.clone(),
-            };
-            *fastest.entry(who).or_insert(0) += 1;
-        }
-    }
-    Kind { op: kind.op.into(), phase: kind.phase, winners, templates, fastest }
-}
-
 fn losses(rows: &Rows) -> Vec<Loss> {
     let lost = |row: &Row| {
         let ours = ours(rows, &row.problem)?;
@@ -345,4 +190,134 @@ fn without_ours(rows: &Rows, p: &ProblemLine) -> Option<(String, String)> {
     });
     let why = row.and_then(|r| r.why.as_ref()).map(|why| format!(": {why}")).unwrap_or_default();
     Some((p.problem.clone(), format!("{state}{why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows::{Calls, Times, WinnerLine};
+    use super::*;
+    use crate::model::Phase;
+
+    fn problem(name: &str, calls: &[(Phase, i64, i64)]) -> ProblemLine {
+        let of = |(phase, bucket, calls): &(Phase, i64, i64)| Calls {
+            role: "x".into(),
+            phase: *phase,
+            bucket: *bucket,
+            calls: *calls,
+        };
+        ProblemLine {
+            problem: name.into(),
+            op: "gelu".into(),
+            calls: calls.iter().map(of).collect(),
+            roofline_us: 1.0,
+            winner: Some(WinnerLine { template: "t".into(), ..WinnerLine::default() }),
+            ..ProblemLine::default()
+        }
+    }
+
+    /// A right and whole row of the kernel basis; ours takes 10 µs everywhere.
+    fn row(problem: &str, way: &str, us: f64) -> Row {
+        let (peer, way) = way.split_once('/').unwrap_or((way, way));
+        Row {
+            problem: problem.into(),
+            peer: peer.into(),
+            way: way.into(),
+            covers: "all".into(),
+            state: State::Ok,
+            kernel: Some(Times { median_us: us, low_us: us, high_us: us, samples_us: vec![us] }),
+            ratio: ((peer, way) != OURS).then_some(us / 10.0),
+            ..Row::default()
+        }
+    }
+
+    fn summary(problems: Vec<ProblemLine>, rows: Vec<Row>) -> Summary {
+        Summary::of(&Rows { problems, rows, ..Rows::default() })
+    }
+
+    /// A row beside ours: why it is apart, or its ratio.
+    fn check(change: impl Fn(&mut Row), expect: Result<f64, &str>) {
+        let mut other = row("p", "a/b", 20.0);
+        change(&mut other);
+        let found = summary(vec![problem("p", &[])], vec![row("p", "jitune/tuned", 10.0), other]);
+        let standing = found.standings.iter().find(|s| s.label == "a/b").map(|s| s.mean);
+        match expect {
+            Ok(mean) => assert!((standing.unwrap() - mean).abs() < 1e-9 && found.apart.is_empty()),
+            Err("") => assert!(standing.is_none() && found.apart.is_empty()),
+            Err(reason) => {
+                assert!(standing.is_none() && found.best.is_empty() && found.losses.is_empty());
+                assert_eq!(found.apart[0].reason, reason);
+            }
+        }
+    }
+
+    #[test]
+    fn what_counts_and_what_is_apart() {
+        check(|_| (), Ok(2.0));
+        check(|r| r.covers = "product".into(), Err("covers product only"));
+        check(|r| (r.covers, r.ratio) = ("product".into(), Some(0.5)), Err("covers product only"));
+        check(|r| r.state = State::Wrong, Err("wrong"));
+        check(|r| r.state = State::Failed, Err("failed"));
+        check(|r| r.state = State::Cut, Err("cut off"));
+        check(|r| r.state = State::Unsupported, Err(""));
+        check(|r| r.ratio = None, Err("no ratio"));
+        check(|r| r.ratio = Some(f64::INFINITY), Err("no ratio"));
+        check(|r| r.kernel = None, Err("no ratio"));
+        let called = |r: &mut Row| (r.basis, r.called) = (Basis::Called, r.kernel.take());
+        check(called, Err("timed with its calls, jitune without"));
+    }
+
+    #[test]
+    fn means_are_geometric_and_ties_are_no_wins() {
+        let problems = ["p", "q", "r"].map(|n| problem(n, &[])).to_vec();
+        let mut rows = ["p", "q", "r"].map(|p| row(p, "jitune/tuned", 10.0)).to_vec();
+        rows.extend([row("p", "a", 40.0), row("q", "a", 5.0), Row { tie: true, ..row("r", "a", 10.0) }]);
+        rows.extend([row("p", "b", 4.0)]);
+        let found = summary(problems, rows);
+        let order: Vec<_> = found.standings.iter().map(|s| (s.label.as_str(), s.rank)).collect();
+        assert_eq!(order, [("jitune/tuned", Some(1)), ("a", Some(2)), ("b", None)]);
+        let a = &found.standings[1];
+        assert!((a.mean - 2f64.cbrt()).abs() < 1e-12);
+        assert_eq!((a.wins, a.ties, a.losses, a.worst, a.worst_problem.as_str()), (1, 1, 1, 0.5, "q"));
+        assert_eq!(found.losses.iter().map(|l| l.label.as_str()).collect::<Vec<_>>(), ["b", "a"]);
+        assert_eq!(found.score(), (0, 1, 2));
+        assert_eq!(found.kinds[0].winners, ["jitune/tuned"]);
+        assert_eq!(found.kinds[0].templates["t"], 3);
+    }
+
+    #[test]
+    fn a_way_that_ties_everywhere_shares_the_win() {
+        let rows = |us| vec![row("p", "jitune/tuned", 10.0), Row { tie: true, ..row("p", "a", us) }];
+        for (us, expect) in [(10.1, ["jitune/tuned", "a"]), (9.9, ["a", "jitune/tuned"])] {
+            let kind = &summary(vec![problem("p", &[])], rows(us)).kinds[0];
+            assert_eq!(kind.winners, expect);
+            assert!(!kind.alone);
+        }
+    }
+
+    #[test]
+    fn passes_sum_calls_and_name_what_is_lacking() {
+        let problems =
+            vec![problem("p", &[(Phase::Decode, 4, 3), (Phase::Decode, 1, 1)]), problem("q", &[(Phase::Decode, 4, 1)])];
+        let mut rows = vec![row("p", "jitune/tuned", 10.0), row("q", "jitune/tuned", 10.0)];
+        rows.extend([row("p", "a/slow", 30.0), row("p", "a/fast", 5.0), row("q", "a/slow", 40.0), row("q", "b", 50.0)]);
+        let found = summary(problems, rows);
+        let [one, four] = &found.passes[..] else { panic!("{:?}", found.passes) };
+        assert_eq!((one.bucket, &one.sums), (1, &vec![("a".to_string(), 5.0), ("jitune".to_string(), 10.0)]));
+        assert_eq!((four.bucket, &four.sums), (4, &vec![("jitune".to_string(), 40.0), ("a".to_string(), 55.0)]));
+        let part = &four.parts[0];
+        assert_eq!((part.peer.as_str(), part.problems, part.us, part.ours_us), ("b", 1, 50.0, 10.0));
+        let most = &found.opportunities[1];
+        assert_eq!((most.problem.as_str(), most.to_roofline_us), ("p", 27.0));
+        assert_eq!(most.to_best, Some(("a/fast".to_string(), 15.0)));
+    }
+
+    #[test]
+    fn what_jitune_measures_beside_its_winner_is_no_other() {
+        let rows = vec![row("p", "jitune/tuned", 10.0), row("p", "jitune/unfused", 8.0)];
+        let found = summary(vec![problem("p", &[]), problem("q", &[])], rows);
+        assert!(found.best.is_empty());
+        assert_eq!(found.losses.len(), 1);
+        assert!(found.kinds[0].alone);
+        assert_eq!(found.without_ours, [("q".to_string(), "not reached".to_string())]);
+    }
 }

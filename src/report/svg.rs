@@ -2,7 +2,7 @@
 
 use std::fmt::{Display, Write};
 
-/// Shapes of marks, one an op; there are as many as [`shape`] knows.
+/// Shapes of marks, one an op; beyond them they come again.
 pub const SHAPES: usize = 8;
 /// Colours of peers: the classes `c0` to `c7`, of which the first is jitune's.
 pub const COLOURS: usize = 8;
@@ -194,7 +194,7 @@ impl Scale {
 pub fn number(v: f64) -> String {
     match v.abs() {
         0.0 => "0".into(),
-        a if a >= 10_000.0 || a < 0.001 => format!("{v:.0e}"),
+        a if !(0.001..10_000.0).contains(&a) => format!("{v:.0e}"),
         _ => format!("{}", (v * 1000.0).round() / 1000.0),
     }
 }
