@@ -19,6 +19,8 @@ const SECOND_LOOK: usize = 15;
 const FINALISTS: usize = 3;
 /// Products in one replay, at least.
 const NODES: usize = 8;
+/// Read ahead of a replay at least, so that the replay is enqueued before it starts.
+const HEAD_START_BYTES: u64 = 128 << 20;
 
 fn main() -> ExitCode {
     jitune_peer::serve(CublasLt { lt: None })
@@ -75,10 +77,16 @@ fn covers(task: &Task) -> Result<&'static str, Refusal> {
 
 fn sets(task: &Task, shape: Shape, all: bool) -> Result<Vec<Tensors>, Refusal> {
     let optional = |name: &str| if all && task.has(name) { task.tensor(name)?.load().map(Some) } else { Ok(None) };
+    let Shape { m, n, k } = shape;
+    for (name, elements) in [("x", m * k), ("w", n * k), ("bias", n), ("residual", m * n)] {
+        if task.tensors.iter().any(|t| t.name == name && t.elements() != elements) {
+            return Err(Refusal::failed(format!("{name} is not of the product's shape")));
+        }
+    }
     let (x, w) = (task.tensor("x")?.load()?, task.tensor("w")?.load()?);
     let (bias, residual) = (optional("bias")?, optional("residual")?);
     let held = |content: &Option<Vec<u8>>| content.as_deref().map(Buffer::of).transpose();
-    let bytes = shape.m * shape.n * task.tensor("y")?.element_bytes();
+    let bytes = m * n * task.tensor("y")?.element_bytes();
     let set = || -> Result<Tensors, Error> {
         let (bias, residual) = (held(&bias)?, held(&residual)?);
         Ok(Tensors { x: Buffer::of(&x)?, w: Buffer::of(&w)?, bias, residual, y: Buffer::new(bytes)? })
@@ -95,7 +103,7 @@ fn fastest(product: &Product, offered: &[Algorithm], stream: Stream, task: &Task
         let graph =
             cuda.capture::<Error>(stream, || (0..nodes).try_for_each(|i| product.enqueue(algorithm, i % sets)))?;
         let mut replay = || {
-            cuda.flush(stream, task.flush_bytes)?;
+            cuda.flush(stream, task.flush_bytes.max(HEAD_START_BYTES))?;
             cuda.replay(&graph, stream)
         };
         let times = replay().and_then(|_| (0..replays).map(|_| replay()).collect::<Result<Vec<f64>, _>>());
