@@ -80,7 +80,6 @@ runtime_tree() {
 # Builds of the peers are workspaces of their own, since their CUDA features must not meet jitune's.
 peer() {
     cargo fmt --manifest-path "$1" --check &&
-        cargo check --locked --target-dir "$target/peers" --manifest-path "$1" --all-targets &&
         cargo test --locked --target-dir "$target/peers" --manifest-path "$1"
 }
 

@@ -75,10 +75,16 @@ fn covers(task: &Task) -> Result<&'static str, Refusal> {
 
 fn sets(task: &Task, shape: Shape, all: bool) -> Result<Vec<Tensors>, Refusal> {
     let optional = |name: &str| if all && task.has(name) { task.tensor(name)?.load().map(Some) } else { Ok(None) };
+    let Shape { m, n, k } = shape;
+    for (name, elements) in [("x", m * k), ("w", n * k), ("bias", n), ("residual", m * n)] {
+        if task.tensors.iter().any(|t| t.name == name && t.elements() != elements) {
+            return Err(Refusal::failed(format!("{name} is not of the product's shape")));
+        }
+    }
     let (x, w) = (task.tensor("x")?.load()?, task.tensor("w")?.load()?);
     let (bias, residual) = (optional("bias")?, optional("residual")?);
     let held = |content: &Option<Vec<u8>>| content.as_deref().map(Buffer::of).transpose();
-    let bytes = shape.m * shape.n * task.tensor("y")?.element_bytes();
+    let bytes = m * n * task.tensor("y")?.element_bytes();
     let set = || -> Result<Tensors, Error> {
         let (bias, residual) = (held(&bias)?, held(&residual)?);
         Ok(Tensors { x: Buffer::of(&x)?, w: Buffer::of(&w)?, bias, residual, y: Buffer::new(bytes)? })
