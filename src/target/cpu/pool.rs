@@ -102,7 +102,7 @@ impl Pool {
         let mut desk = self.shared.desk.lock().unwrap_or_else(PoisonError::into_inner);
         desk.job = Some(job);
         let number = self.shared.gate.load(Ordering::Relaxed) / NUMBER + 1;
-        self.shared.gate.store(number * NUMBER | OPEN, Ordering::Release);
+        self.shared.gate.store((number * NUMBER) | OPEN, Ordering::Release);
         if desk.asleep > 0 {
             self.shared.wake.notify_all();
         }
