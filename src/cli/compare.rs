@@ -7,6 +7,7 @@ use super::{CliError, table};
 use crate::compare::{self, Asked, Chain, CompareError, KNOWN, Options, Places, Profiler};
 use crate::device::{Device, Target};
 use crate::problem::Problem;
+use crate::report::Rows;
 use crate::report::rows::{Calls, Line, Run, State};
 use crate::template::Library;
 use crate::tune::{self, Search, Verdict};
@@ -25,7 +26,7 @@ use std::time::Duration;
     jitune compare --problem 'matmul m=32 n=4096 k=4096' --peers cublaslt --counters\n\n\
     Problems without a winner are tuned first. Every peer's numbers are checked; rounds are interleaved. Rows are stored\n\
     as they are measured, so Ctrl-C keeps what there is. Exit code 1 when a result of ours is wrong or missing, 130 after\n\
-    Ctrl-C. `jitune report --from FOLDER/rows.jsonl` makes the report again.")]
+    Ctrl-C. `jitune report --from FOLDER/rows.jsonl` makes the report again; --resume goes on with a run that was cut off.")]
 pub struct Args {
     #[command(flatten)]
     which: Which,
@@ -69,6 +70,9 @@ pub struct Args {
     /// Read hardware counters of jitune's and cuBLASLt's kernels through ncu.
     #[arg(long)]
     counters: bool,
+    /// Go on with the run in the output folder that was cut off: what it measured to the end is kept.
+    #[arg(long)]
+    resume: bool,
     /// The folder for rows.jsonl, report.md and report.html.
     #[arg(short, long, default_value = "jitune-compare", value_name = "FOLDER")]
     output: PathBuf,
@@ -135,6 +139,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         seed: jitune_db::now(),
         profiler,
         counted: COUNTED.map(String::from).to_vec(),
+        done: if args.resume { earlier(&args.output.join("rows.jsonl"), &device)? } else { None },
     };
     let run = Run {
         at: jitune_db::now(),
@@ -162,6 +167,19 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     match teller.bad {
         0 => Ok(()),
         n => Err(CliError::Partly(format!("{n} of jitune's own results are wrong or missing"))),
+    }
+}
+
+/// The rows of a run that was cut off; one on another device cannot be gone on with.
+fn earlier(path: &Path, device: &Device) -> Result<Option<Rows>, CliError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let rows = super::report::read(path)?;
+    let here = |d: &Device| d.silicon == device.silicon && d.arch == device.arch;
+    match rows.run.device.as_ref().is_some_and(here) {
+        true => Ok(Some(rows)),
+        false => Err(CliError::Usage(format!("--resume: {} was measured on another device", path.display()))),
     }
 }
 

@@ -78,6 +78,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
                 seed: 1,
                 profiler: None,
                 counted: Vec::new(),
+                done: None,
             };
             match compare::profile(&ncu, &problem, &args.peer, &options) {
                 Ok(found) => (found, None),

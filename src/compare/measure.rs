@@ -10,7 +10,7 @@ use crate::report::rows::{Basis, Row, State, Times};
 use crate::target::session::{Series, gate_clocks};
 use jitune_peer::{Answer, Ask, RefusalKind, RefusedWay, Way};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long setting up may take beyond the warm-up that was asked for: a framework compiles in it.
 const PREPARE: Duration = Duration::from_secs(180);
@@ -44,7 +44,10 @@ pub fn measure(
         let Some(conversation) = &mut entry.conversation else { continue };
         let blank = Row { version: Some(conversation.about.version.clone()), ..blank };
         let deadline = PREPARE + Duration::from_secs_f64(prepared.task.warm_s * 4.0);
-        match conversation.ask(&Ask::Prepare(Box::new(prepared.task.clone())), deadline) {
+        let begun = Instant::now();
+        let answer = conversation.ask(&Ask::Prepare(Box::new(prepared.task.clone())), deadline);
+        let blank = Row { setup_s: Some(begun.elapsed().as_secs_f64()), ..blank };
+        match answer {
             Ok(Answer::Prepared { ways, refused }) => {
                 rows.extend(refused.iter().map(|r| refused_row(&blank, r)));
                 for way in ways {
@@ -165,7 +168,7 @@ fn rounds(
     monitor: &Monitor,
     stop: &AtomicBool,
 ) -> bool {
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     for round in 0..options.rounds {
         if stop.load(Ordering::Relaxed) {
             return true;

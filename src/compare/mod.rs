@@ -21,6 +21,7 @@ pub use sass::mix;
 
 use crate::device::Device;
 use crate::problem::Problem;
+use crate::report::Rows;
 use crate::report::rows::{Calls, Counters, End, Line, Noise, Pair, Peer, ProblemLine, Row, Run, State, WinnerLine};
 use crate::winner::Winner;
 use jitune_peer::RefusalKind;
@@ -75,6 +76,8 @@ pub struct Options {
     pub profiler: Option<Profiler>,
     /// Of these peers.
     pub counted: Vec<String>,
+    /// What an earlier run, cut off before its end, has measured already: kept, and not measured again.
+    pub done: Option<Rows>,
 }
 
 /// A problem to compare on.
@@ -185,7 +188,7 @@ pub fn run(
 ) -> Result<(), CompareError> {
     let begun = Instant::now();
     let io = |source| CompareError::Io { path: file.into(), source };
-    let mut sink = Sink { path: file, file: File::create(file).map_err(io)?, observer };
+    let done = options.done.clone().unwrap_or_default();
     let starter = Starter { options };
     let monitor = Monitor::start(options.on);
     let mut entries = Vec::new();
@@ -199,10 +202,22 @@ pub fn run(
             Err(_) => {}
         }
     }
+    // The file appears with all that an earlier run had in it, so that nothing is lost whenever this one ends.
+    let part = file.with_extension("part");
+    let mut sink = Sink { path: file, file: File::create(&part).map_err(io)?, observer };
     sink.put(Line::Run(Box::new(run)))?;
-    let (mut pairs, mut stored) = (Vec::new(), Vec::new());
+    let (mut pairs, mut stored) = (done.noise.clone().map_or_else(Vec::new, |n| n.pairs), Vec::new());
+    let (kept, rest): (Vec<&Asked>, Vec<&Asked>) = asked.iter().partition(|a| done.whole(&a.problem.to_string()));
+    for ask in kept {
+        sink.put(Line::Problem(Box::new(problem_line(ask, &options.device))))?;
+        for row in done.rows.iter().filter(|r| r.problem == ask.problem.to_string()) {
+            sink.put(Line::Row(Box::new(row.clone())))?;
+            stored.push(row.clone());
+        }
+    }
+    std::fs::rename(&part, file).map_err(io)?;
     let mut traced = 0;
-    for ask in asked {
+    for ask in rest {
         if stop.load(Ordering::Relaxed) {
             break;
         }
@@ -215,6 +230,7 @@ pub fn run(
         let rows = measure::measure(&ask.problem, &prepared, &mut entries, options, &monitor, stop);
         // The inputs of the next problem are others; what stays behind goes with the scratch folder.
         let _ = std::fs::remove_dir_all(&folder);
+        pairs.retain(|p: &Pair| p.problem != ask.problem.to_string());
         pairs.extend(pair(&ask.problem, &rows));
         for mut row in rows.into_iter().filter(|r| r.peer != TWIN) {
             row.counters = ask.winner.as_ref().filter(|_| row.peer == OURS && row.way == TUNED).and_then(of_driver);

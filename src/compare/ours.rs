@@ -104,18 +104,18 @@ impl Open {
             Place::Named(name) => named.iter().position(|t| t.name == *name),
             Place::Temporary(i) => Some(named.len() + i),
         };
+        let input = |t: &crate::problem::Tensor| match t.role {
+            Role::In => task.tensor(t.name)?.load(),
+            Role::Out => Ok(vec![0xff; t.bytes() as usize]),
+        };
+        let contents = named.iter().map(input).collect::<Result<Vec<_>, Refusal>>()?;
         let mut sets = Vec::new();
-        for set in 0..task.sets {
+        for _ in 0..task.sets {
             let mut memory =
                 sizes.iter().map(|b| runtime.allocate(*b)).collect::<Result<Vec<_>, _>>().map_err(Refusal::failed)?;
-            for (t, m) in named.iter().zip(&mut memory) {
-                if t.role == Role::In {
-                    // Sets after the first hold the same values: where they lie is what matters.
-                    let bytes = task.tensor(t.name)?.load()?;
-                    m.upload(&bytes).map_err(Refusal::failed)?;
-                } else if set == 0 {
-                    m.upload(&vec![0xff; t.bytes() as usize]).map_err(Refusal::failed)?;
-                }
+            // Every set holds the same values: where they lie is what matters.
+            for (bytes, m) in contents.iter().zip(&mut memory) {
+                m.upload(bytes).map_err(Refusal::failed)?;
             }
             sets.push(memory);
         }

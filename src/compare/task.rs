@@ -11,8 +11,8 @@ use std::path::Path;
 
 /// Most sets of tensors that calls rotate through.
 const MAX_SETS: u64 = 32;
-/// Memory that the sets of one peer may take.
-const SET_BYTES: u64 = 4 << 30;
+/// Memory that the sets of one peer may take: every set is filled by every peer.
+const SET_BYTES: u64 = 1 << 30;
 /// Input reads that the reference of one problem may cost.
 const REFERENCE_BUDGET: u64 = 16 << 20;
 /// Elements of a chunk of a file that is written at a time.

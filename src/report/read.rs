@@ -1,6 +1,6 @@
 //! From the bytes of `rows.jsonl` to what one report is made of.
 
-use super::rows::{End, Line, Noise, ProblemLine, Row, Run, Trace};
+use super::rows::{End, Line, Noise, ProblemLine, Row, Run, State, Trace};
 
 /// Rows that no report can be made of.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +79,16 @@ impl Rows {
             }
         }
         Ok(Rows { run: run.ok_or(RowsError::NoRun)?, ..rows })
+    }
+
+    /// Whether a problem was measured to its end: the run went on to another one or came to an end, and no row of it was
+    /// cut off.
+    pub fn whole(&self, problem: &str) -> bool {
+        let of = |r: &&Row| r.problem == problem;
+        let last = self.problems.last().is_some_and(|p| p.problem == problem);
+        self.rows.iter().any(|r| of(&r))
+            && !self.rows.iter().filter(of).any(|r| r.state == State::Cut)
+            && !(last && self.cut())
     }
 
     /// Whether the run was stopped or killed before its end.

@@ -218,6 +218,9 @@ pub struct Row {
     pub throttled: Vec<String>,
     /// What hardware counters say.
     pub counters: Option<Counters>,
+    /// Seconds that its peer took to set the problem up: copying, compiling, autotuning.
+    #[serde(default)]
+    pub setup_s: Option<f64>,
 }
 
 impl Row {

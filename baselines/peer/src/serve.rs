@@ -1,6 +1,6 @@
 //! The loop that answers requests.
 
-use crate::protocol::{Answer, Ask, Device, PROTOCOL, Refusal};
+use crate::protocol::{Answer, Ask, Device, PROTOCOL, Refusal, RefusedWay, Way};
 use crate::timer::Timer;
 use crate::{Peer, Prepared};
 use std::io::{BufRead, Write};
@@ -61,10 +61,18 @@ impl<P: Peer> Server<P> {
                 self.held = None;
                 let mut prepared = self.peer.prepare(&task)?;
                 let mut timer = Timer::new(&task, matches!(device, Device::Cuda(_)))?;
+                let (mut ways, mut refused) = (Vec::new(), prepared.refused.clone());
+                // A way that does not run costs itself, not the others.
                 for way in 0..prepared.ways.len() {
-                    prepared.ways[way].captured = timer.warm(&mut prepared, way)?;
+                    match timer.warm(&mut prepared, way) {
+                        Ok(captured) => ways.push(Way { captured, ..prepared.ways[way].clone() }),
+                        Err(e) => {
+                            let way = prepared.ways[way].way.clone();
+                            refused.push(RefusedWay { way, kind: e.kind, why: e.why });
+                        }
+                    }
                 }
-                let answer = Answer::Prepared { ways: prepared.ways.clone(), refused: prepared.refused.clone() };
+                let answer = Answer::Prepared { ways, refused };
                 self.held = Some((timer, prepared));
                 Ok(answer)
             }

@@ -1,0 +1,138 @@
+//! `jitune compare` as a user runs it, with peers made for this: right, wrong, crashing, slow and missing ones.
+#![cfg(feature = "cli")]
+
+use jitune::report::Rows;
+use jitune::report::rows::{Row, State};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const FIRST: &str = "matmul m=4 n=64 k=32 dtype=f32";
+const SECOND: &str = "matmul m=2 n=64 k=32 dtype=f32";
+
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("peer.py");
+        std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compare/peer.py"), &script).unwrap();
+        std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        for name in ["right", "wrong", "crash", "slow"] {
+            symlink(&script, folder.path().join(format!("jitune-peer-{name}"))).unwrap();
+        }
+        Bench { folder }
+    }
+
+    fn command(&self, peers: &str, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jitune"));
+        command
+            .args(["compare", "--target", "cpu", "--threads", "2", "--problem", FIRST, "--problem", SECOND])
+            .args(["--quick", "--rounds", "4", "--budget", "6", "--peers", peers])
+            .arg("--peer-dir")
+            .arg(self.folder.path())
+            .arg("--db")
+            .arg(self.folder.path().join("db"))
+            .arg("-o")
+            .arg(self.out())
+            .args(more);
+        command
+    }
+
+    fn run(&self, peers: &str, more: &[&str]) -> Output {
+        self.command(peers, more).output().unwrap()
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("out")
+    }
+
+    fn rows(&self) -> Rows {
+        Rows::read(&std::fs::read(self.out().join("rows.jsonl")).unwrap()).unwrap()
+    }
+}
+
+fn row<'a>(rows: &'a Rows, problem: &str, peer: &str) -> &'a Row {
+    rows.rows.iter().find(|r| r.problem == problem && r.peer == peer).unwrap_or_else(|| panic!("{peer}: {rows:?}"))
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn a_wrong_peer_is_called_wrong_and_a_crash_costs_its_own_rows() {
+    let bench = Bench::new();
+    let output = bench.run("right,wrong,crash,absent,torch", &["--python", "/nonexistent/python"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let rows = bench.rows();
+    assert!(!rows.cut());
+    for problem in [FIRST, SECOND] {
+        let right = row(&rows, problem, "right");
+        assert_eq!((right.state, right.error_max.map(|e| e < 1e-5)), (State::Ok, Some(true)), "{right:?}");
+        assert!(right.ratio.is_some_and(|r| r > 0.0) && right.compared > 100, "{right:?}");
+        assert_eq!(row(&rows, problem, "jitune").state, State::Ok);
+        let wrong = row(&rows, problem, "wrong");
+        assert_eq!((wrong.state, wrong.kernel.is_none(), wrong.ratio), (State::Wrong, true, None), "{wrong:?}");
+        // It is started again for the second problem, and dies there too.
+        let crash = row(&rows, problem, "crash");
+        assert_eq!(crash.state, State::Failed);
+        let why = crash.why.as_deref().unwrap();
+        assert!(why.contains("segmentation fault") && why.contains("about to die"), "{why}");
+    }
+    let absent = |name: &str| rows.run.peers.iter().find(|p| p.peer == name).unwrap();
+    assert!(!absent("absent").here && absent("absent").why.as_ref().unwrap().contains("jitune-peer-absent"));
+    assert!(!absent("torch").here, "{:?}", absent("torch"));
+    assert!(rows.run.peers.iter().all(|p| p.here || p.why.is_some()));
+    assert!(rows.noise.is_some_and(|n| n.pairs.len() == 2));
+    let report = std::fs::read_to_string(bench.out().join("report.md")).unwrap();
+    assert!(report.contains("WRONG") && report.contains("not here"), "{report}");
+    assert!(std::fs::read_to_string(bench.out().join("report.html")).unwrap().contains("<svg"));
+}
+
+#[test]
+fn what_was_measured_before_an_interrupt_is_kept_and_gone_on_with() {
+    let bench = Bench::new();
+    let mut child = bench.command("slow", &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let measured = || {
+        let text = std::fs::read_to_string(bench.out().join("rows.jsonl")).unwrap_or_default();
+        text.lines().any(|l| l.contains("\"kind\":\"row\"") && l.contains("\"slow\""))
+    };
+    let begun = Instant::now();
+    while !measured() {
+        assert!(begun.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none(), "no row came");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let rows = bench.rows();
+    assert!(rows.cut());
+    assert_eq!(row(&rows, FIRST, "slow").state, State::Ok);
+    assert!(bench.out().join("report.html").exists());
+    let before = row(&rows, FIRST, "slow").called.clone();
+
+    let output = bench.run("right", &["--resume", "--no-tune"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let rows = bench.rows();
+    assert!(!rows.cut());
+    assert_eq!(row(&rows, FIRST, "slow").called, before, "kept as it was");
+    assert_eq!(row(&rows, SECOND, "right").state, State::Ok);
+    assert!(rows.rows.iter().all(|r| r.problem != FIRST || r.peer != "right"), "not measured again");
+}
+
+#[test]
+fn bad_input_is_said_in_one_line() {
+    let bench = Bench::new();
+    for (more, part) in [
+        (["--set", "torch"], "PEER.KEY=VALUE"),
+        (["--counters", "--quick"], "--quick"),
+        (["--problem", "matmul m=0 n=1 k=1"], "must lie in"),
+    ] {
+        let output = bench.run("right", &more);
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+        assert!(text(&output).contains(part), "{}", text(&output));
+    }
+}
