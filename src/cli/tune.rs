@@ -26,9 +26,9 @@ pub struct Args {
     store: Store,
     #[command(flatten)]
     templates: Templates,
-    /// Wall time for all problems together.
-    #[arg(long, default_value_t = 225, value_name = "SECONDS")]
-    budget: u64,
+    /// Wall time for all problems together; 225 on a GPU and 150 on a CPU by default.
+    #[arg(long, value_name = "SECONDS")]
+    budget: Option<u64>,
     /// Most candidates a problem; 64 on a GPU and 16 on a CPU by default.
     #[arg(long)]
     trials: Option<usize>,
@@ -73,7 +73,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         eprintln!("jitune: warning: a damaged line of the journal was set aside: {line}");
     }
     let exe = std::env::current_exe().map_err(|source| CliError::Io { path: PathBuf::from("jitune"), source })?;
-    let budget = Duration::from_secs(args.budget);
+    let budget = Duration::from_secs(args.budget.unwrap_or(if target == Target::Cuda { 225 } else { 150 }));
     let options = Options {
         exe,
         devices,
