@@ -70,7 +70,7 @@ runtime_tree() {
     tree() { cargo tree --locked -p jitune --no-default-features --features runtime --prefix none "$@"; }
     crates=$(tree -e normal) && features=$(tree -e features) || return 1
     foreign=$(
-        printf '%s\n' "$crates" | grep -E '^(sled|clap|jitune-db|nvml-wrapper|indicatif) '
+        printf '%s\n' "$crates" | grep -E '^(sled|clap|jitune-db|jitune-peer|nvml-wrapper|indicatif) '
         printf '%s\n' "$features" | grep -E '^cudarc feature "nvrtc"'
     )
     [ -z "$foreign" ] || { printf 'the feature "runtime" brings in:\n%s\n' "$foreign"; return 1; }

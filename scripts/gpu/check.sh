@@ -3,6 +3,7 @@
 #   tune      the model's plan from an empty database, and again
 #   claims    compares claims.plan with cuBLASLt and holds it against its floors; peers' programs in PATH or in $PEERS
 #   compare   compares the model's plan with every peer that is here; more options in $COMPARE
+#   counters  hardware counters of counters.plan's products through ncu, jitune's and cuBLASLt's
 #   faults    hanging, faulting and wrong candidates planted at the first, middle and last position
 #   kill      kill -9 of the tuner, 20 times
 #   sanitize  compute-sanitizer on one kernel of each template, even and ragged, and on a planted bug
@@ -10,7 +11,7 @@
 # Everything is written under FOLDER. NVRTC is found as `jitune doctor` says.
 set -u
 jitune=$(realpath "$1"); out=$2; shift 2
-here=$(cd "$(dirname "$0")" && pwd)
+here=$(dirname "$0")
 mkdir -p "$out"; out=$(realpath "$out")
 db=$out/db
 failed=0
@@ -36,6 +37,13 @@ step_claims() {
   "$jitune" db export-journal --winners "$out/winners.jsonl" --db "$db"
   python3 "$here/claims.py" "$out/claims/rows.jsonl" | tee "$out/claims.md"
   [ "${PIPESTATUS[0]}" = 0 ] || fail "a floor is missed"
+}
+
+step_counters() {
+  say "counters"
+  "$jitune" compare --plan "$here/counters.plan" --peers cublaslt ${PEERS:+--peer-dir "$PEERS"} --counters --rounds 9 \
+    --seconds 3 --db "$db" -o "$out/counters" > "$out/counters.txt" 2> "$out/counters.log" || fail "counters: exit code $?"
+  grep -c '"source":"ncu"' "$out/counters/rows.jsonl" | sed 's/$/ rows with counters/'
 }
 
 step_compare() {
