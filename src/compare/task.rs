@@ -102,6 +102,7 @@ pub fn prepare(
             flush_bytes,
             round_us,
             warm_s,
+            ways: Vec::new(),
         },
         expected: expected(problem, &inputs, seed, REFERENCE_BUDGET),
         tolerance: Tolerance::of(problem),

@@ -59,13 +59,21 @@ impl Peer for Burn {
                 if task.dtype != "f32" {
                     return Err(Refusal::unsupported(format!("no {} on a processor here", task.dtype)));
                 }
-                ways.burn::<burn::backend::NdArray>("ndarray", task, &Default::default())?;
-                ways.burn::<burn::backend::Flex>("flex", task, &Default::default())?;
+                if task.wants("ndarray") {
+                    ways.burn::<burn::backend::NdArray>("ndarray", task, &Default::default())?;
+                }
+                if task.wants("flex") {
+                    ways.burn::<burn::backend::Flex>("flex", task, &Default::default())?;
+                }
             }
             #[cfg(feature = "cuda")]
             Some(Opened::Cuda(gpu)) => {
-                ways.burn::<burn::backend::Cuda>("burn", task, gpu.device())?;
-                ways.add(cubek::way(task), || cubek::run(task, gpu.device()));
+                if task.wants("burn") {
+                    ways.burn::<burn::backend::Cuda>("burn", task, gpu.device())?;
+                }
+                if task.wants("cubek") {
+                    ways.add(cubek::way(task), || cubek::run(task, gpu.device()));
+                }
             }
         }
         Ok(ways.prepared())

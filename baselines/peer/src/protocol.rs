@@ -254,6 +254,9 @@ pub struct Task {
     pub round_us: f64,
     /// Seconds that warming up may take.
     pub warm_s: f64,
+    /// The ways to set up; none: all. From the option `ways`, a list with commas.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ways: Vec<String>,
 }
 
 /// One tensor of a task.
@@ -309,7 +312,13 @@ impl TaskTensor {
     /// The input's values, widened.
     pub fn values(&self) -> Result<Vec<f32>, Refusal> {
         let bytes = self.load()?;
-        Ok(bytes.chunks_exact(self.element_bytes()).map(|b| decode(&self.dtype, b) as f32).collect())
+        // The dtype is looked at once: an embedding has hundreds of millions of values.
+        Ok(match self.dtype.as_str() {
+            "bf16" => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            "f16" => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            "i32" => bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
+            _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        })
     }
 
     /// The input's integers.
@@ -346,6 +355,11 @@ impl Task {
     pub fn dim(&self, name: &str) -> Result<usize, Refusal> {
         let found = self.dims.get(name).copied().and_then(|v| usize::try_from(v).ok());
         found.ok_or_else(|| Refusal::failed(format!("the task has no dimension {name}")))
+    }
+
+    /// Whether a way is to be set up: set-up can be slow, and not every way is asked for.
+    pub fn wants(&self, way: &str) -> bool {
+        self.ways.is_empty() || self.ways.iter().any(|w| w == way)
     }
 
     /// A word; empty when absent.

@@ -19,7 +19,7 @@ pub fn serve(peer: impl Peer) -> ExitCode {
 
 /// Serves requests from `from` and answers to `to`.
 pub fn serve_on(peer: impl Peer, from: impl BufRead, mut to: impl Write) -> std::io::Result<()> {
-    let mut server = Server { peer, device: None, held: None };
+    let mut server = Server { peer, device: None, ways: Vec::new(), held: None };
     for line in from.lines() {
         let line = line?;
         if line.trim().is_empty() {
@@ -40,6 +40,8 @@ pub fn serve_on(peer: impl Peer, from: impl BufRead, mut to: impl Write) -> std:
 struct Server<P> {
     peer: P,
     device: Option<Device>,
+    /// Of the option `ways`.
+    ways: Vec<String>,
     /// The timer goes first, while what it times is alive.
     held: Option<(Timer, Prepared)>,
 }
@@ -53,17 +55,19 @@ impl<P: Peer> Server<P> {
                     return Err(Refusal::missing(why, "build jitune and its peers from one version"));
                 }
                 let about = self.peer.hello(device, &options)?;
+                self.ways = options.get("ways").map_or_else(Vec::new, |w| w.split(',').map(String::from).collect());
                 self.device = Some(device);
                 Ok(Answer::Hello(about))
             }
-            Ask::Prepare(task) => {
+            Ask::Prepare(mut task) => {
                 let Some(device) = self.device else { return Err(Refusal::failed("`hello` comes first")) };
                 self.held = None;
+                task.ways.clone_from(&self.ways);
                 let mut prepared = self.peer.prepare(&task)?;
                 let mut timer = Timer::new(&task, matches!(device, Device::Cuda(_)))?;
                 let (mut ways, mut refused) = (Vec::new(), prepared.refused.clone());
                 // A way that does not run costs itself, not the others.
-                for way in 0..prepared.ways.len() {
+                for way in (0..prepared.ways.len()).filter(|w| task.wants(&prepared.ways[*w].way)).collect::<Vec<_>>() {
                     match timer.warm(&mut prepared, way) {
                         Ok(captured) => ways.push(Way { captured, ..prepared.ways[way].clone() }),
                         Err(e) => {

@@ -105,6 +105,20 @@ fn a_whole_conversation() {
 }
 
 #[test]
+fn only_the_ways_that_are_asked_for_are_set_up() {
+    let hello = r#"{"ask":"hello","protocol":1,"device":"cpu:1","options":{"ways":"other,fast"}}"#;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x");
+    std::fs::write(&file, 1.5f32.to_le_bytes()).unwrap();
+    let task = format!(
+        r#"{{"ask":"prepare","problem":"double","op":"double","dtype":"f32","dims":{{}},"sets":1,"round_us":1,"warm_s":0,"tensors":[{{"name":"x","dtype":"f32","shape":[1],"role":"in","file":{file:?}}}]}}"#
+    );
+    let answers = talk(&[hello.into(), task]);
+    let Answer::Prepared { ways, .. } = &answers[1] else { panic!("{answers:?}") };
+    assert_eq!(ways.iter().map(|w| w.way.as_str()).collect::<Vec<_>>(), ["fast"]);
+}
+
+#[test]
 fn what_cannot_be_answered_is_refused_and_the_next_is_answered() {
     let answers = talk(&[
         "not json".into(),
