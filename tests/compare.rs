@@ -21,7 +21,7 @@ impl Bench {
         let script = folder.path().join("peer.py");
         std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compare/peer.py"), &script).unwrap();
         std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
-        for name in ["right", "wrong", "crash", "slow"] {
+        for name in ["right", "wrong", "crash", "slow", "stuck"] {
             symlink(&script, folder.path().join(format!("jitune-peer-{name}"))).unwrap();
         }
         Bench { folder }
@@ -91,6 +91,25 @@ fn a_wrong_peer_is_called_wrong_and_a_crash_costs_its_own_rows() {
     let report = std::fs::read_to_string(bench.out().join("report.md")).unwrap();
     assert!(report.contains("WRONG") && report.contains("not here"), "{report}");
     assert!(std::fs::read_to_string(bench.out().join("report.html")).unwrap().contains("<svg"));
+}
+
+#[test]
+fn an_interrupt_does_not_wait_for_a_peer_that_is_stuck() {
+    let bench = Bench::new();
+    let mut child = bench.command("stuck", &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let log = bench.out().join("rows.jsonl");
+    let begun = Instant::now();
+    while !std::fs::read_to_string(&log).unwrap_or_default().contains("\"kind\":\"problem\"") {
+        assert!(begun.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none(), "it does not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Ours are set up first, and then the stuck one.
+    std::thread::sleep(Duration::from_secs(3));
+    let begun = Instant::now();
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(row(&bench.rows(), FIRST, "stuck").state, State::Cut);
 }
 
 #[test]

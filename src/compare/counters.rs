@@ -8,6 +8,8 @@ use jitune_peer::{Answer, Ask, Device};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// What is asked of ncu. The last is a pattern: which tensor pipes there are differs between architectures.
@@ -65,6 +67,7 @@ impl Profiler {
         settings: BTreeMap<String, String>,
         problems: &mut dyn Iterator<Item = Result<Prepared, std::io::Error>>,
         scratch: &Path,
+        stop: &Arc<AtomicBool>,
     ) -> Result<BTreeMap<(String, String), Vec<Profiled>>, Unanswered> {
         let csv = scratch.join("ncu.csv");
         let mut command = Command::new(&self.ncu);
@@ -74,7 +77,7 @@ impl Profiler {
             .arg(&csv)
             .arg(peer.get_program())
             .args(peer.get_args());
-        let mut conversation = Conversation::start(command, scratch.join("ncu.log"), on, settings)?;
+        let mut conversation = Conversation::start(command, scratch.join("ncu.log"), on, settings, stop)?;
         let mut calls = Vec::new();
         for prepared in problems {
             let Ok(prepared) = prepared else { continue };

@@ -91,6 +91,10 @@ pub fn measure(
         }
     }
     rows.extend(lanes.into_iter().map(|lane| timed(lane, &throttled, cut)));
+    // What was lost because the user stopped the run says nothing of the peer.
+    for row in rows.iter_mut().filter(|r| stop.load(Ordering::Relaxed) && r.state == State::Failed) {
+        row.state = State::Cut;
+    }
     rates(&mut rows, problem, options);
     rows
 }

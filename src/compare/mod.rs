@@ -31,6 +31,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -129,6 +130,7 @@ struct Entry {
 /// What each peer is started with.
 struct Starter<'a> {
     options: &'a Options,
+    stop: &'a Arc<AtomicBool>,
 }
 
 impl Starter<'_> {
@@ -136,7 +138,7 @@ impl Starter<'_> {
         let o = self.options;
         let command = self.command(label).map_err(Unanswered::Refused)?;
         let log = o.places.scratch.join(format!("{label}.log"));
-        Conversation::start(command, log, o.on, self.settings(label))
+        Conversation::start(command, log, o.on, self.settings(label), self.stop)
     }
 
     fn command(&self, label: &str) -> Result<Command, jitune_peer::Refusal> {
@@ -184,12 +186,12 @@ pub fn run(
     mut run: Run,
     file: &Path,
     observer: &mut dyn Observer,
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
 ) -> Result<(), CompareError> {
     let begun = Instant::now();
     let io = |source| CompareError::Io { path: file.into(), source };
     let done = options.done.clone().unwrap_or_default();
-    let starter = Starter { options };
+    let starter = Starter { options, stop };
     let monitor = Monitor::start(options.on);
     let mut entries = Vec::new();
     let labels = [OURS, TWIN].into_iter().chain(options.peers.iter().map(String::as_str));
@@ -351,10 +353,17 @@ pub fn profile(
     peer: &str,
     options: &Options,
 ) -> Result<Vec<(String, Vec<Profiled>)>, String> {
-    let starter = Starter { options };
+    let starter = Starter { options, stop: &Arc::default() };
     let command = starter.command(peer).map_err(|e| e.why)?;
     let found = profiler
-        .count(&command, options.on, starter.settings(peer), &mut inputs(&[*problem], options), &options.places.scratch)
+        .count(
+            &command,
+            options.on,
+            starter.settings(peer),
+            &mut inputs(&[*problem], options),
+            &options.places.scratch,
+            starter.stop,
+        )
         .map_err(|e| e.to_string())?;
     Ok(found.into_iter().map(|((_, way), kernels)| (way, kernels)).collect())
 }
@@ -380,8 +389,14 @@ fn count(profiler: &Profiler, asked: &[Asked], options: &Options, starter: &Star
     for label in options.counted.iter().filter(|l| stored.iter().any(|r| r.peer == **l)) {
         let Ok(command) = starter.command(label) else { continue };
         let problems: Vec<Problem> = asked.iter().map(|a| a.problem).collect();
-        let found =
-            profiler.count(&command, options.on, starter.settings(label), &mut inputs(&problems, options), scratch);
+        let found = profiler.count(
+            &command,
+            options.on,
+            starter.settings(label),
+            &mut inputs(&problems, options),
+            scratch,
+            starter.stop,
+        );
         match found {
             Ok(found) => {
                 let counted = |r: &&Row| r.peer == *label && r.state == State::Ok;

@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The longest line a peer may answer.
@@ -114,6 +116,7 @@ impl Places {
 /// A peer that answered `hello`.
 pub struct Conversation {
     process: Process<Answer>,
+    stop: Arc<AtomicBool>,
     log: PathBuf,
     /// Who it is.
     pub about: About,
@@ -134,12 +137,13 @@ pub enum Unanswered {
 }
 
 impl Conversation {
-    /// Starts a peer on a device.
+    /// Starts a peer on a device. It is given up soon after `stop` has become true.
     pub fn start(
         mut command: Command,
         log: PathBuf,
         device: Device,
         options: BTreeMap<String, String>,
+        stop: &Arc<AtomicBool>,
     ) -> Result<Conversation, Unanswered> {
         let failed = |why: String| Unanswered::Refused(Refusal::failed(why));
         let errors = File::create(&log).map_err(|e| failed(format!("{}: {e}", log.display())))?;
@@ -147,7 +151,7 @@ impl Conversation {
         let mut rest = Vec::new();
         let process = Process::start(command, move |out| next_line(out, &mut rest))
             .map_err(|e| Unanswered::Refused(Refusal { kind: RefusalKind::Missing, why: e.to_string(), fix: None }))?;
-        let mut this = Conversation { process, log, about: About::default() };
+        let mut this = Conversation { process, stop: Arc::clone(stop), log, about: About::default() };
         match this.ask(&Ask::Hello { protocol: PROTOCOL, device, options }, HELLO)? {
             Answer::Hello(about) => {
                 this.about = about;
@@ -165,7 +169,8 @@ impl Conversation {
             to.write_all(&line)?;
             to.flush()
         };
-        match self.process.ask(send, deadline) {
+        let stopped = || self.stop.load(Ordering::Relaxed);
+        match self.process.ask_unless(send, deadline, &stopped) {
             Ok(Answer::Refused(why)) => Err(Unanswered::Refused(why)),
             Ok(answer) => Ok(answer),
             Err(lost) => Err(Unanswered::Lost { how: self.told(&lost) }),

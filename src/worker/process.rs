@@ -5,7 +5,10 @@ use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether waiting still makes sense.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// A process that gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +20,9 @@ pub enum Lost {
         /// The deadline.
         after: Duration,
     },
+    /// The user stopped the run while it was waited for; it was killed.
+    #[error("interrupted")]
+    Interrupted,
     /// It ended.
     #[error("the worker ended: {how}")]
     Ended {
@@ -66,15 +72,34 @@ impl<A: Send + 'static> Process<A> {
 
     /// Sends a request and waits for the answer at most `deadline`. After an error the process is gone.
     pub fn ask(&mut self, send: impl FnOnce(&mut ChildStdin) -> io::Result<()>, deadline: Duration) -> Result<A, Lost> {
+        self.ask_unless(send, deadline, &|| false)
+    }
+
+    /// The same, but gives up soon after `stopped` has become true.
+    pub fn ask_unless(
+        &mut self,
+        send: impl FnOnce(&mut ChildStdin) -> io::Result<()>,
+        deadline: Duration,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<A, Lost> {
         if !matches!(self.input.as_mut().map(send), Some(Ok(()))) {
             return Err(self.ended());
         }
-        match self.answers.recv_timeout(deadline) {
-            Ok(Ok(Some(answer))) => Ok(answer),
-            Ok(_) | Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
-            Err(RecvTimeoutError::Timeout) => {
-                self.kill();
-                Err(Lost::Timeout { after: deadline })
+        let begun = Instant::now();
+        loop {
+            let left = deadline.saturating_sub(begun.elapsed());
+            match self.answers.recv_timeout(left.min(LOOK)) {
+                Ok(Ok(Some(answer))) => return Ok(answer),
+                Ok(_) | Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
+                Err(RecvTimeoutError::Timeout) if stopped() => {
+                    self.kill();
+                    return Err(Lost::Interrupted);
+                }
+                Err(RecvTimeoutError::Timeout) if left <= LOOK => {
+                    self.kill();
+                    return Err(Lost::Timeout { after: deadline });
+                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }

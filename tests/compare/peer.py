@@ -5,6 +5,7 @@ jitune-peer-right   y = x·Wᵀ in plain Python
 jitune-peer-wrong   the same, one element off
 jitune-peer-crash   dies when it is asked for its second round
 jitune-peer-slow    takes its time for every round
+jitune-peer-stuck   does not come to an end of setting up
 """
 import array
 import json
@@ -38,6 +39,8 @@ for line in sys.stdin:
         case "hello":
             answer(answer="hello", peer=name, version="1", device="here", libraries={})
         case "prepare":
+            if name == "stuck":
+                time.sleep(1000)
             y = product(ask)
             if name == "wrong":
                 y[0] += 1.0
