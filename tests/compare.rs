@@ -21,7 +21,7 @@ impl Bench {
         let script = folder.path().join("peer.py");
         std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compare/peer.py"), &script).unwrap();
         std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
-        for name in ["right", "wrong", "crash", "slow", "stuck"] {
+        for name in ["right", "wrong", "crash", "slow", "stuck", "partial"] {
             symlink(&script, folder.path().join(format!("jitune-peer-{name}"))).unwrap();
         }
         Bench { folder }
@@ -66,7 +66,7 @@ fn text(output: &Output) -> String {
 #[test]
 fn a_wrong_peer_is_called_wrong_and_a_crash_costs_its_own_rows() {
     let bench = Bench::new();
-    let output = bench.run("right,wrong,crash,absent,torch", &["--python", "/nonexistent/python"]);
+    let output = bench.run("right,wrong,crash,partial,absent,torch", &["--python", "/nonexistent/python"]);
     assert!(output.status.success(), "{}", text(&output));
     let rows = bench.rows();
     assert!(!rows.cut());
@@ -77,6 +77,8 @@ fn a_wrong_peer_is_called_wrong_and_a_crash_costs_its_own_rows() {
         assert_eq!(row(&rows, problem, "jitune").state, State::Ok);
         let wrong = row(&rows, problem, "wrong");
         assert_eq!((wrong.state, wrong.kernel.is_none(), wrong.ratio), (State::Wrong, true, None), "{wrong:?}");
+        let partial = row(&rows, problem, "partial");
+        assert_eq!((partial.state, partial.kernel.is_none()), (State::Failed, true), "{partial:?}");
         // It is started again for the second problem, and dies there too.
         let crash = row(&rows, problem, "crash");
         assert_eq!(crash.state, State::Failed);

@@ -109,6 +109,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 
     let db = args.store.open()?;
     let winners = tuned(args, &db, &library, &problems, kind, &exe, &stop)?;
+    if stop.load(Ordering::Relaxed) {
+        // Before anything was compared: an earlier run's rows stay as they are.
+        return Err(CliError::Interrupted);
+    }
     let device = tune::ceilings(&exe, kind, &library, problems[0].dtype, &scratch.0)?;
     let bundle = bundle(&db, &device, &scratch.0)?;
     let asked: Vec<Asked> = problems
@@ -369,7 +373,8 @@ impl compare::Observer for Teller {
                     (State::Ok, Some(t)) => {
                         let ratio = row.ratio.map_or(String::new(), |r| format!("  {r:.2}x"));
                         let part = if row.covers == "all" { String::new() } else { format!("  ({})", row.covers) };
-                        eprintln!("    {name:<24} {:>10} us{ratio}{part}", table::us(t.median_us));
+                        let remark = row.why.as_ref().map_or(String::new(), |why| format!("  {why}"));
+                        eprintln!("    {name:<24} {:>10} us{ratio}{part}{remark}", table::us(t.median_us));
                     }
                     (state, _) => eprintln!("    {name:<24} {state:?}: {}", row.why.as_deref().unwrap_or_default()),
                 }

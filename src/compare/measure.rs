@@ -8,7 +8,7 @@ use super::{Entry, OURS, Options, TUNED, TWIN};
 use crate::problem::{Expected, Problem, Scalar};
 use crate::report::rows::{Basis, Row, State, Times};
 use crate::target::session::{Series, gate_clocks};
-use jitune_peer::{Answer, Ask, RefusalKind, RefusedWay, Way};
+use jitune_peer::{Answer, Ask, Refusal, RefusalKind, RefusedWay, Way};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,10 @@ pub fn measure(
             break;
         }
         let blank = Row { problem: problem.to_string(), peer: entry.label.clone(), ..Row::default() };
-        let Some(conversation) = &mut entry.conversation else { continue };
+        let Some(conversation) = &mut entry.conversation else {
+            rows.push(failed(&blank, format!("it was lost {} times and is not started again", entry.losses)));
+            continue;
+        };
         let blank = Row { version: Some(conversation.about.version.clone()), ..blank };
         let deadline = PREPARE + Duration::from_secs_f64(prepared.task.warm_s * 4.0);
         let begun = Instant::now();
@@ -83,7 +86,7 @@ pub fn measure(
             }
         }
     }
-    lanes.retain(|lane| entries[lane.entry].conversation.is_some());
+    part_with_lost(&mut lanes, entries, &mut rows);
     let before = monitor.mark();
     let cut = rounds(&mut lanes, entries, &mut rows, options, monitor, stop);
     let throttled = monitor.throttled_since(before);
@@ -112,8 +115,9 @@ fn refused_row(blank: &Row, refused: &RefusedWay) -> Row {
     Row { way: refused.way.clone(), state, why: Some(refused.why.clone()), covers: "all".into(), ..blank.clone() }
 }
 
-fn failed(blank: &Row, why: String) -> Row {
-    Row { state: State::Failed, why: Some(why), covers: "all".into(), ..blank.clone() }
+fn failed(row: &Row, why: String) -> Row {
+    let covers = if row.covers.is_empty() { "all".into() } else { row.covers.clone() };
+    Row { state: State::Failed, why: Some(why), covers, ..row.clone() }
 }
 
 /// Takes a check's result into the row; the text of a loss when the peer is gone.
@@ -126,15 +130,15 @@ fn note(row: &mut Row, checked: Result<Distance, Unanswered>, prepared: &Prepare
             let limit = prepared.tolerance;
             let within = |times: f64| d.rms <= limit.rms * times && d.max <= limit.max * times;
             let allowed = if row.peer == OURS || row.peer == TWIN { 1.0 } else { PEER_SLACK };
-            if !within(1.0) {
-                let what = if within(allowed) { "less accurate: " } else { "" };
-                row.why = Some(format!(
-                    "{what}error rms {:.1e} (limit {:.0e}), max {:.1e} (limit {:.0e})",
-                    d.rms, limit.rms, d.max, limit.max
-                ));
-            }
+            row.less_accurate = !within(1.0) && within(allowed);
             if !within(allowed) {
                 row.state = State::Wrong;
+            }
+            if !within(1.0) {
+                row.why = Some(format!(
+                    "error rms {:.1e} (limit {:.0e}), max {:.1e} (limit {:.0e})",
+                    d.rms, limit.rms, d.max, limit.max
+                ));
             }
             None
         }
@@ -165,11 +169,22 @@ fn check(conversation: &mut Conversation, way: &Way, prepared: &Prepared) -> Res
         }
         let indices = mine.iter().map(|e| e.index).collect();
         let ask = Ask::Read { way: way.way.clone(), tensor: tensor.name.clone(), indices };
-        let Answer::Values { values } = conversation.ask(&ask, STEP)? else { continue };
+        let values = match conversation.ask(&ask, STEP)? {
+            Answer::Values { values } if values.len() == mine.len() => values,
+            other => return Err(unchecked(format!("it answered {other:?} to a read of {} values", mine.len()))),
+        };
         let d = task::distance(&mine, &values, tensor.dtype == task::dtype_of(Scalar::I32));
         all = Distance { rms: all.rms.max(d.rms), max: all.max.max(d.max), compared: all.compared + d.compared };
     }
-    Ok(all)
+    match all.compared {
+        0 => Err(unchecked(format!("none of its values can be compared: it covers `{}`", way.covers))),
+        _ => Ok(all),
+    }
+}
+
+/// What cannot be compared is not right.
+fn unchecked(why: String) -> Unanswered {
+    Unanswered::Refused(Refusal::failed(why))
 }
 
 /// The rounds, each lane once in each; every round starts with another lane. Says whether it was cut short.
@@ -212,19 +227,23 @@ fn rounds(
                 }
             }
         }
-        lanes.retain(|lane| {
-            let alive = lane.row.state == State::Ok && entries[lane.entry].conversation.is_some();
-            if !alive {
-                let mut row = lane.row.clone();
-                if row.state == State::Ok {
-                    row = failed(&row, "its process was lost on another way".into());
-                }
-                rows.push(row);
-            }
-            alive
-        });
+        part_with_lost(lanes, entries, rows);
     }
     false
+}
+
+/// Makes rows of the lanes that failed and of those whose process is gone.
+fn part_with_lost(lanes: &mut Vec<Lane>, entries: &[Entry], rows: &mut Vec<Row>) {
+    lanes.retain(|lane| {
+        let failed_itself = lane.row.state != State::Ok;
+        let alive = !failed_itself && entries[lane.entry].conversation.is_some();
+        if failed_itself {
+            rows.push(lane.row.clone());
+        } else if !alive {
+            rows.push(failed(&lane.row, "its process was lost on another way".into()));
+        }
+        alive
+    });
 }
 
 /// A lane's row with its times.

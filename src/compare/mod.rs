@@ -19,10 +19,13 @@ pub use peers::{Conversation, KNOWN, Known, Places, Unanswered};
 pub use pieces::Chain;
 pub use sass::mix;
 
-use crate::device::Device;
+use crate::device::{Device, Target};
 use crate::problem::Problem;
+use crate::recipe::Recipe;
 use crate::report::Rows;
-use crate::report::rows::{Calls, Counters, End, Line, Noise, Pair, Peer, ProblemLine, Row, Run, State, WinnerLine};
+use crate::report::rows::{
+    Calls, Counters, End, Line, Noise, Pair, Peer, ProblemLine, Row, Run, State, Trace, WinnerLine,
+};
 use crate::winner::Winner;
 use jitune_peer::RefusalKind;
 use monitor::Monitor;
@@ -209,15 +212,20 @@ pub fn run(
     let mut sink = Sink { path: file, file: File::create(&part).map_err(io)?, observer };
     sink.put(Line::Run(Box::new(run)))?;
     let (mut pairs, mut stored) = (done.noise.clone().map_or_else(Vec::new, |n| n.pairs), Vec::new());
-    let (kept, rest): (Vec<&Asked>, Vec<&Asked>) = asked.iter().partition(|a| done.whole(&a.problem.to_string()));
-    for ask in kept {
-        sink.put(Line::Problem(Box::new(problem_line(ask, &options.device))))?;
-        for row in done.rows.iter().filter(|r| r.problem == ask.problem.to_string()) {
+    let (kept, rest): (Vec<&Asked>, Vec<&Asked>) = asked.iter().partition(|a| measured(a, &done).is_some());
+    for line in kept.into_iter().filter_map(|a| measured(a, &done)) {
+        sink.put(Line::Problem(Box::new(line.clone())))?;
+        for row in done.rows.iter().filter(|r| r.problem == line.problem) {
             sink.put(Line::Row(Box::new(row.clone())))?;
             stored.push(row.clone());
         }
     }
+    for reading in &done.trace {
+        sink.put(Line::Trace(reading.clone()))?;
+    }
     std::fs::rename(&part, file).map_err(io)?;
+    // The time goes on where the earlier run's ended.
+    let before = done.end.as_ref().map_or(0.0, |e| e.seconds).max(done.trace.last().map_or(0.0, |t| t.t));
     let mut traced = 0;
     for ask in rest {
         if stop.load(Ordering::Relaxed) {
@@ -241,7 +249,7 @@ pub fn run(
         }
         for reading in monitor.since(traced) {
             traced += 1;
-            sink.put(Line::Trace(reading))?;
+            sink.put(Line::Trace(Trace { t: before + reading.t, ..reading }))?;
         }
         revive(&mut entries, &starter);
     }
@@ -256,7 +264,16 @@ pub fn run(
     let worst = pairs.iter().filter(|p| p.us > NOISE_FROM_US).map(|p| (p.ratio - 1.0).abs()).reduce(f64::max);
     sink.put(Line::Noise(Noise { pairs, worst }))?;
     let cut = stop.load(Ordering::Relaxed);
-    sink.put(Line::End(End { seconds: begun.elapsed().as_secs_f64(), cut }))
+    sink.put(Line::End(End { seconds: before + begun.elapsed().as_secs_f64(), cut }))
+}
+
+/// The line of a problem that an earlier run measured to its end, with the same winner.
+fn measured<'a>(ask: &Asked, done: &'a Rows) -> Option<&'a ProblemLine> {
+    let name = ask.problem.to_string();
+    let line = done.problems.iter().find(|p| p.problem == name).filter(|_| done.whole(&name))?;
+    let chosen = |w: &WinnerLine| (w.template.clone(), w.config.clone());
+    let now = ask.winner.as_ref().map(|w| (w.template().to_string(), w.config.to_string()));
+    (line.winner.as_ref().map(chosen) == now).then_some(line)
 }
 
 /// Starts lost peers again: a crash costs the rows of one problem.
@@ -299,21 +316,23 @@ fn problem_line(ask: &Asked, device: &Device) -> ProblemLine {
         bytes: ask.problem.bytes(),
         roofline_us: roofline * 1e6,
         memory_bound,
-        winner: ask.winner.as_ref().map(|w| {
-            let (e, cuda) = (&w.evidence, w.device.target == crate::device::Target::Cuda);
-            let of_cuda = |v: u32| cuda.then_some(v);
-            WinnerLine {
-                template: w.template().into(),
-                config: w.config.to_string(),
-                trials: e.trials,
-                rejected: e.rejected.clone(),
-                registers: of_cuda(e.compiler_report.registers),
-                shared_bytes: cuda.then_some(u64::from(e.compiler_report.smem)),
-                spills: of_cuda(e.compiler_report.spills),
-                blocks_per_sm: None,
-            }
-        }),
+        winner: ask.winner.as_ref().map(winner_line),
         history: ask.history.clone(),
+    }
+}
+
+fn winner_line(w: &Winner) -> WinnerLine {
+    let (e, of) = (&w.evidence, resources(w));
+    let of_cuda = |v: u32| of.as_ref().map(|_| v);
+    WinnerLine {
+        template: w.template().into(),
+        config: w.config.to_string(),
+        trials: e.trials,
+        rejected: e.rejected.clone(),
+        registers: of_cuda(e.compiler_report.registers),
+        shared_bytes: of.as_ref().map(|r| r.shared_bytes),
+        spills: of_cuda(e.compiler_report.spills),
+        blocks_per_sm: of.as_ref().map(|r| r.blocks_per_sm as u32),
     }
 }
 
@@ -324,24 +343,36 @@ fn pair(problem: &Problem, rows: &[Row]) -> Option<Pair> {
     Some(Pair { problem: problem.to_string(), ratio: again / us, us })
 }
 
-/// What can be said of a winner's kernel without counters: the occupancy that its registers, threads and shared memory
-/// allow.
-fn of_driver(winner: &Winner) -> Option<Counters> {
-    if winner.device.target != crate::device::Target::Cuda {
+/// What a winner's first kernel takes of a multiprocessor, by its registers, threads and shared memory; none on a CPU.
+struct Resources {
+    kernels: u32,
+    shared_bytes: u64,
+    blocks_per_sm: u64,
+    share: f64,
+}
+
+fn resources(winner: &Winner) -> Option<Resources> {
+    if winner.device.target != Target::Cuda {
         return None;
     }
     let info = &winner.evidence.compiler_report;
-    let recipe = crate::recipe::Recipe::new(winner.description.clone()).ok()?;
+    let recipe = Recipe::new(winner.description.clone()).ok()?;
     let launch = recipe.launch(&winner.problem, &winner.device, &winner.config).ok()?;
     let first = launch.kernels.first()?;
-    let shared = u64::from(info.smem) + u64::from(first.smem);
-    let (_, share) = winner.device.occupancy(info.registers, first.block, shared);
+    let shared_bytes = u64::from(info.smem) + u64::from(first.smem);
+    let (blocks_per_sm, share) = winner.device.occupancy(info.registers, first.block, shared_bytes);
+    Some(Resources { kernels: launch.kernels.len() as u32, shared_bytes, blocks_per_sm, share })
+}
+
+/// What can be said of a winner's kernel without counters.
+fn of_driver(winner: &Winner) -> Option<Counters> {
+    let of = resources(winner)?;
     Some(Counters {
         source: "driver".into(),
-        occupancy_pct: Some(share * 100.0),
-        kernels: Some(launch.kernels.len() as u32),
-        registers: Some(info.registers),
-        shared_bytes: Some(shared),
+        occupancy_pct: Some(of.share * 100.0),
+        kernels: Some(of.kernels),
+        registers: Some(winner.evidence.compiler_report.registers),
+        shared_bytes: Some(of.shared_bytes),
         ..Counters::default()
     })
 }

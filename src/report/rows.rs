@@ -208,6 +208,9 @@ pub struct Row {
     pub error_rms: Option<f64>,
     /// Largest scaled error.
     pub error_max: Option<f64>,
+    /// Whether its error is beyond jitune's own limit, though not so far that it counts as wrong: it is in no mean.
+    #[serde(default)]
+    pub less_accurate: bool,
     /// Output elements compared.
     #[serde(default)]
     pub compared: u64,

@@ -133,6 +133,7 @@ pub fn apart(row: &Row, ours: Option<&Row>) -> Option<String> {
         State::Wrong => "wrong".into(),
         State::Failed => "failed".into(),
         State::Cut => "cut off".into(),
+        State::Ok if row.less_accurate => "less accurate".into(),
         State::Ok if row.covers != "all" => format!("covers {} only", row.covers),
         State::Ok => match ours {
             None => "no time of jitune's to hold it against".into(),
@@ -256,6 +257,7 @@ mod tests {
         check(|r| r.covers = "product".into(), Err("covers product only"));
         check(|r| (r.covers, r.ratio) = ("product".into(), Some(0.5)), Err("covers product only"));
         check(|r| r.state = State::Wrong, Err("wrong"));
+        check(|r| r.less_accurate = true, Err("less accurate"));
         check(|r| r.state = State::Failed, Err("failed"));
         check(|r| r.state = State::Cut, Err("cut off"));
         check(|r| r.state = State::Unsupported, Err(""));

@@ -5,6 +5,7 @@ jitune-peer-right   y = x·Wᵀ in plain Python
 jitune-peer-wrong   the same, one element off
 jitune-peer-crash   dies when it is asked for its second round
 jitune-peer-slow    takes its time for every round
+jitune-peer-partial says that it covers something that nobody can compare
 jitune-peer-stuck   does not come to an end of setting up
 """
 import array
@@ -44,7 +45,8 @@ for line in sys.stdin:
             y = product(ask)
             if name == "wrong":
                 y[0] += 1.0
-            answer(answer="prepared", ways=[{"way": "plain", "how": "a sum", "covers": "all", "captured": False}], refused=[])
+            covers = "product" if name == "partial" else "all"
+            answer(answer="prepared", ways=[{"way": "plain", "how": "a sum", "covers": covers, "captured": False}], refused=[])
         case "read":
             answer(answer="values", values=[y[i] for i in ask["indices"]])
         case "round":
