@@ -103,6 +103,8 @@ impl Ceilings {
     pub fn flops(&self, dtype: Dtype) -> f64 {
         match dtype {
             Dtype::Bf16 | Dtype::F16 => self.half,
+            // Tensor cores that have 8-bit floats take twice as many of them.
+            Dtype::E4m3 => self.half * 2.0,
             Dtype::Tf32 => self.tf32,
             Dtype::F32 => self.single,
         }

@@ -39,13 +39,13 @@ pub struct BucketArgs {
     /// Tokens in the KV cache while decoding.
     #[arg(long, default_value_t = 4096)]
     pub context: i64,
-    /// bf16, f16, f32 or tf32; bf16 on a GPU and f32 on a CPU by default.
+    /// bf16, f16, f32, tf32, or for products e4m3; bf16 on a GPU and f32 on a CPU by default.
     #[arg(long, value_parser = dtype)]
     pub dtype: Option<Dtype>,
 }
 
 fn dtype(text: &str) -> Result<Dtype, String> {
-    Dtype::parse(text).ok_or_else(|| "it is one of bf16, f16, f32, tf32".into())
+    Dtype::parse(text).ok_or_else(|| format!("it is one of {}", Dtype::names()))
 }
 
 /// Which device.

@@ -16,7 +16,7 @@ pub const WINNERS: &str = "winners";
 /// The option that gives another name, for the twin that shows the instrument's noise.
 pub const NAME: &str = "name";
 
-/// The peer; opened by `hello`.
+/// The peer; opened by `hello`, unless there are no winners at all: the others are compared without it then.
 #[derive(Default)]
 pub struct Ours {
     open: Option<Open>,
@@ -32,6 +32,14 @@ impl Peer for Ours {
     fn hello(&mut self, device: Device, options: &BTreeMap<String, String>) -> Result<About, Refusal> {
         let Some(path) = options.get(WINNERS) else { return Err(Refusal::failed("no `winners` are given")) };
         let bundle = Bundle::open(path).map_err(Refusal::failed)?;
+        let mut about = About {
+            peer: options.get(NAME).cloned().unwrap_or_else(|| "jitune".into()),
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..About::default()
+        };
+        if bundle.is_empty() {
+            return Ok(about);
+        }
         let (runtime, stream) = match device {
             Device::Cuda(ordinal) => {
                 let runtime = Runtime::cuda(&bundle, ordinal).map_err(Refusal::failed)?;
@@ -39,18 +47,13 @@ impl Peer for Ours {
             }
             Device::Cpu(threads) => (Runtime::cpu(&bundle, Some(threads)).map_err(Refusal::failed)?, None),
         };
-        let about = About {
-            peer: options.get(NAME).cloned().unwrap_or_else(|| "jitune".into()),
-            version: env!("CARGO_PKG_VERSION").into(),
-            device: runtime.device().name.clone(),
-            libraries: BTreeMap::new(),
-        };
+        about.device.clone_from(&runtime.device().name);
         self.open = Some(Open { runtime: Arc::new(runtime), stream });
         Ok(about)
     }
 
     fn prepare(&mut self, task: &Task) -> Result<Prepared, Refusal> {
-        let Some(open) = &self.open else { return Err(Refusal::failed("`hello` comes first")) };
+        let Some(open) = &self.open else { return Err(Refusal::unsupported("there are no winners")) };
         let problem: Problem = task.problem.parse().map_err(Refusal::failed)?;
         let (mut ways, mut chains, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         let mut add = |way: &str, chain: Chain| match open.load(task, &problem, &chain) {

@@ -35,6 +35,7 @@ pub fn dtype_of(scalar: Scalar) -> &'static str {
     match scalar {
         Scalar::Elem(Dtype::Bf16) => "bf16",
         Scalar::Elem(Dtype::F16) => "f16",
+        Scalar::Elem(Dtype::E4m3) => "e4m3",
         Scalar::Elem(Dtype::F32 | Dtype::Tf32) | Scalar::F32 => "f32",
         Scalar::I32 => "i32",
     }

@@ -3,6 +3,7 @@
 //! A value is a hash of (seed, tensor, index), so a reference of a few outputs of a gigabyte product costs only the
 //! rows it reads, and a GPU fills its own memory with the same numbers.
 
+use super::dtype::e4m3_from_f32;
 use super::tensor::IndexFill;
 use super::{Dtype, Fill, Problem, Role, Scalar, Tensor};
 
@@ -49,6 +50,8 @@ impl Input {
     /// The stream's seed and scale when the values are uniform, so that a device can fill the tensor itself.
     pub fn uniform(&self) -> Option<(u64, f32)> {
         match self.values {
+            // A device has no code to fill E4M3.
+            Values::Uniform { round: Dtype::E4m3, .. } => None,
             Values::Uniform { seed, scale, .. } => Some((seed, scale)),
             _ => None,
         }
@@ -65,6 +68,9 @@ impl Input {
             }
             (&Values::Uniform { seed, scale, .. }, Scalar::Elem(Dtype::F16)) => {
                 stream(bytes, seed, start, |u| half::f16::from_f32(u * scale).to_le_bytes());
+            }
+            (&Values::Uniform { seed, scale, .. }, Scalar::Elem(Dtype::E4m3)) => {
+                stream(bytes, seed, start, |u| [e4m3_from_f32(u * scale)]);
             }
             (&Values::Uniform { seed, scale, .. }, _) => stream(bytes, seed, start, |u| (u * scale).to_le_bytes()),
         }
@@ -163,8 +169,8 @@ mod tests {
 
     #[test]
     fn any_element_is_what_write_stores() {
-        for dtype in ["bf16", "f16", "f32"] {
-            let p: Problem = format!("rmsnorm rows=3 cols=5 dtype={dtype}").parse().unwrap();
+        for dtype in ["bf16", "f16", "f32", "e4m3"] {
+            let p: Problem = format!("matmul m=3 n=1 k=5 dtype={dtype}").parse().unwrap();
             let inputs = Inputs::new(&p, 7);
             let x = inputs.get("x");
             let size = x.tensor.scalar.bytes();
@@ -175,6 +181,7 @@ mod tests {
                 let stored = match dtype {
                     "bf16" => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
                     "f16" => half::f16::from_le_bytes([at[0], at[1]]).to_f64(),
+                    "e4m3" => f64::from(crate::problem::dtype::e4m3_to_f32(at[0])),
                     _ => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
                 };
                 assert_eq!(stored, x.at(i as u64));

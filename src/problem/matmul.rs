@@ -38,6 +38,11 @@ fn has_rope(p: &Problem) -> bool {
     matches!(p.word("epilogue"), "rope_kv" | "bias_rope_kv")
 }
 
+/// Whether it is a product whose operands alone are in E4M3.
+pub(super) fn takes_e4m3(p: &Problem) -> bool {
+    p.op().name == OP.name && matches!(p.word("epilogue"), "none" | "bias" | "residual")
+}
+
 /// Columns of x·Wᵀ that one unit of the reference covers: pairs where the epilogue mixes neighbours.
 fn pair(p: &Problem) -> i64 {
     if p.word("epilogue") == "swiglu" || has_rope(p) { 2 } else { 1 }
@@ -69,12 +74,12 @@ fn check(p: &Problem) -> Result<(), String> {
 }
 
 fn tensors(p: &Problem) -> Vec<Tensor> {
-    let t = Scalar::Elem(p.dtype);
+    let (operand, t) = (Scalar::Elem(p.dtype), Scalar::Elem(p.dtype.result()));
     let [m, n, k] = ["m", "n", "k"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
     let mut list = vec![
-        Tensor::input("x", t, &[m, k], unit),
-        Tensor::input("w", t, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }),
+        Tensor::input("x", operand, &[m, k], unit),
+        Tensor::input("w", operand, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }),
     ];
     if has_bias(p) {
         list.push(Tensor::input("bias", t, &[n], unit));

@@ -60,7 +60,7 @@ impl Tolerance {
     /// The limits of a problem: a few roundings of its dtype. f32 sums of thousands of terms lose some bits more.
     pub fn of(problem: &Problem) -> Tolerance {
         let (rms, max) = match problem.dtype {
-            Dtype::Bf16 => (4e-3, 2e-2),
+            Dtype::Bf16 | Dtype::E4m3 => (4e-3, 2e-2),
             Dtype::F16 => (6e-4, 4e-3),
             Dtype::Tf32 => (1e-3, 6e-3),
             Dtype::F32 => (5e-6, 5e-5),

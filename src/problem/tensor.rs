@@ -5,7 +5,7 @@ use super::Dtype;
 /// The storage type of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scalar {
-    /// The problem's dtype.
+    /// The problem's dtype, or that of its results.
     Elem(Dtype),
     /// f32 whatever the problem's dtype.
     F32,

@@ -78,6 +78,9 @@ impl Problem {
 
     pub(super) fn validate(&self) -> Result<(), ProblemError> {
         let impossible = |why: String| ProblemError::Impossible { problem: self.to_string(), why };
+        if self.dtype == Dtype::E4m3 && !super::matmul::takes_e4m3(self) {
+            return Err(impossible("e4m3 is for matmul alone, with the epilogue none, bias or residual".into()));
+        }
         (self.op().check)(self).map_err(impossible)?;
         for t in self.tensors() {
             let elements = t.shape.iter().try_fold(1u64, |a, &d| a.checked_mul(d));
@@ -122,7 +125,11 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
         })
         .collect::<Vec<_>>()
         .join(" ");
-    ProblemError::UnknownField { op: op.name, field: field.into(), takes: format!("{takes} [dtype=bf16|f16|f32|tf32]") }
+    ProblemError::UnknownField {
+        op: op.name,
+        field: field.into(),
+        takes: format!("{takes} [dtype={}]", Dtype::names().replace(", ", "|")),
+    }
 }
 
 impl FromStr for Problem {
@@ -145,7 +152,7 @@ impl FromStr for Problem {
             let bad =
                 |why: String| ProblemError::BadValue { op: def.name, field: field.into(), value: value.into(), why };
             if field == "dtype" {
-                p.dtype = Dtype::parse(value).ok_or_else(|| bad("it is one of bf16, f16, f32, tf32".into()))?;
+                p.dtype = Dtype::parse(value).ok_or_else(|| bad(format!("it is one of {}", Dtype::names())))?;
                 continue;
             }
             let i = def.dims.iter().position(|d| d.name == field).ok_or_else(|| unknown_field(def, word))?;
@@ -219,6 +226,7 @@ mod tests {
             "decode batch=4 context=4096 heads=32 kv_heads=8 head_dim=64 lens=mixed dtype=bf16",
             "rmsnorm rows=1 cols=2048 residual=1 dtype=bf16",
             "argmax rows=1 cols=128256 dtype=bf16",
+            "matmul m=32 n=4096 k=4096 epilogue=residual dtype=e4m3",
         ] {
             let p: Problem = text.parse().unwrap();
             assert_eq!(p.to_string(), text);
@@ -237,6 +245,8 @@ mod tests {
             ("matmul m=x n=2 k=2", "whole number"),
             ("matmul m=1 n=2 k=2 z=3", "'z=3' is not a dimension"),
             ("matmul m=1 n=2 k=2 dtype=f64", "one of bf16"),
+            ("rmsnorm rows=1 cols=16 dtype=e4m3", "for matmul alone"),
+            ("matmul m=1 n=2 k=2 epilogue=swiglu dtype=e4m3", "for matmul alone"),
             ("matmul m=1 n=3 k=2 epilogue=swiglu", "even"),
             ("matmul m=1 n=2 k=2 epilogue=rope_kv", "heads"),
             ("attention batch=1 q=5 kv=7 heads=3 kv_heads=2 head_dim=64", "multiple of kv_heads"),

@@ -46,6 +46,7 @@ fn peaks(rows: &Rows) -> Vec<(String, f64)> {
             Dtype::Bf16 | Dtype::F16 => "bf16/f16",
             Dtype::Tf32 => "TF32",
             Dtype::F32 => "f32",
+            Dtype::E4m3 => "e4m3",
         };
         let rate = device.ceilings.flops(p.dtype) / 1e12;
         if rate > 0.0 && !list.iter().any(|(n, _)| n == name) {

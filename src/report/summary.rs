@@ -181,7 +181,9 @@ fn without_ours(rows: &Rows, p: &ProblemLine) -> Option<(String, String)> {
     if ours(rows, &p.problem).is_some() {
         return None;
     }
-    let row = rows.rows.iter().find(|r| is_ours(r) && r.problem == p.problem);
+    // A peer without any way for a problem has one row that names none.
+    let row =
+        rows.rows.iter().find(|r| r.problem == p.problem && (is_ours(r) || (r.peer == OURS.0 && r.way.is_empty())));
     let state = row.map_or("not reached", |r| match r.state {
         State::Wrong => "wrong",
         State::Failed => "failed",

@@ -111,7 +111,8 @@ pub(super) fn support(library: &Library, dtype: Dtype, device: &Device) -> Resul
         .support
         .get(file)
         .ok_or_else(|| TemplateError::MissingFile { file: "the library".into(), missing: file.into() })?;
-    let mut text = preamble(dtype, device);
+    // It compares results, and fills what is stored as they are.
+    let mut text = preamble(dtype.result(), device);
     splice(library, device.target, file, code, &mut Vec::new(), &mut text)?;
     let options = match device.target {
         Target::Cuda => Vec::new(),

@@ -86,18 +86,21 @@ pub struct Product {
 impl Product {
     pub fn new(lt: Rc<Lt>, dtype: &str, shape: Shape, sets: Vec<Tensors>) -> Result<Product, Error> {
         let Shape { m, n, k } = shape;
-        let element = match dtype {
-            "bf16" => sys::cudaDataType_t::CUDA_R_16BF,
-            "f16" => sys::cudaDataType_t::CUDA_R_16F,
-            "f32" | "tf32" => sys::cudaDataType_t::CUDA_R_32F,
+        use sys::cudaDataType_t as Type;
+        let (operand, result) = match dtype {
+            "bf16" => (Type::CUDA_R_16BF, Type::CUDA_R_16BF),
+            "f16" => (Type::CUDA_R_16F, Type::CUDA_R_16F),
+            "f32" | "tf32" => (Type::CUDA_R_32F, Type::CUDA_R_32F),
+            // The scales of both are 1 unless set.
+            "e4m3" => (Type::CUDA_R_8F_E4M3, Type::CUDA_R_16BF),
             _ => return Err(Refusal::unsupported(format!("no {dtype} here")).into()),
         };
         let described = |tensors: Tensors| Ok((Operation::new(dtype, tensors.bias.as_ref())?, tensors));
         Ok(Product {
             lt,
-            a: Layout::new(element, k, n)?,
-            b: Layout::new(element, k, m)?,
-            d: Layout::new(element, n, m)?,
+            a: Layout::new(operand, k, n)?,
+            b: Layout::new(operand, k, m)?,
+            d: Layout::new(result, n, m)?,
             sets: sets.into_iter().map(described).collect::<Result<_, Error>>()?,
         })
     }

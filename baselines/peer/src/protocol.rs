@@ -236,7 +236,7 @@ pub struct Task {
     pub problem: String,
     /// Its op.
     pub op: String,
-    /// Its element type: bf16, f16, f32 or tf32.
+    /// Its element type: bf16, f16, f32, tf32, or e4m3 (of a product's operands; the rest is bf16).
     pub dtype: String,
     /// Its integer dimensions.
     pub dims: BTreeMap<String, i64>,
@@ -264,7 +264,7 @@ pub struct Task {
 pub struct TaskTensor {
     /// Its name.
     pub name: String,
-    /// bf16, f16, f32 or i32.
+    /// bf16, f16, f32, e4m3 or i32.
     pub dtype: String,
     /// Its shape, outermost first; dense and row-major.
     pub shape: Vec<u64>,
@@ -283,7 +283,11 @@ impl TaskTensor {
 
     /// Bytes of an element.
     pub fn element_bytes(&self) -> usize {
-        if matches!(self.dtype.as_str(), "bf16" | "f16") { 2 } else { 4 }
+        match self.dtype.as_str() {
+            "e4m3" => 1,
+            "bf16" | "f16" => 2,
+            _ => 4,
+        }
     }
 
     /// Size in bytes.

@@ -153,6 +153,7 @@ fn encode(map: &TensorMap, address: u64, scalar: Scalar) -> Result<Slot, TargetE
     let kind = match scalar {
         Scalar::Elem(Dtype::Bf16) => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         Scalar::Elem(Dtype::F16) => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        Scalar::Elem(Dtype::E4m3) => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
         Scalar::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
         _ => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
     };
