@@ -1,8 +1,11 @@
-//! The tables of the README: products by size and rows, then attention and norms, each beside the fastest other.
+//! The tables of the README: products by size and rows, then the other ops, each beside the fastest other; every peer at
+//! each type of kernel; the sums of a forward pass.
 
 use super::markdown::{escape, table};
+use super::passes::Pass;
 use super::rows::{ProblemLine, Row};
-use super::summary::{Best, Summary, ours};
+use super::standing::{KindOf, kinds_of};
+use super::summary::{Best, OURS, Summary, ours};
 use super::{Rows, text};
 use crate::problem::Problem;
 use std::fmt::Write;
@@ -22,20 +25,8 @@ pub fn tables(rows: &Rows) -> String {
         rows.problems.iter().filter_map(|p| Some((p, p.problem.parse().ok()?, ours(rows, &p.problem)?))).collect();
     products(&mut out, &parsed, &best);
     rest(&mut out, &parsed, &best);
-    for s in summary.standings.iter().filter(|s| s.op == "matmul" && s.mean > 0.0 && s.wins + s.ties + s.losses > 0) {
-        let _ = writeln!(
-            out,
-            "- products, {1}, beside {0}: {2} in the geometric mean of {3} of {4}; jitune won {5}, tied {6}, lost {7}",
-            escape(&s.label),
-            text::phase(s.phase),
-            text::ratio(s.mean),
-            s.problems,
-            s.of,
-            s.wins,
-            s.ties,
-            s.losses
-        );
-    }
+    peers(&mut out, rows);
+    passes(&mut out, &summary.passes);
     out
 }
 
@@ -95,6 +86,8 @@ fn title(p: &Problem) -> Option<String> {
             let residual = if p.dim("residual") == 1 { "residual add + " } else { "" };
             format!("{residual}{} {dtype}, {}×{}", p.op().name, p.dim("rows"), p.dim("cols"))
         }
+        "embedding" => format!("embedding {dtype}, {}×{}", p.dim("tokens"), p.dim("hidden")),
+        "argmax" => format!("argmax {dtype}, {}×{}", p.dim("rows"), p.dim("cols")),
         _ => return None,
     })
 }
@@ -111,13 +104,75 @@ fn rest<'a>(out: &mut String, parsed: &[(&ProblemLine, Problem, &Row)], best: &F
         let other = match best(line) {
             Some(b) if b.tie => format!("{} {} µs (tie)", escape(&b.label), text::us(b.us)),
             Some(b) => format!("{} {} µs ({})", escape(&b.label), text::us(b.us), text::ratio(b.ratio)),
-            None => "—".into(),
+            None => NONE.into(),
         };
         Some(vec![title(problem)?, format!("{} µs", text::us(us)), rate, share, other])
     };
-    let rows: Vec<Vec<String>> = parsed.iter().filter_map(line).collect();
+    let mut sorted: Vec<_> = parsed.iter().collect();
+    sorted.sort_by_key(|(p, ..)| &p.op);
+    let rows: Vec<Vec<String>> = sorted.into_iter().filter_map(line).collect();
     if !rows.is_empty() {
         let header = ["", "jitune", "rate", "of the roofline", "fastest other"].map(String::from);
         table(out, &header, &rows, |i| (1..4).contains(&i));
     }
+}
+
+/// Where a peer has nothing.
+const NONE: &str = "—";
+
+/// Each peer at each type of kernel.
+fn peers(out: &mut String, rows: &Rows) {
+    let others = rows.run.peers.iter().map(|p| p.peer.as_str()).filter(|name| *name != OURS.0);
+    let names: Vec<&str> = others.filter(|name| rows.rows.iter().any(|r| r.peer == *name)).collect();
+    let kinds = kinds_of(rows);
+    let cell = |k: &KindOf<'_>, peer: &str| {
+        let Some(a) = k.against(rows, peer) else { return NONE.into() };
+        let part =
+            if a.problems < k.problems() { format!(" on {} of {}", a.problems, k.problems()) } else { String::new() };
+        let called = if a.called { ", with calls" } else { "" };
+        let [wins, ties, losses] = a.score;
+        format!("{} ({wins}/{ties}/{losses}){part}{called}", text::ratio(a.mean))
+    };
+    let line = |k: &KindOf<'_>| {
+        let cells = names.iter().map(|peer| cell(k, peer));
+        [escape(&k.title()), k.problems().to_string()].into_iter().chain(cells).collect::<Vec<_>>()
+    };
+    let lines: Vec<Vec<String>> = kinds.iter().map(line).filter(|l| l[2..].iter().any(|cell| cell != NONE)).collect();
+    if lines.is_empty() {
+        return;
+    }
+    out.push_str(
+        "Geometric means of a peer's time over ours, at each problem by the fastest of its ways that is right and computes \
+         all of it, and how often jitune is faster, ties, is slower. \"With calls\": by the host's clock, both, where the peer \
+         cannot be captured.\n\n",
+    );
+    let start = ["kernels", "problems"].map(String::from);
+    let header: Vec<String> = start.into_iter().chain(names.iter().map(|n| escape(n))).collect();
+    table(out, &header, &lines, |i| i > 0);
+}
+
+/// One forward pass, as far as a peer has all of it.
+fn passes(out: &mut String, passes: &[Pass]) {
+    if passes.is_empty() {
+        return;
+    }
+    let line = |p: &Pass| {
+        let ours = p.sums.iter().find(|(peer, _)| peer == OURS.0).map(|(_, us)| *us);
+        let others = p.sums.iter().filter(|(peer, _)| peer != OURS.0).map(|(peer, us)| {
+            let beside = ours.map_or_else(String::new, |ours| format!(" ({})", text::ratio(us / ours)));
+            format!("{} {}{beside}", escape(peer), text::time(*us))
+        });
+        let others = others.collect::<Vec<_>>().join(", ");
+        vec![
+            format!("{} {}", p.phase.name(), p.bucket),
+            text::time(p.roofline_us),
+            ours.map_or_else(|| NONE.into(), text::time),
+            if others.is_empty() { NONE.into() } else { others },
+        ]
+    };
+    out.push_str(
+        "The kernels of one forward pass, one after another; a peer that has all of them, each by its fastest way:\n\n",
+    );
+    let header = ["pass", "roofline", "jitune", "others"].map(String::from);
+    table(out, &header, &passes.iter().map(line).collect::<Vec<_>>(), |i| (1..3).contains(&i));
 }

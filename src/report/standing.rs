@@ -1,7 +1,7 @@
 //! Each type of kernel, an op in a phase: how every way stands beside jitune, and who wins.
 
-use super::rows::ProblemLine;
-use super::summary::{Best, OURS, counts, ours};
+use super::rows::{ProblemLine, Row};
+use super::summary::{Best, OURS, as_called, counts, ours};
 use super::{Rows, text};
 use crate::model::Phase;
 use serde::Serialize;
@@ -58,6 +58,46 @@ pub(super) struct KindOf<'a> {
     op: &'a str,
     phase: Option<Phase>,
     problems: Vec<&'a ProblemLine>,
+}
+
+/// One peer beside jitune at one type, at each problem by its fastest way.
+pub(super) struct Against {
+    /// Geometric mean of its times over ours.
+    pub mean: f64,
+    /// Problems in the mean.
+    pub problems: usize,
+    /// Problems at which jitune is faster, at which neither is, and at which the peer is.
+    pub score: [usize; 3],
+    /// Whether both are timed with their calls, because the peer cannot be captured.
+    pub called: bool,
+}
+
+impl KindOf<'_> {
+    /// The op and the phase in words.
+    pub fn title(&self) -> String {
+        format!("{}, {}", self.op, text::phase(self.phase))
+    }
+
+    pub fn problems(&self) -> usize {
+        self.problems.len()
+    }
+
+    /// How a peer stands; none where it has no problem of this type right and whole.
+    pub fn against(&self, rows: &Rows, peer: &str) -> Option<Against> {
+        [false, true].into_iter().find_map(|called| {
+            let (mut sum, mut problems, mut score) = (0.0, 0, [0; 3]);
+            for p in &self.problems {
+                let ours = ours(rows, &p.problem);
+                let mine = rows.rows.iter().filter(|r| r.problem == p.problem && r.peer == peer);
+                let ratio = |r: &Row| if called { as_called(r, ours) } else { counts(r, ours).map(|(_, ratio)| ratio) };
+                let timed = mine.filter_map(|r| Some((ratio(r)?, r.tie)));
+                let Some((ratio, tie)) = timed.min_by(|a, b| a.0.total_cmp(&b.0)) else { continue };
+                (sum, problems) = (sum + ratio.ln(), problems + 1);
+                score[if tie { 1 } else { 2 * usize::from(ratio < 1.0) }] += 1;
+            }
+            (problems > 0).then(|| Against { mean: (sum / problems as f64).exp(), problems, score, called })
+        })
+    }
 }
 
 /// The types of a run, in the order of its problems.

@@ -156,6 +156,13 @@ pub fn counts(row: &Row, ours: Option<&Row>) -> Option<(f64, f64)> {
     Some((row.times()?.median_us, row.ratio?)).filter(|_| counted)
 }
 
+/// The ratio of a right and whole row that is timed with its calls where jitune's is timed without: both with their calls.
+pub fn as_called(row: &Row, ours: Option<&Row>) -> Option<f64> {
+    let whole = row.state == State::Ok && row.covers == "all" && !row.less_accurate && !is_ours(row);
+    let ratio = row.ratio.filter(|r| r.is_finite() && *r > 0.0);
+    ratio.filter(|_| whole && row.basis == Basis::Called && ours.is_some_and(|o| o.basis == Basis::Kernel))
+}
+
 fn best(rows: &Rows, problem: &ProblemLine) -> Option<Best> {
     let ours = ours(rows, &problem.problem)?;
     let others = rows.rows.iter().filter(|r| r.problem == problem.problem && r.peer != OURS.0);

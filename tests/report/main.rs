@@ -34,6 +34,21 @@ fn markdown_is_as_it_was() {
 }
 
 #[test]
+fn the_readme_holds_what_the_command_prints() {
+    let root = folder().join("../..");
+    let text = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let from = "jitune report --from ";
+    let named: Vec<&str> =
+        text.split(from).skip(1).filter_map(|rest| rest.split_once(" --readme")).map(|(path, _)| path).collect();
+    assert!(named.len() >= 2, "{named:?}");
+    for path in named {
+        let rows = Rows::read(&std::fs::read(root.join(path)).unwrap()).unwrap();
+        let tables = readme::tables(&rows);
+        assert!(text.contains(tables.trim_end()), "README.md does not hold what is printed from {path}");
+    }
+}
+
+#[test]
 fn the_terminal_is_as_it_was() {
     let text = |rows: &Rows| {
         let summary = Summary::of(rows);
