@@ -129,10 +129,18 @@ fn note(row: &mut Row, checked: Result<Distance, Unanswered>, prepared: &Prepare
             row.compared = d.compared;
             let limit = prepared.tolerance;
             let within = |times: f64| d.rms <= limit.rms * times && d.max <= limit.max * times;
-            let allowed = if row.peer == OURS || row.peer == TWIN { 1.0 } else { PEER_SLACK };
+            let is_ours = row.peer == OURS || row.peer == TWIN;
+            let allowed = if is_ours { 1.0 } else { PEER_SLACK };
             row.less_accurate = !within(1.0) && within(allowed);
-            if !within(allowed) {
+            // Ours gives the lowest index among equals; a peer may give any of them.
+            let indices = if is_ours { d.wrong + d.ties } else { d.wrong };
+            if !within(allowed) || indices > 0 {
                 row.state = State::Wrong;
+            }
+            if indices > 0 {
+                row.why = Some(format!("{indices} of {} indices are wrong", d.compared));
+            } else if d.ties > 0 {
+                row.why = Some(format!("{} of {} indices are not the lowest among equals", d.ties, d.compared));
             }
             if !within(1.0) {
                 row.why = Some(format!(
@@ -173,8 +181,11 @@ fn check(conversation: &mut Conversation, way: &Way, prepared: &Prepared) -> Res
             Answer::Values { values } if values.len() == mine.len() => values,
             other => return Err(unchecked(format!("it answered {other:?} to a read of {} values", mine.len()))),
         };
-        let d = task::distance(&mine, &values, tensor.dtype == task::dtype_of(Scalar::I32));
-        all = Distance { rms: all.rms.max(d.rms), max: all.max.max(d.max), compared: all.compared + d.compared };
+        let d = match tensor.dtype == task::dtype_of(Scalar::I32) {
+            true => task::indices(prepared, &mine, &values),
+            false => task::distance(&mine, &values),
+        };
+        all = all.and(d);
     }
     match all.compared {
         0 => Err(unchecked(format!("none of its values can be compared: it covers `{}`", way.covers))),

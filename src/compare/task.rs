@@ -28,6 +28,20 @@ pub struct Prepared {
     pub tolerance: Tolerance,
     /// Sampled elements of the product before its epilogue, for peers that compute only that.
     pub product: Vec<Expected>,
+    /// What it computes them from.
+    inputs: Inputs,
+    /// Values among which an output is the index of one; none where outputs are no indices.
+    among: Option<u64>,
+}
+
+impl Prepared {
+    /// Whether two indices of an output point to equal values.
+    fn equal(&self, output: u64, [a, b]: [f64; 2]) -> bool {
+        self.among.is_some_and(|n| {
+            let at = |v: f64| (v >= 0.0 && v < n as f64).then(|| self.inputs.get("x").at(output * n + v as u64));
+            at(a).is_some_and(|a| at(b) == Some(a))
+        })
+    }
 }
 
 /// The name of a storage type in messages.
@@ -108,6 +122,8 @@ pub fn prepare(
         expected: expected(problem, &inputs, seed, REFERENCE_BUDGET),
         tolerance: Tolerance::of(problem),
         product,
+        among: (problem.op().name == "argmax").then(|| problem.dim("cols") as u64),
+        inputs,
     })
 }
 
@@ -129,17 +145,46 @@ pub struct Distance {
     pub max: f64,
     /// Elements compared.
     pub compared: u64,
+    /// Indices that point to another value than they should.
+    pub wrong: u64,
+    /// Indices that are others than they should be and point to an equal value.
+    pub ties: u64,
 }
 
-/// Compares values with what they should be; integers must be equal.
-pub fn distance(expected: &[&Expected], values: &[Option<f64>], integers: bool) -> Distance {
+impl Distance {
+    /// Both together.
+    pub fn and(self, other: Distance) -> Distance {
+        Distance {
+            rms: self.rms.max(other.rms),
+            max: self.max.max(other.max),
+            compared: self.compared + other.compared,
+            wrong: self.wrong + other.wrong,
+            ties: self.ties + other.ties,
+        }
+    }
+}
+
+/// Compares indices with what they should be.
+pub fn indices(prepared: &Prepared, expected: &[&Expected], values: &[Option<f64>]) -> Distance {
+    let mut found = Distance { compared: expected.len() as u64, ..Distance::default() };
+    for (e, v) in expected.iter().zip(values) {
+        match v {
+            Some(v) if *v == e.value => {}
+            Some(v) if prepared.equal(e.index, [*v, e.value]) => found.ties += 1,
+            _ => found.wrong += 1,
+        }
+    }
+    found
+}
+
+/// Compares values with what they should be.
+pub fn distance(expected: &[&Expected], values: &[Option<f64>]) -> Distance {
     let squares: f64 = expected.iter().map(|e| e.value * e.value).sum();
     let rms = (squares / expected.len().max(1) as f64).sqrt();
     let mut found = Distance { compared: expected.len() as u64, ..Distance::default() };
     let mut errors = 0.0;
     for (e, v) in expected.iter().zip(values) {
         let error = match v {
-            Some(v) if integers => f64::from(u8::from(*v != e.value)) * f64::INFINITY.min(f64::MAX),
             Some(v) => (v - e.value).abs(),
             None => f64::INFINITY,
         };
@@ -158,11 +203,34 @@ mod tests {
     fn a_wrong_value_is_far_and_a_rounded_one_near() {
         let list = [1.0, -2.0, 0.0].map(|value| Expected { tensor: "y", index: 0, value });
         let expected: Vec<&Expected> = list.iter().collect();
-        let near = distance(&expected, &[Some(1.001), Some(-2.0), Some(0.0)], false);
+        let near = distance(&expected, &[Some(1.001), Some(-2.0), Some(0.0)]);
         assert!(near.max < 1e-3 && near.rms < 1e-3 && near.compared == 3, "{near:?}");
-        assert!(distance(&expected, &[Some(1.0), Some(2.0), Some(0.0)], false).max > 1.0);
-        assert!(distance(&expected, &[None, Some(-2.0), Some(0.0)], false).max.is_infinite());
-        assert!(distance(&expected, &[Some(1.0), Some(-2.0), Some(1.0)], true).max > 1e100);
-        assert_eq!(distance(&expected, &[Some(1.0), Some(-2.0), Some(0.0)], true).max, 0.0);
+        assert!(distance(&expected, &[Some(1.0), Some(2.0), Some(0.0)]).max > 1.0);
+        assert!(distance(&expected, &[None, Some(-2.0), Some(0.0)]).max.is_infinite());
+    }
+
+    #[test]
+    fn an_index_of_an_equal_value_is_told_from_a_wrong_one() {
+        // Among so many values of three bits of mantissa the largest stands more than once.
+        let problem: Problem = "argmax rows=2 cols=4096 dtype=bf16".parse().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let device = Device::ahead_of_time("sm_90a").unwrap();
+        let prepared = prepare(&problem, &device, 1, folder.path(), 1.0, 0.0).unwrap();
+        let mine: Vec<&Expected> = prepared.expected.iter().collect();
+        let x = prepared.inputs.get("x");
+        let alike = |row: u64| {
+            let first = prepared.expected[row as usize].value as u64;
+            let other = (first + 1..4096).find(|i| x.at(row * 4096 + i) == x.at(row * 4096 + first)).unwrap();
+            [first, other].map(|i| Some(i as f64))
+        };
+        let ([first, other], [second, _]) = (alike(0), alike(1));
+        let of = |values: [Option<f64>; 2]| {
+            let d = indices(&prepared, &mine, &values);
+            (d.wrong, d.ties, d.compared)
+        };
+        assert_eq!(of([first, second]), (0, 0, 2));
+        assert_eq!(of([other, second]), (0, 1, 2));
+        assert_eq!(of([first.map(|v| v + 1.0), None]), (2, 0, 2));
+        assert_eq!(of([Some(-1.0), Some(4096.0)]), (2, 0, 2));
     }
 }
