@@ -19,7 +19,9 @@ import traceback
 PROTOCOL = 1
 # The first with the names that are used here, and with grouped heads and flex_attention.
 OLDEST = (2, 6)
-WAYS = ("eager", "compile", "addmm", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "flash-attn-3", "flashinfer")
+WAYS = ("eager", "compile", "addmm", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient")
+# Of packages that may be installed.
+WAYS += ("flash-attn-3", "flashinfer", "cudnn")
 COMPILE_MODES = ("max-autotune-no-cudagraphs", "default")
 
 
@@ -197,13 +199,18 @@ def libraries(torch):
     found = {"cuda": torch.version.cuda}
     if (cudnn := torch.backends.cudnn.version()) is not None:
         found["cudnn"] = f"{cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}"
-    packages = {"triton": "triton", "flash_attn_interface": "flash_attn_3", "flashinfer": "flashinfer-python"}
-    for module, package in packages.items():
+    packages = {
+        "triton": ("triton", "triton"),
+        "flash_attn_interface": ("flash_attn_interface", "flash_attn_3"),
+        "flashinfer": ("flashinfer", "flashinfer-python"),
+        "cudnn-frontend": ("cudnn", "nvidia-cudnn-frontend"),
+    }
+    for name, (module, package) in packages.items():
         if importlib.util.find_spec(module) is not None:
             try:
-                found[module] = importlib.metadata.version(package)
+                found[name] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
-                found[module] = "unknown"
+                found[name] = "unknown"
     return found
 
 

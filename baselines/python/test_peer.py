@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 HERE = pathlib.Path(__file__).resolve().parent
 LACKING = [name for name in ("torch", "numpy") if importlib.util.find_spec(name) is None]
@@ -256,6 +257,10 @@ def shapes():
     yield "embedding", {"tokens": 9, "vocab": 31, "hidden": 13}, {}
 
 
+NORM = {"rows": 5, "cols": 13, "residual": 0}
+NORMS = {"rms_norm": ("weight",), "layer_norm": ("weight", "bias")}
+
+
 class Protocol(unittest.TestCase):
     """What needs no torch."""
 
@@ -412,6 +417,14 @@ class OnProcessor(unittest.TestCase):
         self.assertEqual(self.peer.ask("release"), {"answer": "done"})
         self.assertIn("comes first", self.peer.ask("round", way="eager")["why"])
 
+    def test_cudnn_is_not_offered_on_a_processor(self):
+        pathlib.Path(self.folder.name, "cudnn.py").touch()
+        peer = Process(env={"PYTHONPATH": self.folder.name})
+        self.addCleanup(peer.end)
+        peer.hello(ways="eager,cudnn")
+        answer = peer.ask("prepare", **Problem(self.folder.name, "rmsnorm", "f32", NORM).task)
+        self.assertEqual(([w["way"] for w in answer["ways"]], answer["refused"]), (["eager"], []))
+
     def test_a_missing_gpu_is_said(self):
         import torch
 
@@ -420,6 +433,109 @@ class OnProcessor(unittest.TestCase):
         answer = self.peer.hello("cuda:0")
         self.assertEqual((answer["answer"], answer["kind"]), ("refused", "missing"))
         self.assertEqual(answer["fix"], "python3 -m pip install torch")
+
+
+class StandIn:
+    """A graph that computes as cuDNN's do, in the last of its three plans; the first cannot be built."""
+
+    def __init__(self, fuses):
+        self.fuses, self.added, self.built = fuses, None, []
+
+    def tensor(self, **_):
+        return mock.MagicMock()
+
+    def add(self, a, b, name):
+        self.added = a, b, mock.MagicMock()
+        return self.added[2]
+
+    def rmsnorm(self, input, scale, epsilon, bias=None, **_):
+        self.norm = input, scale, bias, epsilon, mock.MagicMock()
+        return self.norm[-1], None
+
+    layernorm = rmsnorm
+
+    def validate(self):
+        pass
+
+    build_operation_graph = check_support = validate
+
+    def create_execution_plans(self, _):
+        if self.added and not self.fuses:
+            raise NotSupported("no engine adds")
+
+    def get_execution_plan_count(self):
+        return 3
+
+    def build_plan_at_index(self, plan):
+        if plan == 0:
+            raise NotSupported("not this one")
+        self.built.append(plan)
+
+    def get_workspace_size_plan_at_index(self, plan):
+        return 0
+
+    def execute_plan_at_index(self, buffers, workspace, plan, handle):
+        if self.added:
+            a, b, h = self.added
+            buffers[h].copy_(buffers[a] + buffers[b])
+        x, scale, bias, epsilon, y = self.norm
+        x = buffers[x]
+        centred = x - x.mean(1, keepdim=True) if bias else x
+        normed = centred / ((centred**2).mean(1, keepdim=True) + buffers[epsilon].item()).sqrt() * buffers[scale]
+        buffers[y].copy_(normed + buffers[bias] if bias else normed)
+
+
+class NotSupported(Exception):
+    pass
+
+
+@unittest.skipIf(LACKING, f"SKIPPED: this Python has no {' and no '.join(LACKING)}")
+class CudnnNorms(unittest.TestCase):
+    def test_the_form_computes_the_norm_with_the_addition_in_the_graph_or_before(self):
+        import torch
+        import torch_cudnn
+        from torch_forms import Candidate
+
+        task, options = {"dtype": "f32", "dims": NORM}, {"generator": torch.Generator().manual_seed(7)}
+        t = {name: torch.randn(5, 13, **options) for name in ("x", "residual")}
+        t |= {name: torch.randn(13, **options) for name in ("weight", "bias")}
+        for (name, params), residual, fuses in itertools.product(NORMS.items(), (0, 1), (True, False)):
+            cudnn = mock.MagicMock(cudnnGraphNotSupportedError=NotSupported)
+            cudnn.pygraph.side_effect = [StandIn(fuses), StandIn(fuses)]
+            task["dims"] = {**NORM, "residual": residual}
+            with (
+                mock.patch.dict(sys.modules, cudnn=cudnn),
+                mock.patch.multiple(torch_cudnn, has=lambda *_: True, handle=mock.MagicMock()),
+                mock.patch.object(torch_cudnn.Norm, "timed", lambda norm, _: 3 - norm.plan),
+                self.subTest(name=name, residual=residual, fuses=fuses),
+            ):
+                (form,) = torch_cudnn.norm(task, t, name, params, 1e-5)
+                way = Candidate(form, [t], None).make()
+                h = t["x"] + t["residual"] * residual
+                weights = [t[p] for p in params]
+                norm = getattr(torch.nn.functional, name)
+                torch.testing.assert_close(way.output("y"), norm(h, (13,), *weights, eps=1e-5))
+                if residual:
+                    torch.testing.assert_close(way.output("h"), h)
+                    self.assertEqual("graph of add and" in way.how, fuses)
+                if fuses:
+                    self.assertEqual((way.function.plan, way.function.graph.built), (2, [1, 2]))
+
+    @unittest.skipIf(importlib.util.find_spec("cudnn") is None, "SKIPPED: this Python has no nvidia-cudnn-frontend")
+    def test_cudnn_takes_the_graphs(self):
+        import cudnn
+        import torch_cudnn
+
+        # Validation does not touch the handle, and newer versions open a device where none is given.
+        where = {"handle": cudnn.Handle(0)} if hasattr(cudnn, "Handle") else {}
+        for (name, params), residual, dtype in itertools.product(NORMS.items(), (0, 1), LIMITS):
+            with self.subTest(name=name, residual=residual, dtype=dtype):
+                params = ("residual",) * residual + params
+                graph, taken, given = torch_cudnn.norm_graph(cudnn, name, dtype, (5, 13), params, **where)
+                graph.validate()
+                self.assertEqual(list(taken), ["x", *params, "epsilon"])
+                self.assertEqual(list(given), ["y", "h"][: 1 + residual])
+                self.assertTrue(all(tensor.get_dim() == [5, 13, 1, 1] for tensor in given.values()))
 
 
 if __name__ == "__main__":

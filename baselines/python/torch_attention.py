@@ -1,6 +1,5 @@
 """Attention over a prompt and of one token: PyTorch's backends, flex_attention, and other packages where installed."""
 
-import importlib.util
 import math
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, bias, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from torch_forms import Form
+from torch_forms import Form, has
 
 BACKENDS = {
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -117,10 +116,6 @@ def backend_form(name, variants, takes, device):
     if device.type != "cuda" and name != "sdpa-flash":
         form.refused = "it runs on CUDA devices alone"
     return form
-
-
-def has(module, device):
-    return device.type == "cuda" and importlib.util.find_spec(module) is not None
 
 
 def only(result):

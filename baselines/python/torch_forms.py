@@ -1,6 +1,7 @@
 """What a way is made of: named tensors in sets, a function over them, and how it is first called."""
 
 import contextlib
+import importlib.util
 import math
 import warnings
 
@@ -11,6 +12,11 @@ class Unsupported(RuntimeError):
     """PyTorch has no such thing."""
 
     refusal_kind = "unsupported"
+
+
+def has(module, device):
+    """Whether a package that is for GPUs alone can be used."""
+    return device.type == "cuda" and importlib.util.find_spec(module) is not None
 
 
 class Form:

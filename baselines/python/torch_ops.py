@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import torch_attention
+import torch_cudnn
 from torch_forms import Candidate, Form, Unsupported, both
 
 EPS = 1e-5
@@ -121,18 +122,20 @@ def rope_kv(task, t, biased):
 def norm(task, t, name, params):
     cols = (task["dims"]["cols"],)
     layer = name == "layer_norm"
+    by_cudnn = torch_cudnn.norm(task, t, name, params, EPS)
 
     def plain(x, *weights):
         return F.layer_norm(x, cols, *weights, EPS) if layer else F.rms_norm(x, cols, *weights, EPS)
 
     if task["dims"].get("residual", 0) == 0:
-        return both(f"F.{name}(x, weight{', bias' if layer else ''})", plain, ("x",) + params)
+        return both(f"F.{name}(x, weight{', bias' if layer else ''})", plain, ("x",) + params) + by_cudnn
 
     def added(x, residual, *weights):
         h = x + residual
         return plain(h, *weights), h
 
-    return both(f"h = x + residual; F.{name}(h, …)", added, ("x", "residual") + params, gives=("y", "h"))
+    how = f"h = x + residual; F.{name}(h, …)"
+    return both(how, added, ("x", "residual") + params, gives=("y", "h")) + by_cudnn
 
 
 def silu_mul(task, t):

@@ -77,9 +77,10 @@ pub struct Places {
 }
 
 /// The Python runner, which travels inside the program.
-const RUNNER: [(&str, &str); 5] = [
+const RUNNER: [(&str, &str); 6] = [
     ("peer.py", include_str!("../../baselines/python/peer.py")),
     ("torch_attention.py", include_str!("../../baselines/python/torch_attention.py")),
+    ("torch_cudnn.py", include_str!("../../baselines/python/torch_cudnn.py")),
     ("torch_forms.py", include_str!("../../baselines/python/torch_forms.py")),
     ("torch_ops.py", include_str!("../../baselines/python/torch_ops.py")),
     ("torch_timer.py", include_str!("../../baselines/python/torch_timer.py")),

@@ -128,7 +128,8 @@ impl Work for Calls {
     }
 
     fn read(&mut self, way: usize, tensor: &str, indices: &[u64]) -> Result<Vec<f64>, Refusal> {
-        let outputs = (self.at(way, 0)?.run)().map_err(Refusal::failed)?;
+        let call = self.at(way, 0)?;
+        let outputs = (call.run)().and_then(&call.laid_out).map_err(Refusal::failed)?;
         let Some((_, output)) = outputs.iter().find(|(name, _)| *name == tensor) else {
             return Err(Refusal::failed(format!("{tensor} is no output")));
         };

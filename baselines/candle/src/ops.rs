@@ -15,11 +15,13 @@ pub struct Call {
     pub run: Box<dyn Fn() -> Result<Outputs>>,
     /// The outputs that a call writes in place.
     pub kept: Vec<Tensor>,
+    /// From Candle's layout of the outputs to that of the task, for whoever reads them.
+    pub laid_out: Box<dyn Fn(Outputs) -> Result<Outputs>>,
 }
 
 impl Call {
     fn new(run: impl Fn() -> Result<Outputs> + 'static) -> Call {
-        Call { run: Box::new(run), kept: Vec::new() }
+        Call { run: Box::new(run), kept: Vec::new(), laid_out: Box::new(Ok) }
     }
 
     fn of(name: &'static str, run: impl Fn() -> Result<Tensor> + 'static) -> Call {
@@ -58,7 +60,9 @@ pub fn ways(task: &Task, device: &Device) -> std::result::Result<Vec<(Way, Build
         ("matmul", "" | "none" | "bias") => one("Linear", linear),
         ("matmul", "residual") => one("Linear, +", residual),
         ("matmul", "swiglu") => one("Linear twice, silu, ×", swiglu),
-        ("matmul", "rope_kv" | "bias_rope_kv") => one("Linear for Q, K and V, rope_i, scatter_set", rope_kv),
+        ("matmul", "rope_kv" | "bias_rope_kv") => {
+            one("Linear for Q, K and V, rope_i, slice_set into a contiguous cache", rope_kv)
+        }
         ("attention", _) => Ok(attention_ways(device, "repeat_kv, matmul, softmax_last_dim, matmul", attention, flash)),
         ("decode", _) => {
             let how = "repeat_kv, matmul, softmax_last_dim, matmul over a contiguous cache";
@@ -192,10 +196,7 @@ fn swiglu(source: &Source) -> Got<Vec<Call>> {
 fn rope_kv(source: &Source) -> Got<Vec<Call>> {
     let (m, d, page, pages) = (source.dim("m")?, source.dim("head_dim")?, source.dim("page")?, source.dim("pages")?);
     let (heads, kv_heads) = (source.dim("heads")?, source.dim("kv_heads")?);
-    // Row i, head h of K and V goes to one row of the cache, of which each element wants its index.
-    let slots = layout::indices(source.task, "slots", pages * page)?;
-    let row = |slot: usize, h: usize| ((slot / page * kv_heads + h) * page + slot % page) as u32;
-    let rows: Vec<u32> = slots.iter().flat_map(|&s| (0..kv_heads).map(move |h| row(s as usize, h))).collect();
+    let tokens = tokens(&layout::indices(source.task, "slots", pages * page)?, pages * page);
     source.sets(|| {
         let x = source.tensor("x")?;
         let (w, bias) = (source.tensor("w")?, source.optional("bias")?);
@@ -205,22 +206,40 @@ fn rope_kv(source: &Source) -> Got<Vec<Call>> {
         };
         let (q, k, v) = (part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?);
         let [cos, sin] = source.cos_sin()?;
-        let rows = Tensor::from_slice(&rows, (m * kv_heads, 1), source.device)?;
-        let rows = rows.broadcast_as((m * kv_heads, d))?.contiguous()?;
-        let cache =
-            || Tensor::zeros((pages * kv_heads * page, d), source.dtype()?, source.device).map_err(Trouble::from);
+        let (cos, sin) = (cos.squeeze(1)?, sin.squeeze(1)?);
+        let tokens = Tensor::new(tokens.as_slice(), source.device)?;
+        let cache = || Tensor::zeros((1, kv_heads, pages * page, d), source.dtype()?, source.device);
         let (k_cache, v_cache) = (cache()?, cache()?);
         let kept = vec![k_cache.clone(), v_cache.clone()];
         let run = move || {
-            let q = rope_i(&q.forward(&x)?.reshape((m, heads, 1, d))?, &cos, &sin)?.reshape((m, heads * d))?;
-            let k = rope_i(&k.forward(&x)?.reshape((m, kv_heads, 1, d))?, &cos, &sin)?;
-            let v = v.forward(&x)?;
-            k_cache.scatter_set(&rows, &k.reshape((m * kv_heads, d))?, 0)?;
-            v_cache.scatter_set(&rows, &v.reshape((m * kv_heads, d))?, 0)?;
-            Ok(vec![("y", q), ("k_cache", k_cache.clone()), ("v_cache", v_cache.clone())])
+            let by_head = |x: Tensor| x.reshape((1, m, (), d))?.transpose(1, 2)?.contiguous();
+            let (q, k, v) = (by_head(q.forward(&x)?)?, by_head(k.forward(&x)?)?, by_head(v.forward(&x)?)?);
+            let (q, k) = (rope_i(&q, &cos, &sin)?, rope_i(&k, &cos, &sin)?);
+            k_cache.slice_set(&k, 2, 0)?;
+            v_cache.slice_set(&v, 2, 0)?;
+            let y = q.transpose(1, 2)?.reshape((m, heads * d))?;
+            Ok(vec![("y", y), ("k_cache", k_cache.clone()), ("v_cache", v_cache.clone())])
         };
-        Ok(Call { kept, ..Call::new(run) })
+        let paged = move |(name, output): (&'static str, Tensor)| {
+            if name == "y" {
+                return Ok((name, output));
+            }
+            let slots = output.index_select(&tokens, 2)?.reshape((kv_heads, pages, page, d))?;
+            Ok((name, slots.transpose(0, 1)?.contiguous()?))
+        };
+        let laid_out = Box::new(move |outputs: Outputs| outputs.into_iter().map(&paged).collect());
+        Ok(Call { kept, laid_out, ..Call::new(run) })
     })
+}
+
+/// Where a contiguous cache has what belongs at each slot: the tokens come first, then what no token is written to.
+fn tokens(slots: &[u32], capacity: usize) -> Vec<u32> {
+    let mut tokens = vec![None; capacity];
+    for (token, &slot) in (0..).zip(slots) {
+        tokens[slot as usize] = Some(token);
+    }
+    let mut unwritten = slots.len() as u32..;
+    tokens.into_iter().map(|token| token.or_else(|| unwritten.next()).unwrap_or_default()).collect()
 }
 
 fn repeat_kv(x: &Tensor, times: usize) -> Result<Tensor> {
