@@ -61,7 +61,7 @@ pub struct Args {
     /// A short comparison: fewer rounds, and of a model the buckets --batch 1 and --prefill 512 alone.
     #[arg(long)]
     quick: bool,
-    /// Wall time for tuning what has no winner yet; 225 by default, 90 with --quick.
+    /// Wall time for tuning what has no winner yet; 225 by default, 60 with --quick.
     #[arg(long, value_name = "SECONDS")]
     budget: Option<u64>,
     /// Compare only what has a winner already.
@@ -240,7 +240,7 @@ fn tuned(
         (false, Some(s)) => s,
         (false, None) => {
             if args.quick {
-                90
+                60
             } else {
                 225
             }

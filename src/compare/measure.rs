@@ -5,6 +5,7 @@ use super::monitor::Monitor;
 use super::peers::{Conversation, Unanswered};
 use super::task::{self, Distance, Prepared};
 use super::{Entry, OURS, Options, TUNED, TWIN};
+use crate::device::Device;
 use crate::problem::{Expected, Problem, Scalar};
 use crate::report::rows::{Basis, Row, State, Times};
 use crate::target::session::{Series, gate_clocks};
@@ -20,6 +21,9 @@ const STEP: Duration = Duration::from_secs(60);
 /// How many times jitune's own error limit a peer's error may be before it counts as wrong. A peer may round where our
 /// kernels do not (attention scores to bf16, say): it is then less accurate, and its row says so.
 const PEER_SLACK: f64 = 3.0;
+
+/// Rounds of even the slowest problem: of fewer samples, the least and the greatest hold the median with less than 94%.
+const FEWEST: u32 = 5;
 
 /// A way that is timed.
 struct Lane {
@@ -102,7 +106,7 @@ pub fn measure(
     for row in rows.iter_mut().filter(|r| stop.load(Ordering::Relaxed) && r.state == State::Failed) {
         row.state = State::Cut;
     }
-    rates(&mut rows, problem, options);
+    rates(&mut rows, &options.device, problem);
     rows
 }
 
@@ -212,8 +216,7 @@ fn rounds(
         if stop.load(Ordering::Relaxed) {
             return true;
         }
-        // What is slow varies little: three rounds of it say as much.
-        if round >= 3 && begun.elapsed().as_secs_f64() > options.seconds {
+        if round >= FEWEST && begun.elapsed().as_secs_f64() > options.seconds {
             return false;
         }
         for i in 0..lanes.len() {
@@ -293,9 +296,10 @@ pub fn times(samples_us: Vec<f64>) -> Option<Times> {
 }
 
 /// Rates, and ratios against jitune's winner on the best basis that both have.
-fn rates(rows: &mut [Row], problem: &Problem, options: &Options) {
-    let ours = rows.iter().find(|r| r.peer == OURS && r.way == TUNED && r.state == State::Ok).cloned();
-    let roofline = options.device.roofline(problem).0 * 1e6;
+fn rates(rows: &mut [Row], device: &Device, problem: &Problem) {
+    let tuned = |peer: &str| rows.iter().find(|r| r.peer == peer && r.way == TUNED && r.state == State::Ok).cloned();
+    let (ours, twin) = (tuned(OURS), tuned(TWIN));
+    let roofline = device.roofline(problem).0 * 1e6;
     for row in rows.iter_mut().filter(|r| r.state == State::Ok) {
         let Some(own) = row.times().cloned() else { continue };
         if row.covers == "all" {
@@ -307,10 +311,14 @@ fn rates(rows: &mut [Row], problem: &Problem, options: &Options) {
         if (row.peer.as_str(), row.way.as_str()) == (OURS, TUNED) {
             continue;
         }
-        let reference = if row.basis == Basis::Kernel { &ours.kernel } else { &ours.called };
-        if let Some(reference) = reference {
-            row.ratio = Some(own.median_us / reference.median_us);
-            row.tie = own.low_us <= reference.high_us && reference.low_us <= own.high_us;
+        let on_basis = |of: &Row| if row.basis == Basis::Kernel { of.kernel.clone() } else { of.called.clone() };
+        if let Some(reference) = on_basis(ours) {
+            let ratio = own.median_us / reference.median_us;
+            // What two entries of one program differ by is no difference.
+            let noise =
+                twin.as_ref().and_then(on_basis).map_or(0.0, |t| (t.median_us / reference.median_us).ln().abs());
+            let overlap = own.low_us <= reference.high_us && reference.low_us <= own.high_us;
+            (row.ratio, row.tie) = (Some(ratio), overlap || ratio.ln().abs() <= noise);
         }
     }
 }
@@ -318,6 +326,24 @@ fn rates(rows: &mut [Row], problem: &Problem, options: &Options) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_twin_differs_by_is_a_tie() {
+        let row = |peer: &str, us: f64| {
+            let kernel = times((0..9).map(|i| us + f64::from(i) * 0.01).collect());
+            Row { peer: peer.into(), way: TUNED.into(), state: State::Ok, kernel, ..Row::default() }
+        };
+        let tie = |twin: f64, peer: f64| {
+            let mut rows = [row(OURS, 10.0), row(TWIN, twin), row("other", peer)];
+            rates(&mut rows, &Device::ahead_of_time("sm_90a").unwrap(), &"gelu rows=8 cols=64".parse().unwrap());
+            (rows[2].ratio.map(|r| (r * 100.0).round() / 100.0), rows[2].tie)
+        };
+        assert_eq!(tie(10.0, 10.05), (Some(1.0), true));
+        assert_eq!(tie(10.2, 10.5), (Some(1.05), false));
+        assert_eq!(tie(10.6, 10.5), (Some(1.05), true));
+        assert_eq!(tie(9.4, 10.5), (Some(1.05), true));
+        assert_eq!(tie(9.4, 9.0), (Some(0.9), false));
+    }
 
     #[test]
     fn the_interval_holds_the_median_and_leaves_out_the_ends() {

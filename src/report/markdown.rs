@@ -14,7 +14,7 @@ pub const METHOD: [&str; 3] = [
     "A time is the median over rounds of replayed CUDA graphs whose calls find their inputs outside of the caches (on a CPU, \
      and for what cannot be captured, of plain calls by the host's clock), with a 95% interval by order statistics.",
     "A ratio is a peer's time over that of jitune's tuned kernel on the same basis: above 1 jitune is faster, and where the \
-     intervals overlap it is a tie.",
+     intervals overlap, or jitune entered twice differs as much, it is a tie.",
 ];
 
 /// Text from rows, so that none of it is taken for Markdown or HTML.
