@@ -65,6 +65,12 @@ def stored(values, dtype):
         bits = np.asarray(values, np.float32).view(np.uint32)
         bits = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
         return bits, (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    if dtype == "e4m3":
+        # All finite values of one sign, in order; the nearest, and with the sign its byte.
+        table = np.array([(b & 7) * 2.0**-9 if b < 8 else (8 + (b & 7)) * 2.0 ** ((b >> 3) - 10) for b in range(0x7F)])
+        size = np.abs(table[:, None] - np.abs(values).reshape(1, -1)).argmin(0).reshape(np.shape(values))
+        negative = np.signbit(values)
+        return (size + 128 * negative).astype(np.uint8), np.where(negative, -table[size], table[size])
     kind = {"f16": np.float16, "i32": np.int32}.get(dtype, np.float32)
     kept = np.asarray(values, kind)
     return kept, kept.astype(np.int64 if dtype == "i32" else np.float64)
@@ -126,6 +132,9 @@ class Problem:
         m, n, k = self.dim("m", "n", "k")
         epilogue = self.words["epilogue"]
         product = self.uniform("x", (m, k)) @ self.uniform("w", (n, k), (3 / k) ** 0.5).T
+        if self.dtype == "e4m3":
+            # Of the operands alone.
+            self.dtype = "bf16"
         if epilogue in ("bias", "bias_rope_kv"):
             product = product + self.uniform("bias", n)
         if epilogue == "residual":
@@ -375,6 +384,19 @@ class OnProcessor(unittest.TestCase):
 
     def test_every_op_and_dtype_as_it_is_written(self):
         self.check(compiled=False)
+
+    def test_products_of_8_bits(self):
+        self.peer.hello(ways="eager,compile", compile_mode="default")
+        for epilogue in ("none", "bias", "residual"):
+            # PyTorch takes multiples of 16.
+            problem = Problem(self.folder.name, "matmul", "e4m3", {"m": 5, "n": 32, "k": 48}, {"epilogue": epilogue})
+            ways, refused = self.prepared(problem)
+            self.assertEqual((list(ways), refused), (["eager", "compile"], {}))
+            for way in ways:
+                self.check_outputs(problem, way)
+        other = Problem(self.folder.name, "gelu", "f32", {"rows": 2, "cols": 3})
+        answer = self.peer.ask("prepare", **{**other.task, "dtype": "e4m3"})
+        self.assertEqual((answer["answer"], answer["kind"]), ("refused", "unsupported"))
 
     def test_every_op_compiled(self):
         self.check(compiled=True)

@@ -16,13 +16,17 @@ import torch_cudnn
 from torch_forms import Candidate, Form, Unsupported, both
 
 EPS = 1e-5
-FILES = {"bf16": numpy.int16, "f16": numpy.float16, "f32": numpy.float32, "tf32": numpy.float32, "i32": numpy.int32}
+FILES = {"f16": numpy.float16, "f32": numpy.float32, "tf32": numpy.float32, "i32": numpy.int32}
+# What numpy has no type for, as bits; and what these are to PyTorch.
+FILES |= {"bf16": numpy.int16, "e4m3": numpy.uint8}
+VIEWS = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
 
 
 def candidates(task, device, chosen, compile_mode):
     """The ways that a problem may be computed in; setting up is done here, but for compiling."""
     op, dtype = task.get("op"), task.get("dtype")
-    if op not in OPS or dtype not in ("bf16", "f16", "f32", "tf32"):
+    known = ("bf16", "f16", "f32", "tf32") + (("e4m3",) if op == "matmul" else ())
+    if op not in OPS or dtype not in known:
         raise Unsupported(f"this peer has no {op} of {dtype}")
     configure(dtype, device)
     tensors = {t["name"]: load(t).to(device) for t in task["tensors"] if t["role"] == "in"}
@@ -49,7 +53,7 @@ def load(t):
     if values.size != math.prod(t["shape"]):
         raise ValueError(f"{t['file']} holds {values.size} values, not those of {t['shape']}")
     values = torch.from_numpy(values)
-    return (values.view(torch.bfloat16) if t["dtype"] == "bf16" else values).reshape(t["shape"])
+    return values.view(VIEWS.get(t["dtype"], values.dtype)).reshape(t["shape"])
 
 
 def swiglu(gate_up):
@@ -69,7 +73,23 @@ def rotate_real(x, cos_sin):
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
 
+def matmul_8_bits(task, t):
+    one = torch.ones((), device=t["x"].device)
+
+    def product(x, w, bias=None):
+        return torch._scaled_mm(x, w.t(), scale_a=one, scale_b=one, bias=bias, out_dtype=torch.bfloat16)
+
+    epilogue = task["words"].get("epilogue", "none")
+    if epilogue == "residual":
+        return both("residual + torch._scaled_mm(x, w.t())", lambda x, w, r: r + product(x, w), ("x", "w", "residual"))
+    bias = epilogue == "bias"
+    how = f"torch._scaled_mm(x, w.t(){', bias' if bias else ''}), scales of 1"
+    return both(how, product, ("x", "w") + (("bias",) if bias else ()))
+
+
 def matmul(task, t):
+    if task["dtype"] == "e4m3":
+        return matmul_8_bits(task, t)
     epilogue = task["words"].get("epilogue", "none")
     if epilogue == "none":
         return both("F.linear(x, w)", F.linear, ("x", "w"))
