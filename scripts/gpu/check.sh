@@ -7,7 +7,7 @@
 #   faults    hanging, faulting and wrong candidates planted at the first, middle and last position
 #   kill      kill -9 of the tuner, 20 times
 #   sanitize  compute-sanitizer on one kernel of each template, even and ragged, and on a planted bug
-#   bundle    export, verify without NVRTC, the production example (in $PRODUCTION)
+#   bundle    export, verify without NVRTC, verify other sizes that winners answer for, the production example (in $PRODUCTION)
 # Everything is written under FOLDER. NVRTC is found as `jitune doctor` says.
 set -u
 jitune=$(realpath "$1"); out=$2; shift 2
@@ -137,6 +137,8 @@ step_bundle() {
     "$0" doctor --db /tmp | grep NVRTC
     "$0" verify "$1"' "$jitune" "$out/llama-3.2-1b.jitune" > "$out/verify.txt" 2>&1 || fail "verify: exit code $?"
   head -n 2 "$out/verify.txt"; tail -n 4 "$out/verify.txt"
+  "$jitune" verify "$out/llama-3.2-1b.jitune" --no-timing --served > "$out/served.txt" 2>&1 || fail "verify --served: exit code $?"
+  grep -c ' good$' "$out/served.txt" | sed 's/$/ sizes right, tuned and answered for/'
   env -i PATH= "${PRODUCTION:-production}" "$out/llama-3.2-1b.jitune" > "$out/production.txt" 2>&1 || fail "production: exit code $?"
   tail -n 6 "$out/production.txt"
 }

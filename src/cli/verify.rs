@@ -8,7 +8,7 @@ use crate::bundle::{Bundle, Extras, Held};
 use crate::device::Target;
 use crate::problem::Problem;
 use crate::recipe::{Config, Launch, Recipe};
-use crate::runtime::launch_on;
+use crate::runtime::{launch_on, served_on};
 use crate::target::session::{Runnable, Session, Setup};
 use crate::target::{TargetError, cpu, cuda};
 use crate::template::Library;
@@ -37,6 +37,9 @@ pub struct Args {
     /// Check results alone.
     #[arg(long)]
     no_timing: bool,
+    /// Check results at other sizes too that each winner answers for: the least, and some around its own.
+    #[arg(long)]
+    served: bool,
     /// Print JSON lines.
     #[arg(long)]
     json: bool,
@@ -76,8 +79,11 @@ pub struct Line {
     pub template: String,
     /// The architecture it was made for.
     pub arch: String,
-    /// The stored median in microseconds.
-    pub stored_us: f64,
+    /// The problem that it was tuned for, where that is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tuned: Option<Problem>,
+    /// The stored median in microseconds; absent for another problem than the tuned one.
+    pub stored_us: Option<f64>,
     /// The median now; absent when it was not timed.
     pub now_us: Option<f64>,
     /// Root mean square error over that of the reference.
@@ -117,25 +123,41 @@ pub struct Options {
 
 /// Verifies one winner on an open session.
 pub fn verify(held: &Held<'_>, session: &mut dyn Session, folder: &Folder, options: Options) -> Line {
-    let mut line = Line {
-        problem: held.problem(),
-        template: held.description().name.clone(),
-        arch: held.device().arch.clone(),
-        stored_us: held.evidence().median_us,
-        now_us: None,
-        error_rms: None,
-        finding: Finding::Good,
-    };
+    let mut line = Line { stored_us: Some(held.evidence().median_us), ..blank(held, held.problem()) };
     line.finding = match launch_on(held, session.device()) {
         Err(why) => Finding::Skipped { why },
-        Ok(launch) => match check(held, launch, session, folder, options, &mut line) {
-            Ok(finding) => finding,
-            Err(why) => why,
-        },
+        Ok(launch) => check(held, launch, session, folder, options, &mut line).unwrap_or_else(|why| why),
     };
     line
 }
 
+/// Verifies the results of one winner at other sizes that it answers for.
+pub fn verify_served(held: &Held<'_>, session: &mut dyn Session, folder: &Folder, options: Options) -> Vec<Line> {
+    let options = Options { timing: false, ..options };
+    // What does not run here at all has a line that says so.
+    let served = served_on(held, session.device()).unwrap_or_default();
+    let one = |(asked, launch)| {
+        let mut line = Line { tuned: Some(held.problem()), ..blank(held, asked) };
+        line.finding = check(held, launch, session, folder, options, &mut line).unwrap_or_else(|why| why);
+        line
+    };
+    served.into_iter().map(one).collect()
+}
+
+fn blank(held: &Held<'_>, problem: Problem) -> Line {
+    Line {
+        problem,
+        template: held.description().name.clone(),
+        arch: held.device().arch.clone(),
+        tuned: None,
+        stored_us: None,
+        now_us: None,
+        error_rms: None,
+        finding: Finding::Good,
+    }
+}
+
+/// Runs `launch` on the problem of `line`.
 fn check(
     held: &Held<'_>,
     launch: Launch,
@@ -145,7 +167,7 @@ fn check(
     line: &mut Line,
 ) -> Result<Finding, Finding> {
     let failed = |e: TargetError| Finding::Failed { why: e.to_string() };
-    let setup = setup(held, session, folder, options.seed)?;
+    let setup = setup(held, line.problem, session, folder, options.seed)?;
     session.prepare(&setup).map_err(|e| match e {
         e @ TargetError::OutOfMemory { .. } => Finding::Skipped { why: e.to_string() },
         e => failed(e),
@@ -157,15 +179,13 @@ fn check(
     if let Some(why) = tried.check.wrong {
         return Ok(Finding::Wrong { why });
     }
-    if !options.timing {
-        return Ok(Finding::Good);
-    }
+    let Some(stored_us) = line.stored_us.filter(|_| options.timing) else { return Ok(Finding::Good) };
     for _ in 0..TRIES {
         let series = session.finals(std::slice::from_ref(&runnable), ROUNDS).map_err(failed)?;
         let median = series.first().map_or(f64::INFINITY, |s| s.median());
         let best = line.now_us.map_or(median, |us| us.min(median));
         line.now_us = Some(best);
-        if best <= line.stored_us * options.slack {
+        if best <= stored_us * options.slack {
             return Ok(Finding::Good);
         }
     }
@@ -173,8 +193,13 @@ fn check(
 }
 
 /// What the session needs to fill and compare: from the bundle, else compiled here where NVRTC is.
-fn setup(held: &Held<'_>, session: &dyn Session, folder: &Folder, seed: u64) -> Result<Setup, Finding> {
-    let problem = held.problem();
+fn setup(
+    held: &Held<'_>,
+    problem: Problem,
+    session: &dyn Session,
+    folder: &Folder,
+    seed: u64,
+) -> Result<Setup, Finding> {
     let failed = |why: String| Finding::Failed { why };
     if session.device().target == Target::Cpu {
         return Ok(Setup { problem, seed, support: None, reference: None });
@@ -192,6 +217,9 @@ fn setup(held: &Held<'_>, session: &dyn Session, folder: &Folder, seed: u64) -> 
     };
     let (code, description) = extras.reference;
     let recipe = Recipe::new(description).map_err(|e| failed(e.to_string()))?;
+    if problem != held.problem() && !recipe.serves(&held.problem(), &problem, session.device(), &Config::default()) {
+        return Err(Finding::Skipped { why: "the bundle's reference does not answer for this size".into() });
+    }
     let launch = recipe.launch(&problem, session.device(), &Config::default()).map_err(|e| failed(e.to_string()))?;
     let put = |bytes: &[u8]| folder.put(bytes).map_err(|e| failed(e.to_string()));
     let (artifact, hash) = put(&code)?;
@@ -241,11 +269,14 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
     let mut lines = Vec::new();
     for held in bundle.winners() {
-        let line = verify(&held, session.as_mut(), &folder, options);
-        if args.json {
-            println!("{}", serde_json::json!(line));
+        let from = lines.len();
+        lines.push(verify(&held, session.as_mut(), &folder, options));
+        if args.served {
+            lines.extend(verify_served(&held, session.as_mut(), &folder, options));
         }
-        lines.push(line);
+        if args.json {
+            lines[from..].iter().for_each(|line| println!("{}", serde_json::json!(line)));
+        }
     }
     if !args.json {
         show(&lines);
@@ -273,17 +304,25 @@ fn show(lines: &[Line]) {
     let row = |l: &Line| {
         let number = |v: Option<f64>, f: &dyn Fn(f64) -> String| v.map_or("-".into(), f);
         vec![
-            table::us(l.stored_us),
+            number(l.stored_us, &table::us),
             number(l.now_us, &table::us),
-            number(l.now_us.map(|us| us / l.stored_us), &|r| format!("{r:.2}")),
+            number(l.now_us.zip(l.stored_us).map(|(now, stored)| now / stored), &|r| format!("{r:.2}")),
             number(l.error_rms, &|e| format!("{e:.1e}")),
             l.problem.to_string(),
-            l.template.clone(),
+            l.tuned
+                .as_ref()
+                .map_or(l.template.clone(), |tuned| format!("{} of {}", l.template, differing(tuned, &l.problem))),
             l.finding.text(),
         ]
     };
     let rows: Vec<Vec<String>> = lines.iter().map(row).collect();
     table::print(&["stored us", "now us", "ratio", "error", "problem", "template", "verdict"], &rows, &[0, 1, 2, 3]);
+}
+
+/// The dimensions of a problem that another has of another size, as text.
+fn differing(tuned: &Problem, other: &Problem) -> String {
+    let dims = tuned.op().dims.iter().filter(|d| tuned.dim(d.name) != other.dim(d.name));
+    dims.map(|d| format!("{}={}", d.name, tuned.dim(d.name))).collect::<Vec<_>>().join(" ")
 }
 
 fn verdict(file: &Path, lines: &[Line]) -> Result<(), CliError> {
@@ -293,6 +332,6 @@ fn verdict(file: &Path, lines: &[Line]) -> Result<(), CliError> {
     match (bad, checked) {
         (0, 0) => Err(CliError::Partly(format!("{file}: no winner is for this machine"))),
         (0, _) => Ok(()),
-        _ => Err(CliError::Partly(format!("{file}: {bad} of {checked} winners are not as they were"))),
+        _ => Err(CliError::Partly(format!("{file}: {bad} of {checked} checks found a difference"))),
     }
 }

@@ -3,8 +3,11 @@
 
 use crate::bundle::Held;
 use crate::device::{Device, Target};
-use crate::problem::Problem;
+use crate::problem::{DimKind, Problem};
 use crate::recipe::{Config, Description, Expr, Launch, Recipe, RecipeError};
+
+/// Sizes among which the least that is answered is looked for.
+const MOST_SCANNED: i64 = 4096;
 
 /// A recipe with the constants of its code compiled as expressions.
 pub(super) struct Described {
@@ -34,6 +37,17 @@ impl Described {
     /// The launch of a case.
     pub fn launch(&self, case: Case<'_>) -> Result<Launch, RecipeError> {
         self.recipe.launch(case.problem, case.device, case.config)
+    }
+
+    /// The launch of `asked` with the code made for `tuned`; none where the recipe says that it may not run it.
+    pub fn answer(&self, tuned: Case<'_>, asked: &Problem) -> Result<Option<Launch>, String> {
+        if !self.recipe.serves(tuned.problem, asked, tuned.device, tuned.config) {
+            return Ok(None);
+        }
+        // The legality predicate is the template author's word; what was compiled in can be checked.
+        let asked = Case { problem: asked, ..tuned };
+        self.constants_agree(tuned, asked)?;
+        self.launch(asked).map(Some).map_err(|e| e.to_string())
     }
 
     /// Says which constant that was compiled in for `made` has another value for `wanted`.
@@ -84,6 +98,33 @@ pub fn launch_on(held: &Held<'_>, here: &Device) -> Result<Launch, String> {
     arch(held.device(), here)?;
     let described = Described::new(held.description().clone()).map_err(|e| e.to_string())?;
     device_for(&described, held, here).map(|(_, launch)| launch)
+}
+
+/// Sizes beside the tuned one that a winner answers for on a device, with their launches: of each dimension that its code
+/// takes at run time the least, and some around the tuned one.
+pub fn served_on(held: &Held<'_>, here: &Device) -> Result<Vec<(Problem, Launch)>, String> {
+    arch(held.device(), here)?;
+    let described = Described::new(held.description().clone()).map_err(|e| e.to_string())?;
+    let (device, _) = device_for(&described, held, here)?;
+    let problem = held.problem();
+    let tuned = Case { problem: &problem, device: &device, config: held.config() };
+    let dynamic = &described.recipe.description.reuse.dynamic;
+    let sizes =
+        problem.op().dims.iter().filter(|d| matches!(d.kind, DimKind::Size) && dynamic.iter().any(|n| n == d.name));
+    let mut found = Vec::new();
+    for d in sizes {
+        let t = problem.dim(d.name);
+        let answer = |v: i64| {
+            let asked = problem.with(&[(d.name, v)]).ok()?;
+            Some((asked, described.answer(tuned, &asked).ok()??))
+        };
+        let mut tried = vec![1, 2, 3, t / 2, t / 2 + 1, t - 1, t + 1, 2 * t];
+        tried.extend((1..t.min(MOST_SCANNED)).find(|v| answer(*v).is_some()));
+        tried.sort_unstable();
+        tried.dedup();
+        found.extend(tried.into_iter().filter(|v| *v > 0 && *v != t).filter_map(answer));
+    }
+    Ok(found)
 }
 
 /// Whether `a` is closer to the device at hand than `b`: the same silicon before the same architecture before the

@@ -29,12 +29,7 @@ impl Code {
 
     /// The case it was tuned for, on the device at hand.
     pub fn tuned(&self) -> Case<'_> {
-        self.case(&self.problem)
-    }
-
-    /// Its case for another problem.
-    pub fn case<'a>(&'a self, problem: &'a Problem) -> Case<'a> {
-        Case { problem, device: &self.device, config: &self.config }
+        Case { problem: &self.problem, device: &self.device, config: &self.config }
     }
 }
 

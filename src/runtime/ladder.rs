@@ -59,13 +59,7 @@ fn rank(tuned: &Problem, asked: &Problem) -> (u64, Reverse<bool>) {
 
 /// The launch of `asked` with this winner's code, or why it may not run.
 fn serves(code: &Code, asked: &Problem) -> Result<Launch, String> {
-    let recipe = &code.described.recipe;
-    if !recipe.serves(&code.problem, asked, &code.device, &code.config) {
-        return Err(refusal(code, asked));
-    }
-    // The legality predicate is the template author's word; what was compiled in can be checked.
-    code.described.constants_agree(code.tuned(), code.case(asked))?;
-    code.described.launch(code.case(asked)).map_err(|e| e.to_string())
+    code.described.answer(code.tuned(), asked)?.ok_or_else(|| refusal(code, asked))
 }
 
 /// Which of the conditions of `Recipe::serves` does not hold.

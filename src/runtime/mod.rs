@@ -30,7 +30,7 @@ mod memory;
 mod table;
 
 pub use error::{Refusal, RuntimeError};
-pub use fit::launch_on;
+pub use fit::{launch_on, served_on};
 pub use kernel::{Bound, Found, Kernel, Match, Queue};
 pub use memory::Memory;
 

@@ -3,6 +3,7 @@
 use crate::make::{self, COMPILED, WINNERS, fake};
 use jitune::bundle::Bundle;
 use jitune::device::Device;
+use jitune::recipe::ExprText;
 use jitune::runtime::Runtime;
 use jitune::winner::Winner;
 use jitune_db::{Db, Key, OpenOptions, Record};
@@ -64,6 +65,34 @@ fn stored_winners_are_exported_inspected_and_verified() {
 
     let (code, text) = jitune(path, &["verify", "--target", "cpu", "--threads", "2", "all.jitune"]);
     assert!(code == 0 && text.contains("skipped: it is cuda code") && text.matches(" good").count() == 6, "{text}");
+    let (code, text) = jitune(path, &["verify", "--target", "cpu", "--threads", "2", "--served", "all.jitune"]);
+    let good = text.matches(" good").count();
+    // Norms at 1, 2, 3, 5, 8 rows and more, products at what their rules allow.
+    assert!(code == 0 && good > 20 && text.contains("rmsnorm rows=1 cols=96 dtype=f32"), "{text}");
+}
+
+#[test]
+fn a_size_that_is_answered_wrongly_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    // A norm that computes as many rows as it was tuned for, whatever is asked.
+    let (mut w, code) = WINNERS[0].clone();
+    for arg in w.description.launches.iter_mut().flat_map(|l| &mut l.args).filter(|a| a.i64.is_some()) {
+        arg.i64 = Some(ExprText("4".into()));
+    }
+    w.description.reuse.legal = ExprText("rows >= 4".into());
+    w.evidence.median_us = 1e6;
+    Bundle::seal([(w, code)]).unwrap().write(path.join("m.jitune")).unwrap();
+    let (code, text) = jitune(path, &["verify", "m.jitune"]);
+    assert!(code == 0 && text.contains(" good"), "{text}");
+    let (code, text) = jitune(path, &["verify", "--served", "--json", "m.jitune"]);
+    let lines: Vec<serde_json::Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    let verdicts: Vec<_> =
+        lines.iter().map(|l| (l["problem"].as_str().unwrap(), l["verdict"].as_str().unwrap())).collect();
+    let of = |rows: u32, verdict| (format!("rmsnorm rows={rows} cols=96 dtype=f32"), verdict);
+    let expect = [of(4, "good"), of(5, "wrong"), of(8, "wrong")];
+    assert!(verdicts.iter().copied().eq(expect.iter().map(|(p, v)| (p.as_str(), *v))), "{verdicts:?}");
+    assert_eq!((code, lines[1]["tuned"].as_str()), (1, Some("rmsnorm rows=4 cols=96 dtype=f32")));
 }
 
 #[test]
