@@ -1,7 +1,7 @@
 //! `jitune compare`: the winners head to head with what people use.
 
 use super::export::{GatherError, seal, unusable};
-use super::progress::Progress;
+use super::progress::{Live, Progress, left};
 use super::select::{Store, Templates, Where, Which};
 use super::{CliError, table};
 use crate::compare::{self, Asked, Chain, CompareError, KNOWN, Options, Places, Profiler};
@@ -17,7 +17,7 @@ use jitune_db::Db;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -157,8 +157,18 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         peers: Vec::new(),
     };
     let rows = args.output.join("rows.jsonl");
-    let mut teller = Teller { json: args.json, problems: asked.len(), at: 0, bad: 0 };
-    compare::run(&asked, &options, run, &rows, &mut teller, &stop).map_err(failed)?;
+    let mut teller = Teller {
+        json: args.json,
+        live: Live::new("{elapsed_precise}  {wide_msg}"),
+        problems: asked.len(),
+        at: 0,
+        before: 0,
+        begun: None,
+        bad: 0,
+    };
+    let compared = compare::run(&asked, &options, run, &rows, &mut teller, &stop);
+    teller.live.finish_and_clear();
+    compared.map_err(failed)?;
     let rows = super::report::read(&rows)?;
     let files = super::report::write(&args.output, &rows)?;
     if !args.json {
@@ -332,12 +342,36 @@ impl Drop for Scratch {
 /// Says what comes in.
 struct Teller {
     json: bool,
+    live: Live,
     problems: usize,
+    /// The problem that is measured, and how many an earlier run had measured.
     at: usize,
+    before: usize,
+    begun: Option<Instant>,
     bad: usize,
 }
 
+impl Teller {
+    /// The place of the problem, and about how long the rest takes once one is done.
+    fn place(&self) -> String {
+        let done = self.at.saturating_sub(self.before + 1);
+        let rest = (self.problems + 1).saturating_sub(self.at);
+        let about = self.begun.filter(|_| done > 0).map(|t| t.elapsed() / done as u32 * rest as u32);
+        format!("{}/{}{}", self.at, self.problems, about.map_or_else(String::new, |t| format!(", about {}", left(t))))
+    }
+}
+
 impl compare::Observer for Teller {
+    fn measuring(&mut self, problems: usize) {
+        (self.before, self.begun) = (self.problems - problems, Some(Instant::now()));
+    }
+
+    fn doing(&mut self, what: &str) {
+        if !self.json {
+            self.live.set_message(format!("{}  {what}", self.place()));
+        }
+    }
+
     fn line(&mut self, line: &Line) {
         if let Line::Row(row) = line
             && row.peer == compare::OURS
@@ -358,15 +392,19 @@ impl compare::Observer for Teller {
                     match (&p.here, &p.why) {
                         (false, why) => {
                             let fix = p.fix.as_ref().map_or(String::new(), |f| format!("; {f}"));
-                            eprintln!("{}: not here: {}{fix}", p.peer, why.as_deref().unwrap_or("unknown"));
+                            self.live.say(&format!(
+                                "{}: not here: {}{fix}",
+                                p.peer,
+                                why.as_deref().unwrap_or("unknown")
+                            ));
                         }
-                        (true, _) => eprintln!("{} {}", p.peer, p.version.as_deref().unwrap_or_default()),
+                        (true, _) => self.live.say(&format!("{} {}", p.peer, p.version.as_deref().unwrap_or_default())),
                     }
                 }
             }
             Line::Problem(p) => {
                 self.at += 1;
-                eprintln!("[{}/{}] {}", self.at, self.problems, p.problem);
+                self.live.say(&format!("[{}] {}", self.place(), p.problem));
             }
             Line::Row(row) => {
                 let name = format!("{}/{}", row.peer, row.way);
@@ -375,9 +413,12 @@ impl compare::Observer for Teller {
                         let ratio = row.ratio.map_or(String::new(), |r| format!("  {r:.2}x"));
                         let part = if row.covers == "all" { String::new() } else { format!("  ({})", row.covers) };
                         let remark = row.why.as_ref().map_or(String::new(), |why| format!("  {why}"));
-                        eprintln!("    {name:<24} {:>10} us{ratio}{part}{remark}", table::us(t.median_us));
+                        self.live
+                            .say(&format!("    {name:<24} {:>10} us{ratio}{part}{remark}", table::us(t.median_us)));
                     }
-                    (state, _) => eprintln!("    {name:<24} {state:?}: {}", row.why.as_deref().unwrap_or_default()),
+                    (state, _) => {
+                        self.live.say(&format!("    {name:<24} {state:?}: {}", row.why.as_deref().unwrap_or_default()))
+                    }
                 }
             }
             _ => {}

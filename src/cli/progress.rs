@@ -1,4 +1,4 @@
-//! Progress of a tuning run: a live line on a terminal, plain lines elsewhere, JSON lines when asked.
+//! Progress of long work: a live line on a terminal, plain lines elsewhere; of a tuning run, JSON lines when asked.
 
 use super::table;
 use crate::tune::{Event, Observer};
@@ -16,10 +16,54 @@ pub enum Progress {
 
 /// The human forms.
 pub struct Human {
-    bar: ProgressBar,
-    live: bool,
+    line: Live,
     start: Instant,
     budget: Duration,
+}
+
+/// A live line on standard error where that is a terminal; elsewhere only what stays.
+pub struct Live {
+    bar: ProgressBar,
+    live: bool,
+}
+
+impl Live {
+    /// In indicatif's template.
+    pub fn new(template: &str) -> Live {
+        let live = std::io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        if !live {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Live { bar, live }
+    }
+
+    /// A line that stays.
+    pub fn say(&self, text: &str) {
+        if self.live {
+            self.bar.println(text);
+        } else {
+            // Progress that cannot be written is no reason to stop.
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+}
+
+impl std::ops::Deref for Live {
+    type Target = ProgressBar;
+
+    fn deref(&self) -> &ProgressBar {
+        &self.bar
+    }
+}
+
+/// A time that is left, in words.
+pub fn left(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{}:{:02} left", seconds / 60, seconds % 60)
 }
 
 impl Progress {
@@ -28,48 +72,31 @@ impl Progress {
         if json {
             return Progress::Json;
         }
-        let live = std::io::stderr().is_terminal();
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} [{bar:24}] {pos}/{len}  {msg}") {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        if !live {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        Progress::Human(Human { bar, live, start: Instant::now(), budget })
+        let line = Live::new("{elapsed_precise} [{bar:24}] {pos}/{len}  {msg}");
+        Progress::Human(Human { line, start: Instant::now(), budget })
     }
 
     /// Takes the live line away.
     pub fn finish(&self) {
         if let Progress::Human(h) = self {
-            h.bar.finish_and_clear();
+            h.line.finish_and_clear();
         }
     }
 }
 
 impl Human {
-    fn line(&self, text: &str) {
-        if self.live {
-            self.bar.println(text);
-        } else {
-            // Progress that cannot be written is no reason to stop.
-            let _ = writeln!(std::io::stderr(), "{text}");
-        }
-    }
-
     fn left(&self) -> String {
-        let left = self.budget.saturating_sub(self.start.elapsed()).as_secs();
-        format!("{}:{:02} left", left / 60, left % 60)
+        left(self.budget.saturating_sub(self.start.elapsed()))
     }
 
     fn show(&self, event: &Event) {
         match event {
             Event::Plan { problems, stored } => {
-                self.bar.set_length(*problems as u64);
-                self.bar.set_position(*stored as u64);
-                self.line(&format!("{problems} problems, {stored} of them stored already"));
+                self.line.set_length(*problems as u64);
+                self.line.set_position(*stored as u64);
+                self.line.say(&format!("{problems} problems, {stored} of them stored already"));
             }
-            Event::Device { device } => self.line(&format!(
+            Event::Device { device } => self.line.say(&format!(
                 "{} ({}): read {}, copy {}, f32 products {}",
                 device.name,
                 device.arch,
@@ -78,20 +105,20 @@ impl Human {
                 table::flops(device.ceilings.single),
             )),
             Event::Problem { problem, space, .. } => {
-                self.bar.set_message(format!("{problem}  {space} configs  {}", self.left()));
+                self.line.set_message(format!("{problem}  {space} configs  {}", self.left()));
             }
             Event::Trial { problem, best_us, roofline_us, trials, .. } => {
                 let share = if best_us.is_finite() { roofline_us / best_us * 100.0 } else { 0.0 };
-                self.bar.set_message(format!(
+                self.line.set_message(format!(
                     "{problem}  trial {trials}  best {} us  {share:.0}% of roofline  {}",
                     table::us(*best_us),
                     self.left()
                 ));
             }
             Event::Won { winner, stored: false, .. } => {
-                self.bar.inc(1);
+                self.line.inc(1);
                 let e = &winner.evidence;
-                self.line(&format!(
+                self.line.say(&format!(
                     "{:>10} us  {:>3.0}% of roofline  {:>3} trials  {:>5.1} s  {}  {}  [{}]  {}",
                     table::us(e.median_us),
                     e.roofline_share * 100.0,
@@ -105,8 +132,8 @@ impl Human {
             }
             Event::Won { .. } => {}
             Event::Failed { problem, error, .. } => {
-                self.bar.inc(1);
-                self.line(&format!("    failed  {problem}: {error}"));
+                self.line.inc(1);
+                self.line.say(&format!("    failed  {problem}: {error}"));
             }
         }
     }

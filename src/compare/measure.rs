@@ -4,7 +4,7 @@
 use super::monitor::Monitor;
 use super::peers::{Conversation, Unanswered};
 use super::task::{self, Distance, Prepared};
-use super::{Entry, OURS, Options, TUNED, TWIN};
+use super::{Entry, OURS, Observer, Options, TUNED, TWIN};
 use crate::device::Device;
 use crate::problem::{Expected, Problem, Scalar};
 use crate::report::rows::{Basis, Row, State, Times};
@@ -41,6 +41,7 @@ pub fn measure(
     options: &Options,
     monitor: &Monitor,
     stop: &AtomicBool,
+    observer: &mut dyn Observer,
 ) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut lanes = Vec::new();
@@ -54,6 +55,7 @@ pub fn measure(
             continue;
         };
         let blank = Row { version: Some(conversation.about.version.clone()), ..blank };
+        observer.doing(&format!("{} sets up", entry.label));
         let deadline = PREPARE + Duration::from_secs_f64(prepared.task.warm_s * 4.0);
         let begun = Instant::now();
         let answer = conversation.ask(&Ask::Prepare(Box::new(prepared.task.clone())), deadline);
@@ -92,7 +94,7 @@ pub fn measure(
     }
     part_with_lost(&mut lanes, entries, &mut rows);
     let before = monitor.mark();
-    let cut = rounds(&mut lanes, entries, &mut rows, options, monitor, stop);
+    let cut = rounds(&mut lanes, entries, &mut rows, options, monitor, stop, observer);
     let throttled = monitor.throttled_since(before);
     for entry in entries.iter_mut() {
         if let Some(conversation) = &mut entry.conversation
@@ -210,9 +212,11 @@ fn rounds(
     options: &Options,
     monitor: &Monitor,
     stop: &AtomicBool,
+    observer: &mut dyn Observer,
 ) -> bool {
     let begun = Instant::now();
     for round in 0..options.rounds {
+        observer.doing(&format!("round {} of {}", round + 1, options.rounds));
         if stop.load(Ordering::Relaxed) {
             return true;
         }

@@ -97,10 +97,14 @@ pub struct Asked {
     pub history: Vec<(f64, f64)>,
 }
 
-/// Hears of each line as it is stored.
+/// Hears of each line as it is stored, and of what goes on between them.
 pub trait Observer {
     /// A line of `rows.jsonl`.
     fn line(&mut self, line: &Line);
+    /// So many problems are measured from now on; the lines before were an earlier run's.
+    fn measuring(&mut self, problems: usize);
+    /// What goes on, in a few words.
+    fn doing(&mut self, what: &str);
 }
 
 /// Why a comparison cannot go on.
@@ -227,17 +231,19 @@ pub fn run(
     // The time goes on where the earlier run's ended.
     let before = done.end.as_ref().map_or(0.0, |e| e.seconds).max(done.trace.last().map_or(0.0, |t| t.t));
     let mut traced = 0;
+    sink.observer.measuring(rest.len());
     for ask in rest {
         if stop.load(Ordering::Relaxed) {
             break;
         }
         sink.put(Line::Problem(Box::new(problem_line(ask, &options.device))))?;
+        sink.observer.doing("inputs and reference");
         let folder = options.places.scratch.join("inputs");
         std::fs::create_dir_all(&folder).map_err(io)?;
         let made =
             task::prepare(&ask.problem, &options.device, options.seed, &folder, options.round_us, options.warm_s);
         let prepared = made.map_err(|source| CompareError::Io { path: folder.clone(), source })?;
-        let rows = measure::measure(&ask.problem, &prepared, &mut entries, options, &monitor, stop);
+        let rows = measure::measure(&ask.problem, &prepared, &mut entries, options, &monitor, stop, sink.observer);
         // The inputs of the next problem are others; what stays behind goes with the scratch folder.
         let _ = std::fs::remove_dir_all(&folder);
         pairs.retain(|p: &Pair| p.problem != ask.problem.to_string());
