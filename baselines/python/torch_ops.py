@@ -16,9 +16,15 @@ import torch_cudnn
 from torch_forms import Candidate, Form, Unsupported, both
 
 EPS = 1e-5
-FILES = {"f16": numpy.float16, "f32": numpy.float32, "tf32": numpy.float32, "i32": numpy.int32}
-# What numpy has no type for, as bits; and what these are to PyTorch.
-FILES |= {"bf16": numpy.int16, "e4m3": numpy.uint8}
+FILES = {
+    "bf16": numpy.int16,
+    "e4m3": numpy.uint8,
+    "f16": numpy.float16,
+    "f32": numpy.float32,
+    "tf32": numpy.float32,
+    "i32": numpy.int32,
+}
+# What numpy has no type for is read as bits; to PyTorch these are:
 VIEWS = {"bf16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
 
 
