@@ -7,10 +7,10 @@
 //! shape.
 
 use gemm::Parallelism;
+use jitune::backend::cpu::{self, Bound, Buffer, Module, Pool, cc};
 use jitune::device::{Device, Target};
 use jitune::problem::{Dtype, Inputs, Problem, Tolerance};
 use jitune::recipe::{Arg, KernelLaunch, Launch};
-use jitune::target::cpu::{self, Bound, Buffer, Module, Pool, cc};
 use jitune::template::Library;
 use jitune::tune::{self, Event, Observer, Options, Search};
 use jitune::winner::Winner;

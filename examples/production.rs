@@ -9,11 +9,11 @@
 //! the bundle or the device cannot be used or nothing serves an asked problem. Built with `--no-default-features --features runtime`: no compiler, no
 //! NVRTC, no database.
 
+use jitune::backend::cuda;
 use jitune::bundle::Bundle;
 use jitune::device::Target;
 use jitune::problem::{DimKind, Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
 use jitune::runtime::{Bound, Kernel, Match, Memory, Queue, Runtime, RuntimeError};
-use jitune::target::cuda;
 use std::error::Error;
 use std::hint::black_box;
 use std::process::ExitCode;

@@ -62,9 +62,9 @@ fn short(text: &str) -> String {
 }
 
 /// The compiler of a target as keys name it.
-pub fn compiler(target: Target) -> Result<String, crate::target::TargetError> {
+pub fn compiler(target: Target) -> Result<String, crate::backend::BackendError> {
     match target {
-        Target::Cuda => crate::target::cuda::nvrtc::open().map(|n| format!("nvrtc {}", n.version)),
-        Target::Cpu => crate::target::cpu::cc::open().map(|c| c.version.clone()),
+        Target::Cuda => crate::backend::cuda::nvrtc::open().map(|n| format!("nvrtc {}", n.version)),
+        Target::Cpu => crate::backend::cpu::cc::open().map(|c| c.version.clone()),
     }
 }

@@ -7,12 +7,12 @@
 //! Feature `runtime` is what production links: bundle, look-up, launch. `tuner` adds the making of kernels, `cli` the
 //! program.
 
+pub mod backend;
 pub mod bundle;
 pub mod device;
 pub mod problem;
 pub mod recipe;
 pub mod runtime;
-pub mod target;
 pub mod winner;
 
 #[cfg(feature = "tuner")]

@@ -1,9 +1,9 @@
 //! Winners: the config that was chosen for a problem on a device, its code, and why it may be believed.
 
+use crate::backend::ArtifactInfo;
 use crate::device::Device;
 use crate::problem::Problem;
 use crate::recipe::{Config, Description};
-use crate::target::ArtifactInfo;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

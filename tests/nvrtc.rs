@@ -3,12 +3,12 @@
 
 #![cfg(feature = "tuner")]
 
+use jitune::backend::cuda::nvrtc;
 use jitune::device::Device;
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem};
 use jitune::recipe::Config;
 use jitune::space;
-use jitune::target::cuda::nvrtc;
 use jitune::template::{Library, Source};
 use rayon::prelude::*;
 use std::collections::BTreeMap;

@@ -3,12 +3,12 @@
 
 #![cfg(feature = "tuner")]
 
+use jitune::backend::cpu;
 use jitune::device::{Device, Target};
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem};
 use jitune::recipe::Role;
 use jitune::space;
-use jitune::target::cpu;
 use jitune::template::Library;
 
 /// Shapes beside those of models: every op, dtype and epilogue, odd sizes, the unfused pieces.

@@ -3,14 +3,14 @@
 
 use super::select::{Templates, Where};
 use super::{CliError, table};
+use crate::backend::cpu::{CpuSession, cc};
+use crate::backend::cuda::{CudaSession, nvrtc};
+use crate::backend::session::{Runnable, Session, Setup};
+use crate::backend::{ArtifactInfo, BackendError};
 use crate::device::{Device, Target};
 use crate::problem::Problem;
 use crate::recipe::{Config, Launch};
 use crate::space;
-use crate::target::cpu::{CpuSession, cc};
-use crate::target::cuda::{CudaSession, nvrtc};
-use crate::target::session::{Runnable, Session, Setup};
-use crate::target::{ArtifactInfo, TargetError};
 use crate::template::{Language, Library, Source};
 use crate::worker::Kind;
 use std::path::{Path, PathBuf};
@@ -138,13 +138,13 @@ fn setup(library: &Library, problem: &Problem, device: &Device, seed: u64, folde
     Ok(Setup { problem: *problem, seed, support: Some((support.artifact, support.hash)), reference: Some(reference) })
 }
 
-fn build(source: &Source, launch: Launch, folder: &Path) -> Result<(Runnable, ArtifactInfo), TargetError> {
+fn build(source: &Source, launch: Launch, folder: &Path) -> Result<(Runnable, ArtifactInfo), BackendError> {
     let (bytes, info) = match source.language {
         Language::Cuda => nvrtc::compile(source)?,
         Language::C => cc::compile(source, folder)?,
     };
     let hash = blake3::hash(&bytes).to_hex().to_string();
     let artifact: PathBuf = folder.join(&hash);
-    std::fs::write(&artifact, &bytes).map_err(|source| TargetError::Io { path: artifact.clone(), source })?;
+    std::fs::write(&artifact, &bytes).map_err(|source| BackendError::Io { path: artifact.clone(), source })?;
     Ok((Runnable { artifact, hash, launch }, info))
 }

@@ -308,7 +308,7 @@ fn history(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Ve
 fn host(target: Target) -> BTreeMap<String, String> {
     let mut host = BTreeMap::new();
     let mut put = |name: &str, value: String| drop(host.insert(name.to_string(), value));
-    let cpu = crate::target::cpu::describe(None);
+    let cpu = crate::backend::cpu::describe(None);
     put("processor", format!("{} ({}), {} threads", cpu.name, cpu.arch, cpu.units));
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     put("kernel", kernel.trim().to_string());

@@ -2,12 +2,12 @@
 
 use super::select::{Templates, Which};
 use super::{CliError, table};
+use crate::backend::cuda::nvrtc;
+use crate::backend::{ArtifactInfo, BackendError};
 use crate::device::{Device, Target};
 use crate::problem::Problem;
 use crate::recipe::Launch;
 use crate::space;
-use crate::target::cuda::nvrtc;
-use crate::target::{ArtifactInfo, TargetError};
 use crate::template::{Library, Template};
 use rayon::prelude::*;
 
@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             }
         }
     }
-    let outcomes: Vec<Result<ArtifactInfo, TargetError>> = jobs.par_iter().map(|j| compile(&library, j)).collect();
+    let outcomes: Vec<Result<ArtifactInfo, BackendError>> = jobs.par_iter().map(|j| compile(&library, j)).collect();
     let mut bad = 0;
     let mut rows = Vec::new();
     for (job, outcome) in jobs.iter().zip(&outcomes) {
@@ -107,10 +107,10 @@ fn recipe(e: crate::recipe::RecipeError) -> CliError {
     CliError::Template(e.into())
 }
 
-fn compile(library: &Library, job: &Job) -> Result<ArtifactInfo, TargetError> {
+fn compile(library: &Library, job: &Job) -> Result<ArtifactInfo, BackendError> {
     let source = library
         .render(&job.template, &job.problem, &job.device, &job.candidate.config)
-        .map_err(|e| TargetError::Compile { log: e.to_string() })?;
+        .map_err(|e| BackendError::Compile { log: e.to_string() })?;
     nvrtc::compile(&source).map(|(_, info)| info)
 }
 
@@ -123,11 +123,11 @@ fn occupancy(job: &Job, info: &ArtifactInfo) -> String {
     format!("{:.0}%", job.device.occupancy(info.registers, block, smem(job, info)).1 * 100.0)
 }
 
-fn first_line(e: &TargetError) -> String {
+fn first_line(e: &BackendError) -> String {
     e.to_string().lines().find(|l| l.contains("error")).unwrap_or(&e.to_string()).chars().take(120).collect()
 }
 
-fn json(job: &Job, outcome: &Result<ArtifactInfo, TargetError>) -> serde_json::Value {
+fn json(job: &Job, outcome: &Result<ArtifactInfo, BackendError>) -> serde_json::Value {
     let mut v = serde_json::json!({
         "arch": job.device.arch, "template": job.template.name(), "problem": job.problem,
         "config": job.candidate.config, "cost_us": job.candidate.cost_us,

@@ -2,8 +2,8 @@
 
 use super::select::Store;
 use super::{CliError, table};
-use crate::target::cpu::{self, cc};
-use crate::target::cuda::{self, nvrtc};
+use crate::backend::cpu::{self, cc};
+use crate::backend::cuda::{self, nvrtc};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
     match cuda || cpu {
         true => Ok(()),
-        false => Err(crate::target::TargetError::NoCompiler { tried: "gcc, clang".into() }.into()),
+        false => Err(crate::backend::BackendError::NoCompiler { tried: "gcc, clang".into() }.into()),
     }
 }
 

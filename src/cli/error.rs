@@ -1,8 +1,8 @@
 //! Errors of the program and the exit code of each: the one place where codes are decided.
 
+use crate::backend::BackendError;
 use crate::model::ModelError;
 use crate::problem::ProblemError;
-use crate::target::TargetError;
 use crate::template::TemplateError;
 use crate::tune::TuneError;
 use crate::worker::FailureKind;
@@ -46,7 +46,7 @@ pub enum CliError {
     Template(#[from] TemplateError),
     /// A target.
     #[error(transparent)]
-    Target(#[from] TargetError),
+    Target(#[from] BackendError),
     /// Tuning.
     #[error(transparent)]
     Tune(#[from] TuneError),
@@ -104,16 +104,16 @@ fn template(e: &TemplateError) -> u8 {
     if matches!(e, TemplateError::Io { .. }) { 4 } else { 2 }
 }
 
-fn target(e: &TargetError) -> u8 {
+fn target(e: &BackendError) -> u8 {
     match e {
-        TargetError::NoDriver
-        | TargetError::OldDriver { .. }
-        | TargetError::NoGpu { .. }
-        | TargetError::NoNvrtc { .. }
-        | TargetError::NoCompiler { .. }
-        | TargetError::OutOfMemory { .. } => 3,
-        TargetError::Io { .. } => 4,
-        TargetError::Compile { .. } | TargetError::Unfit { .. } | TargetError::Launch { .. } => 1,
+        BackendError::NoDriver
+        | BackendError::OldDriver { .. }
+        | BackendError::NoGpu { .. }
+        | BackendError::NoNvrtc { .. }
+        | BackendError::NoCompiler { .. }
+        | BackendError::OutOfMemory { .. } => 3,
+        BackendError::Io { .. } => 4,
+        BackendError::Compile { .. } | BackendError::Unfit { .. } | BackendError::Launch { .. } => 1,
         _ => 5,
     }
 }

@@ -4,12 +4,12 @@
 
 use super::select::{Store, Templates, Where, Which};
 use super::{CliError, table};
+use crate::backend::BackendError;
+use crate::backend::cuda::nvrtc;
 use crate::bundle::{Bundle, BundleError, Extras, Part};
 use crate::device::{Device, Target};
 use crate::problem::Problem;
 use crate::recipe::Config;
-use crate::target::TargetError;
-use crate::target::cuda::nvrtc;
 use crate::template::{Library, Source};
 use crate::winner::Winner;
 use jitune_db::Db;
@@ -139,7 +139,7 @@ impl<'a> Verification<'a> {
     fn compile(&self, source: &Source) -> Result<Vec<u8>, String> {
         let mut known = self.compiled.borrow_mut();
         let made = known.entry(source.hash());
-        made.or_insert_with(|| nvrtc::compile(source).map(|(cubin, _)| cubin).map_err(|e: TargetError| e.to_string()))
+        made.or_insert_with(|| nvrtc::compile(source).map(|(cubin, _)| cubin).map_err(|e: BackendError| e.to_string()))
             .clone()
     }
 }

@@ -76,7 +76,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if !matches!(cli.command, Command::Tune(_) | Command::Compare(_) | Command::Worker { .. }) {
         // A closed pipe (`jitune model … | head`) ends the program quietly instead of in a panic.
-        crate::target::default_sigpipe();
+        crate::backend::default_sigpipe();
     }
     let done = match cli.command {
         Command::Tune(args) => tune::run(&args),

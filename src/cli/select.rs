@@ -1,10 +1,10 @@
 //! Arguments that several subcommands share: which problems, which device, which database, which templates.
 
 use super::CliError;
+use crate::backend::{cpu, cuda};
 use crate::device::{Device, Target};
 use crate::model::{Buckets, Model, Plan};
 use crate::problem::{Dtype, Problem};
-use crate::target::{cpu, cuda};
 use crate::template::Library;
 use crate::worker::Kind;
 use jitune_db::{Db, OpenOptions};
@@ -155,8 +155,8 @@ impl Where {
             parsed.map_err(|_| CliError::Usage(format!("--gpus {}: `all`, or ordinals such as 0,2", self.gpus)))?
         };
         match list.iter().find(|i| **i >= count) {
-            Some(&ordinal) => Err(crate::target::TargetError::NoGpu { ordinal, count }.into()),
-            None if list.is_empty() => Err(crate::target::TargetError::NoGpu { ordinal: 0, count }.into()),
+            Some(&ordinal) => Err(crate::backend::BackendError::NoGpu { ordinal, count }.into()),
+            None if list.is_empty() => Err(crate::backend::BackendError::NoGpu { ordinal: 0, count }.into()),
             None => Ok(list.into_iter().map(Kind::Cuda).collect()),
         }
     }

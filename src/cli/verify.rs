@@ -4,13 +4,13 @@
 use super::export::{Verification, unusable};
 use super::select::Where;
 use super::{CliError, table};
+use crate::backend::session::{Runnable, Session, Setup};
+use crate::backend::{BackendError, cpu, cuda};
 use crate::bundle::{Bundle, Extras, Held};
 use crate::device::Target;
 use crate::problem::Problem;
 use crate::recipe::{Config, Launch, Recipe};
 use crate::runtime::{launch_on, served_on};
-use crate::target::session::{Runnable, Session, Setup};
-use crate::target::{TargetError, cpu, cuda};
 use crate::template::Library;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -166,10 +166,10 @@ fn check(
     options: Options,
     line: &mut Line,
 ) -> Result<Finding, Finding> {
-    let failed = |e: TargetError| Finding::Failed { why: e.to_string() };
+    let failed = |e: BackendError| Finding::Failed { why: e.to_string() };
     let setup = setup(held, line.problem, session, folder, options.seed)?;
     session.prepare(&setup).map_err(|e| match e {
-        e @ TargetError::OutOfMemory { .. } => Finding::Skipped { why: e.to_string() },
+        e @ BackendError::OutOfMemory { .. } => Finding::Skipped { why: e.to_string() },
         e => failed(e),
     })?;
     let (artifact, hash) = folder.put(held.artifact().bytes).map_err(failed)?;
@@ -232,19 +232,19 @@ pub struct Folder(PathBuf);
 
 impl Folder {
     /// Makes one.
-    pub fn new() -> Result<Folder, TargetError> {
+    pub fn new() -> Result<Folder, BackendError> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("jitune-verify-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path).map_err(|source| TargetError::Io { path: path.clone(), source })?;
+        std::fs::create_dir(&path).map_err(|source| BackendError::Io { path: path.clone(), source })?;
         Ok(Folder(path))
     }
 
     /// Stores bytes under their hash.
-    fn put(&self, bytes: &[u8]) -> Result<(PathBuf, String), TargetError> {
+    fn put(&self, bytes: &[u8]) -> Result<(PathBuf, String), BackendError> {
         let hash = blake3::hash(bytes).to_hex().to_string();
         let path = self.0.join(&hash);
-        std::fs::write(&path, bytes).map_err(|source| TargetError::Io { path: path.clone(), source })?;
+        std::fs::write(&path, bytes).map_err(|source| BackendError::Io { path: path.clone(), source })?;
         Ok((path, hash))
     }
 }

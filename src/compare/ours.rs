@@ -2,10 +2,10 @@
 //! timed by the same loop as every other peer.
 
 use super::pieces::{Chain, Place};
+use crate::backend::cuda;
 use crate::bundle::Bundle;
 use crate::problem::{Problem, Role, Scalar};
 use crate::runtime::{Bound, Memory, Queue, Runtime};
-use crate::target::cuda;
 use jitune_peer::{About, Device, Peer, Prepared, Refusal, RefusalKind, RefusedWay, Stream, Task, Way, Work, decode};
 use std::collections::BTreeMap;
 use std::rc::Rc;

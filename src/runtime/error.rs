@@ -1,10 +1,10 @@
 //! What can go wrong in production, with the candidates that were considered.
 
+use crate::backend::BackendError;
 use crate::bundle::{Bundle, Held};
 use crate::device::{Device, Target};
 use crate::problem::Problem;
 use crate::recipe::RecipeError;
-use crate::target::TargetError;
 use std::fmt;
 
 /// A winner that was not used, and why.
@@ -66,7 +66,7 @@ pub enum RuntimeError {
         /// Its template.
         template: String,
         /// The device's error.
-        source: Box<TargetError>,
+        source: Box<BackendError>,
     },
     /// A winner whose description does not evaluate.
     #[error("the description of '{problem}' is not usable: {source}")]
@@ -94,7 +94,7 @@ pub enum RuntimeError {
     },
     /// The device.
     #[error(transparent)]
-    Target(#[from] TargetError),
+    Target(#[from] BackendError),
 }
 
 fn nearest_text(nearest: &[Refusal]) -> String {
@@ -112,7 +112,7 @@ impl RuntimeError {
         RuntimeError::NoArch { target: device.target, arch: device.arch.clone(), offered, refused }
     }
 
-    pub(super) fn load(held: &Held<'_>, source: TargetError) -> RuntimeError {
+    pub(super) fn load(held: &Held<'_>, source: BackendError) -> RuntimeError {
         let source = Box::new(source);
         RuntimeError::Load { problem: held.problem(), template: held.description().name.clone(), source }
     }

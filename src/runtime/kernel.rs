@@ -2,11 +2,11 @@
 
 use super::fit::{Case, Described};
 use super::{Machine, RuntimeError};
+use crate::backend::{BackendError, cpu, cuda};
 use crate::bundle::Held;
 use crate::device::{Device, Target};
 use crate::problem::Problem;
 use crate::recipe::{Config, Launch};
-use crate::target::{TargetError, cpu, cuda};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) enum Module {
 }
 
 impl Module {
-    pub fn load(bytes: &[u8], machine: &Machine) -> Result<Module, TargetError> {
+    pub fn load(bytes: &[u8], machine: &Machine) -> Result<Module, BackendError> {
         Ok(match machine {
             Machine::Cuda(gpu) => Module::Cuda { module: cuda::Module::load(bytes)?, _gpu: Arc::clone(gpu) },
             Machine::Cpu(pool) => Module::Cpu { module: cpu::Module::load(bytes)?, pool: Arc::clone(pool) },

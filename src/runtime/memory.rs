@@ -1,8 +1,8 @@
 //! Memory on either device: a convenience for examples and tests, which production replaces by its own.
 
 use super::RuntimeError;
+use crate::backend::{BackendError, cpu, cuda};
 use crate::device::Target;
-use crate::target::{TargetError, cpu, cuda};
 
 /// Memory on the device that a kernel runs on.
 pub struct Memory(Kind);
@@ -19,7 +19,7 @@ impl Memory {
             Target::Cpu => {
                 // Beyond this an allocation cannot be asked for, and the process would end.
                 let len = isize::try_from(bytes).ok().filter(|b| *b < isize::MAX / 2);
-                let full = || TargetError::OutOfMemory { needed: bytes, free: isize::MAX as u64 / 2 };
+                let full = || BackendError::OutOfMemory { needed: bytes, free: isize::MAX as u64 / 2 };
                 Kind::Cpu(cpu::Buffer::new(len.ok_or_else(full)? as usize))
             }
         }))
@@ -48,7 +48,7 @@ impl Memory {
             Kind::Cpu(b) => {
                 let have = b.bytes().len();
                 let to = b.bytes_mut().get_mut(..data.len());
-                to.ok_or(TargetError::OutOfMemory { needed: data.len() as u64, free: have as u64 })?
+                to.ok_or(BackendError::OutOfMemory { needed: data.len() as u64, free: have as u64 })?
                     .copy_from_slice(data);
                 Ok(())
             }
@@ -63,7 +63,7 @@ impl Memory {
                 let have = b.bytes().len();
                 let from = b.bytes().get(..data.len());
                 data.copy_from_slice(
-                    from.ok_or(TargetError::OutOfMemory { needed: data.len() as u64, free: have as u64 })?,
+                    from.ok_or(BackendError::OutOfMemory { needed: data.len() as u64, free: have as u64 })?,
                 );
                 Ok(())
             }

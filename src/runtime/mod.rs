@@ -34,11 +34,11 @@ pub use fit::{launch_on, served_on};
 pub use kernel::{Bound, Found, Kernel, Match, Queue};
 pub use memory::Memory;
 
+use crate::backend::{cpu, cuda};
 use crate::bundle::{Bundle, Held};
 use crate::device::{Device, Target};
 use crate::problem::Problem;
 use crate::recipe::Launch;
-use crate::target::{cpu, cuda};
 use fit::{Described, device_for};
 use kernel::{Code, Module};
 use std::collections::HashMap;

@@ -64,7 +64,7 @@ pub enum TuneError {
     Db(#[from] jitune_db::Error),
     /// The target.
     #[error(transparent)]
-    Target(#[from] crate::target::TargetError),
+    Target(#[from] crate::backend::BackendError),
     /// A record that does not serialise.
     #[error("a record cannot be written: {0}")]
     Record(String),

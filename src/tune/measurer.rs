@@ -2,8 +2,8 @@
 
 use super::TuneError;
 use super::verdict::Verdict;
+use crate::backend::session::{Runnable, Series, Setup, Tried};
 use crate::device::{Ceilings, Device};
-use crate::target::session::{Runnable, Series, Setup, Tried};
 use crate::worker::{Answer, Failure, FailureKind, Kind, Lost, Request, Worker};
 use std::path::PathBuf;
 use std::time::Duration;

@@ -21,11 +21,11 @@ pub use search::{Point, Search, Searcher};
 pub use statistics::{noise, ties};
 pub use verdict::Verdict;
 
+use crate::backend::session::{Runnable, Setup};
 use crate::device::{Device, Target};
 use crate::key::Context;
 use crate::problem::Problem;
 use crate::recipe::Config;
-use crate::target::session::{Runnable, Setup};
 use crate::template::{Library, Source, Template};
 use crate::winner::Winner;
 use crate::worker::Kind;

@@ -1,7 +1,7 @@
 //! The compile pool: workers that turn sources into artifacts, each source once.
 
 use super::verdict::Verdict;
-use crate::target::ArtifactInfo;
+use crate::backend::ArtifactInfo;
 use crate::template::Source;
 use crate::worker::{Answer, Failure, FailureKind, Kind, Request, Worker};
 use std::collections::{HashMap, VecDeque};

@@ -1,6 +1,6 @@
 //! Medians, noise and ties.
 
-use crate::target::session::Series;
+use crate::backend::session::Series;
 
 /// Differences below this share are noise whatever the samples say: two runs of one binary differ by as much.
 const LEAST_NOISE: f64 = 0.005;

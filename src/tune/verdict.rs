@@ -1,6 +1,6 @@
 //! What became of a candidate.
 
-use crate::target::session::{Check, Series};
+use crate::backend::session::{Check, Series};
 use crate::worker::{Failure, FailureKind, Lost};
 use serde::{Deserialize, Serialize};
 

@@ -1,10 +1,10 @@
 //! The child's side: a loop that answers one request at a time.
 
 use super::{Answer, Failure, FailureKind, Kind, Request, frame};
-use crate::target::cpu::{CpuSession, cc};
-use crate::target::cuda::{CudaSession, nvrtc};
-use crate::target::session::Session;
-use crate::target::{ArtifactInfo, TargetError};
+use crate::backend::cpu::{CpuSession, cc};
+use crate::backend::cuda::{CudaSession, nvrtc};
+use crate::backend::session::Session;
+use crate::backend::{ArtifactInfo, BackendError};
 use crate::template::{Language, Source};
 use std::io;
 use std::path::Path;
@@ -56,16 +56,16 @@ fn read(tell: &Sender<io::Result<Option<Request>>>) {
     }
 }
 
-fn open(kind: Kind) -> Result<Box<dyn Session>, TargetError> {
+fn open(kind: Kind) -> Result<Box<dyn Session>, BackendError> {
     Ok(match kind {
         Kind::Cuda(ordinal) => Box::new(CudaSession::open(ordinal)?),
         Kind::Cpu(0) => Box::new(CpuSession::open(None)),
         Kind::Cpu(threads) => Box::new(CpuSession::open(Some(threads))),
-        Kind::Compile => return Err(TargetError::Measurement("a compile worker does not measure".into())),
+        Kind::Compile => return Err(BackendError::Measurement("a compile worker does not measure".into())),
     })
 }
 
-fn measure(kind: Kind, slot: &mut Option<Box<dyn Session>>, request: Request) -> Result<Answer, TargetError> {
+fn measure(kind: Kind, slot: &mut Option<Box<dyn Session>>, request: Request) -> Result<Answer, BackendError> {
     if slot.is_none() {
         *slot = Some(open(kind)?);
     }
@@ -88,14 +88,14 @@ fn measure(kind: Kind, slot: &mut Option<Box<dyn Session>>, request: Request) ->
 }
 
 /// Compiles a source and leaves the artifact in `folder` under its hash.
-fn compile(source: &Source, folder: &Path) -> Result<Answer, TargetError> {
+fn compile(source: &Source, folder: &Path) -> Result<Answer, BackendError> {
     let (bytes, info): (Vec<u8>, ArtifactInfo) = match source.language {
         Language::Cuda => nvrtc::compile(source)?,
         Language::C => cc::compile(source, folder)?,
     };
     let hash = blake3::hash(&bytes).to_hex().to_string();
     let path = folder.join(&hash);
-    let io = |source| TargetError::Io { path: path.clone(), source };
+    let io = |source| BackendError::Io { path: path.clone(), source };
     // Another worker may write the same artifact: each writes a file of its own and moves it into place.
     let own = folder.join(format!("{hash}.{}", std::process::id()));
     std::fs::write(&own, &bytes).and_then(|()| std::fs::rename(&own, &path)).map_err(io)?;

@@ -13,9 +13,9 @@ pub use child::serve;
 pub use process::{Lost, Process};
 pub use supervisor::Worker;
 
+use crate::backend::session::{Runnable, Series, Setup, Tried};
+use crate::backend::{ArtifactInfo, BackendError};
 use crate::device::{Ceilings, Device};
-use crate::target::session::{Runnable, Series, Setup, Tried};
-use crate::target::{ArtifactInfo, TargetError};
 use crate::template::Source;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -157,16 +157,16 @@ pub enum FailureKind {
     Storage,
 }
 
-impl From<&TargetError> for Failure {
-    fn from(e: &TargetError) -> Failure {
+impl From<&BackendError> for Failure {
+    fn from(e: &BackendError) -> Failure {
         let kind = match e {
             e if e.is_fault() => FailureKind::Fault,
-            TargetError::Compile { .. } => FailureKind::Compile,
-            TargetError::Unfit { .. } | TargetError::Launch { .. } | TargetError::Load { .. } => FailureKind::Unfit,
+            BackendError::Compile { .. } => FailureKind::Compile,
+            BackendError::Unfit { .. } | BackendError::Launch { .. } | BackendError::Load { .. } => FailureKind::Unfit,
             // A launch that the driver refuses (too many resources, bad geometry) is the candidate's fault.
-            TargetError::Driver { .. } => FailureKind::Unfit,
-            TargetError::Measurement(_) => FailureKind::Measurement,
-            TargetError::Io { .. } => FailureKind::Storage,
+            BackendError::Driver { .. } => FailureKind::Unfit,
+            BackendError::Measurement(_) => FailureKind::Measurement,
+            BackendError::Io { .. } => FailureKind::Storage,
             _ => FailureKind::Environment,
         };
         Failure { kind, message: e.to_string() }

@@ -1,11 +1,11 @@
 //! Winners made by hand: compiled for this machine, or with bytes that only look like code.
 
+use jitune::backend::cpu;
 use jitune::device::{Device, Target};
 use jitune::problem::{Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
 use jitune::recipe::Config;
 use jitune::runtime::Memory;
 use jitune::space::enumerate;
-use jitune::target::cpu;
 use jitune::template::Library;
 use jitune::winner::{Evidence, Winner};
 use std::sync::LazyLock;

@@ -12,7 +12,7 @@ pub mod session;
 /// What can go wrong on a device.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum TargetError {
+pub enum BackendError {
     /// No NVIDIA driver.
     #[error("no NVIDIA driver here (libcuda is not found); install the driver, or choose --target cpu")]
     NoDriver,
@@ -102,12 +102,12 @@ pub enum TargetError {
     Measurement(String),
 }
 
-impl TargetError {
+impl BackendError {
     /// True when the device context is lost, so that the process must be replaced.
     pub fn is_fault(&self) -> bool {
         // The sticky errors: 700 illegal address, 701 is not sticky, 702 timeout, 709 context destroyed, 710 assert,
         // 714 to 719 hardware stack, instruction, misalignment, address space, pc, launch failure.
-        matches!(self, TargetError::Driver { code: 700 | 702 | 709 | 710 | 714..=719, .. })
+        matches!(self, BackendError::Driver { code: 700 | 702 | 709 | 710 | 714..=719, .. })
     }
 }
 

@@ -1,8 +1,8 @@
 //! Loading shared objects, and running their kernels on the pool.
 
 use super::pool::Pool;
+use crate::backend::BackendError;
 use crate::recipe::{Arg, KernelLaunch, Launch};
-use crate::target::TargetError;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,24 +17,24 @@ pub struct Module {
 
 impl Module {
     /// Loads a shared object from memory, through a private file that is removed at once.
-    pub fn load(bytes: &[u8]) -> Result<Module, TargetError> {
+    pub fn load(bytes: &[u8]) -> Result<Module, BackendError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let name = format!("jitune-{}-{}.so", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
-        let io = |source| TargetError::Io { path: path.clone(), source };
+        let io = |source| BackendError::Io { path: path.clone(), source };
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path).map_err(io)?;
         let written = file.write_all(bytes).map_err(io);
         drop(file);
         // SAFETY: the object is one of ours (its hash was checked); it has no initialisers.
         let library = written.and_then(|()| {
-            unsafe { libloading::Library::new(&path) }.map_err(|e| TargetError::Load { why: e.to_string() })
+            unsafe { libloading::Library::new(&path) }.map_err(|e| BackendError::Load { why: e.to_string() })
         });
         let _ = std::fs::remove_file(&path);
         Ok(Module { library: Arc::new(library?) })
     }
 
-    fn entry(&self, name: &str) -> Result<Entry, TargetError> {
-        let load = |e: libloading::Error| TargetError::Load { why: format!("entry {name}: {e}") };
+    fn entry(&self, name: &str) -> Result<Entry, BackendError> {
+        let load = |e: libloading::Error| BackendError::Load { why: format!("entry {name}: {e}") };
         // SAFETY: every entry of a CPU template has this type.
         unsafe { self.library.get::<Entry>(name.as_bytes()) }.map(|s| *s).map_err(load)
     }
@@ -48,17 +48,17 @@ pub struct Bound {
 
 impl Bound {
     /// Binds `launch` to the address of each tensor of its problem, in order, and to `workspace`.
-    pub fn new(module: &Module, launch: &Launch, tensors: &[u64], workspace: u64) -> Result<Bound, TargetError> {
-        let bind = |k: &KernelLaunch| -> Result<_, TargetError> {
+    pub fn new(module: &Module, launch: &Launch, tensors: &[u64], workspace: u64) -> Result<Bound, BackendError> {
+        let bind = |k: &KernelLaunch| -> Result<_, BackendError> {
             let slot = |a: &Arg| match a {
-                Arg::Tensor(i) => tensors.get(*i).copied().ok_or_else(|| TargetError::Launch {
+                Arg::Tensor(i) => tensors.get(*i).copied().ok_or_else(|| BackendError::Launch {
                     why: format!("{} needs tensor {i}, {} addresses given", k.entry, tensors.len()),
                 }),
                 Arg::I32(v) => Ok(i64::from(*v) as u64),
                 Arg::I64(v) => Ok(*v as u64),
                 Arg::F32(v) => Ok(f64::from(*v).to_bits()),
                 Arg::Workspace(at) => Ok(workspace + at),
-                Arg::Map(_) => Err(TargetError::Launch { why: "a CPU kernel takes no tensor map".into() }),
+                Arg::Map(_) => Err(BackendError::Launch { why: "a CPU kernel takes no tensor map".into() }),
             };
             Ok((module.entry(&k.entry)?, k.clone(), k.args.iter().map(slot).collect::<Result<Vec<_>, _>>()?))
         };

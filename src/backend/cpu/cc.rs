@@ -1,6 +1,6 @@
 //! The host's C compiler.
 
-use crate::target::{ArtifactInfo, TargetError};
+use crate::backend::{ArtifactInfo, BackendError};
 use crate::template::Source;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,13 +22,13 @@ const NAMES: [&str; 3] = ["cc", "gcc", "clang"];
 const FULL: [&str; 4] = ["No space left on device", "Disk quota exceeded", "File too large", "Read-only file system"];
 
 /// Finds the compiler once for the process.
-pub fn open() -> Result<&'static Compiler, TargetError> {
+pub fn open() -> Result<&'static Compiler, BackendError> {
     static FOUND: OnceLock<Option<Compiler>> = OnceLock::new();
     let tried = || match std::env::var_os("JITUNE_CC") {
         Some(path) => format!("{} as JITUNE_CC says", PathBuf::from(path).display()),
         None => NAMES.join(", "),
     };
-    FOUND.get_or_init(find).as_ref().ok_or_else(|| TargetError::NoCompiler { tried: tried() })
+    FOUND.get_or_init(find).as_ref().ok_or_else(|| BackendError::NoCompiler { tried: tried() })
 }
 
 fn find() -> Option<Compiler> {
@@ -54,14 +54,14 @@ pub fn options(source: &Source) -> Vec<String> {
 }
 
 /// Compiles a source to a shared object, in `folder` for its two files.
-pub fn compile(source: &Source, folder: &Path) -> Result<(Vec<u8>, ArtifactInfo), TargetError> {
+pub fn compile(source: &Source, folder: &Path) -> Result<(Vec<u8>, ArtifactInfo), BackendError> {
     let cc = open()?;
     let start = std::time::Instant::now();
     let stem = format!("k{}-{}", std::process::id(), &source.hash()[..16]);
     let (code, object) = (folder.join(format!("{stem}.c")), folder.join(format!("{stem}.so")));
     let io = |path: &Path| {
         let path = path.to_path_buf();
-        move |source| TargetError::Io { path, source }
+        move |source| BackendError::Io { path, source }
     };
     std::fs::write(&code, &source.text).map_err(io(&code))?;
     let run = Command::new(&cc.path)
@@ -82,10 +82,10 @@ pub fn compile(source: &Source, folder: &Path) -> Result<(Vec<u8>, ArtifactInfo)
         if let Some(line) = log.lines().find(|l| FULL.iter().any(|f| l.contains(f))) {
             // The source is not to blame.
             let source = std::io::Error::new(std::io::ErrorKind::StorageFull, line.to_string());
-            return Err(TargetError::Io { path: folder.to_path_buf(), source });
+            return Err(BackendError::Io { path: folder.to_path_buf(), source });
         }
         let log: String = log.lines().take(40).collect::<Vec<_>>().join("\n");
-        return Err(TargetError::Compile { log });
+        return Err(BackendError::Compile { log });
     }
     let bytes = std::fs::read(&object).map_err(io(&object));
     let _ = std::fs::remove_file(&object);

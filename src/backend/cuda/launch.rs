@@ -1,9 +1,9 @@
 //! Binding a launch to addresses, and launching it.
 
 use super::driver::{Function, Module, Stream, check};
+use crate::backend::BackendError;
 use crate::problem::{Dtype, Problem, Scalar};
 use crate::recipe::{Arg, Launch, TensorMap};
-use crate::target::TargetError;
 use cudarc::driver::sys;
 use std::ffi::c_void;
 use std::ptr;
@@ -65,14 +65,14 @@ impl Bound {
         problem: &Problem,
         tensors: &[u64],
         workspace: u64,
-    ) -> Result<Bound, TargetError> {
+    ) -> Result<Bound, BackendError> {
         let described = problem.tensors();
         if described.len() != tensors.len() {
-            return Err(TargetError::Launch {
+            return Err(BackendError::Launch {
                 why: format!("{problem} has {} tensors, {} addresses given", described.len(), tensors.len()),
             });
         }
-        let slot = |arg: &Arg| -> Result<Slot, TargetError> {
+        let slot = |arg: &Arg| -> Result<Slot, BackendError> {
             Ok(match arg {
                 Arg::Tensor(i) => Slot::of(&tensors[*i].to_le_bytes()),
                 Arg::Map(map) => encode(map, tensors[map.tensor], described[map.tensor].scalar)?,
@@ -82,7 +82,7 @@ impl Bound {
                 Arg::Workspace(at) => Slot::of(&(workspace + at).to_le_bytes()),
             })
         };
-        let kernel = |k: &crate::recipe::KernelLaunch| -> Result<BoundKernel, TargetError> {
+        let kernel = |k: &crate::recipe::KernelLaunch| -> Result<BoundKernel, BackendError> {
             Ok(BoundKernel {
                 function: module.function(&k.entry, k.smem)?,
                 grid: k.grid,
@@ -97,7 +97,7 @@ impl Bound {
     }
 
     /// Enqueues its kernels on a stream; also inside a capture.
-    pub fn launch(&self, stream: impl Into<RawStream>) -> Result<(), TargetError> {
+    pub fn launch(&self, stream: impl Into<RawStream>) -> Result<(), BackendError> {
         let stream = stream.into();
         for k in &self.kernels {
             let mut params: [*mut c_void; MAX_ARGS] = [ptr::null_mut(); MAX_ARGS];
@@ -140,7 +140,7 @@ impl Bound {
     }
 
     /// Blocks of the first kernel that one multiprocessor holds.
-    pub fn blocks_per_sm(&self) -> Result<u32, TargetError> {
+    pub fn blocks_per_sm(&self) -> Result<u32, BackendError> {
         self.kernels.first().map_or(Ok(0), |k| k.function.blocks_per_sm(k.block, k.smem))
     }
 }
@@ -148,7 +148,7 @@ impl Bound {
 /// Most arguments a kernel may have.
 const MAX_ARGS: usize = 32;
 
-fn encode(map: &TensorMap, address: u64, scalar: Scalar) -> Result<Slot, TargetError> {
+fn encode(map: &TensorMap, address: u64, scalar: Scalar) -> Result<Slot, BackendError> {
     use sys::CUtensorMapDataType_enum as Type;
     let kind = match scalar {
         Scalar::Elem(Dtype::Bf16) => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
@@ -162,7 +162,7 @@ fn encode(map: &TensorMap, address: u64, scalar: Scalar) -> Result<Slot, TargetE
         32 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_32B,
         64 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_64B,
         128 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
-        other => return Err(TargetError::Launch { why: format!("a swizzle of {other} bytes does not exist") }),
+        other => return Err(BackendError::Launch { why: format!("a swizzle of {other} bytes does not exist") }),
     };
     let steps = [1u32; 5];
     let mut out = sys::CUtensorMap { opaque: [0; 16] };
@@ -183,7 +183,7 @@ fn encode(map: &TensorMap, address: u64, scalar: Scalar) -> Result<Slot, TargetE
             sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     };
-    check("cuTensorMapEncodeTiled", code).map_err(|e| TargetError::Launch { why: format!("{map:?}: {e}") })?;
+    check("cuTensorMapEncodeTiled", code).map_err(|e| BackendError::Launch { why: format!("{map:?}: {e}") })?;
     let mut slot = Slot([0; 128]);
     for (chunk, word) in slot.0.chunks_exact_mut(8).zip(out.opaque) {
         chunk.copy_from_slice(&word.to_le_bytes());

@@ -1,6 +1,6 @@
 //! NVRTC: from a source to a cubin, on a machine with or without a GPU.
 
-use crate::target::{ArtifactInfo, TargetError};
+use crate::backend::{ArtifactInfo, BackendError};
 use crate::template::Source;
 use cudarc::nvrtc::sys;
 use std::ffi::{CStr, CString, c_char};
@@ -52,11 +52,11 @@ fn places() -> Vec<PathBuf> {
 }
 
 /// Finds and opens NVRTC once for the process.
-pub fn open() -> Result<&'static Nvrtc, TargetError> {
+pub fn open() -> Result<&'static Nvrtc, BackendError> {
     static FOUND: OnceLock<Option<Nvrtc>> = OnceLock::new();
     let missing = || {
         let list: Vec<String> = places().iter().map(|p| p.display().to_string()).collect();
-        TargetError::NoNvrtc { places: list.join(", ") }
+        BackendError::NoNvrtc { places: list.join(", ") }
     };
     FOUND.get_or_init(find).as_ref().ok_or_else(missing)
 }
@@ -114,16 +114,16 @@ pub fn options(source: &Source) -> Vec<String> {
 }
 
 /// Compiles a source to a cubin.
-pub fn compile(source: &Source) -> Result<(Vec<u8>, ArtifactInfo), TargetError> {
+pub fn compile(source: &Source) -> Result<(Vec<u8>, ArtifactInfo), BackendError> {
     open()?;
     let start = std::time::Instant::now();
-    let text = |s: &str| CString::new(s).map_err(|e| TargetError::Compile { log: e.to_string() });
+    let text = |s: &str| CString::new(s).map_err(|e| BackendError::Compile { log: e.to_string() });
     let code = text(&source.text)?;
     let name = text("kernel.cu")?;
     let options: Vec<CString> = options(source).iter().map(|o| text(o)).collect::<Result<_, _>>()?;
     let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
     let mut program = Program(ptr::null_mut());
-    let failed = |call: &str, code: sys::nvrtcResult| TargetError::Compile { log: format!("{call}: {code:?}") };
+    let failed = |call: &str, code: sys::nvrtcResult| BackendError::Compile { log: format!("{call}: {code:?}") };
     // SAFETY: all strings outlive the calls, and the arrays are as long as said.
     let (compiled, log) = unsafe {
         let made = sys::nvrtcCreateProgram(&mut program.0, code.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null());
@@ -139,7 +139,7 @@ pub fn compile(source: &Source) -> Result<(Vec<u8>, ArtifactInfo), TargetError> 
         (compiled, log)
     };
     if compiled != sys::nvrtcResult::NVRTC_SUCCESS {
-        return Err(TargetError::Compile { log: clip(&log) });
+        return Err(BackendError::Compile { log: clip(&log) });
     }
     let mut cubin = Vec::new();
     // SAFETY: the second call writes as many bytes as the first one said.
@@ -147,7 +147,9 @@ pub fn compile(source: &Source) -> Result<(Vec<u8>, ArtifactInfo), TargetError> 
         let mut size = 0;
         let sized = sys::nvrtcGetCUBINSize(program.0, &mut size);
         if sized != sys::nvrtcResult::NVRTC_SUCCESS || size == 0 {
-            return Err(TargetError::Compile { log: format!("no machine code for {}: {sized:?}\n{log}", source.arch) });
+            return Err(BackendError::Compile {
+                log: format!("no machine code for {}: {sized:?}\n{log}", source.arch),
+            });
         }
         cubin.resize(size, 0u8);
         let got = sys::nvrtcGetCUBIN(program.0, cubin.as_mut_ptr().cast());
@@ -159,7 +161,7 @@ pub fn compile(source: &Source) -> Result<(Vec<u8>, ArtifactInfo), TargetError> 
     info.bytes = cubin.len() as u64;
     info.seconds = start.elapsed().as_secs_f64();
     if let Some(line) = log.lines().find(|l| UNFIT.iter().any(|c| l.contains(c))) {
-        return Err(TargetError::Unfit { why: line.trim().into() });
+        return Err(BackendError::Unfit { why: line.trim().into() });
     }
     Ok((cubin, info))
 }

@@ -1,8 +1,8 @@
 //! What GPU is here.
 
 use super::driver::check;
+use crate::backend::BackendError;
 use crate::device::{Ceilings, Device, Target};
-use crate::target::TargetError;
 use cudarc::driver::sys;
 use std::collections::BTreeMap;
 use std::ffi::CStr;
@@ -24,23 +24,23 @@ unsafe impl Send for Gpu {}
 unsafe impl Sync for Gpu {}
 
 /// The CUDA version that the driver supports, e.g. 13000; checks that there is a driver.
-pub fn driver_version() -> Result<i32, TargetError> {
+pub fn driver_version() -> Result<i32, BackendError> {
     // SAFETY: only tries to open the library.
     if !unsafe { sys::is_culib_present() } {
-        return Err(TargetError::NoDriver);
+        return Err(BackendError::NoDriver);
     }
     let mut version = 0;
     // SAFETY: the library is present, so the symbol loads; cuDriverGetVersion needs no initialisation.
     check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version) })?;
     if version < NEEDED {
         let text = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
-        return Err(TargetError::OldDriver { found: text(version), needed: text(NEEDED) });
+        return Err(BackendError::OldDriver { found: text(version), needed: text(NEEDED) });
     }
     Ok(version)
 }
 
 /// How many GPUs the driver sees.
-pub fn gpu_count() -> Result<usize, TargetError> {
+pub fn gpu_count() -> Result<usize, BackendError> {
     driver_version()?;
     let mut count = 0;
     // SAFETY: the library is present; cuInit may be called any number of times.
@@ -56,10 +56,10 @@ pub fn gpu_count() -> Result<usize, TargetError> {
 
 impl Gpu {
     /// Opens a GPU and makes its primary context current on this thread.
-    pub fn open(ordinal: usize) -> Result<Gpu, TargetError> {
+    pub fn open(ordinal: usize) -> Result<Gpu, BackendError> {
         let count = gpu_count()?;
         if ordinal >= count {
-            return Err(TargetError::NoGpu { ordinal, count });
+            return Err(BackendError::NoGpu { ordinal, count });
         }
         let version = driver_version()?;
         let mut handle = 0;
@@ -75,7 +75,7 @@ impl Gpu {
     }
 
     /// Makes its context current on the calling thread.
-    pub fn make_current(&self) -> Result<(), TargetError> {
+    pub fn make_current(&self) -> Result<(), BackendError> {
         // SAFETY: the context lives as long as `self`.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
     }
@@ -88,7 +88,7 @@ impl Drop for Gpu {
     }
 }
 
-fn describe(handle: sys::CUdevice, driver: i32) -> Result<Device, TargetError> {
+fn describe(handle: sys::CUdevice, driver: i32) -> Result<Device, BackendError> {
     use sys::CUdevice_attribute_enum as A;
     let get = |attribute| {
         let mut v = 0;

@@ -4,11 +4,11 @@ use super::gauge::Gauge;
 use super::launch::{Bound, Module};
 use super::memory::Buffer;
 use super::pool::Pool;
+use crate::backend::BackendError;
+use crate::backend::session::{Check, Runnable, Series, Session, Setup, TensorCheck, Tried};
 use crate::device::{Ceilings, Device};
 use crate::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
 use crate::recipe::Launch;
-use crate::target::TargetError;
-use crate::target::session::{Check, Runnable, Series, Session, Setup, TensorCheck, Tried};
 use rayon::prelude::*;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -71,8 +71,8 @@ impl CpuSession {
         CpuSession { device, pool, gauge: None, flush: None, state: None, kept: Vec::new() }
     }
 
-    fn state(&self) -> Result<&State, TargetError> {
-        self.state.as_ref().ok_or_else(|| TargetError::Measurement("no problem is prepared".into()))
+    fn state(&self) -> Result<&State, BackendError> {
+        self.state.as_ref().ok_or_else(|| BackendError::Measurement("no problem is prepared".into()))
     }
 
     /// Takes back the inputs of the problem at hand, and lets go of the oldest that `room` bytes do not hold.
@@ -87,7 +87,7 @@ impl CpuSession {
         self.kept.drain(..from);
     }
 
-    fn load(&self, candidate: &Runnable) -> Result<Loaded, TargetError> {
+    fn load(&self, candidate: &Runnable) -> Result<Loaded, BackendError> {
         let state = self.state()?;
         let module = Module::load(&candidate.bytes()?)?;
         let launch = &candidate.launch;
@@ -103,7 +103,7 @@ impl CpuSession {
         Ok(Loaded { bound: state.sets.iter().map(bind).collect::<Result<_, _>>()?, workspace })
     }
 
-    fn check(&mut self, loaded: &Loaded) -> Result<Check, TargetError> {
+    fn check(&mut self, loaded: &Loaded) -> Result<Check, BackendError> {
         let mut check = Check::default();
         let Some(state) = &mut self.state else { return Ok(check) };
         let limit = Tolerance::of(&state.problem);
@@ -134,7 +134,7 @@ impl CpuSession {
     }
 
     /// Microseconds a launch over whole passes of the sets, with cold memory before the first.
-    fn round(&self, loaded: &Loaded, passes: usize) -> Result<f64, TargetError> {
+    fn round(&self, loaded: &Loaded, passes: usize) -> Result<f64, BackendError> {
         if let (false, Some(flush)) = (self.state()?.cold, &self.flush) {
             let sum: u64 = flush
                 .bytes()
@@ -151,7 +151,7 @@ impl CpuSession {
     }
 
     /// Passes of a round, and the samples so far: a first pass that makes a whole round is one.
-    fn passes(&self, loaded: &Loaded) -> Result<(usize, Series), TargetError> {
+    fn passes(&self, loaded: &Loaded) -> Result<(usize, Series), BackendError> {
         let us = self.round(loaded, 1)?;
         let each = us * 1e-6 * loaded.bound.len() as f64;
         // More than one pass would find the sets in the cache unless they exceed it together.
@@ -160,7 +160,7 @@ impl CpuSession {
         Ok((passes, Series { us, ..Series::default() }))
     }
 
-    fn plausible(&self, us: f64) -> Result<(), TargetError> {
+    fn plausible(&self, us: f64) -> Result<(), BackendError> {
         let state = self.state()?;
         let c = &self.device.ceilings;
         if !c.measured {
@@ -171,7 +171,7 @@ impl CpuSession {
         let beyond = inputs.saturating_sub(self.device.l3);
         let floor = (beyond as f64 / c.read).max(state.problem.flops() / c.flops(state.problem.dtype)) * 1e6;
         if us < floor * FLOOR_SHARE {
-            return Err(TargetError::Measurement(format!("{us:.2} µs is under the floor of {floor:.2} µs")));
+            return Err(BackendError::Measurement(format!("{us:.2} µs is under the floor of {floor:.2} µs")));
         }
         Ok(())
     }
@@ -182,9 +182,9 @@ impl Session for CpuSession {
         &self.device
     }
 
-    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, TargetError> {
+    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, BackendError> {
         let Some((artifact, hash)) = support else {
-            return Err(TargetError::Measurement("the ceilings need the support code".into()));
+            return Err(BackendError::Measurement("the ceilings need the support code".into()));
         };
         let gauge = match self.gauge.take() {
             Some(gauge) => gauge,
@@ -205,12 +205,12 @@ impl Session for CpuSession {
         self.device.ceilings = ceilings;
     }
 
-    fn prepare(&mut self, setup: &Setup) -> Result<(), TargetError> {
+    fn prepare(&mut self, setup: &Setup) -> Result<(), BackendError> {
         let problem = setup.problem;
         let tensors = problem.tensors();
         let bytes: u64 = tensors.iter().map(Tensor::bytes).sum();
         if bytes > self.device.memory / 2 {
-            return Err(TargetError::OutOfMemory { needed: bytes, free: self.device.memory / 2 });
+            return Err(BackendError::OutOfMemory { needed: bytes, free: self.device.memory / 2 });
         }
         self.keep(self.device.memory / 2 - bytes);
         let rotated = CACHES * self.device.l3.max(self.device.l2);
@@ -247,7 +247,7 @@ impl Session for CpuSession {
         Ok(())
     }
 
-    fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, TargetError> {
+    fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, BackendError> {
         let begun = Instant::now();
         let loaded = self.load(candidate)?;
         let check = self.check(&loaded)?;
@@ -269,7 +269,7 @@ impl Session for CpuSession {
         })
     }
 
-    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, TargetError> {
+    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, BackendError> {
         let loaded: Vec<Loaded> = candidates.iter().map(|c| self.load(c)).collect::<Result<_, _>>()?;
         let start = Instant::now();
         let begun: Vec<(usize, Series)> = loaded.iter().map(|l| self.passes(l)).collect::<Result<_, _>>()?;

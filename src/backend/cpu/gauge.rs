@@ -3,9 +3,9 @@
 use super::launch::{Bound, Module};
 use super::memory::Buffer;
 use super::pool::Pool;
+use crate::backend::BackendError;
 use crate::device::{Ceilings, Device};
 use crate::recipe::{Arg, KernelLaunch, Launch};
-use crate::target::TargetError;
 use std::time::Instant;
 
 /// Rounds of `peak_fma` in one reading: some milliseconds.
@@ -21,7 +21,7 @@ pub(super) struct Gauge {
 }
 
 impl Gauge {
-    pub fn new(support: &[u8], device: &Device) -> Result<Gauge, TargetError> {
+    pub fn new(support: &[u8], device: &Device) -> Result<Gauge, BackendError> {
         let module = Module::load(support)?;
         let threads = device.units;
         let bytes = (8 * device.l3).clamp(256 << 20, 1 << 30) as usize;

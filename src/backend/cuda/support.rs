@@ -1,9 +1,9 @@
 //! The device-side help of a session: filling inputs, comparing outputs, reading memory to empty the L2.
 
 use super::driver::{Buffer, Function, Module, Stream, check};
+use crate::backend::BackendError;
+use crate::backend::session::TensorCheck;
 use crate::problem::{Role, Scalar, Tensor};
-use crate::target::TargetError;
-use crate::target::session::TensorCheck;
 use cudarc::driver::sys;
 use std::ffi::c_void;
 use std::ptr;
@@ -22,11 +22,11 @@ pub(super) struct Support {
 }
 
 impl Support {
-    pub(super) fn load(cubin: &[u8]) -> Result<Support, TargetError> {
+    pub(super) fn load(cubin: &[u8]) -> Result<Support, BackendError> {
         Ok(Support { module: Module::load(cubin)?, stats: Buffer::new(STATS_BYTES)?, sink: Buffer::new(64)? })
     }
 
-    fn run(&self, name: &str, args: &[u64], stream: &Stream) -> Result<(), TargetError> {
+    fn run(&self, name: &str, args: &[u64], stream: &Stream) -> Result<(), BackendError> {
         let f: Function = self.module.function(name, 0)?;
         let mut params: Vec<*mut c_void> = args.iter().map(|a| ptr::from_ref(a).cast_mut().cast()).collect();
         // SAFETY: every argument of the helpers is at most 8 bytes, and a smaller one reads the low bytes of its slot.
@@ -38,7 +38,7 @@ impl Support {
     }
 
     /// Fills an input with the uniform stream of `seed`.
-    pub(super) fn fill(&self, t: &Tensor, at: u64, seed: u64, scale: f32, stream: &Stream) -> Result<(), TargetError> {
+    pub(super) fn fill(&self, t: &Tensor, at: u64, seed: u64, scale: f32, stream: &Stream) -> Result<(), BackendError> {
         let name = if matches!(t.scalar, Scalar::Elem(_)) { "fill_uniform" } else { "fill_uniform_f32" };
         self.run(name, &[at, t.len(), seed, u64::from(scale.to_bits())], stream)
     }
@@ -50,7 +50,7 @@ impl Support {
         n: u64,
         out: &Buffer,
         stream: &Stream,
-    ) -> Result<(), TargetError> {
+    ) -> Result<(), BackendError> {
         out.fill(0, stream)?;
         self.run("sum_squares", &[reference, n, out.address()], stream)
     }
@@ -63,7 +63,7 @@ impl Support {
         reference: u64,
         reference_stats: &Buffer,
         stream: &Stream,
-    ) -> Result<TensorCheck, TargetError> {
+    ) -> Result<TensorCheck, BackendError> {
         debug_assert_eq!(t.role, Role::Out);
         let name = match t.scalar {
             Scalar::Elem(_) => "compare",
@@ -97,7 +97,7 @@ impl Support {
     }
 
     /// Counts 32-bit words of a guard zone that no longer hold `word`.
-    pub(super) fn guard(&self, at: u64, words: u64, word: u32, stream: &Stream) -> Result<u64, TargetError> {
+    pub(super) fn guard(&self, at: u64, words: u64, word: u32, stream: &Stream) -> Result<u64, BackendError> {
         self.sink.fill(0, stream)?;
         self.run("check_guard", &[at, words, u64::from(word), self.sink.address()], stream)?;
         stream.synchronize()?;
@@ -107,12 +107,12 @@ impl Support {
     }
 
     /// Reads `bytes` of memory.
-    pub(super) fn read(&self, at: u64, bytes: u64, stream: &Stream) -> Result<(), TargetError> {
+    pub(super) fn read(&self, at: u64, bytes: u64, stream: &Stream) -> Result<(), BackendError> {
         self.run("read_sum", &[at, bytes / 16, self.sink.address()], stream)
     }
 
     /// Copies `bytes` of memory.
-    pub(super) fn copy(&self, from: u64, to: u64, bytes: u64, stream: &Stream) -> Result<(), TargetError> {
+    pub(super) fn copy(&self, from: u64, to: u64, bytes: u64, stream: &Stream) -> Result<(), BackendError> {
         self.run("copy16", &[from, to, bytes / 16], stream)
     }
 }

@@ -1,12 +1,12 @@
 //! Safe wrappers over the driver calls that jitune makes. Each owns its handle and releases it when dropped.
 
-use crate::target::TargetError;
+use crate::backend::BackendError;
 use cudarc::driver::sys;
 use std::ffi::{CStr, CString, c_void};
 use std::ptr;
 
 /// Turns a driver result into ours, with the call's name.
-pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<(), TargetError> {
+pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<(), BackendError> {
     if code == sys::CUresult::CUDA_SUCCESS {
         return Ok(());
     }
@@ -16,7 +16,7 @@ pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<(), Targe
         sys::cuGetErrorName(code, &mut text);
         if text.is_null() { "unknown".into() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
     };
-    Err(TargetError::Driver { call, name, code: code as u32 })
+    Err(BackendError::Driver { call, name, code: code as u32 })
 }
 
 /// Code on the device.
@@ -30,30 +30,30 @@ unsafe impl Sync for Module {}
 
 impl Module {
     /// Loads a cubin into the current context.
-    pub fn load(cubin: &[u8]) -> Result<Module, TargetError> {
+    pub fn load(cubin: &[u8]) -> Result<Module, BackendError> {
         let mut handle = ptr::null_mut();
         // SAFETY: the image is a whole cubin (the driver parses its ELF header for its size).
         let code = unsafe { sys::cuModuleLoadData(&mut handle, cubin.as_ptr().cast()) };
         check("cuModuleLoadData", code).map_err(|e| match e {
             fault if fault.is_fault() => fault,
-            other => TargetError::Load { why: other.to_string() },
+            other => BackendError::Load { why: other.to_string() },
         })?;
         Ok(Module { handle })
     }
 
     /// The kernel of that name, allowed `smem` bytes of dynamic shared memory.
-    pub fn function(&self, name: &str, smem: u32) -> Result<Function, TargetError> {
-        let c = CString::new(name).map_err(|e| TargetError::Load { why: e.to_string() })?;
+    pub fn function(&self, name: &str, smem: u32) -> Result<Function, BackendError> {
+        let c = CString::new(name).map_err(|e| BackendError::Load { why: e.to_string() })?;
         let mut handle = ptr::null_mut();
         // SAFETY: both handles are valid and the name is a C string.
         let code = unsafe { sys::cuModuleGetFunction(&mut handle, self.handle, c.as_ptr()) };
-        check("cuModuleGetFunction", code).map_err(|e| TargetError::Load { why: format!("entry {name}: {e}") })?;
+        check("cuModuleGetFunction", code).map_err(|e| BackendError::Load { why: format!("entry {name}: {e}") })?;
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         if smem > 48 << 10 {
             // SAFETY: the function handle is valid.
             let code = unsafe { sys::cuFuncSetAttribute(handle, attribute, smem as i32) };
             check("cuFuncSetAttribute", code)
-                .map_err(|e| TargetError::Launch { why: format!("{smem} bytes of shared memory: {e}") })?;
+                .map_err(|e| BackendError::Launch { why: format!("{smem} bytes of shared memory: {e}") })?;
         }
         Ok(Function { handle })
     }
@@ -78,7 +78,7 @@ unsafe impl Sync for Function {}
 
 impl Function {
     /// Blocks of `block` threads and `smem` bytes that one multiprocessor holds at once.
-    pub fn blocks_per_sm(&self, block: u32, smem: u32) -> Result<u32, TargetError> {
+    pub fn blocks_per_sm(&self, block: u32, smem: u32) -> Result<u32, BackendError> {
         let mut n = 0;
         // SAFETY: the function handle is valid.
         let code = unsafe {
@@ -96,7 +96,7 @@ pub struct Buffer {
 
 impl Buffer {
     /// Allocates; the contents are undefined.
-    pub fn new(bytes: u64) -> Result<Buffer, TargetError> {
+    pub fn new(bytes: u64) -> Result<Buffer, BackendError> {
         let mut ptr = 0;
         // SAFETY: writes the address to `ptr`.
         let code = unsafe { sys::cuMemAlloc_v2(&mut ptr, bytes.max(16) as usize) };
@@ -104,14 +104,14 @@ impl Buffer {
             let (mut free, mut total) = (0, 0);
             // SAFETY: writes two sizes.
             unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
-            return Err(TargetError::OutOfMemory { needed: bytes, free: free as u64 });
+            return Err(BackendError::OutOfMemory { needed: bytes, free: free as u64 });
         }
         check("cuMemAlloc", code)?;
         Ok(Buffer { ptr, bytes })
     }
 
     /// A buffer that holds `data`.
-    pub fn from_bytes(data: &[u8]) -> Result<Buffer, TargetError> {
+    pub fn from_bytes(data: &[u8]) -> Result<Buffer, BackendError> {
         let b = Buffer::new(data.len() as u64)?;
         b.write(0, data)?;
         Ok(b)
@@ -132,22 +132,22 @@ impl Buffer {
         self.bytes == 0
     }
 
-    fn inside(&self, at: u64, len: usize) -> Result<(), TargetError> {
+    fn inside(&self, at: u64, len: usize) -> Result<(), BackendError> {
         if at.checked_add(len as u64).is_none_or(|end| end > self.bytes) {
-            return Err(TargetError::Launch { why: format!("bytes {at}+{len} of a buffer of {}", self.bytes) });
+            return Err(BackendError::Launch { why: format!("bytes {at}+{len} of a buffer of {}", self.bytes) });
         }
         Ok(())
     }
 
     /// Copies from the host, after all work of the context so far; returns when done.
-    pub fn write(&self, at: u64, data: &[u8]) -> Result<(), TargetError> {
+    pub fn write(&self, at: u64, data: &[u8]) -> Result<(), BackendError> {
         self.inside(at, data.len())?;
         // SAFETY: the range lies inside the allocation.
         unsafe { copy_in(self.ptr + at, data) }
     }
 
     /// Copies to the host; waits for the context's work.
-    pub fn read(&self, at: u64, data: &mut [u8]) -> Result<(), TargetError> {
+    pub fn read(&self, at: u64, data: &mut [u8]) -> Result<(), BackendError> {
         self.inside(at, data.len())?;
         synchronize()?;
         // SAFETY: as in `write`.
@@ -155,12 +155,12 @@ impl Buffer {
     }
 
     /// Fills all of it with a byte, in stream order.
-    pub fn fill(&self, byte: u8, stream: &Stream) -> Result<(), TargetError> {
+    pub fn fill(&self, byte: u8, stream: &Stream) -> Result<(), BackendError> {
         self.fill_first(self.bytes, byte, stream)
     }
 
     /// Fills its first `bytes` with a byte, in stream order.
-    pub fn fill_first(&self, bytes: u64, byte: u8, stream: &Stream) -> Result<(), TargetError> {
+    pub fn fill_first(&self, bytes: u64, byte: u8, stream: &Stream) -> Result<(), BackendError> {
         self.inside(0, bytes as usize)?;
         // SAFETY: within the allocation.
         check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(self.ptr, byte, bytes as usize, stream.handle) })
@@ -176,7 +176,7 @@ impl Drop for Buffer {
 
 /// Copies to device memory that a buffer owns; returns when done.
 #[cfg(feature = "tuner")]
-pub(super) fn write(address: u64, data: &[u8]) -> Result<(), TargetError> {
+pub(super) fn write(address: u64, data: &[u8]) -> Result<(), BackendError> {
     // SAFETY: the callers pass addresses of tensors with their sizes, inside buffers that they hold.
     unsafe { copy_in(address, data) }
 }
@@ -186,7 +186,7 @@ pub(super) fn write(address: u64, data: &[u8]) -> Result<(), TargetError> {
 ///
 /// # Safety
 /// `address` is device memory of at least `data.len()` bytes.
-unsafe fn copy_in(address: u64, data: &[u8]) -> Result<(), TargetError> {
+unsafe fn copy_in(address: u64, data: &[u8]) -> Result<(), BackendError> {
     synchronize()?;
     // SAFETY: the caller's promise, and `data` lives through the call.
     check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(address, data.as_ptr().cast(), data.len()) })?;
@@ -194,7 +194,7 @@ unsafe fn copy_in(address: u64, data: &[u8]) -> Result<(), TargetError> {
 }
 
 /// Waits for all work of the current context.
-pub(super) fn synchronize() -> Result<(), TargetError> {
+pub(super) fn synchronize() -> Result<(), BackendError> {
     // SAFETY: no arguments.
     check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
 }
@@ -206,7 +206,7 @@ pub struct Stream {
 
 impl Stream {
     /// A stream that does not wait for the default one.
-    pub fn new() -> Result<Stream, TargetError> {
+    pub fn new() -> Result<Stream, BackendError> {
         let mut handle = ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: writes the handle.
@@ -215,7 +215,7 @@ impl Stream {
     }
 
     /// Waits until its work is done.
-    pub fn synchronize(&self) -> Result<(), TargetError> {
+    pub fn synchronize(&self) -> Result<(), BackendError> {
         // SAFETY: the handle is valid.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.handle) })
     }
@@ -247,7 +247,7 @@ pub struct Event {
 
 impl Event {
     /// An event that records time.
-    pub fn new() -> Result<Event, TargetError> {
+    pub fn new() -> Result<Event, BackendError> {
         let mut handle = ptr::null_mut();
         // SAFETY: writes the handle.
         check("cuEventCreate", unsafe { sys::cuEventCreate(&mut handle, 0) })?;
@@ -255,13 +255,13 @@ impl Event {
     }
 
     /// Records the present end of the stream.
-    pub fn record(&self, stream: &Stream) -> Result<(), TargetError> {
+    pub fn record(&self, stream: &Stream) -> Result<(), BackendError> {
         // SAFETY: both handles are valid.
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.handle) })
     }
 
     /// Seconds from `start` to this one, both reached.
-    pub fn seconds_since(&self, start: &Event) -> Result<f64, TargetError> {
+    pub fn seconds_since(&self, start: &Event) -> Result<f64, BackendError> {
         let mut ms = 0f32;
         // SAFETY: both handles are valid.
         check("cuEventElapsedTime", unsafe { sys::cuEventElapsedTime_v2(&mut ms, start.handle, self.handle) })?;
@@ -283,7 +283,7 @@ pub struct Graph {
 
 impl Graph {
     /// Captures what `work` launches on `stream`.
-    pub fn capture(stream: &Stream, work: impl FnOnce() -> Result<(), TargetError>) -> Result<Graph, TargetError> {
+    pub fn capture(stream: &Stream, work: impl FnOnce() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is valid and not capturing.
         check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(stream.handle, mode) })?;
@@ -304,7 +304,7 @@ impl Graph {
     }
 
     /// Replays it on `stream`.
-    pub fn launch(&self, stream: &Stream) -> Result<(), TargetError> {
+    pub fn launch(&self, stream: &Stream) -> Result<(), BackendError> {
         // SAFETY: both handles are valid.
         check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.exec, stream.handle) })
     }

@@ -1,6 +1,6 @@
 //! What a measuring session offers, whatever the device: prepare a problem, try a candidate, run the finals.
 
-use super::TargetError;
+use super::BackendError;
 use crate::device::{Ceilings, Device};
 use crate::problem::{Problem, Tolerance};
 use crate::recipe::Launch;
@@ -20,11 +20,13 @@ pub struct Runnable {
 
 impl Runnable {
     /// Reads the artifact and checks its hash.
-    pub fn bytes(&self) -> Result<Vec<u8>, TargetError> {
-        let io = |source| TargetError::Io { path: self.artifact.clone(), source };
+    pub fn bytes(&self) -> Result<Vec<u8>, BackendError> {
+        let io = |source| BackendError::Io { path: self.artifact.clone(), source };
         let bytes = std::fs::read(&self.artifact).map_err(io)?;
         if blake3::hash(&bytes).to_hex().as_str() != self.hash {
-            return Err(TargetError::Load { why: format!("{} is damaged: its hash differs", self.artifact.display()) });
+            return Err(BackendError::Load {
+                why: format!("{} is damaged: its hash differs", self.artifact.display()),
+            });
         }
         Ok(bytes)
     }
@@ -147,19 +149,19 @@ pub trait Session {
     fn device(&self) -> &Device;
 
     /// Measures the ceilings that rooflines use, and keeps them in [`Session::device`].
-    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, TargetError>;
+    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, BackendError>;
 
     /// Takes ceilings that another session measured on this device.
     fn assume(&mut self, ceilings: Ceilings);
 
     /// Makes inputs and reference of a problem, replacing those of the last one.
-    fn prepare(&mut self, setup: &Setup) -> Result<(), TargetError>;
+    fn prepare(&mut self, setup: &Setup) -> Result<(), BackendError>;
 
     /// Checks a candidate, and if it is right and `rounds` is not zero, times it.
-    fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, TargetError>;
+    fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, BackendError>;
 
     /// Times several candidates round by round in turn, and drops rounds with a clock away from the usual one.
-    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, TargetError>;
+    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, BackendError>;
 }
 
 /// Drops the rounds whose clock is over 3% away from the median clock; clocks that cannot be read (0) drop nothing.

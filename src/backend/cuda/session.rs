@@ -8,10 +8,10 @@ use super::device::Gpu;
 use super::driver::{Buffer, Event, Graph, Module, Stream};
 use super::launch::Bound;
 use super::support::Support;
+use crate::backend::BackendError;
+use crate::backend::session::{Check, Runnable, Series, Session, Setup, Tried, gate_clocks};
 use crate::device::{Ceilings, Device};
 use crate::problem::{Inputs, Problem, Role, Tensor, Tolerance, expected};
-use crate::target::TargetError;
-use crate::target::session::{Check, Runnable, Series, Session, Setup, Tried, gate_clocks};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -65,7 +65,7 @@ struct Loaded {
 
 impl CudaSession {
     /// Opens the GPU of that ordinal.
-    pub fn open(ordinal: usize) -> Result<CudaSession, TargetError> {
+    pub fn open(ordinal: usize) -> Result<CudaSession, BackendError> {
         let gpu = Gpu::open(ordinal)?;
         Ok(CudaSession {
             stream: Stream::new()?,
@@ -87,9 +87,9 @@ impl CudaSession {
         self
     }
 
-    fn support(&mut self, file: &Option<(PathBuf, String)>) -> Result<(), TargetError> {
+    fn support(&mut self, file: &Option<(PathBuf, String)>) -> Result<(), BackendError> {
         let Some((path, hash)) = file else {
-            return Err(TargetError::Measurement("a CUDA session needs the support code".into()));
+            return Err(BackendError::Measurement("a CUDA session needs the support code".into()));
         };
         if self.support.as_ref().is_none_or(|(have, _)| have != hash) {
             let launch = crate::recipe::Launch { kernels: Vec::new(), workspace: 0, zero: false };
@@ -99,15 +99,15 @@ impl CudaSession {
         Ok(())
     }
 
-    fn parts(&self) -> Result<(&State, &Support), TargetError> {
+    fn parts(&self) -> Result<(&State, &Support), BackendError> {
         match (&self.state, &self.support) {
             (Some(state), Some((_, support))) => Ok((state, support)),
-            _ => Err(TargetError::Measurement("no problem is prepared".into())),
+            _ => Err(BackendError::Measurement("no problem is prepared".into())),
         }
     }
 
     /// Loads a candidate and binds it to every set.
-    fn load(&self, candidate: &Runnable) -> Result<Loaded, TargetError> {
+    fn load(&self, candidate: &Runnable) -> Result<Loaded, BackendError> {
         let (state, _) = self.parts()?;
         let module = Module::load(&candidate.bytes()?)?;
         let launch = &candidate.launch;
@@ -134,7 +134,7 @@ impl CudaSession {
 
     /// Runs the candidate twice on poisoned outputs and compares both results: the second run also shows a workspace
     /// that was not left as it was found.
-    fn check(&self, loaded: &Loaded, launch: &crate::recipe::Launch) -> Result<Check, TargetError> {
+    fn check(&self, loaded: &Loaded, launch: &crate::recipe::Launch) -> Result<Check, BackendError> {
         let (state, support) = self.parts()?;
         let limit = Tolerance::of(&state.problem);
         let mut check = Check::default();
@@ -170,7 +170,7 @@ impl CudaSession {
         Ok(check)
     }
 
-    fn poison_outputs(&self, state: &State, set: usize) -> Result<(), TargetError> {
+    fn poison_outputs(&self, state: &State, set: usize) -> Result<(), BackendError> {
         for (t, at) in state.tensors.iter().zip(&state.sets[set]) {
             if t.role == Role::Out {
                 super::driver::check("cuMemsetD8Async", unsafe {
@@ -184,7 +184,7 @@ impl CudaSession {
 
     /// Memory for the tensors and their addresses in each set: all sets in one arena, every tensor between guards and
     /// aligned to 1 KiB as bulk copies like it; or one set of exact allocations.
-    fn layout(&self, problem: &Problem, tensors: &[Tensor]) -> Result<(Vec<Buffer>, Vec<Vec<u64>>), TargetError> {
+    fn layout(&self, problem: &Problem, tensors: &[Tensor]) -> Result<(Vec<Buffer>, Vec<Vec<u64>>), BackendError> {
         if self.exact {
             let memory: Vec<Buffer> = tensors.iter().map(|t| Buffer::new(t.bytes())).collect::<Result<_, _>>()?;
             let set = memory.iter().map(Buffer::address).collect();
@@ -206,14 +206,14 @@ impl CudaSession {
     }
 
     /// Builds the graph that is replayed: launches over all sets in turn.
-    fn graph(&self, loaded: &Loaded, nodes: usize) -> Result<Graph, TargetError> {
+    fn graph(&self, loaded: &Loaded, nodes: usize) -> Result<Graph, BackendError> {
         Graph::capture(&self.stream, || {
             (0..nodes).try_for_each(|i| loaded.bound[i % loaded.bound.len()].launch(&self.stream))
         })
     }
 
     /// Seconds of one replay with cold memory.
-    fn replay(&self, graph: &Graph) -> Result<f64, TargetError> {
+    fn replay(&self, graph: &Graph) -> Result<f64, BackendError> {
         let (_, support) = self.parts()?;
         // Where the sets alone keep the cache cold this is a head start: the stream is busy while the replay is enqueued, so
         // no time of the host lies between the events.
@@ -228,7 +228,7 @@ impl CudaSession {
     }
 
     /// A graph of the right length for this candidate, and how many launches it holds.
-    fn timed_graph(&self, loaded: &Loaded) -> Result<(Graph, usize), TargetError> {
+    fn timed_graph(&self, loaded: &Loaded) -> Result<(Graph, usize), BackendError> {
         let sets = loaded.bound.len();
         let probe = self.graph(loaded, sets)?;
         self.replay(&probe)?;
@@ -243,7 +243,7 @@ impl CudaSession {
     }
 
     /// Refuses a time that the hardware cannot reach.
-    fn plausible(&self, us: f64) -> Result<(), TargetError> {
+    fn plausible(&self, us: f64) -> Result<(), BackendError> {
         let (state, _) = self.parts()?;
         let c = &self.gpu.device.ceilings;
         let inputs: u64 =
@@ -252,7 +252,7 @@ impl CudaSession {
         let beyond = inputs.saturating_sub(if state.cold { 0 } else { self.gpu.device.l2 });
         let floor = (beyond as f64 / c.read).max(state.problem.flops() / c.flops(state.problem.dtype)) * 1e6;
         if us < floor * FLOOR_SHARE {
-            return Err(TargetError::Measurement(format!("{us:.2} µs is under the floor of {floor:.2} µs")));
+            return Err(BackendError::Measurement(format!("{us:.2} µs is under the floor of {floor:.2} µs")));
         }
         Ok(())
     }
@@ -263,7 +263,7 @@ impl Session for CudaSession {
         &self.gpu.device
     }
 
-    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, TargetError> {
+    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, BackendError> {
         self.support(&support)?;
         self.state = None;
         let Some((_, support)) = &self.support else { return Ok(self.gpu.device.ceilings) };
@@ -271,7 +271,7 @@ impl Session for CudaSession {
         let (a, b) = (Buffer::new(bytes)?, Buffer::new(bytes)?);
         a.fill(1, &self.stream)?;
         b.fill(1, &self.stream)?;
-        let best = |work: &dyn Fn() -> Result<(), TargetError>| -> Result<f64, TargetError> {
+        let best = |work: &dyn Fn() -> Result<(), BackendError>| -> Result<f64, BackendError> {
             let mut least = f64::INFINITY;
             for _ in 0..8 {
                 self.start.record(&self.stream)?;
@@ -293,7 +293,7 @@ impl Session for CudaSession {
         self.gpu.device.ceilings = ceilings;
     }
 
-    fn prepare(&mut self, setup: &Setup) -> Result<(), TargetError> {
+    fn prepare(&mut self, setup: &Setup) -> Result<(), BackendError> {
         self.support(&setup.support)?;
         self.state = None;
         let problem = setup.problem;
@@ -335,7 +335,7 @@ impl Session for CudaSession {
             });
         }
         let Some(runnable) = &setup.reference else {
-            return Err(TargetError::Measurement("a CUDA session needs the reference's code".into()));
+            return Err(BackendError::Measurement("a CUDA session needs the reference's code".into()));
         };
         let module = Module::load(&runnable.bytes()?)?;
         let workspace = Buffer::new(runnable.launch.workspace)?;
@@ -353,7 +353,7 @@ impl Session for CudaSession {
         Ok(())
     }
 
-    fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, TargetError> {
+    fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, BackendError> {
         let begun = Instant::now();
         let loaded = self.load(candidate)?;
         let check = self.check(&loaded, &candidate.launch)?;
@@ -376,7 +376,7 @@ impl Session for CudaSession {
         })
     }
 
-    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, TargetError> {
+    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, BackendError> {
         let loaded: Vec<Loaded> = candidates.iter().map(|c| self.load(c)).collect::<Result<_, _>>()?;
         let graphs: Vec<(Graph, usize)> = loaded.iter().map(|l| self.timed_graph(l)).collect::<Result<_, _>>()?;
         let mut series = vec![Series::default(); candidates.len()];
@@ -395,7 +395,7 @@ impl Session for CudaSession {
 }
 
 /// Compares a few elements of the device's reference with the host's: the two are written apart from each other.
-fn spot_check(state: &State, inputs: &Inputs, seed: u64) -> Result<(), TargetError> {
+fn spot_check(state: &State, inputs: &Inputs, seed: u64) -> Result<(), BackendError> {
     let mut host =
         expected(&state.problem, inputs, seed, SPOT_BUDGET.min((state.problem.op().unit_cost)(&state.problem) * 16));
     let step = (host.len() / SPOT_CHECKS).max(1);
@@ -409,7 +409,7 @@ fn spot_check(state: &State, inputs: &Inputs, seed: u64) -> Result<(), TargetErr
         // Both are f64; they differ only in the order of sums.
         let error = (device - e.value).abs();
         if error.is_nan() || error > 1e-6 * (1.0 + e.value.abs()) {
-            return Err(TargetError::Measurement(format!(
+            return Err(BackendError::Measurement(format!(
                 "{}: the reference on the device has {}[{}] = {device}, the host has {}",
                 state.problem, e.tensor, e.index, e.value
             )));
