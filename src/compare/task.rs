@@ -99,6 +99,7 @@ pub fn prepare(
         match value {
             Variable::Int(v) => drop(dims.insert(name.to_string(), v)),
             Variable::Word(w) => drop(words.insert(name.to_string(), w.to_string())),
+            Variable::Real(v) => drop(words.insert(name.to_string(), v.to_string())),
         }
     }
     let product = match plain_product(problem) {

@@ -1,18 +1,18 @@
 //! Attention over a whole prompt (prefill).
 
-use super::{DimDef, DimKind, Expected, Fill, Input, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Input, Inputs, OpDef, Problem, Scalar, Tensor};
 
 pub(super) static OP: OpDef = OpDef {
     name: "attention",
     summary: "o = softmax(q·kᵀ/√d)·v over a prompt, causal or full, with grouped KV heads",
     dims: &[
-        DimDef { name: "batch", kind: DimKind::Size },
-        DimDef { name: "q", kind: DimKind::Size },
-        DimDef { name: "kv", kind: DimKind::Size },
-        DimDef { name: "heads", kind: DimKind::Size },
-        DimDef { name: "kv_heads", kind: DimKind::Size },
-        DimDef { name: "head_dim", kind: DimKind::Size },
-        DimDef { name: "causal", kind: DimKind::Optional(1) },
+        DimDef::size("batch"),
+        DimDef::size("q"),
+        DimDef::size("kv"),
+        DimDef::contract("heads"),
+        DimDef::contract("kv_heads"),
+        DimDef::contract("head_dim"),
+        DimDef::option("causal", 1),
     ],
     check,
     tensors,

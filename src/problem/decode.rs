@@ -2,21 +2,21 @@
 
 use super::attention::{QUERY, check_heads, softmax_average};
 use super::tensor::IndexFill;
-use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
 
 pub(super) static OP: OpDef = OpDef {
     name: "decode",
     summary: "attention of one token per sequence over a paged KV cache with a block table",
     dims: &[
-        DimDef { name: "batch", kind: DimKind::Size },
-        DimDef { name: "context", kind: DimKind::Size },
-        DimDef { name: "heads", kind: DimKind::Size },
-        DimDef { name: "kv_heads", kind: DimKind::Size },
-        DimDef { name: "head_dim", kind: DimKind::Size },
-        DimDef { name: "page", kind: DimKind::Optional(64) },
-        DimDef { name: "lens", kind: DimKind::Word(&["full", "mixed"]) },
-        DimDef { name: "max_pages", kind: DimKind::Derived(max_pages) },
-        DimDef { name: "pages", kind: DimKind::Derived(|p| p.dim("batch") * max_pages(p)) },
+        DimDef::size("batch"),
+        DimDef::size("context"),
+        DimDef::contract("heads"),
+        DimDef::contract("kv_heads"),
+        DimDef::contract("head_dim"),
+        DimDef::option("page", 64),
+        DimDef::workload("lens", &["full", "mixed"]),
+        DimDef::capacity("max_pages", max_pages),
+        DimDef::capacity("pages", |p| p.dim("batch") * p.dim("max_pages")),
     ],
     check: |p| {
         if p.dim("page") < 1 {

@@ -1,25 +1,22 @@
 //! y = x·Wᵀ with its epilogues.
 
 use super::tensor::IndexFill;
-use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
 
 pub(super) static OP: OpDef = OpDef {
     name: "matmul",
     summary: "y = x·Wᵀ, with bias, residual add, SwiGLU, or RoPE and the KV-cache write",
     dims: &[
-        DimDef { name: "m", kind: DimKind::Size },
-        DimDef { name: "n", kind: DimKind::Size },
-        DimDef { name: "k", kind: DimKind::Size },
-        DimDef {
-            name: "epilogue",
-            kind: DimKind::Word(&["none", "bias", "residual", "swiglu", "rope_kv", "bias_rope_kv"]),
-        },
-        DimDef { name: "heads", kind: DimKind::Optional(0) },
-        DimDef { name: "kv_heads", kind: DimKind::Optional(0) },
-        DimDef { name: "head_dim", kind: DimKind::Optional(0) },
-        DimDef { name: "page", kind: DimKind::Optional(64) },
-        DimDef { name: "pages", kind: DimKind::Optional(0) },
-        DimDef { name: "max_pos", kind: DimKind::Optional(4096) },
+        DimDef::size("m"),
+        DimDef::contract("n"),
+        DimDef::contract("k"),
+        DimDef::words("epilogue", &["none", "bias", "residual", "swiglu", "rope_kv", "bias_rope_kv"]),
+        DimDef::option("heads", 0),
+        DimDef::option("kv_heads", 0),
+        DimDef::option("head_dim", 0),
+        DimDef::option("page", 64),
+        DimDef::capacity("pages", pages),
+        DimDef::capacity("max_pos", |p| if has_rope(p) { 4096 } else { 0 }),
     ],
     check,
     tensors,
@@ -46,6 +43,11 @@ pub(super) fn takes_e4m3(p: &Problem) -> bool {
 /// Columns of x·Wᵀ that one unit of the reference covers: pairs where the epilogue mixes neighbours.
 fn pair(p: &Problem) -> i64 {
     if p.word("epilogue") == "swiglu" || has_rope(p) { 2 } else { 1 }
+}
+
+/// Two times the rows, so that the slots that are written are scattered.
+fn pages(p: &Problem) -> i64 {
+    if has_rope(p) { 2 * (p.dim("m") + p.dim("page") - 1) / p.dim("page").max(1) } else { 0 }
 }
 
 fn check(p: &Problem) -> Result<(), String> {

@@ -22,7 +22,7 @@ pub use tensor::{Fill, IndexFill, Role, Scalar, Tensor};
 pub use text::{ProblemError, Variable};
 
 /// Most dimensions an op may have.
-pub const MAX_DIMS: usize = 12;
+pub const MAX_DIMS: usize = 16;
 /// Largest value of a dimension; products of two stay far inside `i64`.
 pub const MAX_DIM: i64 = 1 << 30;
 /// Most elements one tensor of a problem may have.
@@ -71,20 +71,76 @@ pub struct OpDef {
 pub struct DimDef {
     /// Its name in text and in expressions.
     pub name: &'static str,
+    /// What it is to the code and to a look-up.
+    pub part: Part,
     /// What values it takes.
     pub kind: DimKind,
+}
+
+/// What a dimension is to compiled code and to a look-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// What the code is compiled for. Code may have it as a constant.
+    Contract,
+    /// What a call passes and a bucket is named by. Code may have it as a constant, where it serves that one value alone.
+    Size,
+    /// What a call passes, but no bucket is named by, such as the pages of a cache. Never a constant of the code.
+    Capacity,
+    /// How a measurement filled the tensors. Evidence: neither a constant of the code nor part of a look-up.
+    Workload,
 }
 
 /// The values a dimension takes.
 pub enum DimKind {
     /// An integer that must be given, at least 1.
-    Size,
+    Required,
     /// An integer with a default, from 0.
     Optional(i64),
+    /// An integer whose default follows from the others, from 0.
+    Computed(fn(&Problem) -> i64),
     /// One of these words; the first is the default.
     Word(&'static [&'static str]),
+    /// A real number with a default, kept in units of [`REAL_UNIT`].
+    Real(f64),
     /// Computed from the others; neither read nor printed.
     Derived(fn(&Problem) -> i64),
+}
+
+/// The step between values of a [`DimKind::Real`].
+pub const REAL_UNIT: f64 = 1e-12;
+
+impl DimDef {
+    const fn contract(name: &'static str) -> DimDef {
+        DimDef { name, part: Part::Contract, kind: DimKind::Required }
+    }
+
+    const fn option(name: &'static str, default: i64) -> DimDef {
+        DimDef { name, part: Part::Contract, kind: DimKind::Optional(default) }
+    }
+
+    const fn words(name: &'static str, words: &'static [&'static str]) -> DimDef {
+        DimDef { name, part: Part::Contract, kind: DimKind::Word(words) }
+    }
+
+    const fn derived(name: &'static str, value: fn(&Problem) -> i64) -> DimDef {
+        DimDef { name, part: Part::Contract, kind: DimKind::Derived(value) }
+    }
+
+    const fn size(name: &'static str) -> DimDef {
+        DimDef { name, part: Part::Size, kind: DimKind::Required }
+    }
+
+    const fn capacity(name: &'static str, default: fn(&Problem) -> i64) -> DimDef {
+        DimDef { name, part: Part::Capacity, kind: DimKind::Computed(default) }
+    }
+
+    const fn real(name: &'static str, default: f64) -> DimDef {
+        DimDef { name, part: Part::Capacity, kind: DimKind::Real(default) }
+    }
+
+    const fn workload(name: &'static str, words: &'static [&'static str]) -> DimDef {
+        DimDef { name, part: Part::Workload, kind: DimKind::Word(words) }
+    }
 }
 
 /// One problem. `Copy`, `Eq` and `Hash`: it is the typed key of the run-time table.
@@ -102,17 +158,35 @@ impl Problem {
         OPS[self.op as usize]
     }
 
-    /// The value of a dimension; 0 for a name the op does not have, and the index of the word for a word.
+    /// The value of a dimension: an integer, the index of a word, a real number in units of [`REAL_UNIT`].
+    ///
+    /// # Panics
+    /// In debug builds, for a name that the op does not have; 0 otherwise.
     pub fn dim(&self, name: &str) -> i64 {
         let position = self.op().dims.iter().position(|d| d.name == name);
-        match position.map(|i| (i, &self.op().dims[i].kind)) {
-            Some((_, DimKind::Derived(f))) => f(self),
-            Some((i, _)) => i64::from(self.dims[i]),
-            None => 0,
+        debug_assert!(position.is_some(), "{} has no dimension '{name}'", self.op().name);
+        position.map_or(0, |i| self.value(i))
+    }
+
+    /// Whether the op has a dimension of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.op().dims.iter().any(|d| d.name == name)
+    }
+
+    fn value(&self, i: usize) -> i64 {
+        match self.op().dims[i].kind {
+            DimKind::Derived(f) => f(self),
+            _ => i64::from(self.dims[i]),
         }
     }
 
-    /// The word that a [`DimKind::Word`] dimension holds.
+    /// The value of a [`DimKind::Real`] dimension; 0 for a name that is none.
+    pub fn real(&self, name: &str) -> f64 {
+        let at = self.op().dims.iter().position(|d| d.name == name && matches!(d.kind, DimKind::Real(_)));
+        at.map_or(0.0, |i| text::real(self.dims[i]))
+    }
+
+    /// The word that a [`DimKind::Word`] dimension holds; empty for a name that is none.
     pub fn word(&self, name: &str) -> &'static str {
         for (i, d) in self.op().dims.iter().enumerate() {
             if let (true, DimKind::Word(words)) = (d.name == name, &d.kind) {
@@ -122,14 +196,33 @@ impl Problem {
         ""
     }
 
-    /// The same problem with some integer dimensions changed, checked again.
+    /// The same problem with some integer dimensions changed, checked again. Capacities that had their default keep to it.
     pub fn with(&self, changes: &[(&str, i64)]) -> Result<Problem, ProblemError> {
         let mut p = *self;
         for (name, value) in changes {
             p.set(name, *value)?;
         }
+        for (i, d) in self.op().dims.iter().enumerate() {
+            if let DimKind::Computed(default) = d.kind
+                && self.value(i) == default(self)
+                && !changes.iter().any(|(name, _)| *name == d.name)
+            {
+                p.set(d.name, default(&p))?;
+            }
+        }
         p.validate()?;
         Ok(p)
+    }
+
+    /// What a look-up compares: the op, its types, its contract and its sizes.
+    pub fn bucket(&self) -> Bucket {
+        let mut p = *self;
+        for (i, d) in self.op().dims.iter().enumerate() {
+            if matches!(d.part, Part::Capacity | Part::Workload) {
+                p.dims[i] = 0;
+            }
+        }
+        Bucket(p)
     }
 
     /// Its tensors: inputs, then outputs, in the order of the table in `docs/templates.md`.
@@ -146,10 +239,16 @@ impl Problem {
     pub fn bytes(&self) -> u64 {
         self.tensors().iter().map(|t| t.touched * t.scalar.bytes() as u64).sum()
     }
-
-    /// The time below which no kernel can run: the larger of operations over `flops_per_s` and bytes over `bytes_per_s`,
-    /// in seconds.
-    pub fn roofline_s(&self, flops_per_s: f64, bytes_per_s: f64) -> f64 {
-        (self.flops() / flops_per_s).max(self.bytes() as f64 / bytes_per_s)
-    }
 }
+
+/// A problem without its capacities and its workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Bucket(Problem);
+
+const _: () = {
+    let mut i = 0;
+    while i < OPS.len() {
+        assert!(OPS[i].dims.len() <= MAX_DIMS);
+        i += 1;
+    }
+};

@@ -1,15 +1,11 @@
 //! RMSNorm and LayerNorm, each with or without a fused residual add.
 
-use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
 
 /// Added to the variance.
 pub const EPS: f64 = 1e-5;
 
-const DIMS: &[DimDef] = &[
-    DimDef { name: "rows", kind: DimKind::Size },
-    DimDef { name: "cols", kind: DimKind::Size },
-    DimDef { name: "residual", kind: DimKind::Optional(0) },
-];
+const DIMS: &[DimDef] = &[DimDef::size("rows"), DimDef::contract("cols"), DimDef::option("residual", 0)];
 
 pub(super) static RMSNORM: OpDef = OpDef {
     name: "rmsnorm",

@@ -1,10 +1,9 @@
 //! The unfused pieces that the fusions replace, and the two ends of a model: the embedding gather and arg-max.
 
 use super::tensor::IndexFill;
-use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Part, Problem, Scalar, Tensor};
 
-const ROWS_COLS: &[DimDef] =
-    &[DimDef { name: "rows", kind: DimKind::Size }, DimDef { name: "cols", kind: DimKind::Size }];
+const ROWS_COLS: &[DimDef] = &[DimDef::size("rows"), DimDef::contract("cols")];
 const UNIT: Fill = Fill::Uniform { scale: 1.732_050_8 };
 
 fn rows_cols(p: &Problem) -> (i64, i64) {
@@ -68,10 +67,10 @@ pub(super) static ROPE: OpDef = OpDef {
     name: "rope",
     summary: "rotates adjacent pairs of every head by the token's position",
     dims: &[
-        DimDef { name: "tokens", kind: DimKind::Size },
-        DimDef { name: "heads", kind: DimKind::Size },
-        DimDef { name: "head_dim", kind: DimKind::Size },
-        DimDef { name: "max_pos", kind: DimKind::Optional(4096) },
+        DimDef::size("tokens"),
+        DimDef::contract("heads"),
+        DimDef::contract("head_dim"),
+        DimDef::capacity("max_pos", |_| 4096),
     ],
     check: |p| {
         if p.dim("head_dim") % 2 != 0 || p.dim("max_pos") < 1 {
@@ -132,9 +131,9 @@ pub(super) static EMBEDDING: OpDef = OpDef {
     name: "embedding",
     summary: "gathers rows of the embedding table",
     dims: &[
-        DimDef { name: "tokens", kind: DimKind::Size },
-        DimDef { name: "vocab", kind: DimKind::Size },
-        DimDef { name: "hidden", kind: DimKind::Size },
+        DimDef::size("tokens"),
+        DimDef { name: "vocab", part: Part::Capacity, kind: DimKind::Required },
+        DimDef::contract("hidden"),
     ],
     check: any,
     tensors: |p| {

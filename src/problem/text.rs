@@ -1,6 +1,6 @@
 //! The textual form of a problem, `matmul m=7 n=1000 k=1544 dtype=f32`, and its checks.
 
-use super::{DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Problem};
+use super::{DimDef, DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT};
 use std::{fmt, str::FromStr};
 
 /// A problem that cannot be: unknown words, missing or impossible dimensions.
@@ -35,6 +35,14 @@ pub enum ProblemError {
         /// What is allowed.
         why: String,
     },
+    /// A dimension is given twice.
+    #[error("{op}: {field}= is given twice")]
+    Twice {
+        /// The op.
+        op: &'static str,
+        /// The dimension.
+        field: String,
+    },
     /// A dimension without a default is not given.
     #[error("{op} needs {field}=…")]
     Missing {
@@ -66,7 +74,7 @@ impl Problem {
             return Err(unknown_field(op, name));
         };
         let least = match op.dims[i].kind {
-            DimKind::Size => 1,
+            DimKind::Required => 1,
             _ => 0,
         };
         if value < least || value > MAX_DIM {
@@ -98,6 +106,7 @@ impl Problem {
             .iter()
             .map(|d| match d.kind {
                 DimKind::Word(_) => (d.name, Variable::Word(self.word(d.name))),
+                DimKind::Real(_) => (d.name, Variable::Real(self.real(d.name))),
                 _ => (d.name, Variable::Int(self.dim(d.name))),
             })
             .collect()
@@ -105,12 +114,25 @@ impl Problem {
 }
 
 /// A dimension's value as expressions see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Variable {
     /// An integer.
     Int(i64),
     /// A word.
     Word(&'static str),
+    /// A real number.
+    Real(f64),
+}
+
+/// The real number that is stored as `units`, the nearest to it in decimal.
+pub(super) fn real(units: i32) -> f64 {
+    // Division by the exact 10^12 is rounded once, so that 10_000_000 units are the very f64 that 1e-5 reads as.
+    f64::from(units) / 1e12
+}
+
+fn units(value: f64) -> Option<i32> {
+    let units = (value / REAL_UNIT).round();
+    (units >= 0.0 && units <= f64::from(i32::MAX)).then_some(units as i32)
 }
 
 fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
@@ -118,8 +140,10 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
         .dims
         .iter()
         .filter_map(|d| match d.kind {
-            DimKind::Size => Some(format!("{}=…", d.name)),
+            DimKind::Required => Some(format!("{}=…", d.name)),
+            DimKind::Computed(_) => Some(format!("[{}=…]", d.name)),
             DimKind::Optional(v) => Some(format!("[{}={v}]", d.name)),
+            DimKind::Real(v) => Some(format!("[{}={v:e}]", d.name)),
             DimKind::Word(w) => Some(format!("[{}={}]", d.name, w.join("|"))),
             DimKind::Derived(_) => None,
         })
@@ -141,34 +165,53 @@ impl FromStr for Problem {
         let op = OPS.iter().position(|o| o.name == name).ok_or_else(|| ProblemError::UnknownOp(name.into()))?;
         let mut p = Problem { op: op as u8, dtype: Dtype::Bf16, dims: [0; MAX_DIMS] };
         let def = p.op();
-        let mut given = [false; MAX_DIMS];
+        let (mut given, mut typed) = ([false; MAX_DIMS], false);
         for (i, d) in def.dims.iter().enumerate() {
-            if let DimKind::Optional(v) = d.kind {
-                p.dims[i] = v as i32;
-            }
+            p.dims[i] = match d.kind {
+                DimKind::Optional(v) => v as i32,
+                DimKind::Real(v) => units(v).unwrap_or(0),
+                _ => 0,
+            };
         }
-        for word in words {
+        // The bar only parts what a look-up compares from what it does not; where a field stands says nothing more.
+        for word in words.filter(|w| *w != "|") {
             let (field, value) = word.split_once('=').ok_or_else(|| unknown_field(def, word))?;
             let bad =
                 |why: String| ProblemError::BadValue { op: def.name, field: field.into(), value: value.into(), why };
+            let twice = || ProblemError::Twice { op: def.name, field: field.into() };
             if field == "dtype" {
+                if std::mem::replace(&mut typed, true) {
+                    return Err(twice());
+                }
                 p.dtype = Dtype::parse(value).ok_or_else(|| bad(format!("it is one of {}", Dtype::names())))?;
                 continue;
             }
             let i = def.dims.iter().position(|d| d.name == field).ok_or_else(|| unknown_field(def, word))?;
+            if std::mem::replace(&mut given[i], true) {
+                return Err(twice());
+            }
             match def.dims[i].kind {
                 DimKind::Derived(_) => return Err(unknown_field(def, word)),
                 DimKind::Word(list) => {
                     let at = list.iter().position(|w| *w == value);
                     p.dims[i] = at.ok_or_else(|| bad(format!("it is one of {}", list.join(", "))))? as i32;
                 }
+                DimKind::Real(_) => {
+                    let most = real(i32::MAX);
+                    let read = value.parse().ok().and_then(units);
+                    p.dims[i] = read.ok_or_else(|| bad(format!("it is a number in 0..={most:e}")))?;
+                }
                 _ => p.set(field, value.parse().map_err(|_| bad("it must be a whole number".into()))?)?,
             }
-            given[i] = true;
         }
         for (i, d) in def.dims.iter().enumerate() {
-            if matches!(d.kind, DimKind::Size) && !given[i] {
+            if matches!(d.kind, DimKind::Required) && !given[i] {
                 return Err(ProblemError::Missing { op: def.name, field: d.name });
+            }
+        }
+        for (i, d) in def.dims.iter().enumerate() {
+            if let (DimKind::Computed(default), false) = (&d.kind, given[i]) {
+                p.set(d.name, default(&p))?;
             }
         }
         p.validate()?;
@@ -176,19 +219,48 @@ impl FromStr for Problem {
     }
 }
 
+impl Problem {
+    /// Writes the text; `all`: the dimensions that have their default too.
+    fn write(&self, f: &mut impl fmt::Write, all: bool) -> fmt::Result {
+        let op = self.op();
+        let field = |f: &mut dyn fmt::Write, i: usize, d: &DimDef| {
+            let value = self.dims[i];
+            match d.kind {
+                DimKind::Required => write!(f, " {}={value}", d.name),
+                DimKind::Optional(v) if all || i64::from(value) != v => write!(f, " {}={value}", d.name),
+                DimKind::Computed(v) if all || i64::from(value) != v(self) => write!(f, " {}={value}", d.name),
+                DimKind::Real(v) if all || units(v) != Some(value) => write!(f, " {}={:e}", d.name, real(value)),
+                DimKind::Word(_) if all || value != 0 => write!(f, " {}={}", d.name, self.word(d.name)),
+                _ => Ok(()),
+            }
+        };
+        let looked_up = |d: &DimDef| matches!(d.part, Part::Contract | Part::Size);
+        f.write_str(op.name)?;
+        for (i, d) in op.dims.iter().enumerate().filter(|(_, d)| looked_up(d)) {
+            field(f, i, d)?;
+        }
+        write!(f, " dtype={}", self.dtype)?;
+        let mut rest = String::new();
+        for (i, d) in op.dims.iter().enumerate().filter(|(_, d)| !looked_up(d)) {
+            field(&mut rest, i, d)?;
+        }
+        if rest.is_empty() { Ok(()) } else { write!(f, " |{rest}") }
+    }
+
+    /// The text with every dimension, so that it reads the same whatever the defaults become: what journals and bundles
+    /// hold.
+    pub fn full_text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write(&mut text, true);
+        text
+    }
+}
+
+/// What is read by people: dimensions that have their default are left out.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let op = self.op();
-        f.write_str(op.name)?;
-        for (i, d) in op.dims.iter().enumerate() {
-            match d.kind {
-                DimKind::Size => write!(f, " {}={}", d.name, self.dims[i])?,
-                DimKind::Optional(v) if i64::from(self.dims[i]) != v => write!(f, " {}={}", d.name, self.dims[i])?,
-                DimKind::Word(_) if self.dims[i] != 0 => write!(f, " {}={}", d.name, self.word(d.name))?,
-                _ => {}
-            }
-        }
-        write!(f, " dtype={}", self.dtype)
+        self.write(f, false)
     }
 }
 
@@ -200,7 +272,7 @@ impl fmt::Debug for Problem {
 
 impl serde::Serialize for Problem {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(self)
+        s.serialize_str(&self.full_text())
     }
 }
 

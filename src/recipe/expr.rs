@@ -172,6 +172,7 @@ impl Scope {
             let value = match value {
                 Variable::Int(v) => Value::from(v),
                 Variable::Word(w) => Value::from(w),
+                Variable::Real(v) => Value::from(v),
             };
             fixed.insert(name.into(), value);
         }

@@ -2,7 +2,7 @@
 
 use super::{Config, Description, Expr, ExprText, LaunchSpec, RecipeError, Scope};
 use crate::device::Device;
-use crate::problem::Problem;
+use crate::problem::{Part, Problem};
 use minijinja::Value;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -222,14 +222,18 @@ impl Recipe {
         Ok(())
     }
 
+    /// Whether its code serves one value alone of that dimension: all but those that it takes at run time, and those that
+    /// no code depends on.
+    pub fn fixes(&self, problem: &Problem, name: &str) -> bool {
+        let part = problem.op().dims.iter().find(|d| d.name == name).map(|d| d.part);
+        matches!(part, Some(Part::Contract | Part::Size)) && !self.description.reuse.dynamic.iter().any(|d| d == name)
+    }
+
     /// Whether an artifact made for `tuned` may run `asked`: all but the dynamic dimensions agree, and the legality
     /// predicate and every constraint but those that prune hold.
     pub fn serves(&self, tuned: &Problem, asked: &Problem, device: &Device, config: &Config) -> bool {
-        let dynamic = &self.description.reuse.dynamic;
-        let fixed = |p: &Problem| -> Vec<_> {
-            let names = |n: &str| !dynamic.iter().any(|d| d == n);
-            p.variables().into_iter().filter(|(n, _)| names(n)).collect()
-        };
+        let fixed =
+            |p: &Problem| -> Vec<_> { p.variables().into_iter().filter(|(n, _)| self.fixes(tuned, n)).collect() };
         tuned.op().name == asked.op().name
             && tuned.dtype == asked.dtype
             && fixed(tuned) == fixed(asked)

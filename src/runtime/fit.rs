@@ -3,7 +3,7 @@
 
 use crate::bundle::Held;
 use crate::device::{Device, Target};
-use crate::problem::{DimKind, Problem};
+use crate::problem::{Part, Problem};
 use crate::recipe::{Config, Description, Expr, Launch, Recipe, RecipeError};
 
 /// Sizes among which the least that is answered is looked for.
@@ -109,8 +109,7 @@ pub fn served_on(held: &Held<'_>, here: &Device) -> Result<Vec<(Problem, Launch)
     let problem = held.problem();
     let tuned = Case { problem: &problem, device: &device, config: held.config() };
     let dynamic = &described.recipe.description.reuse.dynamic;
-    let sizes =
-        problem.op().dims.iter().filter(|d| matches!(d.kind, DimKind::Size) && dynamic.iter().any(|n| n == d.name));
+    let sizes = problem.op().dims.iter().filter(|d| d.part == Part::Size && dynamic.iter().any(|n| n == d.name));
     let mut found = Vec::new();
     for d in sizes {
         let t = problem.dim(d.name);

@@ -6,7 +6,7 @@
 use super::RuntimeError;
 use super::error::Refusal;
 use super::kernel::Code;
-use crate::problem::{DimKind, Problem};
+use crate::problem::{DimKind, Part, Problem};
 use crate::recipe::{Launch, RecipeError};
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -45,7 +45,9 @@ fn rank(tuned: &Problem, asked: &Problem) -> (u64, Reverse<bool>) {
     for d in tuned.op().dims {
         let (t, a) = (tuned.dim(d.name), asked.dim(d.name));
         match d.kind {
-            DimKind::Size | DimKind::Optional(_) => {
+            // Neither what a bucket is named by nor what code depends on.
+            _ if matches!(d.part, Part::Capacity | Part::Workload) => {}
+            DimKind::Required | DimKind::Optional(_) => {
                 let ratio = ((t as f64 + f64::from(t == 0)) / (a as f64 + f64::from(a == 0))).ln();
                 distance += ratio.abs();
                 above += ratio;
@@ -68,7 +70,7 @@ fn refusal(code: &Code, asked: &Problem) -> String {
     if tuned.dtype != asked.dtype {
         return format!("it is for {}", tuned.dtype);
     }
-    let fixed = |name: &str| !d.reuse.dynamic.iter().any(|n| n == name);
+    let fixed = |name: &str| code.described.recipe.fixes(tuned, name);
     let differ: Vec<String> = tuned
         .variables()
         .into_iter()

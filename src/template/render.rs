@@ -63,7 +63,7 @@ pub(super) fn render(
         let _ = writeln!(text, "#define {} {value}", name.to_uppercase());
     };
     for dim in problem.op().dims {
-        if d.reuse.dynamic.iter().any(|n| n == dim.name) {
+        if !template.recipe.fixes(problem, dim.name) {
             continue;
         }
         match dim.kind {
