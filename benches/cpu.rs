@@ -57,6 +57,8 @@ struct Samples {
 }
 
 fn main() -> ExitCode {
+    // The tuner's workers are this program.
+    jitune::worker_main();
     match args().and_then(|args| run(&args)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -178,7 +180,7 @@ fn tuned(db: &Db, library: &Library, args: &Args) -> Res<Vec<Winner>> {
     let shapes = ROWS.iter().flat_map(|&m| PRODUCTS.iter().map(move |&(_, n, k)| text(m, n, k)));
     let problems: Vec<Problem> = shapes.map(|t| t.parse()).collect::<Result<_, _>>()?;
     let options = Options {
-        exe: env!("CARGO_BIN_EXE_jitune").into(),
+        exe: std::env::current_exe()?,
         devices: vec![Kind::Cpu(args.threads.unwrap_or(0))],
         budget: Duration::from_secs(args.budget),
         trials: args.trials,

@@ -4,8 +4,8 @@
 //! One sentence of data flow: **Model → Problem → Space → Config → Source → Artifact → Verdict → Winner → Bundle →
 //! Launch.** Each arrow is one type and one function; everything up to `Source` is pure.
 //!
-//! Feature `runtime` is what production links: bundle, look-up, launch. `tuner` adds the making of kernels, `cli` the
-//! program.
+//! Feature `runtime`, the default, is what production links: bundle, look-up, launch. `tuner` adds the making of kernels.
+//! The program is a package of its own, `jitune-cli`.
 
 pub mod backend;
 pub mod bundle;
@@ -31,6 +31,5 @@ pub mod template;
 pub mod tune;
 #[cfg(feature = "tuner")]
 pub mod worker;
-
-#[cfg(feature = "cli")]
-pub mod cli;
+#[cfg(feature = "tuner")]
+pub use worker::worker_main;

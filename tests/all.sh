@@ -49,7 +49,7 @@ nvrtc() {
     echo "NVRTC: $lib"
 }
 
-# A browser for tests/report_browser.rs, as it looks for one.
+# A browser for program/tests/report_browser.rs, as it looks for one.
 browser() {
     for name in ${JITUNE_BROWSER:-} chromium chromium-browser google-chrome google-chrome-stable; do
         "$name" --version 2>/dev/null && return
@@ -62,18 +62,18 @@ lints() {
 }
 
 runtime_lints() {
-    cargo clippy --locked -p jitune --no-default-features --features runtime --lib --example production -- -D warnings
+    cargo clippy --locked -p jitune --lib --example production -- -D warnings
 }
 
 # What production links: no database, no command line, no tuner, no NVRTC.
 runtime_tree() {
-    tree() { cargo tree --locked -p jitune --no-default-features --features runtime --prefix none "$@"; }
+    tree() { cargo tree --locked -p jitune --prefix none "$@"; }
     crates=$(tree -e normal) && features=$(tree -e features) || return 1
     foreign=$(
         printf '%s\n' "$crates" | grep -E '^(sled|clap|jitune-db|jitune-peer|nvml-wrapper|indicatif) '
         printf '%s\n' "$features" | grep -E '^cudarc feature "nvrtc"'
     )
-    [ -z "$foreign" ] || { printf 'the feature "runtime" brings in:\n%s\n' "$foreign"; return 1; }
+    [ -z "$foreign" ] || { printf 'the library brings in:\n%s\n' "$foreign"; return 1; }
     echo "$(printf '%s\n' "$crates" | cut -d' ' -f1 | sort -u | wc -l) crates, none of them foreign"
 }
 
@@ -89,7 +89,7 @@ torch_peer() {
 }
 
 example() {
-    cargo build --locked -p jitune --no-default-features --features runtime --example production
+    cargo build --locked -p jitune --example production
 }
 
 # A bundle as production meets it: tuned and exported here, then run in an empty environment, with nothing to find.

@@ -1,8 +1,6 @@
 //! Every CUDA template compiles with the real NVRTC for every supported architecture, without spills, in the configs
 //! that the analytic cost puts first. Fails, not skips, where NVRTC is missing, unless JITUNE_ALLOW_NO_NVRTC is set.
 
-#![cfg(feature = "tuner")]
-
 use jitune::backend::cuda::nvrtc;
 use jitune::device::Device;
 use jitune::model::{Buckets, Model, Plan};

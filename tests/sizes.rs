@@ -1,6 +1,5 @@
 //! The sizes between the buckets of a default tuning that the H100's stored winners refuse, as `docs/performance.md` lists
 //! them: no device is needed, since a recipe says by itself what its code serves.
-#![cfg(feature = "cli")]
 
 use jitune::problem::Problem;
 use jitune::recipe::Recipe;

@@ -1,8 +1,6 @@
 //! Every built-in template, over the plans of real models and over ragged shapes: its description evaluates, its space is
 //! not empty, its launches fit the device, its source renders.
 
-#![cfg(feature = "tuner")]
-
 use jitune::backend::cpu;
 use jitune::device::{Device, Target};
 use jitune::model::{Buckets, Model, Plan};

@@ -84,7 +84,7 @@ step_kill() {
     "$jitune" tune --model llama-3.2-1b --batch 1 --prefill 512 --db "$out/kill-db" --budget 60 --json > "$out/kill.jsonl" 2> /dev/null &
     local pid=$!; sleep "$((1 + RANDOM % 3)).$((RANDOM % 10))"; kill -9 $pid 2> /dev/null; wait $pid 2> /dev/null
     local acked; acked=$(grep -c '"event":"won".*"stored":false' "$out/kill.jsonl")
-    sleep 1.2; pgrep -f "$jitune worker" > /dev/null && orphans=$((orphans + 1)) && pkill -9 -f "$jitune worker"
+    sleep 1.2; pgrep -f "$jitune jitune-worker" > /dev/null && orphans=$((orphans + 1)) && pkill -9 -f "$jitune jitune-worker"
     local have; have=$("$jitune" db list --json --db "$out/kill-db" | wc -l)
     [ "$have" -ge $((before + acked)) ] || { lost=$((lost + 1)); echo "run $i: $before before, $acked acknowledged, $have there"; }
     before=$have

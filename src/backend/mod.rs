@@ -133,7 +133,7 @@ pub struct ArtifactInfo {
 
 /// Lets a closed pipe end the process, as it ends other command-line tools. Not for a process that talks to workers: a
 /// dead worker closes its pipe too.
-#[cfg(feature = "cli")]
+#[cfg(feature = "tuner")]
 pub fn default_sigpipe() {
     unsafe extern "C" {
         fn signal(number: i32, handler: usize) -> usize;

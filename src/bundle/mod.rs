@@ -1,7 +1,7 @@
 //! The bundle: winners of one or more architectures sealed into one flat file, and read back.
 //!
 //! Owns the file format, its checks and its writing. It launches nothing and knows no database: `runtime` launches what
-//! it holds, `cli::export` gathers what goes in.
+//! it holds, the program's `export` gathers what goes in.
 //!
 //! ```text
 //! header     48 bytes: magic, version, counts and lengths (layout.rs)

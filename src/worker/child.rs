@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 
 /// Serves requests until the parent closes the pipe. Returns the process's exit code.
-pub fn serve(kind: Kind) -> io::Result<u8> {
+pub(super) fn serve(kind: Kind) -> io::Result<u8> {
     if kind != Kind::Compile {
         // The kernel ends this process when the thread that started it ends, however that comes about. A compile worker
         // must not end so: its compilers would go on without it. It ends its group itself, below.

@@ -1,15 +1,16 @@
 //! Workers: child processes that compile or measure, so that a candidate that faults or hangs costs its worker and
 //! never the run.
 //!
-//! A worker is the program itself (`jitune worker KIND`), in a process group of its own, which answers framed requests on
-//! its standard input and output one at a time. It dies with its parent.
+//! A worker is the program that tunes, started once more (`PROGRAM jitune-worker KIND`), in a process group of its own.
+//! [`worker_main`], which that program calls first, then answers framed requests on its standard input and output one at a
+//! time. A worker dies with its parent.
 
 mod child;
 mod frame;
 mod process;
 mod supervisor;
 
-pub use child::serve;
+use child::serve;
 pub use process::{Lost, Process};
 pub use supervisor::Worker;
 
@@ -21,6 +22,31 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+/// The first argument of a process that is a worker.
+const WORD: &str = "jitune-worker";
+
+/// Makes a worker of this process if it was started as one; otherwise returns at once.
+///
+/// A program that tunes calls it at the very start of `main`: its workers are the program itself, started again.
+/// Standard input and output of a worker belong to its parent, so nothing may have touched them.
+pub fn worker_main() {
+    let mut args = std::env::args().skip(1);
+    if args.next().as_deref() != Some(WORD) {
+        return;
+    }
+    let code = match args.next().unwrap_or_default().parse() {
+        Ok(kind) => serve(kind).unwrap_or_else(|e| {
+            eprintln!("a worker cannot go on: {e}");
+            4
+        }),
+        Err(e) => {
+            eprintln!("{e}");
+            2
+        }
+    };
+    std::process::exit(code.into())
+}
 
 /// What a worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The parent's side: start a worker, and ask it with a deadline.
 
 use super::process::{Lost, Process};
-use super::{Answer, Kind, Request, frame};
+use super::{Answer, Kind, Request, WORD, frame};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -14,11 +14,11 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the program at `exe` as a worker.
+    /// Starts the program at `exe`, which calls [`worker_main`](super::worker_main) first, as a worker.
     pub fn start(exe: &PathBuf, kind: Kind) -> Result<Worker, Lost> {
         let errors = if std::env::var_os("JITUNE_WORKER_STDERR").is_some() { Stdio::inherit() } else { Stdio::null() };
         let mut command = Command::new(exe);
-        command.args(["worker", &kind.to_string()]).stderr(errors);
+        command.args([WORD, &kind.to_string()]).stderr(errors);
         Ok(Worker { kind, process: Process::start(command, frame::receive)? })
     }
 

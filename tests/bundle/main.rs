@@ -1,6 +1,5 @@
 //! Bundles and the production runtime, on the CPU target: what the format refuses, what the ladder answers, and that
 //! results are right.
-#![cfg(feature = "tuner")]
 
 mod allocations;
 mod damage;
@@ -9,5 +8,3 @@ mod format;
 mod look_up;
 mod make;
 mod production;
-#[cfg(feature = "cli")]
-mod program;

@@ -4,14 +4,14 @@
 use super::export::{Verification, unusable};
 use super::select::Where;
 use super::{CliError, table};
-use crate::backend::session::{Runnable, Session, Setup};
-use crate::backend::{BackendError, cpu, cuda};
-use crate::bundle::{Bundle, Extras, Held};
-use crate::device::Target;
-use crate::problem::Problem;
-use crate::recipe::{Config, Launch, Recipe};
-use crate::runtime::{launch_on, served_on};
-use crate::template::Library;
+use jitune::backend::session::{Runnable, Session, Setup};
+use jitune::backend::{BackendError, cpu, cuda};
+use jitune::bundle::{Bundle, Extras, Held};
+use jitune::device::Target;
+use jitune::problem::Problem;
+use jitune::recipe::{Config, Launch, Recipe};
+use jitune::runtime::{launch_on, served_on};
+use jitune::template::Library;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -19,7 +19,7 @@ mod tune;
 mod verify;
 
 use clap::{Parser, Subcommand};
-pub use error::{CliError, EXIT_CODES};
+use error::{CliError, EXIT_CODES};
 use std::process::ExitCode;
 
 /// Generates, tunes and ships CUDA and CPU kernels, per shape and per machine.
@@ -61,22 +61,17 @@ enum Command {
     /// Serve as jitune's own peer of a comparison.
     #[command(hide = true)]
     Peer,
-    /// Serve as a worker of another jitune process.
-    #[command(hide = true)]
-    Worker {
-        /// compile, cuda:N or cpu:THREADS.
-        kind: String,
-    },
 }
 
 /// Parses the arguments and runs the command.
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
+    jitune::worker_main();
     let filter = tracing_subscriber::EnvFilter::try_from_env("JITUNE_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let cli = Cli::parse();
-    if !matches!(cli.command, Command::Tune(_) | Command::Compare(_) | Command::Worker { .. }) {
+    if !matches!(cli.command, Command::Tune(_) | Command::Compare(_)) {
         // A closed pipe (`jitune model … | head`) ends the program quietly instead of in a panic.
-        crate::backend::default_sigpipe();
+        jitune::backend::default_sigpipe();
     }
     let done = match cli.command {
         Command::Tune(args) => tune::run(&args),
@@ -92,11 +87,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Profile(args) => profile::run(&args),
-        Command::Peer => return jitune_peer::serve(crate::compare::Ours::default()),
-        Command::Worker { kind } => match kind.parse() {
-            Ok(kind) => return crate::worker::serve(kind).map_or(ExitCode::from(4), ExitCode::from),
-            Err(e) => Err(CliError::Usage(e)),
-        },
+        Command::Peer => return jitune_peer::serve(jitune::compare::Ours::default()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -81,7 +81,7 @@ fn open(browser: &str, place: &Place, page: &Path, (width, height): (u32, u32)) 
 /// Renders a fixture's report and holds what the browser found against what must be.
 fn check(browser: &str, fixture: &str, least_plots: usize) {
     let place = Place::new();
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/report").join(fixture);
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/report").join(fixture);
     let out = place.jitune(&["report", "--from", from.to_str().unwrap(), "-o", "out"]).output().unwrap();
     assert!(out.status.success(), "{}", common::text(&out));
     let html = std::fs::read_to_string(place.path().join("out/report.html")).unwrap();

@@ -1,6 +1,6 @@
 //! Plain tables, and numbers as people read them.
 
-pub use crate::report::text::us;
+pub use jitune::report::text::us;
 
 /// Prints rows under a header, columns aligned; numbers (columns in `right`) to the right.
 pub fn print(header: &[&str], rows: &[Vec<String>], right: &[usize]) {

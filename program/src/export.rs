@@ -4,14 +4,14 @@
 
 use super::select::{Store, Templates, Where, Which};
 use super::{CliError, table};
-use crate::backend::BackendError;
-use crate::backend::cuda::nvrtc;
-use crate::bundle::{Bundle, BundleError, Extras, Part};
-use crate::device::{Device, Target};
-use crate::problem::Problem;
-use crate::recipe::Config;
-use crate::template::{Library, Source};
-use crate::winner::Winner;
+use jitune::backend::BackendError;
+use jitune::backend::cuda::nvrtc;
+use jitune::bundle::{Bundle, BundleError, Extras, Part};
+use jitune::device::{Device, Target};
+use jitune::problem::Problem;
+use jitune::recipe::Config;
+use jitune::template::{Library, Source};
+use jitune::winner::Winner;
 use jitune_db::Db;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -1,8 +1,8 @@
 //! Progress of long work: a live line on a terminal, plain lines elsewhere; of a tuning run, JSON lines when asked.
 
 use super::table;
-use crate::tune::{Event, Observer};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jitune::tune::{Event, Observer};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 

@@ -2,8 +2,8 @@
 
 use super::select::Store;
 use super::{CliError, table};
-use crate::backend::cpu::{self, cc};
-use crate::backend::cuda::{self, nvrtc};
+use jitune::backend::cpu::{self, cc};
+use jitune::backend::cuda::{self, nvrtc};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
     match cuda || cpu {
         true => Ok(()),
-        false => Err(crate::backend::BackendError::NoCompiler { tried: "gcc, clang".into() }.into()),
+        false => Err(jitune::backend::BackendError::NoCompiler { tried: "gcc, clang".into() }.into()),
     }
 }
 

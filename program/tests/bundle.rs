@@ -1,12 +1,16 @@
 //! `jitune export`, `inspect` and `verify` as a user runs them, on winners that were stored by hand.
 
-use crate::make::{self, COMPILED, WINNERS, fake};
+#[path = "../../tests/bundle/make.rs"]
+#[allow(dead_code)]
+mod make;
+
 use jitune::bundle::Bundle;
 use jitune::device::Device;
 use jitune::recipe::ExprText;
 use jitune::runtime::Runtime;
 use jitune::winner::Winner;
 use jitune_db::{Db, Key, OpenOptions, Record};
+use make::{COMPILED, WINNERS, fake};
 use std::path::Path;
 use std::process::Command;
 

@@ -4,15 +4,15 @@ use super::export::{GatherError, seal, unusable};
 use super::progress::{Live, Progress, left};
 use super::select::{Store, Templates, Where, Which};
 use super::{CliError, table};
-use crate::compare::{self, Asked, Chain, CompareError, KNOWN, Options, Places, Profiler};
-use crate::device::{Device, Target};
-use crate::problem::Problem;
-use crate::report::Rows;
-use crate::report::rows::{Calls, Line, Run, State};
-use crate::template::Library;
-use crate::tune::{self, Search, Verdict};
-use crate::winner::Winner;
-use crate::worker::Kind;
+use jitune::compare::{self, Asked, Chain, CompareError, KNOWN, Options, Places, Profiler};
+use jitune::device::{Device, Target};
+use jitune::problem::Problem;
+use jitune::report::Rows;
+use jitune::report::rows::{Calls, Line, Run, State};
+use jitune::template::Library;
+use jitune::tune::{self, Search, Verdict};
+use jitune::winner::Winner;
+use jitune::worker::Kind;
 use jitune_db::Db;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -291,8 +291,8 @@ pub(super) fn bundle(db: &Db, device: &Device, folder: &Path) -> Result<PathBuf,
 
 /// The stored trials of a problem on this device, in order.
 fn history(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Vec<(f64, f64)> {
-    let Ok(compiler) = crate::key::compiler(device.target) else { return Vec::new() };
-    let context = crate::key::Context { device: device.clone(), compiler };
+    let Ok(compiler) = jitune::key::compiler(device.target) else { return Vec::new() };
+    let context = jitune::key::Context { device: device.clone(), compiler };
     let templates = library.for_problem(problem, device).unwrap_or_default();
     let keys = templates.iter().map(|t| context.trials(library, problem, t));
     let mut records: Vec<_> = keys.filter_map(|k| db.trials(&k).ok()).flatten().collect();
@@ -308,11 +308,11 @@ fn history(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Ve
 fn host(target: Target) -> BTreeMap<String, String> {
     let mut host = BTreeMap::new();
     let mut put = |name: &str, value: String| drop(host.insert(name.to_string(), value));
-    let cpu = crate::backend::cpu::describe(None);
+    let cpu = jitune::backend::cpu::describe(None);
     put("processor", format!("{} ({}), {} threads", cpu.name, cpu.arch, cpu.units));
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     put("kernel", kernel.trim().to_string());
-    if let Ok(compiler) = crate::key::compiler(target) {
+    if let Ok(compiler) = jitune::key::compiler(target) {
         put("compiler", compiler);
     }
     if let Ok(driver) = nvml_wrapper::Nvml::init().and_then(|n| n.sys_driver_version()) {

@@ -2,13 +2,13 @@
 
 use super::select::{Templates, Which};
 use super::{CliError, table};
-use crate::backend::cuda::nvrtc;
-use crate::backend::{ArtifactInfo, BackendError};
-use crate::device::{Device, Target};
-use crate::problem::Problem;
-use crate::recipe::Launch;
-use crate::space;
-use crate::template::{Library, Template};
+use jitune::backend::cuda::nvrtc;
+use jitune::backend::{ArtifactInfo, BackendError};
+use jitune::device::{Device, Target};
+use jitune::problem::Problem;
+use jitune::recipe::Launch;
+use jitune::space;
+use jitune::template::{Library, Template};
 use rayon::prelude::*;
 
 /// Arguments.
@@ -103,7 +103,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
 }
 
-fn recipe(e: crate::recipe::RecipeError) -> CliError {
+fn recipe(e: jitune::recipe::RecipeError) -> CliError {
     CliError::Template(e.into())
 }
 

@@ -2,8 +2,8 @@
 
 use super::CliError;
 use super::select::{Store, Templates, Where, Which};
-use crate::key::{self, Context};
-use crate::tune::winner_of;
+use jitune::key::{self, Context};
+use jitune::tune::winner_of;
 
 /// Arguments.
 #[derive(clap::Args)]

@@ -2,9 +2,9 @@
 
 use super::select::Store;
 use super::{CliError, table};
-use crate::tune::winner_of;
-use crate::winner::Winner;
 use clap::Subcommand;
+use jitune::tune::winner_of;
+use jitune::winner::Winner;
 use jitune_db::{GcOptions, Kind, Record};
 use std::fs::File;
 use std::io::{BufReader, BufWriter};

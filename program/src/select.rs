@@ -1,12 +1,12 @@
 //! Arguments that several subcommands share: which problems, which device, which database, which templates.
 
 use super::CliError;
-use crate::backend::{cpu, cuda};
-use crate::device::{Device, Target};
-use crate::model::{Buckets, Model, Plan};
-use crate::problem::{Dtype, Problem};
-use crate::template::Library;
-use crate::worker::Kind;
+use jitune::backend::{cpu, cuda};
+use jitune::device::{Device, Target};
+use jitune::model::{Buckets, Model, Plan};
+use jitune::problem::{Dtype, Problem};
+use jitune::template::Library;
+use jitune::worker::Kind;
 use jitune_db::{Db, OpenOptions};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -155,8 +155,8 @@ impl Where {
             parsed.map_err(|_| CliError::Usage(format!("--gpus {}: `all`, or ordinals such as 0,2", self.gpus)))?
         };
         match list.iter().find(|i| **i >= count) {
-            Some(&ordinal) => Err(crate::backend::BackendError::NoGpu { ordinal, count }.into()),
-            None if list.is_empty() => Err(crate::backend::BackendError::NoGpu { ordinal: 0, count }.into()),
+            Some(&ordinal) => Err(jitune::backend::BackendError::NoGpu { ordinal, count }.into()),
+            None if list.is_empty() => Err(jitune::backend::BackendError::NoGpu { ordinal: 0, count }.into()),
             None => Ok(list.into_iter().map(Kind::Cuda).collect()),
         }
     }

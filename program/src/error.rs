@@ -1,11 +1,11 @@
 //! Errors of the program and the exit code of each: the one place where codes are decided.
 
-use crate::backend::BackendError;
-use crate::model::ModelError;
-use crate::problem::ProblemError;
-use crate::template::TemplateError;
-use crate::tune::TuneError;
-use crate::worker::FailureKind;
+use jitune::backend::BackendError;
+use jitune::model::ModelError;
+use jitune::problem::ProblemError;
+use jitune::template::TemplateError;
+use jitune::tune::TuneError;
+use jitune::worker::FailureKind;
 use std::path::PathBuf;
 
 /// The exit codes, as `--help` prints them.
@@ -67,11 +67,11 @@ pub enum CliError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: crate::report::RowsError,
+        source: jitune::report::RowsError,
     },
     /// A report.
     #[error(transparent)]
-    Report(#[from] crate::report::html::HtmlError),
+    Report(#[from] jitune::report::html::HtmlError),
     /// Part of the work failed; it was said already.
     #[error("{0}")]
     Partly(String),

@@ -2,7 +2,7 @@
 
 use super::export::unusable;
 use super::{CliError, table};
-use crate::bundle::{ArtifactRole, Bundle, Held, VERSION};
+use jitune::bundle::{ArtifactRole, Bundle, Held, VERSION};
 use std::path::PathBuf;
 
 /// Arguments.
@@ -60,13 +60,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 }
 
 fn json(bundle: &Bundle<'_>) -> serde_json::Value {
-    let artifact = |a: crate::bundle::Artifact<'_>| serde_json::json!({"role": a.role, "bytes": a.bytes.len(), "blake3": a.hash()});
+    let artifact = |a: jitune::bundle::Artifact<'_>| serde_json::json!({"role": a.role, "bytes": a.bytes.len(), "blake3": a.hash()});
     let winner = |h: Held<'_>| {
         serde_json::json!({
             "problem": h.problem(), "template": h.description().name, "config": h.config(),
             "target": h.device().target, "arch": h.device().arch, "device": h.device().name,
             "artifact": h.artifact().hash(), "verifiable_without_compiler":
-                h.device().target == crate::device::Target::Cpu || h.reference().is_some(),
+                h.device().target == jitune::device::Target::Cpu || h.reference().is_some(),
             "evidence": h.evidence(),
         })
     };

@@ -3,9 +3,9 @@
 use super::progress::Progress;
 use super::select::{Store, Templates, Where, Which};
 use super::{CliError, table};
-use crate::device::Target;
-use crate::tune::{self, Options, Report, Search};
-use crate::winner::Winner;
+use jitune::device::Target;
+use jitune::tune::{self, Options, Report, Search};
+use jitune::winner::Winner;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,7 +64,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let problems = args.which.problems(target)?;
     let devices = args.device.devices()?;
     let library = args.templates.library()?;
-    crate::key::compiler(target)?;
+    jitune::key::compiler(target)?;
     if !(0.05..=3600.0).contains(&args.patience) {
         return Err(CliError::Usage(format!("--patience {}: it must lie in 0.05..=3600 seconds", args.patience)));
     }

@@ -1,7 +1,7 @@
 //! `jitune report`: what a comparison found, written again from its raw rows.
 
 use super::{CliError, table};
-use crate::report::{Rows, Summary, html, markdown, readme, terminal};
+use jitune::report::{Rows, Summary, html, markdown, readme, terminal};
 use std::path::{Path, PathBuf};
 
 /// Arguments.

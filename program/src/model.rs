@@ -2,8 +2,8 @@
 
 use super::select::{BucketArgs, Where, Which};
 use super::{CliError, table};
-use crate::device::Device;
-use crate::model::{Call, Plan};
+use jitune::device::Device;
+use jitune::model::{Call, Plan};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -77,7 +77,7 @@ fn print(plan: &Plan, device: &Device) {
     let rows: Vec<Vec<String>> = plan.calls.iter().map(row).collect();
     let header = ["phase", "bucket", "role", "calls", "GFLOP", "MB", "roofline us", "bound by", "problem"];
     table::print(&header, &rows, &[1, 3, 4, 5, 6]);
-    let mut passes: Vec<(crate::model::Phase, i64, f64)> = Vec::new();
+    let mut passes: Vec<(jitune::model::Phase, i64, f64)> = Vec::new();
     for c in &plan.calls {
         let time = c.calls as f64 * device.roofline(&c.problem).0;
         total += time;

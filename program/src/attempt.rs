@@ -3,16 +3,16 @@
 
 use super::select::{Templates, Where};
 use super::{CliError, table};
-use crate::backend::cpu::{CpuSession, cc};
-use crate::backend::cuda::{CudaSession, nvrtc};
-use crate::backend::session::{Runnable, Session, Setup};
-use crate::backend::{ArtifactInfo, BackendError};
-use crate::device::{Device, Target};
-use crate::problem::Problem;
-use crate::recipe::{Config, Launch};
-use crate::space;
-use crate::template::{Language, Library, Source};
-use crate::worker::Kind;
+use jitune::backend::cpu::{CpuSession, cc};
+use jitune::backend::cuda::{CudaSession, nvrtc};
+use jitune::backend::session::{Runnable, Session, Setup};
+use jitune::backend::{ArtifactInfo, BackendError};
+use jitune::device::{Device, Target};
+use jitune::problem::Problem;
+use jitune::recipe::{Config, Launch};
+use jitune::space;
+use jitune::template::{Language, Library, Source};
+use jitune::worker::Kind;
 use std::path::{Path, PathBuf};
 
 /// Arguments.
@@ -70,7 +70,7 @@ fn attempts(args: &Args, problem: &Problem, library: &Library, folder: &Path) ->
     };
     let device = session.device().clone();
     session.prepare(&setup(library, problem, &device, args.seed, folder)?)?;
-    let recipe = |e: crate::recipe::RecipeError| CliError::Template(e.into());
+    let recipe = |e: jitune::recipe::RecipeError| CliError::Template(e.into());
     let (mut rows, mut bad) = (Vec::new(), 0);
     let mut fastest: Option<(f64, String)> = None;
     for t in library.for_problem(problem, &device)? {

@@ -1,5 +1,4 @@
 //! `jitune compare` as a user runs it, with peers made for this: right, wrong, crashing, slow and missing ones.
-#![cfg(feature = "cli")]
 
 use jitune::report::Rows;
 use jitune::report::rows::{Row, State};
