@@ -8,13 +8,12 @@
 
 use gemm::Parallelism;
 use jitune::backend::cpu::{self, Bound, Buffer, Module, Pool, cc};
-use jitune::device::{Device, Target};
+use jitune::device::{Device, DeviceId, Target};
 use jitune::problem::{Dtype, Inputs, Problem, Tolerance};
 use jitune::recipe::{Arg, KernelLaunch, Launch};
 use jitune::template::Library;
-use jitune::tune::{self, Event, Observer, Options, Search};
+use jitune::tune::{self, Event, Observer, Options};
 use jitune::winner::Winner;
-use jitune::worker::Kind;
 use jitune_db::{Db, OpenOptions};
 use rayon::prelude::*;
 use std::error::Error;
@@ -180,20 +179,14 @@ fn tuned(db: &Db, library: &Library, args: &Args) -> Res<Vec<Winner>> {
     let shapes = ROWS.iter().flat_map(|&m| PRODUCTS.iter().map(move |&(_, n, k)| text(m, n, k)));
     let problems: Vec<Problem> = shapes.map(|t| t.parse()).collect::<Result<_, _>>()?;
     let options = Options {
-        exe: std::env::current_exe()?,
-        devices: vec![Kind::Cpu(args.threads.unwrap_or(0))],
-        budget: Duration::from_secs(args.budget),
-        trials: args.trials,
-        near_roofline: 0.03,
-        search: Search::Auto,
-        compilers: None,
-        patience: Duration::from_secs(5),
-        again: false,
-        nominal: false,
-        stored_only: false,
+        devices: vec![DeviceId::Cpu(args.threads.unwrap_or(0))],
+        budget: Some(Duration::from_secs(args.budget)),
+        trials: Some(args.trials),
+        ..Options::default()
     };
     let report = tune::run(db, library, &problems, &options, &Lines, &AtomicBool::new(false))?;
-    let missing = || report.failed.first().map_or("a problem has no winner".into(), |(p, why)| format!("{p}: {why}"));
+    let missing =
+        || report.failed.first().map_or("a problem has no winner".into(), |f| format!("{}: {}", f.problem, f.error));
     report.winners.iter().cloned().collect::<Option<Vec<_>>>().ok_or_else(|| missing().into())
 }
 

@@ -1,8 +1,9 @@
 //! What a device is to the pure part of the toolkit: a target, an architecture, a fingerprint and a few numbers.
 
-use serde::{Deserialize, Serialize};
-
 use crate::problem::Dtype;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// The kind of machine code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -20,6 +21,49 @@ impl Target {
         match self {
             Target::Cuda => "cuda",
             Target::Cpu => "cpu",
+        }
+    }
+}
+
+/// A device of this host, by where it stands: `cuda:0`, `cpu:4`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DeviceId {
+    /// The GPU of that ordinal.
+    Cuda(usize),
+    /// The host's processor with so many threads; 0 for all.
+    Cpu(usize),
+}
+
+impl DeviceId {
+    /// GPU or CPU.
+    pub fn target(self) -> Target {
+        match self {
+            DeviceId::Cuda(_) => Target::Cuda,
+            DeviceId::Cpu(_) => Target::Cpu,
+        }
+    }
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceId::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            DeviceId::Cpu(threads) => write!(f, "cpu:{threads}"),
+        }
+    }
+}
+
+impl FromStr for DeviceId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceId, String> {
+        let unknown = || format!("'{text}' is not a device; devices are cuda:ORDINAL and cpu:THREADS");
+        let (target, number) = text.split_once(':').ok_or_else(unknown)?;
+        let number = number.parse().map_err(|_| unknown())?;
+        match target {
+            "cuda" => Ok(DeviceId::Cuda(number)),
+            "cpu" => Ok(DeviceId::Cpu(number)),
+            _ => Err(unknown()),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! Feature `runtime`, the default, is what production links: bundle, look-up, launch. `tuner` adds the making of kernels.
 //! The program is a package of its own, `jitune-cli`.
 
+pub mod artifact;
 pub mod backend;
 pub mod bundle;
 pub mod device;
@@ -16,7 +17,13 @@ pub mod runtime;
 pub mod winner;
 
 #[cfg(feature = "tuner")]
+pub mod attempt;
+#[cfg(feature = "tuner")]
+pub mod bench;
+#[cfg(feature = "tuner")]
 pub mod compare;
+#[cfg(feature = "tuner")]
+pub mod export;
 #[cfg(feature = "tuner")]
 pub mod key;
 #[cfg(feature = "tuner")]
@@ -26,10 +33,16 @@ pub mod report;
 #[cfg(feature = "tuner")]
 pub mod space;
 #[cfg(feature = "tuner")]
+mod sync;
+#[cfg(feature = "tuner")]
 pub mod template;
 #[cfg(feature = "tuner")]
 pub mod tune;
 #[cfg(feature = "tuner")]
+pub mod verify;
+#[cfg(feature = "tuner")]
 pub mod worker;
+#[cfg(feature = "tuner")]
+pub use jitune_db as db;
 #[cfg(feature = "tuner")]
 pub use worker::worker_main;

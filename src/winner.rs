@@ -1,6 +1,6 @@
 //! Winners: the config that was chosen for a problem on a device, its code, and why it may be believed.
 
-use crate::backend::ArtifactInfo;
+use crate::artifact::ArtifactInfo;
 use crate::device::Device;
 use crate::problem::Problem;
 use crate::recipe::{Config, Description};

@@ -3,17 +3,11 @@
 
 use super::select::{Templates, Where};
 use super::{CliError, table};
-use jitune::backend::cpu::{CpuSession, cc};
-use jitune::backend::cuda::{CudaSession, nvrtc};
-use jitune::backend::session::{Runnable, Session, Setup};
-use jitune::backend::{ArtifactInfo, BackendError};
-use jitune::device::{Device, Target};
+use jitune::attempt::{self, Attempt};
+use jitune::backend::cuda::CudaSession;
+use jitune::backend::session::{self, Session};
+use jitune::device::DeviceId;
 use jitune::problem::Problem;
-use jitune::recipe::{Config, Launch};
-use jitune::space;
-use jitune::template::{Language, Library, Source};
-use jitune::worker::Kind;
-use std::path::{Path, PathBuf};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -54,97 +48,46 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let problem: Problem = args.problem.parse()?;
     let library = args.templates.library()?;
-    let folder = std::env::temp_dir().join(format!("jitune-try-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).map_err(|source| CliError::Io { path: folder.clone(), source })?;
-    let done = attempts(args, &problem, &library, &folder);
-    // What stays behind lies in the folder for temporary files.
-    let _ = std::fs::remove_dir_all(&folder);
-    done
-}
-
-fn attempts(args: &Args, problem: &Problem, library: &Library, folder: &Path) -> Result<(), CliError> {
-    let mut session: Box<dyn Session> = match args.device.devices()?.first() {
-        Some(Kind::Cuda(ordinal)) if args.exact_memory => Box::new(CudaSession::open(*ordinal)?.with_exact_memory()),
-        Some(Kind::Cuda(ordinal)) => Box::new(CudaSession::open(*ordinal)?),
-        _ => Box::new(CpuSession::open(args.device.threads)),
+    let options = attempt::Options {
+        template: args.template.clone(),
+        config: args.config.as_ref().map(|text| text.parse().map_err(CliError::Usage)).transpose()?,
+        top: args.top,
+        rounds: args.rounds,
+        seed: args.seed,
     };
-    let device = session.device().clone();
-    session.prepare(&setup(library, problem, &device, args.seed, folder)?)?;
-    let recipe = |e: jitune::recipe::RecipeError| CliError::Template(e.into());
-    let (mut rows, mut bad) = (Vec::new(), 0);
-    let mut fastest: Option<(f64, String)> = None;
-    for t in library.for_problem(problem, &device)? {
-        if args.template.as_ref().is_some_and(|name| name != t.name()) {
-            continue;
-        }
-        let configs: Vec<Config> = match &args.config {
-            Some(text) => {
-                let config: Config = text.parse().map_err(CliError::Usage)?;
-                t.recipe.check(problem, &device, &config).map_err(recipe)?;
-                vec![config]
-            }
-            None => {
-                let space = space::enumerate(&t.recipe, problem, &device).map_err(recipe)?;
-                space.candidates.into_iter().take(args.top).map(|c| c.config).collect()
-            }
-        };
-        for config in configs {
-            let launch = t.recipe.launch(problem, &device, &config).map_err(recipe)?;
-            let source = library.render(&t, problem, &device, &config)?;
-            let tried = build(&source, launch, folder)
-                .and_then(|(runnable, info)| session.attempt(&runnable, args.rounds).map(|tried| (tried, info)));
-            let (us, said) = match tried {
-                Err(e) if e.is_fault() => return Err(e.into()),
-                Err(e) => (f64::NAN, e.to_string()),
-                Ok((tried, info)) => {
-                    let us = tried.series.as_ref().map_or(f64::NAN, |s| s.median());
-                    let errors = format!("error {:.1e} / {:.1e}", tried.check.rms, tried.check.max);
-                    let right = format!("right, {errors}, {} registers, {} spills", info.registers, info.spills);
-                    (us, tried.check.wrong.map_or(right, |w| format!("WRONG: {w}")))
-                }
-            };
-            let right = said.starts_with("right");
-            bad += usize::from(!right);
-            if right && fastest.as_ref().is_none_or(|(least, _)| us < *least) {
-                fastest = Some((us, config.to_string()));
-            }
-            rows.push(vec![table::us(us), t.name().to_string(), config.to_string(), said]);
-        }
-    }
+    let mut session: Box<dyn Session> = match args.device.first()? {
+        DeviceId::Cuda(ordinal) if args.exact_memory => Box::new(CudaSession::open(ordinal)?.with_exact_memory()),
+        device => session::open(device)?,
+    };
+    let list = attempt::attempts(session.as_mut(), &library, &problem, &options)?;
     if args.fastest {
-        let (_, config) = fastest.ok_or_else(|| CliError::Partly("no candidate is right".into()))?;
-        println!("{config}");
+        let right = list.iter().filter_map(|a| Some((a.right_us()?, a)));
+        let (_, fastest) = right
+            .min_by(|(a, _), (b, _)| a.total_cmp(b))
+            .ok_or_else(|| CliError::Partly("no candidate is right".into()))?;
+        println!("{}", fastest.config);
         return Ok(());
     }
+    let rows: Vec<Vec<String>> = list.iter().map(row).collect();
     table::print(&["us", "template", "config", "verdict"], &rows, &[0]);
-    match (rows.len(), bad) {
+    match (list.len(), list.iter().filter(|a| a.right_us().is_none()).count()) {
         (0, _) => Err(CliError::Usage("no template of that name takes the problem".into())),
         (_, 0) => Ok(()),
         (n, bad) => Err(CliError::Partly(format!("{bad} of {n} candidates are not right"))),
     }
 }
 
-/// What a session needs for a problem: on a GPU the support code and the reference, compiled here.
-fn setup(library: &Library, problem: &Problem, device: &Device, seed: u64, folder: &Path) -> Result<Setup, CliError> {
-    if device.target == Target::Cpu {
-        return Ok(Setup { problem: *problem, seed, support: None, reference: None });
-    }
-    let none = Launch { kernels: Vec::new(), workspace: 0, zero: false };
-    let (support, _) = build(&library.support(problem.dtype, device)?, none, folder)?;
-    let template = library.reference(problem, device)?;
-    let config = Config::default();
-    let launch = template.recipe.launch(problem, device, &config).map_err(|e| CliError::Template(e.into()))?;
-    let (reference, _) = build(&library.render(&template, problem, device, &config)?, launch, folder)?;
-    Ok(Setup { problem: *problem, seed, support: Some((support.artifact, support.hash)), reference: Some(reference) })
-}
-
-fn build(source: &Source, launch: Launch, folder: &Path) -> Result<(Runnable, ArtifactInfo), BackendError> {
-    let (bytes, info) = match source.language {
-        Language::Cuda => nvrtc::compile(source)?,
-        Language::C => cc::compile(source, folder)?,
+fn row(attempt: &Attempt) -> Vec<String> {
+    let verdict = match &attempt.outcome {
+        Err(e) => e.to_string(),
+        Ok((info, tried)) => match &tried.check.wrong {
+            Some(why) => format!("WRONG: {why}"),
+            None => format!(
+                "right, error {:.1e} / {:.1e}, {} registers, {} spills",
+                tried.check.rms, tried.check.max, info.registers, info.spills
+            ),
+        },
     };
-    let hash = blake3::hash(&bytes).to_hex().to_string();
-    let artifact: PathBuf = folder.join(&hash);
-    std::fs::write(&artifact, &bytes).map_err(|source| BackendError::Io { path: artifact.clone(), source })?;
-    Ok((Runnable { artifact, hash, launch }, info))
+    let us = attempt.right_us().unwrap_or(f64::NAN);
+    vec![table::us(us), attempt.template.clone(), attempt.config.to_string(), verdict]
 }

@@ -1,18 +1,19 @@
 //! `jitune compare`: the winners head to head with what people use.
 
-use super::export::{GatherError, seal, unusable};
+use super::export::{failed as not_exported, unusable};
 use super::progress::{Live, Progress, left};
 use super::select::{Store, Templates, Where, Which};
 use super::{CliError, table};
+use jitune::bench::Folder;
 use jitune::compare::{self, Asked, Chain, CompareError, KNOWN, Options, Places, Profiler};
-use jitune::device::{Device, Target};
+use jitune::device::{Device, DeviceId, Target};
+use jitune::export;
 use jitune::problem::Problem;
 use jitune::report::Rows;
 use jitune::report::rows::{Calls, Line, Run, State};
 use jitune::template::Library;
-use jitune::tune::{self, Search, Verdict};
+use jitune::tune::{self, Verdict};
 use jitune::winner::Winner;
-use jitune::worker::Kind;
 use jitune_db::Db;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -86,7 +87,7 @@ const COUNTED: [&str; 2] = [compare::OURS, "cublaslt"];
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let target = args.device.target()?;
-    let kind = *args.device.devices()?.first().ok_or_else(|| CliError::Usage("no device".into()))?;
+    let id = args.device.first()?;
     let mut which = args.which.clone();
     if args.quick && which.model.is_some() {
         which.buckets.batch.truncate(1);
@@ -103,18 +104,18 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     };
     let io = |path: &Path, source| CliError::Io { path: path.into(), source };
     std::fs::create_dir_all(&args.output).map_err(|e| io(&args.output, e))?;
-    let scratch = Scratch::new()?;
+    let scratch = Folder::temporary()?;
     let exe = std::env::current_exe().map_err(|e| io(Path::new("jitune"), e))?;
     let stop = super::tune::on_signals()?;
 
     let db = args.store.open()?;
-    let winners = tuned(args, &db, &library, &problems, kind, &exe, &stop)?;
+    let winners = tuned(args, &db, &library, &problems, id, &stop)?;
     if stop.load(Ordering::Relaxed) {
         // Before anything was compared: an earlier run's rows stay as they are.
         return Err(CliError::Interrupted);
     }
-    let device = tune::ceilings(&exe, kind, &library, problems[0].dtype, &scratch.0)?;
-    let bundle = bundle(&db, &device, &scratch.0)?;
+    let device = tune::ceilings(&exe, id, &library, problems[0].dtype, scratch.path())?;
+    let bundle = bundle(&db, &library, &device, scratch.path())?;
     let asked: Vec<Asked> = problems
         .iter()
         .zip(winners)
@@ -123,19 +124,15 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         .collect();
     db.close()?;
 
-    let on = match kind {
-        Kind::Cuda(ordinal) => jitune_peer::Device::Cuda(ordinal),
-        _ => jitune_peer::Device::Cpu(device.units as usize),
-    };
     let all = KNOWN.iter().filter(|k| if target == Target::Cuda { k.on.0 } else { k.on.1 });
     let options = Options {
         exe,
         winners: bundle,
         device: device.clone(),
-        on,
+        on: on(id, &device),
         peers: args.peers.clone().unwrap_or_else(|| all.map(|k| k.name.into()).collect()),
         settings,
-        places: Places { folder: args.peer_dir.clone(), python: args.python.clone(), scratch: scratch.0.clone() },
+        places: Places { folder: args.peer_dir.clone(), python: args.python.clone(), scratch: scratch.path().into() },
         rounds: args.rounds.unwrap_or(if args.quick { 5 } else { 21 }).max(1),
         seconds: args.seconds.unwrap_or(if args.quick { 3.0 } else { 12.0 }),
         round_us: if target == Target::Cuda { 300.0 } else { 1000.0 },
@@ -235,8 +232,7 @@ fn tuned(
     db: &Db,
     library: &Library,
     problems: &[Problem],
-    kind: Kind,
-    exe: &Path,
+    id: DeviceId,
     stop: &AtomicBool,
 ) -> Result<Vec<Option<Winner>>, CliError> {
     let mut list = problems.to_vec();
@@ -245,29 +241,18 @@ fn tuned(
             list.push(piece);
         }
     }
-    let budget = Duration::from_secs(match (args.no_tune, args.budget) {
-        (true, _) => 0,
-        (false, Some(s)) => s,
-        (false, None) => {
-            if args.quick {
-                60
-            } else {
-                225
-            }
-        }
-    });
+    let budget = match args.budget {
+        _ if args.no_tune => Duration::ZERO,
+        Some(seconds) => Duration::from_secs(seconds),
+        None if args.quick => Duration::from_secs(60),
+        None => tune::default_budget(Target::Cuda),
+    };
     let options = tune::Options {
-        exe: exe.to_path_buf(),
-        devices: vec![kind],
-        budget,
-        trials: if matches!(kind, Kind::Cuda(_)) { 64 } else { 10 },
-        near_roofline: 0.03,
-        search: Search::Auto,
-        compilers: None,
-        patience: Duration::from_secs(5),
-        again: false,
-        nominal: false,
+        devices: vec![id],
+        budget: Some(budget),
+        trials: (id.target() == Target::Cpu).then_some(10),
         stored_only: args.no_tune,
+        ..tune::Options::default()
     };
     let progress = Progress::new(args.json, budget);
     let report = tune::run(db, library, &list, &options, &progress, stop);
@@ -277,15 +262,22 @@ fn tuned(
     Ok(winners)
 }
 
-/// Seals the device's winners for jitune's own peer.
-pub(super) fn bundle(db: &Db, device: &Device, folder: &Path) -> Result<PathBuf, CliError> {
+/// The device as peers name it.
+pub(super) fn on(id: DeviceId, device: &Device) -> jitune_peer::Device {
+    match id {
+        DeviceId::Cuda(ordinal) => jitune_peer::Device::Cuda(ordinal),
+        DeviceId::Cpu(_) => jitune_peer::Device::Cpu(device.units as usize),
+    }
+}
+
+/// Seals the winners that a look-up finds on this device now, for jitune's own peer.
+pub(super) fn bundle(db: &Db, library: &Library, device: &Device, folder: &Path) -> Result<PathBuf, CliError> {
     let path = folder.join("winners.jitune");
-    let of_device = |w: &Winner| w.device.arch == device.arch && w.device.silicon == device.silicon;
-    let gathered = seal(db, of_device, &|_| None).map_err(|e| match e {
-        GatherError::Db(e) => CliError::Db(e),
-        GatherError::Bundle(e) => unusable(&path, e),
-    })?;
-    gathered.bundle.write(&path).map_err(|e| unusable(&path, e))?;
+    let filter = |w: &Winner| w.device.arch == device.arch && w.device.silicon == device.silicon;
+    let compiler = jitune::key::compiler(device.target)?;
+    let options = export::Options { filter: &filter, compiler: Some(&compiler), stale: false, verifiable: false };
+    let export = export::seal(db, library, options).map_err(|e| not_exported(&path, e))?;
+    export.bundle.write(&path).map_err(|e| unusable(&path, e))?;
     Ok(path)
 }
 
@@ -319,24 +311,6 @@ fn host(target: Target) -> BTreeMap<String, String> {
         put("driver", driver);
     }
     host
-}
-
-/// A folder of its own, removed at the end.
-pub(super) struct Scratch(pub PathBuf);
-
-impl Scratch {
-    pub fn new() -> Result<Scratch, CliError> {
-        let path = std::env::temp_dir().join(format!("jitune-compare-{}", std::process::id()));
-        std::fs::create_dir_all(&path).map_err(|source| CliError::Io { path: path.clone(), source })?;
-        Ok(Scratch(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What stays behind lies in the folder for temporary files.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Says what comes in.

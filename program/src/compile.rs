@@ -2,8 +2,9 @@
 
 use super::select::{Templates, Which};
 use super::{CliError, table};
+use jitune::artifact::ArtifactInfo;
+use jitune::backend::BackendError;
 use jitune::backend::cuda::nvrtc;
-use jitune::backend::{ArtifactInfo, BackendError};
 use jitune::device::{Device, Target};
 use jitune::problem::Problem;
 use jitune::recipe::Launch;

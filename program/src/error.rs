@@ -1,6 +1,7 @@
 //! Errors of the program and the exit code of each: the one place where codes are decided.
 
 use jitune::backend::BackendError;
+use jitune::bench::BenchError;
 use jitune::model::ModelError;
 use jitune::problem::ProblemError;
 use jitune::template::TemplateError;
@@ -50,6 +51,9 @@ pub enum CliError {
     /// Tuning.
     #[error(transparent)]
     Tune(#[from] TuneError),
+    /// Something is not made on the bench.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// The database.
     #[error("{0}")]
     Db(#[from] jitune_db::Error),
@@ -93,6 +97,9 @@ impl CliError {
             CliError::Template(e) => template(e),
             CliError::Target(e) => target(e),
             CliError::Tune(e) => tune(e),
+            CliError::Bench(BenchError::Template(e)) => template(e),
+            CliError::Bench(BenchError::Target(e)) => target(e),
+            CliError::Bench(_) => 5,
             CliError::Db(_) | CliError::Io { .. } | CliError::Rows { .. } | CliError::Report(_) => 4,
             CliError::Partly(_) => 1,
             CliError::Interrupted => 130,

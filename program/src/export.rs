@@ -1,27 +1,21 @@
 //! `jitune export`: seals stored winners into one file.
-//!
-//! Owns which winners go in and what goes with them; the file itself is `bundle`'s.
 
 use super::select::{Store, Templates, Where, Which};
 use super::{CliError, table};
-use jitune::backend::BackendError;
-use jitune::backend::cuda::nvrtc;
-use jitune::bundle::{Bundle, BundleError, Extras, Part};
-use jitune::device::{Device, Target};
+use jitune::bundle::{Bundle, BundleError};
+use jitune::device::Target;
+use jitune::export::{self, ExportError, Options};
 use jitune::problem::Problem;
-use jitune::recipe::Config;
-use jitune::template::{Library, Source};
 use jitune::winner::Winner;
-use jitune_db::Db;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// Arguments.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  jitune export -o model.jitune\n  \
     jitune export --model llama-3.2-1b --arch sm_90a,sm_80 -o model.jitune\n\n\
-    Without problems it takes every stored winner of this machine's architecture. Exit code 1 when a winner had to be\n\
+    Without problems it takes every stored winner of this machine's architecture. A winner whose templates were edited\n\
+    since, or that was tuned with --templates which are not given here, is left out. Exit code 1 when a winner had to be\n\
     left out or an asked problem has none: the file holds the rest, and is not written where there is no rest.")]
 pub struct Args {
     #[command(flatten)]
@@ -41,106 +35,21 @@ pub struct Args {
     /// Leave out the code that `jitune verify` needs on a GPU machine without NVRTC.
     #[arg(long)]
     no_verification: bool,
+    /// Seal winners too that a look-up would not find any more, such as those of templates that were edited since.
+    #[arg(long)]
+    stale: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// A bundle, and what had to be left out.
-#[derive(Debug)]
-pub struct Gathered {
-    /// The bundle.
-    pub bundle: Bundle<'static>,
-    /// Winners that could not go in, and why.
-    pub left_out: Vec<(Problem, String)>,
-}
-
-/// Why nothing could be gathered.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum GatherError {
-    /// The database.
-    #[error(transparent)]
-    Db(#[from] jitune_db::Error),
-    /// The bundle.
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-}
-
-/// Seals the stored winners that `filter` takes: of several for one problem and kind of device, the newest. `extras`
-/// gives what verification needs beside the kernel, where it needs anything.
-pub fn seal(
-    db: &Db,
-    filter: impl Fn(&Winner) -> bool,
-    extras: &dyn Fn(&Winner) -> Option<Extras>,
-) -> Result<Gathered, GatherError> {
-    let mut newest: BTreeMap<_, Winner> = BTreeMap::new();
-    for record in db.winners()? {
-        // Records of another version may not read as winners; they are kept there, and not exported.
-        let Ok(winner) = serde_json::from_value::<Winner>(record?.body) else { continue };
-        if !filter(&winner) {
-            continue;
-        }
-        let d = &winner.device;
-        let key = (d.target, d.arch.clone(), winner.problem, d.silicon.clone());
-        let newer = |old: &Winner| (old.evidence.at, &old.artifact) < (winner.evidence.at, &winner.artifact);
-        if newest.get(&key).is_none_or(newer) {
-            newest.insert(key, winner);
-        }
-    }
-    let (mut parts, mut left_out) = (Vec::new(), Vec::new());
-    for winner in newest.into_values() {
-        let code = match winner.artifact.parse() {
-            Ok(hash) => db.artifact(&hash)?,
-            Err(_) => None,
-        };
-        match code {
-            Some(code) => {
-                let part = Part { extras: extras(&winner), winner, code };
-                match part.check() {
-                    Ok(()) => parts.push(part),
-                    Err(e) => left_out.push((part.winner.problem, e.to_string())),
-                }
-            }
-            None => {
-                let why = format!("its artifact {} is missing or damaged; tune it again", winner.artifact);
-                left_out.push((winner.problem, why));
-            }
-        }
-    }
-    Ok(Gathered { bundle: Bundle::seal(parts)?, left_out })
-}
-
-/// Compiles what a GPU machine without NVRTC needs to verify a winner: each source once.
-pub struct Verification<'a> {
-    library: &'a Library,
-    compiled: RefCell<HashMap<String, Result<Vec<u8>, String>>>,
-}
-
-impl<'a> Verification<'a> {
-    /// From these templates.
-    pub fn new(library: &'a Library) -> Verification<'a> {
-        Verification { library, compiled: RefCell::default() }
-    }
-
-    /// The support code and the reference of a CUDA problem. The CPU needs neither: its reference is the host's own.
-    pub fn extras(&self, problem: &Problem, device: &Device) -> Result<Option<Extras>, String> {
-        if device.target == Target::Cpu {
-            return Ok(None);
-        }
-        let text = |e: &dyn std::fmt::Display| e.to_string();
-        let support = self.library.support(problem.dtype, device).map_err(|e| text(&e))?;
-        let template = self.library.reference(problem, device).map_err(|e| text(&e))?;
-        let source = self.library.render(&template, problem, device, &Config::default()).map_err(|e| text(&e))?;
-        let reference = (self.compile(&source)?, template.recipe.description.clone());
-        Ok(Some(Extras { support: self.compile(&support)?, reference }))
-    }
-
-    fn compile(&self, source: &Source) -> Result<Vec<u8>, String> {
-        let mut known = self.compiled.borrow_mut();
-        let made = known.entry(source.hash());
-        made.or_insert_with(|| nvrtc::compile(source).map(|(cubin, _)| cubin).map_err(|e: BackendError| e.to_string()))
-            .clone()
+/// An export's error as the program's.
+pub(super) fn failed(path: &Path, e: ExportError) -> CliError {
+    match e {
+        ExportError::Db(e) => CliError::Db(e),
+        ExportError::Bundle(e) => unusable(path, e),
+        ExportError::Target(e) => CliError::Target(e),
+        other => CliError::Partly(other.to_string()),
     }
 }
 
@@ -163,23 +72,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let filter = |w: &Winner| {
         (every || arches.contains(&w.device.arch)) && asked.as_ref().is_none_or(|list| list.contains(&w.problem))
     };
-    let verification = Verification::new(&library);
-    let unverified = RefCell::new(HashSet::new());
-    let extras = |w: &Winner| {
-        if args.no_verification {
-            return None;
-        }
-        verification.extras(&w.problem, &w.device).unwrap_or_else(|why| {
-            unverified.borrow_mut().insert(why);
-            None
-        })
-    };
-    let gathered = seal(&args.store.read()?, filter, &extras).map_err(|e| match e {
-        GatherError::Db(e) => CliError::Db(e),
-        GatherError::Bundle(e) => unusable(&args.output, e),
-    })?;
-    let bundle = &gathered.bundle;
-    let mut missing: Vec<(Problem, String)> = gathered.left_out.clone();
+    let options = Options { filter: &filter, compiler: None, stale: args.stale, verifiable: !args.no_verification };
+    let export = export::seal(&args.store.read()?, &library, options).map_err(|e| failed(&args.output, e))?;
+    let bundle = &export.bundle;
+    let mut missing: Vec<(Problem, String)> =
+        export.left_out.iter().map(|left| (left.problem, left.why.to_string())).collect();
     let held: HashSet<Problem> = bundle.winners().map(|h| h.problem()).collect();
     for problem in asked.iter().flatten() {
         if !held.contains(problem) && !missing.iter().any(|(p, _)| p == problem) {
@@ -195,7 +92,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         return Err(CliError::Partly(text));
     }
     bundle.write(&args.output).map_err(|e| unusable(&args.output, e))?;
-    say(args, bundle, &missing, &unverified.into_inner());
+    say(args, bundle, &missing, &export.unverifiable);
     match missing.len() {
         0 => Ok(()),
         n => Err(CliError::Partly(format!("{n} problems were left out"))),
@@ -220,7 +117,7 @@ fn asked(args: &Args, arches: &[String], every: bool) -> Result<Option<Vec<Probl
     w.problems(target).map(Some)
 }
 
-fn say(args: &Args, bundle: &Bundle<'_>, missing: &[(Problem, String)], unverified: &HashSet<String>) {
+fn say(args: &Args, bundle: &Bundle<'_>, missing: &[(Problem, String)], unverified: &[String]) {
     for why in unverified {
         eprintln!(
             "jitune: warning: the file can be verified only where NVRTC is: {}",

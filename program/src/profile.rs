@@ -1,15 +1,17 @@
 //! `jitune profile`: one kernel's full card.
 
-use super::compare::{Scratch, bundle};
+use super::compare::{bundle, on};
 use super::select::{Store, Templates, Where};
 use super::{CliError, table};
+use jitune::bench::Folder;
 use jitune::compare::{self, Options, Places, Profiled, Profiler};
 use jitune::device::{Device, Target};
+use jitune::key::{self, Context};
 use jitune::problem::Problem;
 use jitune::recipe::Recipe;
+use jitune::template::Library;
 use jitune::tune;
 use jitune::winner::Winner;
-use jitune::worker::Kind;
 use jitune_db::Db;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -44,14 +46,14 @@ pub struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let problem: Problem = args.problem.parse()?;
-    let kind = *args.device.devices()?.first().ok_or_else(|| CliError::Usage("no device".into()))?;
+    let id = args.device.first()?;
     let library = args.templates.library()?;
-    let scratch = Scratch::new()?;
+    let scratch = Folder::temporary()?;
     let exe = std::env::current_exe().map_err(|source| CliError::Io { path: "jitune".into(), source })?;
-    let device = tune::ceilings(&exe, kind, &library, problem.dtype, &scratch.0)?;
+    let device = tune::ceilings(&exe, id, &library, problem.dtype, scratch.path())?;
     let db = args.store.read()?;
-    let winner = newest(&db, &problem, &device)?;
-    let bundle = bundle(&db, &device, &scratch.0)?;
+    let winner = stored(&db, &library, &problem, &device)?;
+    let bundle = bundle(&db, &library, &device, scratch.path())?;
     let (kernels, why) = match (device.target, Profiler::find()) {
         (Target::Cpu, _) => (Vec::new(), Some("a processor's counters are not read".to_string())),
         (Target::Cuda, None) => (Vec::new(), Some("ncu is not in PATH".to_string())),
@@ -60,16 +62,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
                 exe,
                 winners: bundle,
                 device: device.clone(),
-                on: match kind {
-                    Kind::Cuda(ordinal) => jitune_peer::Device::Cuda(ordinal),
-                    _ => jitune_peer::Device::Cpu(device.units as usize),
-                },
+                on: on(id, &device),
                 peers: vec![args.peer.clone()],
                 settings: BTreeMap::new(),
                 places: Places {
                     folder: args.peer_dir.clone(),
                     python: args.python.clone(),
-                    scratch: scratch.0.clone(),
+                    scratch: scratch.path().into(),
                 },
                 rounds: 1,
                 seconds: 1.0,
@@ -86,7 +85,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             }
         }
     };
-    let code = scratch.0.join("kernel.cubin");
+    let code = scratch.path().join("kernel.cubin");
     let mix = db
         .artifact(&winner.artifact.parse().map_err(|_| missing(&problem))?)?
         .filter(|_| device.target == Target::Cuda && args.peer == compare::OURS)
@@ -120,20 +119,14 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 
 fn missing(problem: &Problem) -> CliError {
     CliError::Partly(format!(
-        "'{problem}' has no winner for this device; `jitune tune --problem '{problem}'` finds one"
+        "'{problem}' has no winner for this device that a look-up finds; `jitune tune --problem '{problem}'` finds one"
     ))
 }
 
-fn newest(db: &Db, problem: &Problem, device: &Device) -> Result<Winner, CliError> {
-    let mut best: Option<Winner> = None;
-    for record in db.winners()? {
-        let Ok(winner) = serde_json::from_value::<Winner>(record?.body) else { continue };
-        let fits = winner.problem == *problem && winner.device.silicon == device.silicon;
-        if fits && best.as_ref().is_none_or(|b| b.evidence.at < winner.evidence.at) {
-            best = Some(winner);
-        }
-    }
-    best.ok_or_else(|| missing(problem))
+fn stored(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Result<Winner, CliError> {
+    let context = Context { device: device.clone(), compiler: key::compiler(device.target)? };
+    let key = context.winner(library, problem, &library.for_problem(problem, device)?);
+    db.winner(&key)?.as_ref().and_then(tune::winner_of).ok_or_else(|| missing(problem))
 }
 
 /// What is known without counters: the roofline, and how the kernel fills the device.

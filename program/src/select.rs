@@ -2,11 +2,10 @@
 
 use super::CliError;
 use jitune::backend::{cpu, cuda};
-use jitune::device::{Device, Target};
+use jitune::device::{Device, DeviceId, Target};
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem};
 use jitune::template::Library;
-use jitune::worker::Kind;
 use jitune_db::{Db, OpenOptions};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -142,30 +141,34 @@ impl Where {
     }
 
     /// The devices as workers see them.
-    pub fn devices(&self) -> Result<Vec<Kind>, CliError> {
+    pub fn devices(&self) -> Result<Vec<DeviceId>, CliError> {
         if self.target()? == Target::Cpu {
-            return Ok(vec![Kind::Cpu(self.threads.unwrap_or(0))]);
+            return Ok(vec![DeviceId::Cpu(self.threads.unwrap_or(0))]);
         }
+        let ordinals = || self.gpus.split(',').map(|t| t.trim().parse::<usize>()).collect::<Result<Vec<_>, _>>();
+        let asked = if self.gpus == "all" { None } else { Some(ordinals()) };
+        let asked = asked
+            .transpose()
+            .map_err(|_| CliError::Usage(format!("--gpus {}: `all`, or ordinals such as 0,2", self.gpus)))?;
         let count = cuda::gpu_count()?;
-        let list: Vec<usize> = if self.gpus == "all" {
-            (0..count).collect()
-        } else {
-            let parse = |t: &str| t.trim().parse::<usize>();
-            let parsed: Result<Vec<usize>, _> = self.gpus.split(',').map(parse).collect();
-            parsed.map_err(|_| CliError::Usage(format!("--gpus {}: `all`, or ordinals such as 0,2", self.gpus)))?
-        };
+        let list = asked.unwrap_or_else(|| (0..count).collect());
         match list.iter().find(|i| **i >= count) {
             Some(&ordinal) => Err(jitune::backend::BackendError::NoGpu { ordinal, count }.into()),
             None if list.is_empty() => Err(jitune::backend::BackendError::NoGpu { ordinal: 0, count }.into()),
-            None => Ok(list.into_iter().map(Kind::Cuda).collect()),
+            None => Ok(list.into_iter().map(DeviceId::Cuda).collect()),
         }
+    }
+
+    /// The first device.
+    pub fn first(&self) -> Result<DeviceId, CliError> {
+        self.devices()?.first().copied().ok_or_else(|| CliError::Usage("--gpus: it names no GPU".into()))
     }
 
     /// The first device's description. Only for subcommands that measure nothing: it opens the GPU in this process.
     pub fn describe(&self) -> Result<Device, CliError> {
-        match self.devices()?.first() {
-            Some(Kind::Cuda(ordinal)) => Ok(cuda::Gpu::open(*ordinal)?.device.clone()),
-            _ => Ok(cpu::describe(self.threads)),
+        match self.first()? {
+            DeviceId::Cuda(ordinal) => Ok(cuda::Gpu::open(ordinal)?.device.clone()),
+            DeviceId::Cpu(_) => Ok(cpu::describe(self.threads)),
         }
     }
 }

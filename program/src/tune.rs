@@ -3,10 +3,8 @@
 use super::progress::Progress;
 use super::select::{Store, Templates, Where, Which};
 use super::{CliError, table};
-use jitune::device::Target;
 use jitune::tune::{self, Options, Report, Search};
 use jitune::winner::Winner;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -72,20 +70,18 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     for line in &db.report().bad_lines {
         eprintln!("jitune: warning: a damaged line of the journal was set aside: {line}");
     }
-    let exe = std::env::current_exe().map_err(|source| CliError::Io { path: PathBuf::from("jitune"), source })?;
-    let budget = Duration::from_secs(args.budget.unwrap_or(if target == Target::Cuda { 225 } else { 150 }));
+    let budget = args.budget.map_or_else(|| tune::default_budget(target), Duration::from_secs);
     let options = Options {
-        exe,
         devices,
-        budget,
-        trials: args.trials.unwrap_or(if target == Target::Cuda { 64 } else { 16 }).max(1),
+        budget: Some(budget),
+        trials: args.trials,
         near_roofline: args.near_roofline,
         search: args.search,
         compilers: args.compilers,
         patience: Duration::from_secs_f64(args.patience),
         again: args.again,
         nominal: args.nominal_ceilings,
-        stored_only: false,
+        ..Options::default()
     };
     let stop = on_signals()?;
     let progress = Progress::new(args.json, budget);
@@ -138,8 +134,8 @@ fn show(report: &Report, problems: usize) {
     };
     let rows: Vec<Vec<String>> = winners.iter().map(row).collect();
     table::print(&["us", "rate", "of ceiling", "trials", "rejected", "problem", "winner"], &rows, &[0, 1, 2, 3]);
-    for (problem, why) in &report.failed {
-        println!("no winner: {problem}: {why}");
+    for f in &report.failed {
+        println!("no winner: {}: {}", f.problem, f.error);
     }
     println!();
     for d in &report.devices {
@@ -155,12 +151,18 @@ fn show(report: &Report, problems: usize) {
         report.stored,
         report.seconds
     );
-    if report.compiling.1 > 0 {
+    if report.compiling.sources > 0 {
         let s = &report.spent;
         println!(
             "time of the measuring workers: preparing {:.1} s, verifying {:.1} s, measuring {:.1} s, waiting for compilers \
              {:.1} s, recovering {:.1} s; compiling {:.1} s over all workers for {} sources",
-            s.preparing, s.verifying, s.measuring, s.waiting, s.recovering, report.compiling.0, report.compiling.1
+            s.preparing,
+            s.verifying,
+            s.measuring,
+            s.waiting,
+            s.recovering,
+            report.compiling.seconds,
+            report.compiling.sources
         );
     }
 }

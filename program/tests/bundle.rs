@@ -6,24 +6,35 @@ mod make;
 
 use jitune::bundle::Bundle;
 use jitune::device::Device;
+use jitune::key::Context;
 use jitune::recipe::ExprText;
 use jitune::runtime::Runtime;
 use jitune::winner::Winner;
-use jitune_db::{Db, Key, OpenOptions, Record};
-use make::{COMPILED, WINNERS, fake};
+use jitune_db::{Db, OpenOptions, Record};
+use make::{COMPILED, LIBRARY, WINNERS, fake};
 use std::path::Path;
 use std::process::Command;
 
-fn store(db: &Db, w: &Winner, code: &[u8], version: &str) {
+/// Stores a winner as the tuner does, made by this compiler.
+fn store(db: &Db, w: &Winner, code: &[u8], compiler: &str) {
     db.put_artifact(code).unwrap();
-    let key = Key::new([("problem", w.problem.to_string()), ("arch", w.device.arch.clone())], [("v", version.into())]);
+    let templates = LIBRARY.for_problem(&w.problem, &w.device).unwrap();
+    let context = Context { device: w.device.clone(), compiler: compiler.into() };
+    let key = context.winner(&LIBRARY, &w.problem, &templates);
     db.put_winner(&Record::winner(key, serde_json::to_value(w).unwrap())).unwrap();
 }
 
+/// The program with no compiler, and no database but the folder's own.
 fn jitune(folder: &Path, args: &[&str]) -> (i32, String) {
+    run(folder, args, Some(""))
+}
+
+fn run(folder: &Path, args: &[&str], path: Option<&str>) -> (i32, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_jitune"));
-    // No compiler and no database but the named one.
-    command.env("PATH", "").env("JITUNE_DB", folder.join("db")).current_dir(folder).args(args);
+    command.env("JITUNE_DB", folder.join("db")).current_dir(folder).args(args);
+    if let Some(path) = path {
+        command.env("PATH", path);
+    }
     let out = command.output().unwrap();
     let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
     println!("jitune {}\n{text}", args.join(" "));
@@ -129,6 +140,7 @@ fn what_is_wrong_has_a_clear_message_and_an_exit_code() {
         (&["verify", "slow.jitune", "--no-timing"], 0, "good"),
         (&["verify", "--target", "cpu", "other.jitune"], 1, "no winner is for this machine"),
         (&["verify", "damaged.jitune"], 4, "damaged"),
+        (&["verify", "--target", "cuda", "--gpus", "x", "other.jitune"], 2, "--gpus x"),
         (&["inspect", "damaged.jitune"], 4, "damaged"),
         (&["inspect", "absent.jitune"], 4, "absent.jitune"),
         (&["verify", "--slack", "0.5", "slow.jitune"], 2, "--slack"),
@@ -138,4 +150,53 @@ fn what_is_wrong_has_a_clear_message_and_an_exit_code() {
         assert!(code == expected && text.contains(part), "{args:?}: {code}: {text}");
     }
     assert!(!path.join("x.jitune").exists());
+}
+
+#[test]
+fn a_winner_of_another_template_than_todays_is_not_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    // The templates of a product, as a user has copied them.
+    let own = path.join("own");
+    std::fs::create_dir(&own).unwrap();
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel-templates/cpu");
+    for name in ["cpu_rmsnorm.c", "cpu_rmsnorm.toml"] {
+        std::fs::copy(built_in.join(name), own.join(name)).unwrap();
+    }
+    let tune = ["tune", "--target", "cpu", "--threads", "2", "--trials", "1", "--budget", "1", "--nominal-ceilings"];
+    let mine = ["--problem", "rmsnorm rows=4 cols=96 dtype=f32", "--templates", "own"];
+    let tune = || assert_eq!(run(path, &[&tune[..], &mine].concat(), None).0, 0);
+    let profile = || run(path, &[&["profile", "--target", "cpu", "--threads", "2"], &mine[1..]].concat(), None);
+    let export = |more: &[&str]| {
+        let list = ["export", "--target", "cpu", "--threads", "2", "-o", "m.jitune"];
+        jitune(path, &[&list, &mine[2..], more].concat())
+    };
+    tune();
+    let (code, text) = export(&[]);
+    assert!(code == 0 && text.contains("1 winners"), "{text}");
+    assert_eq!(profile().0, 0);
+    let first = Bundle::open(path.join("m.jitune")).unwrap().winners().next().unwrap().evidence().at;
+
+    // Its code is edited: what was measured is not what would be rendered now.
+    let file = own.join("cpu_rmsnorm.c");
+    let before = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{before}\nstatic const int edited = 1;\n")).unwrap();
+    std::fs::remove_file(path.join("m.jitune")).unwrap();
+    let (code, text) = export(&[]);
+    assert!(code == 1 && text.contains("compile.templates") && !path.join("m.jitune").exists(), "{text}");
+    let (code, text) = profile();
+    assert!(code == 1 && text.contains("has no winner"), "{text}");
+    let (code, text) = export(&["--stale"]);
+    assert!(code == 0 && text.contains("1 winners"), "{text}");
+
+    // Tuned again, both are stored; the newer one counts, until the edit is taken back.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    tune();
+    let (code, text) = export(&[]);
+    assert!(code == 0 && text.contains("1 winners"), "{text}");
+    assert!(Bundle::open(path.join("m.jitune")).unwrap().winners().next().unwrap().evidence().at > first);
+    std::fs::write(&file, before).unwrap();
+    let (code, text) = export(&[]);
+    assert!(code == 0 && text.contains("1 winners"), "{text}");
+    assert_eq!(Bundle::open(path.join("m.jitune")).unwrap().winners().next().unwrap().evidence().at, first);
 }

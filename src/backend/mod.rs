@@ -111,26 +111,6 @@ impl BackendError {
     }
 }
 
-/// Compiled code and what the compiler said of it.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct ArtifactInfo {
-    /// Registers a thread (CUDA).
-    pub registers: u32,
-    /// Bytes of spill stores and loads (CUDA).
-    pub spills: u32,
-    /// Static shared memory in bytes (CUDA).
-    pub smem: u32,
-    /// Stack frame in bytes (CUDA).
-    pub stack: u32,
-    /// Size of the code file in bytes.
-    pub bytes: u64,
-    /// Seconds the compiler took.
-    pub seconds: f64,
-    /// Warnings worth keeping.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub log: String,
-}
-
 /// Lets a closed pipe end the process, as it ends other command-line tools. Not for a process that talks to workers: a
 /// dead worker closes its pipe too.
 #[cfg(feature = "tuner")]

@@ -1,35 +1,31 @@
 //! What a measuring session offers, whatever the device: prepare a problem, try a candidate, run the finals.
 
 use super::BackendError;
-use crate::device::{Ceilings, Device};
+use crate::artifact::Artifact;
+use crate::device::{Ceilings, Device, DeviceId};
 use crate::problem::{Problem, Tolerance};
 use crate::recipe::Launch;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 
 /// Code on disk and how it is launched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Runnable {
-    /// The artifact's file.
-    pub artifact: PathBuf,
-    /// The blake3 hash its bytes must have, in hex.
-    pub hash: String,
+    /// The code.
+    pub artifact: Artifact,
     /// The launch.
     pub launch: Launch,
 }
 
 impl Runnable {
-    /// Reads the artifact and checks its hash.
-    pub fn bytes(&self) -> Result<Vec<u8>, BackendError> {
-        let io = |source| BackendError::Io { path: self.artifact.clone(), source };
-        let bytes = std::fs::read(&self.artifact).map_err(io)?;
-        if blake3::hash(&bytes).to_hex().as_str() != self.hash {
-            return Err(BackendError::Load {
-                why: format!("{} is damaged: its hash differs", self.artifact.display()),
-            });
-        }
-        Ok(bytes)
+    /// Reads the code and checks its hash.
+    pub(super) fn bytes(&self) -> Result<Vec<u8>, BackendError> {
+        code(&self.artifact)
     }
+}
+
+/// Reads an artifact and checks its hash.
+pub(super) fn code(artifact: &Artifact) -> Result<Vec<u8>, BackendError> {
+    artifact.bytes().map_err(|source| BackendError::Io { path: artifact.path.clone(), source })
 }
 
 /// What a session needs to check and time one problem.
@@ -41,7 +37,7 @@ pub struct Setup {
     pub seed: u64,
     /// CUDA: the support code for the problem's dtype.
     #[serde(default)]
-    pub support: Option<(PathBuf, String)>,
+    pub support: Option<Artifact>,
     /// CUDA: the f64 reference.
     #[serde(default)]
     pub reference: Option<Runnable>,
@@ -138,9 +134,12 @@ pub struct Tried {
     /// Blocks a multiprocessor holds (CUDA).
     #[serde(default)]
     pub blocks_per_sm: u32,
-    /// Seconds spent on loading and checking, and on timing.
+    /// Seconds spent on loading and checking.
     #[serde(default)]
-    pub seconds: (f64, f64),
+    pub verifying_s: f64,
+    /// Seconds spent on timing.
+    #[serde(default)]
+    pub measuring_s: f64,
 }
 
 /// A device that can check and time candidates of one problem at a time.
@@ -148,8 +147,8 @@ pub trait Session {
     /// The device.
     fn device(&self) -> &Device;
 
-    /// Measures the ceilings that rooflines use, and keeps them in [`Session::device`].
-    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, BackendError>;
+    /// Measures the ceilings that rooflines use with the support code, and keeps them in [`Session::device`].
+    fn ceilings(&mut self, support: &Artifact) -> Result<Ceilings, BackendError>;
 
     /// Takes ceilings that another session measured on this device.
     fn assume(&mut self, ceilings: Ceilings);
@@ -162,6 +161,15 @@ pub trait Session {
 
     /// Times several candidates round by round in turn, and drops rounds with a clock away from the usual one.
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, BackendError>;
+}
+
+/// Opens a device.
+pub fn open(device: DeviceId) -> Result<Box<dyn Session>, BackendError> {
+    Ok(match device {
+        DeviceId::Cuda(ordinal) => Box::new(super::cuda::CudaSession::open(ordinal)?),
+        DeviceId::Cpu(0) => Box::new(super::cpu::CpuSession::open(None)),
+        DeviceId::Cpu(threads) => Box::new(super::cpu::CpuSession::open(Some(threads))),
+    })
 }
 
 /// Drops the rounds whose clock is over 3% away from the median clock; clocks that cannot be read (0) drop nothing.

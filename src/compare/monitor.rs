@@ -1,12 +1,13 @@
 //! What the hardware does meanwhile: a thread that reads NVML a few times a second.
 
 use crate::report::rows::Trace;
+use crate::sync::lock;
 use jitune_peer::Device;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -47,7 +48,7 @@ impl Monitor {
     }
 
     fn readings(&self) -> std::sync::MutexGuard<'_, Vec<Trace>> {
-        self.shared.readings.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.readings)
     }
 
     /// How many readings there are, to ask later what came after.
@@ -95,7 +96,7 @@ fn watch(nvml: &Nvml, index: u32, shared: &Shared) {
                 mem_bytes: device.memory_info().ok().map(|m| m.used),
                 throttle: device.current_throttle_reasons().map(reasons).unwrap_or_default(),
             };
-            shared.readings.lock().unwrap_or_else(PoisonError::into_inner).push(reading);
+            lock(&shared.readings).push(reading);
         }
         std::thread::sleep(EVERY);
     }

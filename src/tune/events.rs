@@ -76,6 +76,29 @@ pub trait Observer: Sync {
     fn event(&self, event: &Event);
 }
 
+/// A problem that has no winner.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Failed {
+    /// The problem.
+    pub problem: Problem,
+    /// Why.
+    pub error: String,
+}
+
+/// What the compilers of a run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Compiling {
+    /// Sources that they compiled.
+    pub sources: u64,
+    /// Seconds of it, summed over the workers.
+    pub seconds: f64,
+}
+
+/// Hears nothing.
+impl Observer for () {
+    fn event(&self, _: &Event) {}
+}
+
 /// What a run gave.
 #[derive(Debug, Default, serde::Serialize)]
 pub struct Report {
@@ -83,14 +106,14 @@ pub struct Report {
     pub winners: Vec<Option<Winner>>,
     /// Winners that were stored before.
     pub stored: usize,
-    /// Problems that failed, and why.
-    pub failed: Vec<(Problem, String)>,
+    /// Problems that have no winner.
+    pub failed: Vec<Failed>,
     /// The devices, with measured ceilings.
     pub devices: Vec<Device>,
     /// Where the measuring workers' time went.
     pub spent: Spent,
-    /// Seconds of compiling summed over workers, and compiled sources.
-    pub compiling: (f64, u64),
+    /// What the compilers did.
+    pub compiling: Compiling,
     /// Wall time.
     pub seconds: f64,
     /// Stopped before the end.

@@ -2,9 +2,10 @@
 
 use super::TuneError;
 use super::verdict::Verdict;
+use crate::artifact::Artifact;
 use crate::backend::session::{Runnable, Series, Setup, Tried};
-use crate::device::{Ceilings, Device};
-use crate::worker::{Answer, Failure, FailureKind, Kind, Lost, Request, Worker};
+use crate::device::{Ceilings, Device, DeviceId};
+use crate::worker::{Answer, Duty, Failure, FailureKind, Lost, Request, Worker};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ impl Spent {
 /// A device's measuring worker, whatever happens to the process behind it. Lives on one thread.
 pub struct Measurer {
     exe: PathBuf,
-    kind: Kind,
+    id: DeviceId,
     worker: Option<Worker>,
     device: Device,
     setup: Option<Setup>,
@@ -54,8 +55,8 @@ pub struct Measurer {
 
 impl Measurer {
     /// Starts the worker and asks for the device.
-    pub fn start(exe: PathBuf, kind: Kind) -> Result<Measurer, TuneError> {
-        let mut worker = Worker::start(&exe, kind)?;
+    pub fn start(exe: PathBuf, id: DeviceId) -> Result<Measurer, TuneError> {
+        let mut worker = Worker::start(&exe, Duty::Measure(id))?;
         let device = match worker.ask(&Request::Device, SLOW)? {
             Answer::Device(d) => *d,
             Answer::Failed(f) => return Err(TuneError::Device(f)),
@@ -63,7 +64,7 @@ impl Measurer {
         };
         Ok(Measurer {
             exe,
-            kind,
+            id,
             worker: Some(worker),
             device,
             setup: None,
@@ -79,7 +80,7 @@ impl Measurer {
     }
 
     /// Measures the device's ceilings.
-    pub fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, TuneError> {
+    pub fn ceilings(&mut self, support: Artifact) -> Result<Ceilings, TuneError> {
         match self.ask(&Request::Ceilings { support }, SLOW)? {
             Answer::Ceilings(c) => {
                 self.device.ceilings = c;
@@ -127,8 +128,8 @@ impl Measurer {
     }
 
     fn judge(&mut self, candidate: &Runnable, tried: Tried) -> Verdict {
-        self.spent.verifying += tried.seconds.0;
-        self.spent.measuring += tried.seconds.1;
+        self.spent.verifying += tried.verifying_s;
+        self.spent.measuring += tried.measuring_s;
         if let Some(why) = tried.check.wrong {
             return Verdict::Wrong { why };
         }
@@ -163,7 +164,7 @@ impl Measurer {
 
     fn ask(&mut self, request: &Request, deadline: Duration) -> Result<Answer, TuneError> {
         if self.worker.is_none() {
-            self.worker = Some(Worker::start(&self.exe, self.kind)?);
+            self.worker = Some(Worker::start(&self.exe, Duty::Measure(self.id))?);
         }
         let Some(worker) = &mut self.worker else { return Err(unexpected()) };
         let answer = worker.ask(request, deadline);

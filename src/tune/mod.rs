@@ -3,10 +3,10 @@
 //! Owns the loop, the search, the statistics and the compile pool. The parent never touches a device: workers do.
 
 mod ceilings;
+mod compilers;
 mod error;
 mod events;
 mod measurer;
-mod pool;
 mod problem;
 mod search;
 mod statistics;
@@ -14,49 +14,50 @@ mod verdict;
 
 pub use ceilings::ceilings;
 pub use error::TuneError;
-pub use events::{Event, Observer, Report};
+pub use events::{Compiling, Event, Failed, Observer, Report};
 pub use measurer::Spent;
-pub use pool::Compiled;
 pub use search::{Point, Search, Searcher};
 pub use statistics::{noise, ties};
 pub use verdict::Verdict;
 
-use crate::backend::session::{Runnable, Setup};
-use crate::device::{Device, Target};
+use crate::backend::BackendError;
+use crate::bench::{self, Bench, Folder};
+use crate::device::{Device, DeviceId, Target};
 use crate::key::Context;
 use crate::problem::Problem;
 use crate::recipe::Config;
-use crate::template::{Library, Source, Template};
+use crate::sync::{into_inner, lock};
+use crate::template::{Library, Template};
 use crate::winner::Winner;
-use crate::worker::Kind;
+use compilers::Compilers;
 use jitune_db::{Db, Record};
 use measurer::Measurer;
-use pool::{NotCompiled, Pool};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How to tune.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The program that workers are started from.
-    pub exe: PathBuf,
-    /// The devices, one worker each.
-    pub devices: Vec<Kind>,
-    /// Wall time for all problems together.
-    pub budget: Duration,
-    /// Most candidates a problem.
-    pub trials: usize,
+    /// The program that workers are started from, which calls [`worker_main`](crate::worker_main) first; by default the
+    /// one that is running.
+    pub exe: Option<PathBuf>,
+    /// The devices, all of one target, one worker each; where none is named, the first GPU, or the host's processor where
+    /// there is no GPU.
+    pub devices: Vec<DeviceId>,
+    /// Wall time for all problems together; by default [`default_budget`].
+    pub budget: Option<Duration>,
+    /// Most candidates a problem; by default 64 on GPUs and 16 on a processor.
+    pub trials: Option<usize>,
     /// Stop a problem within this share of its roofline.
     pub near_roofline: f64,
     /// The strategy.
     pub search: Search,
     /// Compile workers; by default as many as cores but one, and memory, allow.
     pub compilers: Option<usize>,
-    /// Seconds that one candidate may take beyond what is expected of it.
+    /// The time that one candidate may take beyond what is expected of it.
     pub patience: Duration,
     /// Tune again what is stored already.
     pub again: bool,
@@ -66,20 +67,63 @@ pub struct Options {
     pub stored_only: bool,
 }
 
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            exe: None,
+            devices: Vec::new(),
+            budget: None,
+            trials: None,
+            near_roofline: 0.03,
+            search: Search::default(),
+            compilers: None,
+            patience: Duration::from_secs(5),
+            again: false,
+            nominal: false,
+            stored_only: false,
+        }
+    }
+}
+
+impl Options {
+    fn exe(&self) -> Result<PathBuf, TuneError> {
+        let this = || std::env::current_exe().map_err(|source| TuneError::Io { path: "this program".into(), source });
+        self.exe.clone().map_or_else(this, Ok)
+    }
+
+    fn devices(&self) -> Vec<DeviceId> {
+        if !self.devices.is_empty() {
+            return self.devices.clone();
+        }
+        let gpu = crate::backend::cuda::gpu_count().is_ok_and(|n| n > 0);
+        vec![if gpu { DeviceId::Cuda(0) } else { DeviceId::Cpu(0) }]
+    }
+}
+
+/// The wall time that a run has by default.
+pub fn default_budget(target: Target) -> Duration {
+    Duration::from_secs(if target == Target::Cuda { 225 } else { 150 })
+}
+
 pub(crate) struct Tuner<'a> {
     db: &'a Db,
     library: &'a Library,
     options: &'a Options,
     observer: &'a dyn Observer,
     stop: &'a AtomicBool,
-    pool: Pool,
+    /// What the options say, or their defaults for this target.
+    exe: PathBuf,
+    devices: Vec<DeviceId>,
+    budget: Duration,
+    trials: usize,
+    compilers: Compilers,
     scratch: PathBuf,
     seed: u64,
     compiler: String,
     memory: Mutex<Vec<(Problem, String, Config)>>,
 }
 
-/// Tunes `problems` and stores every winner as soon as it is known.
+/// Tunes `problems` and stores every winner as soon as it is known. `stop` ends it early: the report says so then.
 pub fn run(
     db: &Db,
     library: &Library,
@@ -89,13 +133,15 @@ pub fn run(
     stop: &AtomicBool,
 ) -> Result<Report, TuneError> {
     let start = Instant::now();
-    let target = if matches!(options.devices.first(), Some(Kind::Cuda(_))) { Target::Cuda } else { Target::Cpu };
+    let (exe, devices) = (options.exe()?, options.devices());
+    let target = devices[0].target();
     let compiler = crate::key::compiler(target)?;
     let scratch = scratch(db.path())?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let by_memory = (available_memory() / 2 / pool::WORKER_MEMORY).max(1) as usize;
-    // One core is left to each measuring worker of a GPU; for the host's own processor the pool rests while it measures.
-    let spare = if target == Target::Cuda { options.devices.len() } else { 0 };
+    let by_memory = (available_memory() / 2 / compilers::WORKER_MEMORY).max(1) as usize;
+    // One core is left to each measuring worker of a GPU; for the host's own processor the compilers rest while it
+    // measures.
+    let spare = if target == Target::Cuda { devices.len() } else { 0 };
     let compilers = options.compilers.unwrap_or_else(|| cores.saturating_sub(spare).max(1)).min(by_memory);
     let tuner = Tuner {
         db,
@@ -103,7 +149,11 @@ pub fn run(
         options,
         observer,
         stop,
-        pool: Pool::start(options.exe.clone(), scratch.path().to_path_buf(), compilers),
+        budget: options.budget.unwrap_or_else(|| default_budget(target)),
+        trials: options.trials.unwrap_or(if target == Target::Cuda { 64 } else { 16 }).max(1),
+        compilers: Compilers::start(exe.clone(), scratch.path().to_path_buf(), compilers),
+        exe,
+        devices,
         scratch: scratch.path().to_path_buf(),
         seed: jitune_db::now(),
         compiler,
@@ -116,29 +166,15 @@ pub fn run(
 
 /// A folder for artifacts in the making, removed at the end; those of processes that died are removed now. The caller
 /// holds the database's lock, so nobody else's is in use.
-fn scratch(db: &Path) -> Result<Scratch, TuneError> {
+fn scratch(db: &Path) -> Result<Folder, TuneError> {
     let root = db.join("scratch");
-    let own = root.join(std::process::id().to_string());
     if root.exists() {
-        std::fs::remove_dir_all(&root).map_err(|source| TuneError::Io { path: root, source })?;
+        std::fs::remove_dir_all(&root).map_err(|source| TuneError::Io { path: root.clone(), source })?;
     }
-    std::fs::create_dir_all(&own).map_err(|source| TuneError::Io { path: own.clone(), source })?;
-    Ok(Scratch(own))
-}
-
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What stays behind is removed by the next run.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+    Folder::at(root.join(std::process::id().to_string())).map_err(|e| match e {
+        BackendError::Io { path, source } => TuneError::Io { path, source },
+        other => TuneError::Target(other),
+    })
 }
 
 fn available_memory() -> u64 {
@@ -182,14 +218,13 @@ impl Tuner<'_> {
         let mut report = Report { winners: vec![None; problems.len()], ..Report::default() };
         // Describing a device is cheap and needs no measurement, so a second run over stored winners ends at once.
         let mut measurers = Vec::new();
-        for &kind in &self.options.devices {
-            measurers.push(Mutex::new(Measurer::start(self.options.exe.clone(), kind)?));
+        for &id in &self.devices {
+            measurers.push(Mutex::new(Measurer::start(self.exe.clone(), id)?));
         }
-        let lock = |m: &Mutex<Measurer>| m.lock().unwrap_or_else(PoisonError::into_inner).device().clone();
         // Devices of one kind share winners: each problem is tuned once a kind.
         let mut kinds: Vec<(Device, Vec<usize>)> = Vec::new();
         for (i, m) in measurers.iter().enumerate() {
-            let device = lock(m);
+            let device = lock(m).device().clone();
             match kinds.iter_mut().find(|(d, _)| d.silicon == device.silicon && d.arch == device.arch) {
                 Some((_, list)) => list.push(i),
                 None => kinds.push((device, vec![i])),
@@ -205,20 +240,20 @@ impl Tuner<'_> {
                     Ok(Some(winner)) if !self.options.again => {
                         self.remember_stored(&winner);
                         self.tell(Event::Won { index: i, winner: Box::new(winner.clone()), stored: true });
-                        winners.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(winner);
-                        totals.lock().unwrap_or_else(PoisonError::into_inner).stored += 1;
+                        lock(&winners)[i] = Some(winner);
+                        lock(&totals).stored += 1;
                         stored += 1;
                     }
                     Ok(_) => todo.push(i),
                     Err(e) => {
                         self.tell(Event::Failed { index: i, problem: *p, error: e.to_string() });
-                        totals.lock().unwrap_or_else(PoisonError::into_inner).failed.push((*p, e.to_string()));
+                        lock(&totals).failed.push(Failed { problem: *p, error: e.to_string() });
                     }
                 }
             }
             self.tell(Event::Plan { problems: problems.len(), stored });
             if todo.is_empty() || self.options.stored_only {
-                totals.lock().unwrap_or_else(PoisonError::into_inner).devices.push(device.clone());
+                lock(&totals).devices.push(device.clone());
                 continue;
             }
             let next = AtomicUsize::new(0);
@@ -229,25 +264,25 @@ impl Tuner<'_> {
                     scope.spawn(move || {
                         let done = self.device_thread(member, problems, todo, next, winners, totals, start);
                         if let Err(e) = done {
-                            errors.lock().unwrap_or_else(PoisonError::into_inner).push(e);
+                            lock(errors).push(e);
                         }
                     });
                 }
             });
-            let failed = errors.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().next();
+            let failed = into_inner(errors).into_iter().next();
             if let Some(e) = failed {
                 return Err(e);
             }
         }
-        report.winners = winners.into_inner().unwrap_or_else(PoisonError::into_inner);
-        report.compiling = self.pool.spent();
+        report.winners = into_inner(winners);
+        report.compiling = self.compilers.spent();
         report.seconds = start.elapsed().as_secs_f64();
         report.interrupted = self.stopped();
         Ok(report)
     }
 
     fn remember_stored(&self, winner: &Winner) {
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = lock(&self.memory);
         memory.push((winner.problem, winner.template().to_string(), winner.config.clone()));
     }
 
@@ -263,10 +298,10 @@ impl Tuner<'_> {
         totals: &Mutex<&mut Report>,
         start: Instant,
     ) -> Result<(), TuneError> {
-        let mut measurer = Measurer::start(self.options.exe.clone(), self.options.devices[member])?;
+        let mut measurer = Measurer::start(self.exe.clone(), self.devices[member])?;
         if !self.options.nominal {
-            let support = self.support(problems[todo[0]].dtype, measurer.device())?;
-            measurer.ceilings(Some(support))?;
+            let support = self.bench().support(problems[todo[0]].dtype, measurer.device())?;
+            measurer.ceilings(support)?;
         }
         let device = measurer.device().clone();
         self.tell(Event::Device { device: Box::new(device.clone()) });
@@ -279,14 +314,14 @@ impl Tuner<'_> {
             if device.target == Target::Cuda {
                 self.foresee(todo.get(at + 1).map(|&i| &problems[i]), &device);
             }
-            let left = self.options.budget.saturating_sub(start.elapsed()).as_secs_f64();
-            let share = share(&device, problems, &todo[at..]) * self.options.devices.len() as f64;
+            let left = self.budget.saturating_sub(start.elapsed()).as_secs_f64();
+            let share = share(&device, problems, &todo[at..]) * self.devices.len() as f64;
             // Never so little that nothing can be tried: the first candidate always runs.
             let budget = Duration::from_secs_f64((left * share.min(1.0)).max(0.2));
             match self.tune_problem(&problems[index], &mut measurer, budget, index) {
                 Ok(winner) => {
                     self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: false });
-                    winners.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(winner);
+                    lock(winners)[index] = Some(winner);
                 }
                 Err(TuneError::Interrupted) => break,
                 // The next problem would meet the same.
@@ -296,12 +331,12 @@ impl Tuner<'_> {
                 }
                 Err(e) => {
                     self.tell(Event::Failed { index, problem: problems[index], error: e.to_string() });
-                    let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
-                    totals.failed.push((problems[index], e.to_string()));
+                    let mut totals = lock(totals);
+                    totals.failed.push(Failed { problem: problems[index], error: e.to_string() });
                 }
             }
         }
-        let mut totals = totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = lock(totals);
         totals.spent.add(&measurer.spent);
         totals.devices.push(measurer.device().clone());
         Ok(())
@@ -311,8 +346,8 @@ impl Tuner<'_> {
     fn foresee(&self, problem: Option<&Problem>, device: &Device) {
         let Some(problem) = problem else { return };
         let Ok(templates) = self.templates(problem, device) else { return };
-        if let Ok(source) = self.reference_source(problem, device) {
-            self.pool.submit(&source.0, None);
+        if let Ok((source, _)) = bench::reference(self.library, problem, device) {
+            self.compilers.submit(&source, None);
         }
         let mut points = Vec::new();
         for (i, t) in templates.iter().enumerate() {
@@ -322,64 +357,16 @@ impl Tuner<'_> {
                 points.extend(named);
             }
         }
-        let mut searcher = Searcher::new(points, self.options.search, self.options.trials, &[], self.seed);
+        let mut searcher = Searcher::new(points, self.options.search, self.trials, &[], self.seed);
         for p in searcher.next_batch() {
             if let Ok(source) = self.library.render(&templates[p.template], problem, device, &p.config) {
-                self.pool.submit(&source, None);
+                self.compilers.submit(&source, None);
             }
         }
     }
 
-    fn compile_source(&self, what: &str, source: &Source) -> Result<Compiled, TuneError> {
-        let (reply, outcome) = channel();
-        self.pool.submit(source, Some((reply, 0)));
-        match outcome.recv() {
-            Ok((_, Ok(compiled))) => Ok(compiled),
-            Ok((_, Err(NotCompiled::Broken(f)))) => Err(TuneError::Device(f)),
-            Ok((_, Err(NotCompiled::Judged(verdict)))) => {
-                Err(TuneError::Support { what: what.into(), why: format!("{verdict:?}") })
-            }
-            Err(_) => Err(TuneError::Interrupted),
-        }
-    }
-
-    fn compile_now(
-        &self,
-        template: &Template,
-        problem: &Problem,
-        device: &Device,
-        config: &Config,
-    ) -> Result<Compiled, TuneError> {
-        let source = self.library.render(template, problem, device, config)?;
-        self.compile_source(template.name(), &source)
-    }
-
-    fn support(&self, dtype: crate::problem::Dtype, device: &Device) -> Result<(PathBuf, String), TuneError> {
-        let source = self.library.support(dtype, device)?;
-        self.compile_source("the support code", &source).map(|c| (c.path, c.hash))
-    }
-
-    fn reference_source(
-        &self,
-        problem: &Problem,
-        device: &Device,
-    ) -> Result<(Source, crate::recipe::Launch), TuneError> {
-        let template = self.library.reference(problem, device)?;
-        let none = Config::default();
-        let source = self.library.render(&template, problem, device, &none)?;
-        Ok((source, template.recipe.launch(problem, device, &none)?))
-    }
-
-    /// What a session needs for a problem; on the host's processor the reference is the host's own.
-    fn setup(&self, problem: &Problem, device: &Device, seed: u64) -> Result<Setup, TuneError> {
-        if device.target == Target::Cpu {
-            return Ok(Setup { problem: *problem, seed, support: None, reference: None });
-        }
-        let support = self.support(problem.dtype, device)?;
-        let (source, launch) = self.reference_source(problem, device)?;
-        let compiled = self.compile_source("the reference", &source)?;
-        let reference = Runnable { artifact: compiled.path, hash: compiled.hash, launch };
-        Ok(Setup { problem: *problem, seed, support: Some(support), reference: Some(reference) })
+    fn bench(&self) -> Bench<'_, Compilers> {
+        Bench::new(self.library, &self.compilers)
     }
 }
 

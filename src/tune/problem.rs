@@ -1,15 +1,17 @@
 //! Tuning one problem: the loop, readable top to bottom.
 
-use super::pool::{Compiled, NotCompiled};
+use super::compilers::{NotCompiled, Outcome};
 use super::search::{Point, Searcher};
 use super::statistics::ties;
 use super::verdict::Verdict;
 use super::{Event, TuneError, Tuner};
+use crate::artifact::Artifact;
 use crate::backend::session::{Runnable, Series, Setup};
 use crate::device::Target;
 use crate::problem::Problem;
 use crate::recipe::{Config, Recipe};
 use crate::space;
+use crate::sync::lock;
 use crate::template::Template;
 use crate::tune::measurer::Measurer;
 use crate::winner::{Evidence, Winner};
@@ -34,7 +36,7 @@ const FRESH_BYTES: u64 = 128 << 20;
 struct Right {
     point: Point,
     us: f64,
-    compiled: Option<Compiled>,
+    compiled: Option<Artifact>,
     errors: Errors,
 }
 
@@ -62,7 +64,7 @@ struct Work<'a> {
 }
 
 /// The finals' choice, its series, and the names of those it ties with.
-type Chosen = ((Point, Compiled), Series, Vec<String>);
+type Chosen = ((Point, Artifact), Series, Vec<String>);
 
 impl Tuner<'_> {
     /// The stored winner of a problem, if there is one whose artifact is there too.
@@ -92,7 +94,7 @@ impl Tuner<'_> {
         let device = measurer.device().clone();
         let mut work = self.open(problem, measurer)?;
         self.tell(Event::Problem { index, problem: *problem, space: work.space, budget_s: budget.as_secs_f64() });
-        let setup = self.setup(problem, &device, self.seed)?;
+        let setup = self.bench().setup(problem, &device, self.seed)?;
         work.measurer.prepare(setup.clone())?;
         loop {
             let batch = work.searcher.next_batch();
@@ -117,7 +119,7 @@ impl Tuner<'_> {
         let errors = self.check_again(&mut work, &chosen, setup)?;
         if device.target == Target::Cpu && !self.options.nominal {
             // What a processor reaches changes while others use the machine: a winner is held against the best so far.
-            work.measurer.ceilings(Some(self.support(problem.dtype, &device)?))?;
+            work.measurer.ceilings(self.bench().support(problem.dtype, &device)?)?;
         }
         let winner = self.winner(&work, chosen, series, tied, errors, start)?;
         self.store(&winner, &device, &work)?;
@@ -151,7 +153,7 @@ impl Tuner<'_> {
         }
         let remembered = self.remembered(problem, &templates);
         let space = points.len() as u64;
-        let searcher = Searcher::new(points, self.options.search, self.options.trials, &remembered, self.seed);
+        let searcher = Searcher::new(points, self.options.search, self.trials, &remembered, self.seed);
         let roofline_us = device.roofline(problem).0 * 1e6;
         Ok(Work {
             problem: *problem,
@@ -185,7 +187,7 @@ impl Tuner<'_> {
                 &point.config,
             ) {
                 Ok(source) => {
-                    self.pool.submit(&source, Some((reply.clone(), number)));
+                    self.compilers.submit(&source, Some((reply.clone(), number)));
                     waiting += 1;
                 }
                 Err(e) => self.judged(work, point, Verdict::Rejected { why: e.to_string() }, None)?,
@@ -215,7 +217,7 @@ impl Tuner<'_> {
         &self,
         work: &mut Work,
         batch: &[Point],
-        (number, outcome): (usize, super::pool::Outcome),
+        (number, outcome): (usize, Outcome),
         until: Instant,
     ) -> Result<(), TuneError> {
         if self.stopped() {
@@ -249,7 +251,7 @@ impl Tuner<'_> {
         work: &mut Work,
         point: &Point,
         verdict: Verdict,
-        compiled: Option<Compiled>,
+        compiled: Option<Artifact>,
     ) -> Result<(), TuneError> {
         let body = serde_json::to_value(&verdict).map_err(|e| TuneError::Record(e.to_string()))?;
         let key = work.keys[point.template].clone();
@@ -262,7 +264,7 @@ impl Tuner<'_> {
         work: &mut Work,
         point: &Point,
         verdict: Verdict,
-        compiled: Option<Compiled>,
+        compiled: Option<Artifact>,
     ) -> Result<(), TuneError> {
         work.tried += 1;
         match (&verdict, verdict.median_us()) {
@@ -286,10 +288,10 @@ impl Tuner<'_> {
         Ok(())
     }
 
-    fn runnable(&self, work: &Work, point: &Point, compiled: &Compiled) -> Result<Runnable, TuneError> {
+    fn runnable(&self, work: &Work, point: &Point, compiled: &Artifact) -> Result<Runnable, TuneError> {
         let recipe: &Recipe = &work.templates[point.template].recipe;
         let launch = recipe.launch(&work.problem, work.measurer.device(), &point.config)?;
-        Ok(Runnable { artifact: compiled.path.clone(), hash: compiled.hash.clone(), launch })
+        Ok(Runnable { artifact: compiled.clone(), launch })
     }
 
     /// Times the best few round by round in turn, and picks from those that cannot be told apart the one that comes
@@ -299,14 +301,17 @@ impl Tuner<'_> {
         let limit = work.right[0].us * FINAL_MARGIN;
         work.right.retain(|r| r.us <= limit);
         work.right.truncate(FINALISTS);
-        let mut finalists: Vec<(Point, Compiled)> = Vec::new();
+        let mut finalists: Vec<(Point, Artifact)> = Vec::new();
         for right in &work.right {
             let compiled = match &right.compiled {
                 Some(c) => c.clone(),
                 // Its verdict is remembered from an earlier run: only the artifact is made again.
-                None => {
-                    self.compile_now(&work.templates[right.point.template], &work.problem, device, &right.point.config)?
-                }
+                None => self.bench().artifact(
+                    &work.templates[right.point.template],
+                    &work.problem,
+                    device,
+                    &right.point.config,
+                )?,
             };
             finalists.push((right.point.clone(), compiled));
         }
@@ -329,7 +334,7 @@ impl Tuner<'_> {
     fn check_again(
         &self,
         work: &mut Work,
-        (point, compiled): &(Point, Compiled),
+        (point, compiled): &(Point, Artifact),
         setup: Setup,
     ) -> Result<Errors, TuneError> {
         if work.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
@@ -357,7 +362,7 @@ impl Tuner<'_> {
     fn winner(
         &self,
         work: &Work,
-        (point, compiled): (Point, Compiled),
+        (point, compiled): (Point, Artifact),
         series: Series,
         tied: Vec<String>,
         errors: Errors,
@@ -414,7 +419,7 @@ impl Tuner<'_> {
 
     /// Configs of the winners of neighbouring problems: same op and template, any shape; the latest first.
     fn remembered(&self, problem: &Problem, templates: &[Arc<Template>]) -> Vec<(usize, Config)> {
-        let memory = self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let memory = lock(&self.memory);
         let near = memory.iter().rev().filter(|(p, ..)| p.op().name == problem.op().name && p.dtype == problem.dtype);
         let place = |name: &str| templates.iter().position(|t| t.name() == name);
         let mut list: Vec<(usize, Config)> = Vec::new();
@@ -430,7 +435,7 @@ impl Tuner<'_> {
     }
 
     fn remember(&self, winner: &Winner) {
-        let mut memory = self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut memory = lock(&self.memory);
         memory.push((winner.problem, winner.template().to_string(), winner.config.clone()));
     }
 }

@@ -1,18 +1,15 @@
 //! The child's side: a loop that answers one request at a time.
 
-use super::{Answer, Failure, FailureKind, Kind, Request, frame};
-use crate::backend::cpu::{CpuSession, cc};
-use crate::backend::cuda::{CudaSession, nvrtc};
-use crate::backend::session::Session;
-use crate::backend::{ArtifactInfo, BackendError};
-use crate::template::{Language, Source};
+use super::{Answer, Duty, Failure, FailureKind, Request, frame};
+use crate::backend::BackendError;
+use crate::backend::session::{self, Session};
+use crate::bench::compile;
 use std::io;
-use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 
 /// Serves requests until the parent closes the pipe. Returns the process's exit code.
-pub(super) fn serve(kind: Kind) -> io::Result<u8> {
-    if kind != Kind::Compile {
+pub(super) fn serve(duty: Duty) -> io::Result<u8> {
+    if duty != Duty::Compile {
         // The kernel ends this process when the thread that started it ends, however that comes about. A compile worker
         // must not end so: its compilers would go on without it. It ends its group itself, below.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -24,8 +21,10 @@ pub(super) fn serve(kind: Kind) -> io::Result<u8> {
     while let Ok(request) = requests.recv() {
         let Some(request) = request? else { break };
         let answer = match request {
-            Request::Compile { source, folder } => compile(&source, &folder),
-            request => measure(kind, &mut session, request),
+            Request::Compile { source, folder } => {
+                compile(&source, &folder).map(|artifact| Answer::Compiled(Box::new(artifact)))
+            }
+            request => measure(duty, &mut session, request),
         };
         let answer = answer.unwrap_or_else(|e| Answer::Failed(Failure::from(&e)));
         frame::send(&mut output, &answer)?;
@@ -56,23 +55,15 @@ fn read(tell: &Sender<io::Result<Option<Request>>>) {
     }
 }
 
-fn open(kind: Kind) -> Result<Box<dyn Session>, BackendError> {
-    Ok(match kind {
-        Kind::Cuda(ordinal) => Box::new(CudaSession::open(ordinal)?),
-        Kind::Cpu(0) => Box::new(CpuSession::open(None)),
-        Kind::Cpu(threads) => Box::new(CpuSession::open(Some(threads))),
-        Kind::Compile => return Err(BackendError::Measurement("a compile worker does not measure".into())),
-    })
-}
-
-fn measure(kind: Kind, slot: &mut Option<Box<dyn Session>>, request: Request) -> Result<Answer, BackendError> {
-    if slot.is_none() {
-        *slot = Some(open(kind)?);
-    }
-    let Some(session) = slot else { return Ok(Answer::Done) };
+fn measure(duty: Duty, slot: &mut Option<Box<dyn Session>>, request: Request) -> Result<Answer, BackendError> {
+    let session = match (slot.as_mut(), duty) {
+        (Some(session), _) => session,
+        (None, Duty::Measure(device)) => slot.insert(session::open(device)?),
+        (None, Duty::Compile) => return Err(BackendError::Measurement("a compile worker does not measure".into())),
+    };
     Ok(match request {
         Request::Device => Answer::Device(Box::new(session.device().clone())),
-        Request::Ceilings { support } => Answer::Ceilings(session.ceilings(support)?),
+        Request::Ceilings { support } => Answer::Ceilings(session.ceilings(&support)?),
         Request::Assume(ceilings) => {
             session.assume(ceilings);
             Answer::Done
@@ -85,19 +76,4 @@ fn measure(kind: Kind, slot: &mut Option<Box<dyn Session>>, request: Request) ->
         Request::Finals { candidates, rounds } => Answer::Series(session.finals(&candidates, rounds)?),
         Request::Compile { .. } => Answer::Done,
     })
-}
-
-/// Compiles a source and leaves the artifact in `folder` under its hash.
-fn compile(source: &Source, folder: &Path) -> Result<Answer, BackendError> {
-    let (bytes, info): (Vec<u8>, ArtifactInfo) = match source.language {
-        Language::Cuda => nvrtc::compile(source)?,
-        Language::C => cc::compile(source, folder)?,
-    };
-    let hash = blake3::hash(&bytes).to_hex().to_string();
-    let path = folder.join(&hash);
-    let io = |source| BackendError::Io { path: path.clone(), source };
-    // Another worker may write the same artifact: each writes a file of its own and moves it into place.
-    let own = folder.join(format!("{hash}.{}", std::process::id()));
-    std::fs::write(&own, &bytes).and_then(|()| std::fs::rename(&own, &path)).map_err(io)?;
-    Ok(Answer::Compiled { path, hash, info })
 }

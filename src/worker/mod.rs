@@ -1,7 +1,7 @@
 //! Workers: child processes that compile or measure, so that a candidate that faults or hangs costs its worker and
 //! never the run.
 //!
-//! A worker is the program that tunes, started once more (`PROGRAM jitune-worker KIND`), in a process group of its own.
+//! A worker is the program that tunes, started once more (`PROGRAM jitune-worker DUTY`), in a process group of its own.
 //! [`worker_main`], which that program calls first, then answers framed requests on its standard input and output one at a
 //! time. A worker dies with its parent.
 
@@ -14,9 +14,10 @@ use child::serve;
 pub use process::{Lost, Process};
 pub use supervisor::Worker;
 
+use crate::artifact::Artifact;
+use crate::backend::BackendError;
 use crate::backend::session::{Runnable, Series, Setup, Tried};
-use crate::backend::{ArtifactInfo, BackendError};
-use crate::device::{Ceilings, Device};
+use crate::device::{Ceilings, Device, DeviceId};
 use crate::template::Source;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -36,7 +37,7 @@ pub fn worker_main() {
         return;
     }
     let code = match args.next().unwrap_or_default().parse() {
-        Ok(kind) => serve(kind).unwrap_or_else(|e| {
+        Ok(duty) => serve(duty).unwrap_or_else(|e| {
             eprintln!("a worker cannot go on: {e}");
             4
         }),
@@ -50,36 +51,27 @@ pub fn worker_main() {
 
 /// What a worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum Duty {
     /// Compiles for either target; uses no GPU.
     Compile,
-    /// Measures on the GPU of that ordinal.
-    Cuda(usize),
-    /// Measures on the host's processor with so many threads (0: all).
-    Cpu(usize),
+    /// Measures on a device.
+    Measure(DeviceId),
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for Duty {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Kind::Compile => f.write_str("compile"),
-            Kind::Cuda(i) => write!(f, "cuda:{i}"),
-            Kind::Cpu(n) => write!(f, "cpu:{n}"),
+            Duty::Compile => f.write_str("compile"),
+            Duty::Measure(device) => device.fmt(f),
         }
     }
 }
 
-impl FromStr for Kind {
+impl FromStr for Duty {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Kind, String> {
-        let number = |t: &str| t.parse().map_err(|_| format!("'{text}' is not a kind of worker"));
-        match text.split_once(':') {
-            None if text == "compile" => Ok(Kind::Compile),
-            Some(("cuda", n)) => number(n).map(Kind::Cuda),
-            Some(("cpu", n)) => number(n).map(Kind::Cpu),
-            _ => Err(format!("'{text}' is not a kind of worker")),
-        }
+    fn from_str(text: &str) -> Result<Duty, String> {
+        if text == "compile" { Ok(Duty::Compile) } else { text.parse().map(Duty::Measure) }
     }
 }
 
@@ -99,7 +91,7 @@ pub enum Request {
     /// Measure the ceilings.
     Ceilings {
         /// The support code.
-        support: Option<(PathBuf, String)>,
+        support: Artifact,
     },
     /// Use these ceilings, measured by an earlier worker.
     Assume(Ceilings),
@@ -127,15 +119,8 @@ pub enum Request {
 pub enum Answer {
     /// Done, nothing to say.
     Done,
-    /// The artifact's file and hash.
-    Compiled {
-        /// Where it lies.
-        path: PathBuf,
-        /// Its blake3 hash in hex.
-        hash: String,
-        /// What the compiler said.
-        info: ArtifactInfo,
-    },
+    /// The artifact.
+    Compiled(Box<Artifact>),
     /// The device.
     Device(Box<Device>),
     /// The ceilings.

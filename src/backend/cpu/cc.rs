@@ -1,6 +1,7 @@
 //! The host's C compiler.
 
-use crate::backend::{ArtifactInfo, BackendError};
+use crate::artifact::ArtifactInfo;
+use crate::backend::BackendError;
 use crate::template::Source;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -4,13 +4,12 @@ use super::gauge::Gauge;
 use super::launch::{Bound, Module};
 use super::memory::Buffer;
 use super::pool::Pool;
+use crate::artifact::Artifact;
 use crate::backend::BackendError;
-use crate::backend::session::{Check, Runnable, Series, Session, Setup, TensorCheck, Tried};
+use crate::backend::session::{Check, Runnable, Series, Session, Setup, TensorCheck, Tried, code};
 use crate::device::{Ceilings, Device};
 use crate::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
-use crate::recipe::Launch;
 use rayon::prelude::*;
-use std::path::PathBuf;
 use std::time::Instant;
 
 /// Input reads that the host reference of one problem may cost: a tenth of a second on two cores.
@@ -182,16 +181,10 @@ impl Session for CpuSession {
         &self.device
     }
 
-    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, BackendError> {
-        let Some((artifact, hash)) = support else {
-            return Err(BackendError::Measurement("the ceilings need the support code".into()));
-        };
+    fn ceilings(&mut self, support: &Artifact) -> Result<Ceilings, BackendError> {
         let gauge = match self.gauge.take() {
             Some(gauge) => gauge,
-            None => {
-                let file = Runnable { artifact, hash, launch: Launch::default() };
-                Gauge::new(&file.bytes()?, &self.device)?
-            }
+            None => Gauge::new(&code(support)?, &self.device)?,
         };
         let known = self.device.ceilings;
         let rounds = if known.measured { CEILING_ROUNDS.1 } else { CEILING_ROUNDS.0 };
@@ -253,7 +246,7 @@ impl Session for CpuSession {
         let check = self.check(&loaded)?;
         let checked = begun.elapsed().as_secs_f64();
         if check.wrong.is_some() || rounds == 0 {
-            return Ok(Tried { check, series: None, blocks_per_sm: 0, seconds: (checked, 0.0) });
+            return Ok(Tried { check, series: None, blocks_per_sm: 0, verifying_s: checked, measuring_s: 0.0 });
         }
         let start = Instant::now();
         let (passes, mut series) = self.passes(&loaded)?;
@@ -265,7 +258,8 @@ impl Session for CpuSession {
             check,
             series: Some(series),
             blocks_per_sm: 0,
-            seconds: (checked, begun.elapsed().as_secs_f64() - checked),
+            verifying_s: checked,
+            measuring_s: begun.elapsed().as_secs_f64() - checked,
         })
     }
 

@@ -1,6 +1,7 @@
 //! NVRTC: from a source to a cubin, on a machine with or without a GPU.
 
-use crate::backend::{ArtifactInfo, BackendError};
+use crate::artifact::ArtifactInfo;
+use crate::backend::BackendError;
 use crate::template::Source;
 use cudarc::nvrtc::sys;
 use std::ffi::{CStr, CString, c_char};

@@ -8,11 +8,11 @@ use super::device::Gpu;
 use super::driver::{Buffer, Event, Graph, Module, Stream};
 use super::launch::Bound;
 use super::support::Support;
+use crate::artifact::Artifact;
 use crate::backend::BackendError;
-use crate::backend::session::{Check, Runnable, Series, Session, Setup, Tried, gate_clocks};
+use crate::backend::session::{Check, Runnable, Series, Session, Setup, Tried, code, gate_clocks};
 use crate::device::{Ceilings, Device};
 use crate::problem::{Inputs, Problem, Role, Tensor, Tolerance, expected};
-use std::path::PathBuf;
 use std::time::Instant;
 
 /// Poisoned bytes around every tensor: a read outside gives NaN, a write is seen.
@@ -87,14 +87,9 @@ impl CudaSession {
         self
     }
 
-    fn support(&mut self, file: &Option<(PathBuf, String)>) -> Result<(), BackendError> {
-        let Some((path, hash)) = file else {
-            return Err(BackendError::Measurement("a CUDA session needs the support code".into()));
-        };
-        if self.support.as_ref().is_none_or(|(have, _)| have != hash) {
-            let launch = crate::recipe::Launch { kernels: Vec::new(), workspace: 0, zero: false };
-            let file = Runnable { artifact: path.clone(), hash: hash.clone(), launch };
-            self.support = Some((hash.clone(), Support::load(&file.bytes()?)?));
+    fn support(&mut self, artifact: &Artifact) -> Result<(), BackendError> {
+        if self.support.as_ref().is_none_or(|(have, _)| *have != artifact.hash) {
+            self.support = Some((artifact.hash.clone(), Support::load(&code(artifact)?)?));
         }
         Ok(())
     }
@@ -263,8 +258,8 @@ impl Session for CudaSession {
         &self.gpu.device
     }
 
-    fn ceilings(&mut self, support: Option<(PathBuf, String)>) -> Result<Ceilings, BackendError> {
-        self.support(&support)?;
+    fn ceilings(&mut self, support: &Artifact) -> Result<Ceilings, BackendError> {
+        self.support(support)?;
         self.state = None;
         let Some((_, support)) = &self.support else { return Ok(self.gpu.device.ceilings) };
         let bytes = (self.gpu.device.memory / 16).clamp(64 << 20, 2 << 30);
@@ -294,7 +289,10 @@ impl Session for CudaSession {
     }
 
     fn prepare(&mut self, setup: &Setup) -> Result<(), BackendError> {
-        self.support(&setup.support)?;
+        let Some(support) = &setup.support else {
+            return Err(BackendError::Measurement("a CUDA session needs the support code".into()));
+        };
+        self.support(support)?;
         self.state = None;
         let problem = setup.problem;
         let tensors = problem.tensors();
@@ -360,7 +358,7 @@ impl Session for CudaSession {
         let blocks_per_sm = loaded.bound[0].blocks_per_sm()?;
         let checked = begun.elapsed().as_secs_f64();
         if check.wrong.is_some() || rounds == 0 {
-            return Ok(Tried { check, series: None, blocks_per_sm, seconds: (checked, 0.0) });
+            return Ok(Tried { check, series: None, blocks_per_sm, verifying_s: checked, measuring_s: 0.0 });
         }
         let (graph, nodes) = self.timed_graph(&loaded)?;
         let mut series = Series::default();
@@ -372,7 +370,8 @@ impl Session for CudaSession {
             check,
             series: Some(series),
             blocks_per_sm,
-            seconds: (checked, begun.elapsed().as_secs_f64() - checked),
+            verifying_s: checked,
+            measuring_s: begun.elapsed().as_secs_f64() - checked,
         })
     }
 

@@ -1,12 +1,15 @@
-//! The compile pool: workers that turn sources into artifacts, each source once.
+//! The compilers: workers that turn sources into artifacts, each source once.
 
 use super::verdict::Verdict;
-use crate::backend::ArtifactInfo;
+use super::{Compiling, TuneError};
+use crate::artifact::Artifact;
+use crate::bench::Compile;
+use crate::sync::lock;
 use crate::template::Source;
-use crate::worker::{Answer, Failure, FailureKind, Kind, Request, Worker};
+use crate::worker::{Answer, Duty, Failure, FailureKind, Request, Worker};
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
-use std::sync::mpsc::Sender;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,17 +18,6 @@ use std::time::{Duration, Instant};
 const DEADLINE: Duration = Duration::from_secs(90);
 /// What one compile worker may come to use; the pool is no larger than memory allows at this each.
 pub const WORKER_MEMORY: u64 = 1 << 30;
-
-/// An artifact on disk.
-#[derive(Clone, Debug)]
-pub struct Compiled {
-    /// Its file.
-    pub path: PathBuf,
-    /// Its hash.
-    pub hash: String,
-    /// What the compiler said.
-    pub info: ArtifactInfo,
-}
 
 /// Why there is no artifact.
 #[derive(Clone, Debug)]
@@ -37,7 +29,7 @@ pub enum NotCompiled {
 }
 
 /// What came of a source.
-pub type Outcome = Result<Compiled, NotCompiled>;
+pub type Outcome = Result<Artifact, NotCompiled>;
 type Reply = (Sender<(usize, Outcome)>, usize);
 
 enum Slot {
@@ -50,8 +42,7 @@ struct State {
     queue: VecDeque<(String, Source)>,
     slots: HashMap<String, Slot>,
     stop: bool,
-    busy_s: f64,
-    compiled: u64,
+    spent: Compiling,
 }
 
 struct Shared {
@@ -60,28 +51,28 @@ struct Shared {
 }
 
 /// Compile workers and their queue.
-pub struct Pool {
+pub struct Compilers {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Pool {
+impl Compilers {
     /// Starts `workers` compile workers of the program at `exe`, which leave artifacts in `folder`.
-    pub fn start(exe: PathBuf, folder: PathBuf, workers: usize) -> Pool {
+    pub fn start(exe: PathBuf, folder: PathBuf, workers: usize) -> Compilers {
         let shared = Arc::new(Shared { state: Mutex::default(), wake: Condvar::new() });
         let spawn = |_| {
             let (shared, exe, folder) = (shared.clone(), exe.clone(), folder.clone());
             std::thread::spawn(move || work(&shared, &exe, &folder))
         };
         let threads = (0..workers.max(1)).map(spawn).collect();
-        Pool { shared, threads }
+        Compilers { shared, threads }
     }
 
     /// Asks for a source. The outcome goes to `reply` with its number, at once when it is known already. Without a reply
     /// the source is compiled when nothing else is asked for.
     pub fn submit(&self, source: &Source, reply: Option<Reply>) {
         let hash = source.hash();
-        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.shared.state);
         let urgent = reply.is_some();
         match state.slots.get_mut(&hash) {
             Some(Slot::Done(outcome)) => {
@@ -115,24 +106,40 @@ impl Pool {
 
     /// Drops everything that is not being compiled yet.
     pub fn clear(&self) {
-        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.shared.state);
         let dropped: Vec<String> = state.queue.drain(..).map(|(h, _)| h).collect();
         for hash in dropped {
             state.slots.remove(&hash);
         }
     }
 
-    /// Seconds that all workers spent compiling, and how many sources.
-    pub fn spent(&self) -> (f64, u64) {
-        let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-        (state.busy_s, state.compiled)
+    /// What they did so far.
+    pub fn spent(&self) -> Compiling {
+        lock(&self.shared.state).spent
     }
 }
 
-impl Drop for Pool {
+impl Compile for Compilers {
+    type Error = TuneError;
+
+    fn compile(&self, what: &str, source: &Source) -> Result<Artifact, TuneError> {
+        let (reply, outcome) = channel();
+        self.submit(source, Some((reply, 0)));
+        match outcome.recv() {
+            Ok((_, Ok(artifact))) => Ok(artifact),
+            Ok((_, Err(NotCompiled::Broken(f)))) => Err(TuneError::Device(f)),
+            Ok((_, Err(NotCompiled::Judged(verdict)))) => {
+                Err(TuneError::Support { what: what.into(), why: format!("{verdict:?}") })
+            }
+            Err(_) => Err(TuneError::Interrupted),
+        }
+    }
+}
+
+impl Drop for Compilers {
     fn drop(&mut self) {
         self.clear();
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        lock(&self.shared.state).stop = true;
         self.shared.wake.notify_all();
         for t in self.threads.drain(..) {
             let _ = t.join();
@@ -140,11 +147,11 @@ impl Drop for Pool {
     }
 }
 
-fn work(shared: &Shared, exe: &PathBuf, folder: &std::path::Path) {
+fn work(shared: &Shared, exe: &Path, folder: &Path) {
     let mut worker: Option<Worker> = None;
     loop {
         let job = {
-            let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&shared.state);
             loop {
                 if state.stop {
                     return;
@@ -158,9 +165,9 @@ fn work(shared: &Shared, exe: &PathBuf, folder: &std::path::Path) {
         let (hash, source) = job;
         let start = Instant::now();
         let outcome = compile(&mut worker, exe, folder, source);
-        let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.busy_s += start.elapsed().as_secs_f64();
-        state.compiled += 1;
+        let mut state = lock(&shared.state);
+        state.spent.seconds += start.elapsed().as_secs_f64();
+        state.spent.sources += 1;
         if let Some(Slot::Waiting(list)) = state.slots.insert(hash, Slot::Done(outcome.clone())) {
             for (to, number) in list {
                 let _ = to.send((number, outcome.clone()));
@@ -169,15 +176,15 @@ fn work(shared: &Shared, exe: &PathBuf, folder: &std::path::Path) {
     }
 }
 
-fn compile(worker: &mut Option<Worker>, exe: &PathBuf, folder: &std::path::Path, source: Source) -> Outcome {
+fn compile(worker: &mut Option<Worker>, exe: &Path, folder: &Path, source: Source) -> Outcome {
     let broken = |message: String| NotCompiled::Broken(Failure { kind: FailureKind::Environment, message });
     if worker.is_none() {
-        *worker = Some(Worker::start(exe, Kind::Compile).map_err(|lost| broken(lost.to_string()))?);
+        *worker = Some(Worker::start(exe, Duty::Compile).map_err(|lost| broken(lost.to_string()))?);
     }
     let Some(w) = worker else { return Err(broken("a compile worker is not started".into())) };
     let request = Request::Compile { source: Box::new(source), folder: folder.to_path_buf() };
     match w.ask(&request, DEADLINE) {
-        Ok(Answer::Compiled { path, hash, info }) => Ok(Compiled { path, hash, info }),
+        Ok(Answer::Compiled(artifact)) => Ok(*artifact),
         Ok(Answer::Failed(f)) if f.is_of_the_machine() => Err(NotCompiled::Broken(f)),
         Ok(Answer::Failed(f)) => Err(NotCompiled::Judged(Verdict::from(f))),
         Ok(_) => Err(broken("a compile worker answered something else".into())),

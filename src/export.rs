@@ -1,0 +1,193 @@
+//! Export: which of the stored winners go into a bundle, and what goes with them. The file itself is `bundle`'s.
+
+use crate::backend::BackendError;
+use crate::bench::{Bench, BenchError, Here};
+use crate::bundle::{Bundle, BundleError, Extras, Part};
+use crate::device::{Device, Target};
+use crate::key;
+use crate::problem::Problem;
+use crate::template::Library;
+use crate::winner::Winner;
+use jitune_db::{Db, FieldDiff, Record};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// What to seal.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// The winners that are asked for; all by default.
+    pub filter: &'a dyn Fn(&Winner) -> bool,
+    /// The only compiler whose code goes in, as [`key::compiler`] names it; by default any: code that one compiler made
+    /// is not worse when there is another.
+    pub compiler: Option<&'a str>,
+    /// Take winners too whose key is not today's: of other templates, another schema, another way of measuring.
+    pub stale: bool,
+    /// Add the code with which a GPU machine without NVRTC verifies the bundle. It needs NVRTC here.
+    pub verifiable: bool,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Options { filter: &|_| true, compiler: None, stale: false, verifiable: true }
+    }
+}
+
+/// A bundle, and what had to be left out.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Export {
+    /// The bundle.
+    pub bundle: Bundle<'static>,
+    /// Asked winners that are not in it.
+    pub left_out: Vec<LeftOut>,
+    /// Why some winners can be verified only where NVRTC is; each reason once.
+    pub unverifiable: Vec<String>,
+}
+
+/// A winner that is not in the bundle.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct LeftOut {
+    /// Its problem.
+    pub problem: Problem,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a winner is left out.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Why {
+    /// A look-up would not find it any more: the fields in which its key differs from today's.
+    Stale(Vec<FieldDiff>),
+    /// No template of the library takes its problem.
+    NoTemplate,
+    /// Its artifact is missing or damaged.
+    NoCode {
+        /// The artifact's hash.
+        artifact: String,
+    },
+    /// The bundle refuses it.
+    Unfit(String),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::Stale(fields) => {
+                let fields: Vec<String> = fields.iter().map(FieldDiff::to_string).collect();
+                write!(
+                    f,
+                    "its key is not today's ({}); tune it again, or give the templates it was tuned with",
+                    fields.join("; ")
+                )
+            }
+            Why::NoTemplate => f.write_str("no template takes it any more; give the templates it was tuned with"),
+            Why::NoCode { artifact } => write!(f, "its artifact {artifact} is missing or damaged; tune it again"),
+            Why::Unfit(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Why nothing is exported.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] jitune_db::Error),
+    /// The bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A folder for what is compiled cannot be made.
+    #[error(transparent)]
+    Target(#[from] BackendError),
+}
+
+/// Seals stored winners: of several for one problem and kind of device, the newest whose key is still the one that a
+/// look-up with `library` asks for.
+pub fn seal(db: &Db, library: &Library, options: Options<'_>) -> Result<Export, ExportError> {
+    let mut chosen: BTreeMap<_, Choice> = BTreeMap::new();
+    for record in db.winners()? {
+        let record = record?;
+        // Records of another version may not read as winners; they are kept there, and not exported.
+        let Some(winner) = crate::tune::winner_of(&record) else { continue };
+        if !(options.filter)(&winner) {
+            continue;
+        }
+        let against = if options.stale { None } else { against(library, &record, &winner, options.compiler) };
+        let d = &winner.device;
+        let slot = (d.target, d.arch.clone(), winner.problem, d.silicon.clone());
+        let choice = Choice { winner, against };
+        if chosen.get(&slot).is_none_or(|old| old.rank() < choice.rank()) {
+            chosen.insert(slot, choice);
+        }
+    }
+    let here = if options.verifiable { Some(Here::new()?) } else { None };
+    let (mut parts, mut left_out, mut unverifiable) = (Vec::new(), Vec::new(), Vec::new());
+    for Choice { winner, against } in chosen.into_values() {
+        let problem = winner.problem;
+        let code = match (&against, winner.artifact.parse()) {
+            (None, Ok(hash)) => db.artifact(&hash)?,
+            _ => None,
+        };
+        let why = match (against, code) {
+            (Some(why), _) => why,
+            (None, None) => Why::NoCode { artifact: winner.artifact },
+            (None, Some(code)) => {
+                let extras = here.as_ref().and_then(|here| {
+                    extras(library, here, &problem, &winner.device).unwrap_or_else(|why| {
+                        if !unverifiable.contains(&why) {
+                            unverifiable.push(why);
+                        }
+                        None
+                    })
+                });
+                let part = Part { extras, winner, code };
+                match part.check() {
+                    Ok(()) => {
+                        parts.push(part);
+                        continue;
+                    }
+                    Err(e) => Why::Unfit(e.to_string()),
+                }
+            }
+        };
+        left_out.push(LeftOut { problem, why });
+    }
+    Ok(Export { bundle: Bundle::seal(parts)?, left_out, unverifiable })
+}
+
+/// A winner of a slot, and what speaks against it.
+struct Choice {
+    winner: Winner,
+    against: Option<Why>,
+}
+
+impl Choice {
+    /// The greatest is sealed.
+    fn rank(&self) -> (bool, u64, &str) {
+        (self.against.is_none(), self.winner.evidence.at, &self.winner.artifact)
+    }
+}
+
+/// Why a look-up on the device of a winner would not find its record.
+fn against(library: &Library, record: &Record, winner: &Winner, compiler: Option<&str>) -> Option<Why> {
+    let Ok(templates) = library.for_problem(&winner.problem, &winner.device) else { return Some(Why::NoTemplate) };
+    let compiler = compiler.or(record.key.get("compiler")).unwrap_or_default().to_string();
+    let context = key::Context { device: winner.device.clone(), compiler };
+    let fields = context.winner(library, &winner.problem, &templates).diff(&record.key);
+    (!fields.is_empty()).then_some(Why::Stale(fields))
+}
+
+/// The support code and the reference of a CUDA problem. The CPU needs neither: its reference is the host's own.
+fn extras(library: &Library, here: &Here, problem: &Problem, device: &Device) -> Result<Option<Extras>, String> {
+    if device.target == Target::Cpu {
+        return Ok(None);
+    }
+    let setup = Bench::new(library, here).setup(problem, device, 0).map_err(|e: BenchError| e.to_string())?;
+    let (Some(support), Some(reference)) = (setup.support, setup.reference) else { return Ok(None) };
+    let description = library.reference(problem, device).map_err(|e| e.to_string())?.recipe.description.clone();
+    let code = |artifact: crate::artifact::Artifact| artifact.bytes().map_err(|e| e.to_string());
+    Ok(Some(Extras { support: code(support)?, reference: (code(reference.artifact)?, description) }))
+}

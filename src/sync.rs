@@ -1,0 +1,13 @@
+//! Locks whose data stays usable when a thread that held one panics: every change under them is complete at any moment.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Takes a lock.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a lock guarded, once nobody else has it.
+pub(crate) fn into_inner<T>(mutex: Mutex<T>) -> T {
+    mutex.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
