@@ -105,7 +105,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         }
         Command::Gc { dry_run, trials_older_than, grace } => {
             let db = args.store.open()?;
-            let before = trials_older_than.map(|days| jitune_db::now().saturating_sub(days * 86400));
+            let before = trials_older_than.map(|days| jitune_db::now().saturating_sub(days.saturating_mul(86400)));
             let options =
                 GcOptions { trials_before: before, artifact_grace: Duration::from_secs(*grace), dry_run: *dry_run };
             let done = db.gc(options)?;

@@ -227,6 +227,22 @@ fn mounted(place: &Place, options: &str) -> Option<Command> {
 }
 
 #[test]
+fn spans_of_time_without_end() {
+    let place = Place::new();
+    for case in [
+        case(
+            "tune --target cpu --threads 1 --trials 1 --nominal-ceilings --db db --problem 'gelu rows=4 cols=64' \
+             --budget 18446744073709551615",
+            0,
+            &["1 problems"],
+        ),
+        case("db gc --db db --dry-run --trials-older-than 18446744073709551615", 0, &[]),
+    ] {
+        run(&place, &case);
+    }
+}
+
+#[test]
 fn a_read_only_disk() {
     let place = Place::new();
     if let Some(command) = mounted(&place, "ro") {

@@ -26,17 +26,22 @@ use crate::device::{Device, DeviceId, Target};
 use crate::key::Context;
 use crate::problem::Problem;
 use crate::recipe::Config;
+use crate::space;
 use crate::sync::{into_inner, lock};
 use crate::template::{Library, Template};
 use crate::winner::Winner;
 use compilers::Compilers;
 use jitune_db::{Db, Record};
 use measurer::Measurer;
-use std::collections::BTreeMap;
+use problem::Tuning;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+/// Configs of neighbours that are tried first.
+const REMEMBERED: usize = 4;
 
 /// How to tune.
 #[derive(Clone, Debug)]
@@ -117,10 +122,11 @@ pub(crate) struct Tuner<'a> {
     budget: Duration,
     trials: usize,
     compilers: Compilers,
-    scratch: PathBuf,
+    start: Instant,
     seed: u64,
     compiler: String,
-    memory: Mutex<Vec<(Problem, String, Config)>>,
+    /// What won so far, the latest last.
+    memory: Mutex<Vec<Remembered>>,
 }
 
 /// Tunes `problems` and stores every winner as soon as it is known. `stop` ends it early: the report says so then.
@@ -154,12 +160,12 @@ pub fn run(
         compilers: Compilers::start(exe.clone(), scratch.path().to_path_buf(), compilers),
         exe,
         devices,
-        scratch: scratch.path().to_path_buf(),
+        start,
         seed: jitune_db::now(),
         compiler,
         memory: Mutex::default(),
     };
-    let report = tuner.run_all(problems, start);
+    let report = tuner.run_all(problems);
     drop(tuner);
     report
 }
@@ -196,10 +202,6 @@ impl Tuner<'_> {
         Context { device: device.clone(), compiler: self.compiler.clone() }
     }
 
-    fn templates(&self, problem: &Problem, device: &Device) -> Result<Vec<Arc<Template>>, TuneError> {
-        Ok(self.library.for_problem(problem, device)?)
-    }
-
     /// A candidate's deadline: far more than it can take, but little where that is little.
     fn deadline(&self, roofline_us: f64) -> Duration {
         self.options.patience + Duration::from_secs_f64(roofline_us * 1e-6 * 400.0)
@@ -214,91 +216,72 @@ impl Tuner<'_> {
         ])
     }
 
-    fn run_all(&self, problems: &[Problem], start: Instant) -> Result<Report, TuneError> {
-        let mut report = Report { winners: vec![None; problems.len()], ..Report::default() };
-        // Describing a device is cheap and needs no measurement, so a second run over stored winners ends at once.
-        let mut measurers = Vec::new();
-        for &id in &self.devices {
-            measurers.push(Mutex::new(Measurer::start(self.exe.clone(), id)?));
-        }
+    fn run_all(&self, problems: &[Problem]) -> Result<Report, TuneError> {
         // Devices of one kind share winners: each problem is tuned once a kind.
-        let mut kinds: Vec<(Device, Vec<usize>)> = Vec::new();
-        for (i, m) in measurers.iter().enumerate() {
-            let device = lock(m).device().clone();
+        let mut kinds: Vec<(Device, Vec<DeviceId>)> = Vec::new();
+        for &id in &self.devices {
+            // Describing a device is cheap and needs no measurement, so a second run over stored winners ends at once.
+            let device = Measurer::start(self.exe.clone(), id)?.device().clone();
             match kinds.iter_mut().find(|(d, _)| d.silicon == device.silicon && d.arch == device.arch) {
-                Some((_, list)) => list.push(i),
-                None => kinds.push((device, vec![i])),
+                Some((_, list)) => list.push(id),
+                None => kinds.push((device, vec![id])),
             }
         }
-        drop(measurers);
-        let winners = Mutex::new(std::mem::take(&mut report.winners));
-        let totals = Mutex::new(&mut report);
-        for (device, members) in &kinds {
-            let (mut todo, mut stored) = (Vec::new(), 0);
-            for (i, p) in problems.iter().enumerate() {
-                match self.stored(p, device) {
-                    Ok(Some(winner)) if !self.options.again => {
-                        self.remember_stored(&winner);
-                        self.tell(Event::Won { index: i, winner: Box::new(winner.clone()), stored: true });
-                        lock(&winners)[i] = Some(winner);
-                        lock(&totals).stored += 1;
-                        stored += 1;
-                    }
-                    Ok(_) => todo.push(i),
-                    Err(e) => {
-                        self.tell(Event::Failed { index: i, problem: *p, error: e.to_string() });
-                        lock(&totals).failed.push(Failed { problem: *p, error: e.to_string() });
-                    }
-                }
-            }
-            self.tell(Event::Plan { problems: problems.len(), stored });
+        let report = Mutex::new(Report { winners: vec![None; problems.len()], ..Report::default() });
+        for (device, ids) in kinds {
+            let todo = self.todo(problems, &device, &report);
             if todo.is_empty() || self.options.stored_only {
-                lock(&totals).devices.push(device.clone());
+                lock(&report).devices.push(device);
                 continue;
             }
-            let next = AtomicUsize::new(0);
-            let errors: Mutex<Vec<TuneError>> = Mutex::default();
-            std::thread::scope(|scope| {
-                for &member in members {
-                    let (next, todo, winners, totals, errors) = (&next, &todo, &winners, &totals, &errors);
-                    scope.spawn(move || {
-                        let done = self.device_thread(member, problems, todo, next, winners, totals, start);
-                        if let Err(e) = done {
-                            lock(errors).push(e);
-                        }
-                    });
-                }
+            let queue = Queue { problems, todo, next: AtomicUsize::new(0), ahead: Mutex::default(), report: &report };
+            let thread = |id: DeviceId| {
+                let queue = &queue;
+                move || self.device_thread(id, queue)
+            };
+            let ended: Vec<Result<(), TuneError>> = std::thread::scope(|scope| {
+                let threads: Vec<_> = ids.iter().map(|&id| scope.spawn(thread(id))).collect();
+                threads.into_iter().filter_map(|t| t.join().ok()).collect()
             });
-            let failed = into_inner(errors).into_iter().next();
-            if let Some(e) = failed {
-                return Err(e);
-            }
+            ended.into_iter().collect::<Result<(), TuneError>>()?;
         }
-        report.winners = into_inner(winners);
+        let mut report = into_inner(report);
         report.compiling = self.compilers.spent();
-        report.seconds = start.elapsed().as_secs_f64();
+        report.seconds = self.start.elapsed().as_secs_f64();
         report.interrupted = self.stopped();
         Ok(report)
     }
 
-    fn remember_stored(&self, winner: &Winner) {
-        let mut memory = lock(&self.memory);
-        memory.push((winner.problem, winner.template().to_string(), winner.config.clone()));
+    /// The positions of the problems that have no stored winner for a device, or are to be tuned again.
+    fn todo(&self, problems: &[Problem], device: &Device, report: &Mutex<Report>) -> Vec<usize> {
+        let (mut todo, mut stored) = (Vec::new(), 0);
+        for (index, &problem) in problems.iter().enumerate() {
+            match self.stored(&problem, device) {
+                Ok(Some(winner)) if !self.options.again => {
+                    self.remember(&winner);
+                    self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: true });
+                    lock(report).winners[index] = Some(winner);
+                    stored += 1;
+                }
+                Ok(_) => todo.push(index),
+                Err(e) => self.failed(index, problem, &e, report),
+            }
+        }
+        lock(report).stored += stored;
+        self.tell(Event::Plan { problems: problems.len(), stored });
+        todo
+    }
+
+    fn failed(&self, index: usize, problem: Problem, error: &TuneError, report: &Mutex<Report>) {
+        let error = error.to_string();
+        self.tell(Event::Failed { index, problem, error: error.clone() });
+        lock(report).failed.push(Failed { problem, error });
     }
 
     /// One device's thread: its worker lives and dies here.
-    #[allow(clippy::too_many_arguments)]
-    fn device_thread(
-        &self,
-        member: usize,
-        problems: &[Problem],
-        todo: &[usize],
-        next: &AtomicUsize,
-        winners: &Mutex<Vec<Option<Winner>>>,
-        totals: &Mutex<&mut Report>,
-        start: Instant,
-    ) -> Result<(), TuneError> {
-        let mut measurer = Measurer::start(self.exe.clone(), self.devices[member])?;
+    fn device_thread(&self, id: DeviceId, queue: &Queue<'_>) -> Result<(), TuneError> {
+        let Queue { problems, todo, report, .. } = queue;
+        let mut measurer = Measurer::start(self.exe.clone(), id)?;
         if !self.options.nominal {
             let support = self.bench().support(problems[todo[0]].dtype, measurer.device())?;
             measurer.ceilings(support)?;
@@ -306,22 +289,27 @@ impl Tuner<'_> {
         let device = measurer.device().clone();
         self.tell(Event::Device { device: Box::new(device.clone()) });
         loop {
-            let at = next.fetch_add(1, Ordering::Relaxed);
+            let at = queue.next.fetch_add(1, Ordering::Relaxed);
             let Some(&index) = todo.get(at) else { break };
             if self.stopped() {
                 break;
             }
-            if device.target == Target::Cuda {
-                self.foresee(todo.get(at + 1).map(|&i| &problems[i]), &device);
+            let problem = problems[index];
+            if device.target == Target::Cuda
+                && let Some(&next) = todo.get(at + 1)
+            {
+                self.foresee(&problems[next], &device, queue);
             }
-            let left = self.budget.saturating_sub(start.elapsed()).as_secs_f64();
+            let left = self.budget.saturating_sub(self.start.elapsed()).as_secs_f64();
             let share = share(&device, problems, &todo[at..]) * self.devices.len() as f64;
             // Never so little that nothing can be tried: the first candidate always runs.
-            let budget = Duration::from_secs_f64((left * share.min(1.0)).max(0.2));
-            match self.tune_problem(&problems[index], &mut measurer, budget, index) {
+            let budget = Duration::try_from_secs_f64((left * share.min(1.0)).max(0.2)).unwrap_or(Duration::MAX);
+            let space = lock(&queue.ahead).remove(&problem).map_or_else(|| self.space(&problem, &device), Ok);
+            let tuned = space.and_then(|space| Tuning::open(self, &mut measurer, space, budget)?.run(index));
+            match tuned {
                 Ok(winner) => {
                     self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: false });
-                    lock(winners)[index] = Some(winner);
+                    lock(report).winners[index] = Some(winner);
                 }
                 Err(TuneError::Interrupted) => break,
                 // The next problem would meet the same.
@@ -329,45 +317,112 @@ impl Tuner<'_> {
                 Err(e @ (TuneError::Sick(_) | TuneError::Db(_) | TuneError::Io { .. } | TuneError::Lost(_))) => {
                     return Err(e);
                 }
-                Err(e) => {
-                    self.tell(Event::Failed { index, problem: problems[index], error: e.to_string() });
-                    let mut totals = lock(totals);
-                    totals.failed.push(Failed { problem: problems[index], error: e.to_string() });
-                }
+                Err(e) => self.failed(index, problem, &e, report),
             }
         }
-        let mut totals = lock(totals);
-        totals.spent.add(&measurer.spent);
-        totals.devices.push(measurer.device().clone());
+        let mut report = lock(report);
+        report.spent.add(&measurer.spent);
+        report.devices.push(measurer.device().clone());
         Ok(())
     }
 
-    /// Lets the pool compile the first candidates of the next problem while this one is measured.
-    fn foresee(&self, problem: Option<&Problem>, device: &Device) {
-        let Some(problem) = problem else { return };
-        let Ok(templates) = self.templates(problem, device) else { return };
+    /// Lets the compilers make the first candidates of the next problem while this one is measured.
+    fn foresee(&self, problem: &Problem, device: &Device, queue: &Queue<'_>) {
+        // What is wrong with it is said when its turn comes.
+        let Ok(space) = self.space(problem, device) else { return };
         if let Ok((source, _)) = bench::reference(self.library, problem, device) {
             self.compilers.submit(&source, None);
         }
-        let mut points = Vec::new();
-        for (i, t) in templates.iter().enumerate() {
-            if let Ok(space) = crate::space::enumerate(&t.recipe, problem, device) {
-                let named =
-                    space.candidates.into_iter().map(|c| Point { template: i, config: c.config, cost_us: c.cost_us });
-                points.extend(named);
-            }
-        }
-        let mut searcher = Searcher::new(points, self.options.search, self.trials, &[], self.seed);
-        for p in searcher.next_batch() {
-            if let Ok(source) = self.library.render(&templates[p.template], problem, device, &p.config) {
+        for p in self.searcher(&space, &[]).next_batch() {
+            if let Ok(source) = self.library.render(&space.templates[p.template], problem, device, &p.config) {
                 self.compilers.submit(&source, None);
             }
         }
+        lock(&queue.ahead).insert(*problem, space);
+    }
+
+    /// The legal configs of all templates that take a problem.
+    fn space(&self, problem: &Problem, device: &Device) -> Result<JoinedSpace, TuneError> {
+        let templates = self.library.for_problem(problem, device)?;
+        let mut points = Vec::new();
+        for (template, t) in templates.iter().enumerate() {
+            let space = space::enumerate(&t.recipe, problem, device)?;
+            let named = |c: space::Candidate| Point { template, config: c.config, cost_us: c.cost_us };
+            points.extend(space.candidates.into_iter().map(named));
+        }
+        if points.is_empty() {
+            return Err(TuneError::EmptySpace { problem: *problem });
+        }
+        points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
+        Ok(JoinedSpace { problem: *problem, templates, points: points.into() })
+    }
+
+    fn searcher(&self, space: &JoinedSpace, remembered: &[(usize, Config)]) -> Searcher {
+        Searcher::new(space.points.clone(), self.options.search, self.trials, remembered, self.seed)
+    }
+
+    /// The stored winner of a problem, if there is one whose artifact is there too.
+    fn stored(&self, problem: &Problem, device: &Device) -> Result<Option<Winner>, TuneError> {
+        let templates = self.library.for_problem(problem, device)?;
+        let key = self.context(device).winner(self.library, problem, &templates);
+        let Some(winner) = self.db.winner(&key)?.as_ref().and_then(winner_of) else { return Ok(None) };
+        let hash = winner.artifact.parse();
+        let present = hash.ok().map(|h| self.db.artifact(&h)).transpose()?.flatten().is_some();
+        Ok(present.then_some(winner))
+    }
+
+    fn remember(&self, winner: &Winner) {
+        let template = winner.template().to_string();
+        lock(&self.memory).push(Remembered { problem: winner.problem, template, config: winner.config.clone() });
+    }
+
+    /// Configs of the winners of neighbouring problems: same op and template, any shape; the latest first.
+    fn remembered(&self, problem: &Problem, templates: &[Arc<Template>]) -> Vec<(usize, Config)> {
+        let memory = lock(&self.memory);
+        let near = |r: &&Remembered| r.problem.op().name == problem.op().name && r.problem.dtype == problem.dtype;
+        let mut list: Vec<(usize, Config)> = Vec::new();
+        for r in memory.iter().rev().filter(near) {
+            let Some(place) = templates.iter().position(|t| t.name() == r.template) else { continue };
+            let known = (place, r.config.clone());
+            if !list.contains(&known) {
+                list.push(known);
+            }
+            if list.len() == REMEMBERED {
+                break;
+            }
+        }
+        list
     }
 
     fn bench(&self) -> Bench<'_, Compilers> {
         Bench::new(self.library, &self.compilers)
     }
+}
+
+/// A winner whose config is tried first for its neighbours.
+struct Remembered {
+    problem: Problem,
+    template: String,
+    config: Config,
+}
+
+/// The problems of one kind of device, shared by the threads of its devices.
+struct Queue<'a> {
+    problems: &'a [Problem],
+    /// The positions of those that are tuned, and the next of these positions.
+    todo: Vec<usize>,
+    next: AtomicUsize,
+    /// Spaces that were enumerated for the compilers before their turn.
+    ahead: Mutex<HashMap<Problem, JoinedSpace>>,
+    report: &'a Mutex<Report>,
+}
+
+/// The legal configs of all templates that take a problem.
+struct JoinedSpace {
+    problem: Problem,
+    templates: Vec<Arc<Template>>,
+    /// The cheapest by prediction first.
+    points: Arc<[Point]>,
 }
 
 /// The share of the remaining time that the first of the remaining problems gets: by what it costs to try it, which is

@@ -1,23 +1,17 @@
 //! Tuning one problem: the loop, readable top to bottom.
 
 use super::compilers::{NotCompiled, Outcome};
+use super::measurer::Measurer;
 use super::search::{Point, Searcher};
 use super::statistics::ties;
 use super::verdict::Verdict;
-use super::{Event, TuneError, Tuner};
+use super::{Event, JoinedSpace, TuneError, Tuner};
 use crate::artifact::Artifact;
 use crate::backend::session::{Runnable, Series, Setup};
 use crate::device::Target;
-use crate::problem::Problem;
-use crate::recipe::{Config, Recipe};
-use crate::space;
-use crate::sync::lock;
-use crate::template::Template;
-use crate::tune::measurer::Measurer;
 use crate::winner::{Evidence, Winner};
 use jitune_db::{Key, Record};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -36,7 +30,8 @@ const FRESH_BYTES: u64 = 128 << 20;
 struct Right {
     point: Point,
     us: f64,
-    compiled: Option<Artifact>,
+    /// Absent where its verdict is of an earlier run.
+    artifact: Option<Artifact>,
     errors: Errors,
 }
 
@@ -48,10 +43,20 @@ struct Errors {
     compared: u64,
 }
 
-/// What is known of a problem while it is tuned.
-struct Work<'a> {
-    problem: Problem,
-    templates: Vec<Arc<Template>>,
+/// The finals' choice, its times, and the names of those it ties with.
+struct Chosen {
+    point: Point,
+    artifact: Artifact,
+    series: Series,
+    ties: Vec<String>,
+}
+
+/// One problem while it is tuned on one device, and what is known of it so far.
+pub(super) struct Tuning<'a> {
+    tuner: &'a Tuner<'a>,
+    measurer: &'a mut Measurer,
+    space: JoinedSpace,
+    /// Of each template, the key of its trials, and the verdicts of earlier runs by config.
     keys: Vec<Key>,
     known: Vec<HashMap<String, Verdict>>,
     searcher: Searcher,
@@ -59,88 +64,25 @@ struct Work<'a> {
     rejected: BTreeMap<String, u32>,
     tried: u32,
     roofline_us: f64,
-    space: u64,
-    measurer: &'a mut Measurer,
+    start: Instant,
+    budget: Duration,
 }
 
-/// The finals' choice, its series, and the names of those it ties with.
-type Chosen = ((Point, Artifact), Series, Vec<String>);
-
-impl Tuner<'_> {
-    /// The stored winner of a problem, if there is one whose artifact is there too.
-    pub(super) fn stored(
-        &self,
-        problem: &Problem,
-        device: &crate::device::Device,
-    ) -> Result<Option<Winner>, TuneError> {
-        let templates = self.templates(problem, device)?;
-        let key = self.context(device).winner(self.library, problem, &templates);
-        let Some(record) = self.db.winner(&key)? else { return Ok(None) };
-        let Ok(winner) = serde_json::from_value::<Winner>(record.body) else { return Ok(None) };
-        let hash = winner.artifact.parse();
-        let present = hash.ok().map(|h| self.db.artifact(&h)).transpose()?.flatten().is_some();
-        Ok(present.then_some(winner))
-    }
-
-    /// Tunes one problem on one device and stores its winner.
-    pub(super) fn tune_problem(
-        &self,
-        problem: &Problem,
-        measurer: &mut Measurer,
+impl<'a> Tuning<'a> {
+    /// Reads what earlier runs found.
+    pub(super) fn open(
+        tuner: &'a Tuner<'a>,
+        measurer: &'a mut Measurer,
+        space: JoinedSpace,
         budget: Duration,
-        index: usize,
-    ) -> Result<Winner, TuneError> {
+    ) -> Result<Tuning<'a>, TuneError> {
         let start = Instant::now();
-        let device = measurer.device().clone();
-        let mut work = self.open(problem, measurer)?;
-        self.tell(Event::Problem { index, problem: *problem, space: work.space, budget_s: budget.as_secs_f64() });
-        let setup = self.bench().setup(problem, &device, self.seed)?;
-        work.measurer.prepare(setup.clone())?;
-        loop {
-            let batch = work.searcher.next_batch();
-            if batch.is_empty() {
-                break;
-            }
-            self.run_batch(&mut work, &batch, start + budget)?;
-            if work.best_us() <= work.roofline_us * (1.0 + self.options.near_roofline) {
-                break;
-            }
-            if start.elapsed() > budget && !work.right.is_empty() || self.stopped() {
-                break;
-            }
-        }
-        if work.right.is_empty() {
-            return Err(match self.stopped() {
-                true => TuneError::Interrupted,
-                false => TuneError::NoneRight { problem: *problem, rejected: summary(&work.rejected) },
-            });
-        }
-        let (chosen, series, tied) = self.finals(&mut work, &device)?;
-        let errors = self.check_again(&mut work, &chosen, setup)?;
-        if device.target == Target::Cpu && !self.options.nominal {
-            // What a processor reaches changes while others use the machine: a winner is held against the best so far.
-            work.measurer.ceilings(self.bench().support(problem.dtype, &device)?)?;
-        }
-        let winner = self.winner(&work, chosen, series, tied, errors, start)?;
-        self.store(&winner, &device, &work)?;
-        Ok(winner)
-    }
-
-    fn open<'m>(&self, problem: &Problem, measurer: &'m mut Measurer) -> Result<Work<'m>, TuneError> {
-        let device = measurer.device().clone();
-        let templates = self.templates(problem, &device)?;
-        let context = self.context(&device);
-        let (mut points, mut keys, mut known) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, t) in templates.iter().enumerate() {
-            let space = space::enumerate(&t.recipe, problem, &device)?;
-            points.extend(space.candidates.into_iter().map(|c| Point {
-                template: i,
-                config: c.config,
-                cost_us: c.cost_us,
-            }));
-            let key = context.trials(self.library, problem, t);
+        let context = tuner.context(measurer.device());
+        let (mut keys, mut known) = (Vec::new(), Vec::new());
+        for t in &space.templates {
+            let key = context.trials(tuner.library, &space.problem, t);
             let mut seen = HashMap::new();
-            for record in self.db.trials(&key)? {
+            for record in tuner.db.trials(&key)? {
                 if let (Some(sub), Ok(verdict)) = (record.sub, serde_json::from_value(record.body)) {
                     seen.insert(sub, verdict);
                 }
@@ -148,16 +90,12 @@ impl Tuner<'_> {
             keys.push(key);
             known.push(seen);
         }
-        if points.is_empty() {
-            return Err(TuneError::EmptySpace { problem: *problem });
-        }
-        let remembered = self.remembered(problem, &templates);
-        let space = points.len() as u64;
-        let searcher = Searcher::new(points, self.options.search, self.trials, &remembered, self.seed);
-        let roofline_us = device.roofline(problem).0 * 1e6;
-        Ok(Work {
-            problem: *problem,
-            templates,
+        let searcher = tuner.searcher(&space, &tuner.remembered(&space.problem, &space.templates));
+        let roofline_us = measurer.device().roofline(&space.problem).0 * 1e6;
+        Ok(Tuning {
+            tuner,
+            measurer,
+            space,
             keys,
             known,
             searcher,
@@ -165,222 +103,237 @@ impl Tuner<'_> {
             rejected: BTreeMap::new(),
             tried: 0,
             roofline_us,
-            space,
-            measurer,
+            start,
+            budget,
         })
+    }
+
+    /// Finds the winner and stores it.
+    pub(super) fn run(mut self, index: usize) -> Result<Winner, TuneError> {
+        let (tuner, problem) = (self.tuner, self.space.problem);
+        let (space, budget_s) = (self.space.points.len() as u64, self.budget.as_secs_f64());
+        tuner.tell(Event::Problem { index, problem, space, budget_s });
+        let setup = tuner.bench().setup(&problem, self.measurer.device(), tuner.seed)?;
+        self.measurer.prepare(setup.clone())?;
+        loop {
+            let batch = self.searcher.next_batch();
+            if batch.is_empty() {
+                break;
+            }
+            self.run_batch(&batch)?;
+            if self.best_us() <= self.roofline_us * (1.0 + tuner.options.near_roofline) {
+                break;
+            }
+            if self.is_late() || tuner.stopped() {
+                break;
+            }
+        }
+        if self.right.is_empty() {
+            return Err(match tuner.stopped() {
+                true => TuneError::Interrupted,
+                false => TuneError::NoneRight { problem, rejected: summary(&self.rejected) },
+            });
+        }
+        let chosen = self.finals()?;
+        let errors = self.check_again(&chosen, setup)?;
+        if self.measurer.device().target == Target::Cpu && !tuner.options.nominal {
+            // What a processor reaches changes while others use the machine: a winner is held against the best so far.
+            let support = tuner.bench().support(problem.dtype, self.measurer.device())?;
+            self.measurer.ceilings(support)?;
+        }
+        let artifact = chosen.artifact.clone();
+        let winner = self.winner(chosen, errors);
+        self.store(&winner, &artifact)?;
+        Ok(winner)
+    }
+
+    /// The time is up, and something works.
+    fn is_late(&self) -> bool {
+        self.start.elapsed() > self.budget && !self.right.is_empty()
+    }
+
+    fn best_us(&self) -> f64 {
+        self.right.iter().map(|r| r.us).fold(f64::INFINITY, f64::min)
+    }
+
+    fn name(&self, point: &Point) -> String {
+        format!("{} {}", self.space.templates[point.template].name(), point.config)
     }
 
     /// Compiles what is not known yet and measures it as it comes; on the host's processor only when all is compiled,
     /// since there the compilers use the device itself.
-    fn run_batch(&self, work: &mut Work, batch: &[Point], until: Instant) -> Result<(), TuneError> {
+    fn run_batch(&mut self, batch: &[Point]) -> Result<(), TuneError> {
         let (reply, outcomes) = channel();
         let mut waiting = 0;
         for (number, point) in batch.iter().enumerate() {
-            if let Some(verdict) = work.known[point.template].get(&point.config.to_string()).cloned() {
-                self.account(work, point, verdict, None)?;
+            if let Some(verdict) = self.known[point.template].get(&point.config.to_string()).cloned() {
+                self.account(point, verdict, None);
                 continue;
             }
-            match self.library.render(
-                &work.templates[point.template],
-                &work.problem,
-                work.measurer.device(),
-                &point.config,
-            ) {
+            let template = &self.space.templates[point.template];
+            let device = self.measurer.device();
+            match self.tuner.library.render(template, &self.space.problem, device, &point.config) {
                 Ok(source) => {
-                    self.compilers.submit(&source, Some((reply.clone(), number)));
+                    self.tuner.compilers.submit(&source, Some((reply.clone(), number)));
                     waiting += 1;
                 }
-                Err(e) => self.judged(work, point, Verdict::Rejected { why: e.to_string() }, None)?,
+                Err(e) => self.judged(point, Verdict::Rejected { why: e.to_string() }, None)?,
             }
         }
         drop(reply);
-        let exclusive = work.measurer.device().target == Target::Cpu;
+        let exclusive = self.measurer.device().target == Target::Cpu;
         let mut ready = Vec::new();
         for _ in 0..waiting {
             let begun = Instant::now();
             let next = outcomes.recv();
-            work.measurer.spent.waiting += begun.elapsed().as_secs_f64();
-            // The pool only drops a sender when it is told to stop.
-            let Ok(outcome) = next else { return Err(TuneError::Interrupted) };
+            self.measurer.spent.waiting += begun.elapsed().as_secs_f64();
+            // The compilers only drop a sender when they are told to stop.
+            let Ok((number, outcome)) = next else { return Err(TuneError::Interrupted) };
             if exclusive {
-                ready.push(outcome);
+                ready.push((number, outcome));
             } else {
-                self.take(work, batch, outcome, until)?;
+                self.take(&batch[number], outcome)?;
             }
         }
         // The cheapest by prediction first, however the compilers finished.
         ready.sort_by_key(|(number, _)| *number);
-        ready.into_iter().try_for_each(|outcome| self.take(work, batch, outcome, until))
+        ready.into_iter().try_for_each(|(number, outcome)| self.take(&batch[number], outcome))
     }
 
-    fn take(
-        &self,
-        work: &mut Work,
-        batch: &[Point],
-        (number, outcome): (usize, Outcome),
-        until: Instant,
-    ) -> Result<(), TuneError> {
-        if self.stopped() {
+    /// Judges a candidate that the compilers are done with. Once the time is up, what is left is let go, unjudged.
+    fn take(&mut self, point: &Point, outcome: Outcome) -> Result<(), TuneError> {
+        if self.tuner.stopped() || self.is_late() {
             return Ok(());
         }
-        let point = &batch[number];
-        // Once the time is up and something works, the rest of the batch is let go, unjudged.
-        if Instant::now() > until && !work.right.is_empty() {
-            return Ok(());
-        }
-        let compiled = match outcome {
-            Ok(c) if c.info.spills > 0 => {
-                let why = format!("spills {} bytes", c.info.spills);
-                return self.judged(work, point, Verdict::Rejected { why }, None);
+        let artifact = match outcome {
+            Ok(a) if a.info.spills > 0 => {
+                let why = format!("spills {} bytes", a.info.spills);
+                return self.judged(point, Verdict::Rejected { why }, None);
             }
-            Ok(c) => c,
+            Ok(a) => a,
             Err(NotCompiled::Broken(f)) => return Err(TuneError::Device(f)),
-            Err(NotCompiled::Judged(verdict)) => return self.judged(work, point, verdict, None),
+            Err(NotCompiled::Judged(verdict)) => return self.judged(point, verdict, None),
         };
-        let runnable = match self.runnable(work, point, &compiled) {
+        let runnable = match self.runnable(point, &artifact) {
             Ok(r) => r,
-            Err(e) => return self.judged(work, point, Verdict::Rejected { why: e.to_string() }, None),
+            Err(e) => return self.judged(point, Verdict::Rejected { why: e.to_string() }, None),
         };
-        let verdict = work.measurer.attempt(&runnable, SCREEN_ROUNDS, self.deadline(work.roofline_us))?;
-        self.judged(work, point, verdict, Some(compiled))
+        let verdict = self.measurer.attempt(&runnable, SCREEN_ROUNDS, self.tuner.deadline(self.roofline_us))?;
+        self.judged(point, verdict, Some(artifact))
     }
 
     /// Writes a new verdict down and takes it into account.
-    fn judged(
-        &self,
-        work: &mut Work,
-        point: &Point,
-        verdict: Verdict,
-        compiled: Option<Artifact>,
-    ) -> Result<(), TuneError> {
-        let body = serde_json::to_value(&verdict).map_err(|e| TuneError::Record(e.to_string()))?;
-        let key = work.keys[point.template].clone();
-        self.db.put_trial(&Record::trial(key, point.config.to_string(), body))?;
-        self.account(work, point, verdict, compiled)
-    }
-
-    fn account(
-        &self,
-        work: &mut Work,
-        point: &Point,
-        verdict: Verdict,
-        compiled: Option<Artifact>,
-    ) -> Result<(), TuneError> {
-        work.tried += 1;
-        match (&verdict, verdict.median_us()) {
-            (Verdict::Measured { error_rms, error_max, compared, .. }, Some(us)) => {
-                work.searcher.tell(point, us);
-                let errors = Errors { rms: *error_rms, max: *error_max, compared: *compared };
-                work.right.push(Right { point: point.clone(), us, compiled, errors });
-            }
-            _ => *work.rejected.entry(verdict.reason().into()).or_default() += 1,
-        }
-        let template = work.templates[point.template].name().to_string();
-        self.tell(Event::Trial {
-            problem: work.problem,
-            template,
-            config: point.config.clone(),
-            verdict,
-            best_us: work.best_us(),
-            roofline_us: work.roofline_us,
-            trials: work.tried,
-        });
+    fn judged(&mut self, point: &Point, verdict: Verdict, artifact: Option<Artifact>) -> Result<(), TuneError> {
+        self.write(point, &verdict)?;
+        self.account(point, verdict, artifact);
         Ok(())
     }
 
-    fn runnable(&self, work: &Work, point: &Point, compiled: &Artifact) -> Result<Runnable, TuneError> {
-        let recipe: &Recipe = &work.templates[point.template].recipe;
-        let launch = recipe.launch(&work.problem, work.measurer.device(), &point.config)?;
-        Ok(Runnable { artifact: compiled.clone(), launch })
+    fn write(&self, point: &Point, verdict: &Verdict) -> Result<(), TuneError> {
+        let body = serde_json::to_value(verdict).map_err(|e| TuneError::Record(e.to_string()))?;
+        let key = self.keys[point.template].clone();
+        self.tuner.db.put_trial(&Record::trial(key, point.config.to_string(), body))?;
+        Ok(())
+    }
+
+    fn account(&mut self, point: &Point, verdict: Verdict, artifact: Option<Artifact>) {
+        self.tried += 1;
+        match (&verdict, verdict.median_us()) {
+            (Verdict::Measured { error_rms, error_max, compared, .. }, Some(us)) => {
+                self.searcher.tell(point, us);
+                let errors = Errors { rms: *error_rms, max: *error_max, compared: *compared };
+                self.right.push(Right { point: point.clone(), us, artifact, errors });
+            }
+            _ => *self.rejected.entry(verdict.reason().into()).or_default() += 1,
+        }
+        self.tuner.tell(Event::Trial {
+            problem: self.space.problem,
+            template: self.space.templates[point.template].name().to_string(),
+            config: point.config.clone(),
+            verdict,
+            best_us: self.best_us(),
+            roofline_us: self.roofline_us,
+            trials: self.tried,
+        });
+    }
+
+    fn runnable(&self, point: &Point, artifact: &Artifact) -> Result<Runnable, TuneError> {
+        let recipe = &self.space.templates[point.template].recipe;
+        let launch = recipe.launch(&self.space.problem, self.measurer.device(), &point.config)?;
+        Ok(Runnable { artifact: artifact.clone(), launch })
     }
 
     /// Times the best few round by round in turn, and picks from those that cannot be told apart the one that comes
     /// first by prediction, then by name: two runs and two machines of a kind choose alike.
-    fn finals(&self, work: &mut Work, device: &crate::device::Device) -> Result<Chosen, TuneError> {
-        work.right.sort_by(|a, b| a.us.total_cmp(&b.us));
-        let limit = work.right[0].us * FINAL_MARGIN;
-        work.right.retain(|r| r.us <= limit);
-        work.right.truncate(FINALISTS);
-        let mut finalists: Vec<(Point, Artifact)> = Vec::new();
-        for right in &work.right {
-            let compiled = match &right.compiled {
-                Some(c) => c.clone(),
+    fn finals(&mut self) -> Result<Chosen, TuneError> {
+        self.right.sort_by(|a, b| a.us.total_cmp(&b.us));
+        let limit = self.right[0].us * FINAL_MARGIN;
+        self.right.retain(|r| r.us <= limit);
+        self.right.truncate(FINALISTS);
+        let (mut finalists, mut runnables) = (Vec::new(), Vec::new());
+        for Right { point, artifact, .. } in &self.right {
+            let template = &self.space.templates[point.template];
+            let artifact = match artifact {
+                Some(a) => a.clone(),
                 // Its verdict is remembered from an earlier run: only the artifact is made again.
-                None => self.bench().artifact(
-                    &work.templates[right.point.template],
-                    &work.problem,
-                    device,
-                    &right.point.config,
-                )?,
+                None => {
+                    let device = self.measurer.device();
+                    self.tuner.bench().artifact(template, &self.space.problem, device, &point.config)?
+                }
             };
-            finalists.push((right.point.clone(), compiled));
+            runnables.push(self.runnable(point, &artifact)?);
+            finalists.push((point.clone(), artifact));
         }
-        let runnables: Vec<Runnable> =
-            finalists.iter().map(|(p, c)| self.runnable(work, p, c)).collect::<Result<_, _>>()?;
-        let deadline = self.deadline(work.roofline_us) * 4;
-        let series = work.measurer.finals(&runnables, FINAL_ROUNDS, deadline)?;
+        let deadline = self.tuner.deadline(self.roofline_us) * 4;
+        let mut series = self.measurer.finals(&runnables, FINAL_ROUNDS, deadline)?;
         let mut tied = ties(&series);
-        let name = |i: usize| format!("{} {}", work.templates[finalists[i].0.template].name(), finalists[i].0.config);
         tied.sort_by(|&a, &b| {
             let (x, y) = (&finalists[a].0, &finalists[b].0);
-            x.cost_us.total_cmp(&y.cost_us).then_with(|| name(a).cmp(&name(b)))
+            x.cost_us.total_cmp(&y.cost_us).then_with(|| self.name(x).cmp(&self.name(y)))
         });
-        let chosen = tied[0];
-        let others = tied[1..].iter().map(|&i| name(i)).collect();
-        Ok((finalists[chosen].clone(), series[chosen].clone(), others))
+        let ties = tied[1..].iter().map(|&i| self.name(&finalists[i].0)).collect();
+        let (point, artifact) = finalists.swap_remove(tied[0]);
+        Ok(Chosen { point, artifact, series: series.swap_remove(tied[0]), ties })
     }
 
     /// The winner is checked once more after all timing, on other inputs where that is affordable.
-    fn check_again(
-        &self,
-        work: &mut Work,
-        (point, compiled): &(Point, Artifact),
-        setup: Setup,
-    ) -> Result<Errors, TuneError> {
-        if work.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
+    fn check_again(&mut self, chosen: &Chosen, setup: Setup) -> Result<Errors, TuneError> {
+        if self.space.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
             let fresh = Setup { seed: setup.seed.wrapping_add(0x5eed), ..setup };
-            work.measurer.prepare(fresh)?;
+            self.measurer.prepare(fresh)?;
         }
-        let runnable = self.runnable(work, point, compiled)?;
-        match work.measurer.attempt(&runnable, 0, self.deadline(work.roofline_us))? {
+        let runnable = self.runnable(&chosen.point, &chosen.artifact)?;
+        match self.measurer.attempt(&runnable, 0, self.tuner.deadline(self.roofline_us))? {
             Verdict::Measured { error_rms, error_max, compared, .. } => {
-                let before = work.right.iter().find(|r| r.point == *point).map_or_else(Errors::default, |r| r.errors);
+                let earlier = self.right.iter().find(|r| r.point == chosen.point);
+                let before = earlier.map_or_else(Errors::default, |r| r.errors);
                 let (rms, max) = (before.rms.max(error_rms), before.max.max(error_max));
                 Ok(Errors { rms, max, compared: before.compared + compared })
             }
             other => {
                 // It was right and is not any more: a race. It loses its standing, in the journal too.
-                let key = work.keys[point.template].clone();
-                let body = serde_json::to_value(&other).map_err(|e| TuneError::Record(e.to_string()))?;
-                self.db.put_trial(&Record::trial(key, point.config.to_string(), body))?;
-                let config = format!("{} {}", work.templates[point.template].name(), point.config);
-                Err(TuneError::Unstable { problem: work.problem, config, verdict: Box::new(other) })
+                self.write(&chosen.point, &other)?;
+                let config = self.name(&chosen.point);
+                Err(TuneError::Unstable { problem: self.space.problem, config, verdict: Box::new(other) })
             }
         }
     }
 
-    fn winner(
-        &self,
-        work: &Work,
-        (point, compiled): (Point, Artifact),
-        series: Series,
-        tied: Vec<String>,
-        errors: Errors,
-        start: Instant,
-    ) -> Result<Winner, TuneError> {
-        let device = work.measurer.device().clone();
+    fn winner(&self, chosen: Chosen, errors: Errors) -> Winner {
+        let Chosen { point, artifact, series, ties } = chosen;
+        let device = self.measurer.device().clone();
         let median_us = series.median();
-        let (roofline_s, memory_bound) = device.roofline(&work.problem);
+        let (roofline_s, memory_bound) = device.roofline(&self.space.problem);
         let roofline_us = roofline_s * 1e6;
-        let mut description = work.templates[point.template].recipe.description.clone();
+        let mut description = self.space.templates[point.template].recipe.description.clone();
         // A bundle needs the names of the tunables (they are in the config) but not the lists to choose from.
         for (name, values) in &mut description.tunables {
             *values = point.config.get(name).into_iter().collect();
         }
-        Ok(Winner {
-            problem: work.problem,
+        Winner {
+            problem: self.space.problem,
             config: point.config,
-            artifact: compiled.hash,
+            artifact: artifact.hash,
             description,
             evidence: Evidence {
                 median_us,
@@ -390,59 +343,31 @@ impl Tuner<'_> {
                 error_rms: errors.rms,
                 error_max: errors.max,
                 compared: errors.compared,
-                ties: tied,
-                trials: work.tried,
-                rejected: work.rejected.clone(),
-                space: work.space,
-                compiler_report: compiled.info,
-                environment: self.environment(),
-                seconds: start.elapsed().as_secs_f64(),
+                ties,
+                trials: self.tried,
+                rejected: self.rejected.clone(),
+                space: self.space.points.len() as u64,
+                compiler_report: artifact.info,
+                environment: self.tuner.environment(),
+                seconds: self.start.elapsed().as_secs_f64(),
                 at: jitune_db::now(),
                 samples_us: series.us,
                 clocks_mhz: series.mhz.into_iter().filter(|m| *m > 0).collect(),
                 dropped_rounds: series.dropped,
             },
             device,
-        })
-    }
-
-    fn store(&self, winner: &Winner, device: &crate::device::Device, work: &Work) -> Result<(), TuneError> {
-        let file = self.scratch.join(&winner.artifact);
-        let bytes = std::fs::read(&file).map_err(|source| TuneError::Io { path: file, source })?;
-        self.db.put_artifact(&bytes)?;
-        let key = self.context(device).winner(self.library, &winner.problem, &work.templates);
-        let body = serde_json::to_value(winner).map_err(|e| TuneError::Record(e.to_string()))?;
-        self.db.put_winner(&Record::winner(key, body))?;
-        self.remember(winner);
-        Ok(())
-    }
-
-    /// Configs of the winners of neighbouring problems: same op and template, any shape; the latest first.
-    fn remembered(&self, problem: &Problem, templates: &[Arc<Template>]) -> Vec<(usize, Config)> {
-        let memory = lock(&self.memory);
-        let near = memory.iter().rev().filter(|(p, ..)| p.op().name == problem.op().name && p.dtype == problem.dtype);
-        let place = |name: &str| templates.iter().position(|t| t.name() == name);
-        let mut list: Vec<(usize, Config)> = Vec::new();
-        for (_, template, config) in near {
-            if let Some(i) = place(template)
-                && !list.contains(&(i, config.clone()))
-                && list.len() < 4
-            {
-                list.push((i, config.clone()));
-            }
         }
-        list
     }
 
-    fn remember(&self, winner: &Winner) {
-        let mut memory = lock(&self.memory);
-        memory.push((winner.problem, winner.template().to_string(), winner.config.clone()));
-    }
-}
-
-impl Work<'_> {
-    fn best_us(&self) -> f64 {
-        self.right.iter().map(|r| r.us).fold(f64::INFINITY, f64::min)
+    fn store(&self, winner: &Winner, artifact: &Artifact) -> Result<(), TuneError> {
+        let tuner = self.tuner;
+        let code = artifact.bytes().map_err(|source| TuneError::Io { path: artifact.path.clone(), source })?;
+        tuner.db.put_artifact(&code)?;
+        let key = tuner.context(self.measurer.device()).winner(tuner.library, &winner.problem, &self.space.templates);
+        let body = serde_json::to_value(winner).map_err(|e| TuneError::Record(e.to_string()))?;
+        tuner.db.put_winner(&Record::winner(key, body))?;
+        tuner.remember(winner);
+        Ok(())
     }
 }
 

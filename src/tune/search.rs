@@ -4,6 +4,7 @@ use crate::problem::hash_uniform;
 use crate::recipe::Config;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// A config of one of the problem's templates.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,7 +41,7 @@ const PER_TEMPLATE: usize = 3;
 
 /// The state of a search over the joined space of a problem's templates.
 pub struct Searcher {
-    points: Vec<Point>,
+    points: Arc<[Point]>,
     by_config: HashMap<(usize, String), usize>,
     given: BTreeSet<usize>,
     results: Vec<(usize, f64)>,
@@ -55,13 +56,12 @@ impl Searcher {
     /// A search over `points` (cheapest first) for at most `trials` candidates. `remembered` configs, such as the winners
     /// of neighbouring shapes, are tried first.
     pub fn new(
-        mut points: Vec<Point>,
+        points: Arc<[Point]>,
         search: Search,
         trials: usize,
         remembered: &[(usize, Config)],
         seed: u64,
     ) -> Searcher {
-        points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
         let by_config: HashMap<_, _> =
             points.iter().enumerate().map(|(i, p)| ((p.template, p.config.to_string()), i)).collect();
         let found = |(t, c): &(usize, Config)| by_config.get(&(*t, c.to_string())).copied();
@@ -202,7 +202,7 @@ impl Searcher {
 mod tests {
     use super::*;
 
-    fn space() -> Vec<Point> {
+    fn space() -> Arc<[Point]> {
         let mut points = Vec::new();
         for template in 0..2 {
             for a in 0..12i64 {
@@ -212,7 +212,8 @@ mod tests {
                 }
             }
         }
-        points
+        points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
+        points.into()
     }
 
     /// The true time, far from what the costs predict.
