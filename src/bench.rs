@@ -1,13 +1,14 @@
 //! The bench: how sources become artifacts on disk, and problems what a measuring session needs of them, whoever compiles.
 
 use crate::artifact::Artifact;
-use crate::backend::session::{Runnable, Setup};
+use crate::backend::session::{Runnable, Session, Setup};
 use crate::backend::{BackendError, cpu, cuda};
-use crate::device::{Device, Target};
+use crate::device::{Device, DeviceId, Target};
 use crate::problem::{Dtype, Problem};
 use crate::recipe::{Config, Launch};
+use crate::source::{Language, Source};
 use crate::sync::lock;
-use crate::template::{Language, Library, Source, Template, TemplateError};
+use crate::template::{Library, Template, TemplateError};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -86,6 +87,15 @@ pub(crate) fn reference(
     let none = Config::default();
     let source = library.render(&template, problem, device, &none)?;
     Ok((source, template.recipe.launch(problem, device, &none)?))
+}
+
+/// Opens a device for measuring in this process.
+pub fn session(device: DeviceId) -> Result<Box<dyn Session>, BackendError> {
+    Ok(match device {
+        DeviceId::Cuda(ordinal) => Box::new(cuda::CudaSession::open(ordinal)?),
+        DeviceId::Cpu(0) => Box::new(cpu::CpuSession::open(None)),
+        DeviceId::Cpu(threads) => Box::new(cpu::CpuSession::open(Some(threads))),
+    })
 }
 
 /// Compiles a source in this process and leaves the artifact in `folder` under its hash.

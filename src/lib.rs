@@ -31,6 +31,8 @@ pub mod model;
 #[cfg(feature = "tuner")]
 pub mod report;
 #[cfg(feature = "tuner")]
+pub mod source;
+#[cfg(feature = "tuner")]
 pub mod space;
 #[cfg(feature = "tuner")]
 mod sync;

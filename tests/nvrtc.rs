@@ -6,8 +6,9 @@ use jitune::device::Device;
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem};
 use jitune::recipe::Config;
+use jitune::source::Source;
 use jitune::space;
-use jitune::template::{Library, Source};
+use jitune::template::Library;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 

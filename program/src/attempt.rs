@@ -5,7 +5,8 @@ use super::select::{Templates, Where};
 use super::{CliError, table};
 use jitune::attempt::{self, Attempt};
 use jitune::backend::cuda::CudaSession;
-use jitune::backend::session::{self, Session};
+use jitune::backend::session::Session;
+use jitune::bench;
 use jitune::device::DeviceId;
 use jitune::problem::Problem;
 
@@ -57,7 +58,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     };
     let mut session: Box<dyn Session> = match args.device.first()? {
         DeviceId::Cuda(ordinal) if args.exact_memory => Box::new(CudaSession::open(ordinal)?.with_exact_memory()),
-        device => session::open(device)?,
+        device => bench::session(device)?,
     };
     let list = attempt::attempts(session.as_mut(), &library, &problem, &options)?;
     if args.fastest {

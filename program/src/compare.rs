@@ -124,7 +124,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         .collect();
     db.close()?;
 
-    let all = KNOWN.iter().filter(|k| if target == Target::Cuda { k.on.0 } else { k.on.1 });
+    let all = KNOWN.iter().filter(|k| k.targets.contains(&target));
     let options = Options {
         exe,
         winners: bundle,

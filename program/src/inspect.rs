@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 }
 
 fn json(bundle: &Bundle<'_>) -> serde_json::Value {
-    let artifact = |a: jitune::bundle::Artifact<'_>| serde_json::json!({"role": a.role, "bytes": a.bytes.len(), "blake3": a.hash()});
+    let artifact = |a: jitune::bundle::SealedArtifact<'_>| serde_json::json!({"role": a.role, "bytes": a.bytes.len(), "blake3": a.hash()});
     let winner = |h: Held<'_>| {
         serde_json::json!({
             "problem": h.problem(), "template": h.description().name, "config": h.config(),

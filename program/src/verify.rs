@@ -4,7 +4,7 @@
 use super::export::unusable;
 use super::select::Where;
 use super::{CliError, table};
-use jitune::backend::session;
+use jitune::bench;
 use jitune::bundle::Bundle;
 use jitune::device::{DeviceId, Target};
 use jitune::problem::Problem;
@@ -52,7 +52,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         return Err(CliError::Usage(format!("--slack {}: it must be at least 1", args.slack)));
     }
     let bundle = Bundle::open(&args.file).map_err(|e| unusable(&args.file, e))?;
-    let mut session = session::open(device(&bundle, args)?)?;
+    let mut session = bench::session(device(&bundle, args)?)?;
     let options = Options { seed: jitune_db::now(), slack: args.slack, timing: !args.no_timing };
     if !args.json {
         let (file, d) = (args.file.display(), session.device());

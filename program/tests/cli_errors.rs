@@ -226,6 +226,16 @@ fn mounted(place: &Place, options: &str) -> Option<Command> {
     Some(command)
 }
 
+/// A user's file is never taken for one of jitune's own, whatever the folder is called.
+#[test]
+fn a_folder_named_like_a_target() {
+    let place = Place::new();
+    place.file("cpu/support.c", "this is no C");
+    let tune =
+        "tune --target cpu --threads 1 --trials 1 --budget 1 --templates cpu --db db --problem 'gelu rows=4 cols=64'";
+    run(&place, &case(tune, 0, &["1 problems"]));
+}
+
 #[test]
 fn spans_of_time_without_end() {
     let place = Place::new();

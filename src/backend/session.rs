@@ -2,7 +2,7 @@
 
 use super::BackendError;
 use crate::artifact::Artifact;
-use crate::device::{Ceilings, Device, DeviceId};
+use crate::device::{Ceilings, Device};
 use crate::problem::{Problem, Tolerance};
 use crate::recipe::Launch;
 use serde::{Deserialize, Serialize};
@@ -161,15 +161,6 @@ pub trait Session {
 
     /// Times several candidates round by round in turn, and drops rounds with a clock away from the usual one.
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, BackendError>;
-}
-
-/// Opens a device.
-pub fn open(device: DeviceId) -> Result<Box<dyn Session>, BackendError> {
-    Ok(match device {
-        DeviceId::Cuda(ordinal) => Box::new(super::cuda::CudaSession::open(ordinal)?),
-        DeviceId::Cpu(0) => Box::new(super::cpu::CpuSession::open(None)),
-        DeviceId::Cpu(threads) => Box::new(super::cpu::CpuSession::open(Some(threads))),
-    })
 }
 
 /// Drops the rounds whose clock is over 3% away from the median clock; clocks that cannot be read (0) drop nothing.

@@ -36,12 +36,12 @@ pub(super) struct Manifest {
     pub descriptions: Vec<Description>,
     /// The role of each artifact.
     pub artifacts: Vec<ArtifactRole>,
-    pub winners: Vec<Entry>,
+    pub winners: Vec<SealedWinner>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Entry {
+pub(super) struct SealedWinner {
     pub problem: Problem,
     pub config: Config,
     pub description: u32,
@@ -77,12 +77,12 @@ impl Manifest {
             return unsound("list of winners", why);
         }
         for (i, e) in self.winners.iter().enumerate() {
-            self.check_entry(e).or_else(|why| unsound(&format!("winner {i} ({})", e.problem), why))?;
+            self.check_winner(e).or_else(|why| unsound(&format!("winner {i} ({})", e.problem), why))?;
         }
         Ok(())
     }
 
-    fn check_entry(&self, e: &Entry) -> Result<(), String> {
+    fn check_winner(&self, e: &SealedWinner) -> Result<(), String> {
         let device = self.devices.get(e.device as usize).ok_or("its device does not exist")?;
         let describe = |i: u32| self.descriptions.get(i as usize).ok_or("its description does not exist");
         let artifact = |i: u32, role: ArtifactRole| match self.artifacts.get(i as usize) {

@@ -29,7 +29,7 @@ use crate::problem::Problem;
 use crate::recipe::{Config, Description};
 use crate::winner::{Evidence, Winner};
 use layout::{HEADER_BYTES, Header};
-use manifest::{Entry, Manifest};
+use manifest::{Manifest, SealedWinner};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -52,7 +52,7 @@ struct Stored {
 
 /// One artifact of a bundle.
 #[derive(Clone, Copy, Debug)]
-pub struct Artifact<'b> {
+pub struct SealedArtifact<'b> {
     /// Its position in the file.
     pub index: usize,
     /// What it is for.
@@ -62,7 +62,7 @@ pub struct Artifact<'b> {
     hash: blake3::Hash,
 }
 
-impl Artifact<'_> {
+impl SealedArtifact<'_> {
     /// Its blake3 hash in hex.
     pub fn hash(&self) -> String {
         self.hash.to_hex().to_string()
@@ -73,7 +73,7 @@ impl Artifact<'_> {
 #[derive(Clone, Copy)]
 pub struct Held<'b> {
     bundle: &'b Bundle<'b>,
-    entry: &'b Entry,
+    winner: &'b SealedWinner,
 }
 
 impl Bundle<'static> {
@@ -137,11 +137,11 @@ impl<'a> Bundle<'a> {
 
     /// Its winners, in the order of the file: by target, architecture, problem.
     pub fn winners(&self) -> impl ExactSizeIterator<Item = Held<'_>> {
-        self.manifest.winners.iter().map(|entry| Held { bundle: self, entry })
+        self.manifest.winners.iter().map(|winner| Held { bundle: self, winner })
     }
 
     /// Its artifacts.
-    pub fn artifacts(&self) -> impl ExactSizeIterator<Item = Artifact<'_>> {
+    pub fn artifacts(&self) -> impl ExactSizeIterator<Item = SealedArtifact<'_>> {
         (0..self.artifacts.len()).map(|i| self.artifact(i))
     }
 
@@ -155,64 +155,64 @@ impl<'a> Bundle<'a> {
         self.manifest.devices.iter().map(|d| (d.target, d.arch.as_str())).collect()
     }
 
-    fn artifact(&self, index: usize) -> Artifact<'_> {
+    fn artifact(&self, index: usize) -> SealedArtifact<'_> {
         let stored = &self.artifacts[index];
         let bytes = &self.bytes[stored.range.clone()];
-        Artifact { index, role: self.manifest.artifacts[index], bytes, hash: stored.hash }
+        SealedArtifact { index, role: self.manifest.artifacts[index], bytes, hash: stored.hash }
     }
 }
 
 impl<'b> Held<'b> {
     /// The problem.
     pub fn problem(&self) -> Problem {
-        self.entry.problem
+        self.winner.problem
     }
 
     /// The config.
     pub fn config(&self) -> &'b Config {
-        &self.entry.config
+        &self.winner.config
     }
 
     /// The template's description.
     pub fn description(&self) -> &'b Description {
-        &self.bundle.manifest.descriptions[self.entry.description as usize]
+        &self.bundle.manifest.descriptions[self.winner.description as usize]
     }
 
     /// The position of its description in the file: winners of one template share it.
     pub fn description_index(&self) -> usize {
-        self.entry.description as usize
+        self.winner.description as usize
     }
 
     /// The device it was tuned on.
     pub fn device(&self) -> &'b Device {
-        &self.bundle.manifest.devices[self.entry.device as usize]
+        &self.bundle.manifest.devices[self.winner.device as usize]
     }
 
     /// Why it may be believed.
     pub fn evidence(&self) -> &'b Evidence {
-        &self.entry.evidence
+        &self.winner.evidence
     }
 
     /// Its kernel.
-    pub fn artifact(&self) -> Artifact<'b> {
-        self.bundle.artifact(self.entry.artifact as usize)
+    pub fn artifact(&self) -> SealedArtifact<'b> {
+        self.bundle.artifact(self.winner.artifact as usize)
     }
 
     /// The device-side code that `jitune verify` fills and compares with, where the target needs one.
-    pub fn support(&self) -> Option<Artifact<'b>> {
-        self.entry.support.map(|i| self.bundle.artifact(i as usize))
+    pub fn support(&self) -> Option<SealedArtifact<'b>> {
+        self.winner.support.map(|i| self.bundle.artifact(i as usize))
     }
 
     /// The f64 reference that `jitune verify` compares with, where the target needs one.
-    pub fn reference(&self) -> Option<(Artifact<'b>, &'b Description)> {
-        let r = self.entry.reference.as_ref()?;
+    pub fn reference(&self) -> Option<(SealedArtifact<'b>, &'b Description)> {
+        let r = self.winner.reference.as_ref()?;
         let description = &self.bundle.manifest.descriptions[r.description as usize];
         Some((self.bundle.artifact(r.artifact as usize), description))
     }
 
     /// Whether both are the same entry of the same file.
     pub fn same(&self, other: &Held<'_>) -> bool {
-        std::ptr::addr_eq(self.entry, other.entry)
+        std::ptr::addr_eq(self.winner, other.winner)
     }
 
     /// The winner as the tuner stores it.

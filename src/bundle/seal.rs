@@ -1,6 +1,6 @@
 //! Making a bundle: from winners and their code to bytes, and from bytes to a file that appears whole or not at all.
 
-use super::manifest::{Entry, Manifest, Reference, SCHEMA};
+use super::manifest::{Manifest, Reference, SCHEMA, SealedWinner};
 use super::{ArtifactRole, Bundle, BundleError, layout};
 use crate::recipe::{Description, Recipe};
 use crate::winner::Winner;
@@ -102,7 +102,7 @@ impl Bundle<'static> {
                 artifacts.put(key, (role, bytes.to_vec()))
             };
             let artifact = code(ArtifactRole::Kernel, &part.code);
-            let mut entry = Entry {
+            let mut winner = SealedWinner {
                 problem: w.problem,
                 config: w.config.clone(),
                 description: descriptions.put(json(&w.description)?, w.description.clone()),
@@ -113,11 +113,11 @@ impl Bundle<'static> {
                 evidence: w.evidence.clone(),
             };
             if let Some(Extras { support, reference: (bytes, d) }) = &part.extras {
-                entry.support = Some(code(ArtifactRole::Support, support));
+                winner.support = Some(code(ArtifactRole::Support, support));
                 let artifact = code(ArtifactRole::Reference, bytes);
-                entry.reference = Some(Reference { artifact, description: descriptions.put(json(d)?, d.clone()) });
+                winner.reference = Some(Reference { artifact, description: descriptions.put(json(d)?, d.clone()) });
             }
-            winners.push(entry);
+            winners.push(winner);
         }
         let manifest = Manifest {
             schema: SCHEMA,

@@ -4,7 +4,7 @@
 use super::monitor::Monitor;
 use super::peers::{Conversation, Unanswered};
 use super::task::{self, Distance, Prepared};
-use super::{Entry, OURS, Observer, Options, TUNED, TWIN};
+use super::{Entrant, OURS, Observer, Options, TUNED, TWIN};
 use crate::backend::session::{Series, gate_clocks};
 use crate::device::Device;
 use crate::problem::{Expected, Problem, Scalar};
@@ -27,17 +27,17 @@ const FEWEST: u32 = 5;
 
 /// A way that is timed.
 struct Lane {
-    entry: usize,
+    entrant: usize,
     row: Row,
     kernel: Series,
     called: Series,
 }
 
-/// Measures `problem` on every peer that is alive. Peers that are lost are gone from `entries` afterwards.
+/// Measures `problem` on every peer that is alive. Peers that are lost are gone from `entrants` afterwards.
 pub fn measure(
     problem: &Problem,
     prepared: &Prepared,
-    entries: &mut [Entry],
+    entrants: &mut [Entrant],
     options: &Options,
     monitor: &Monitor,
     stop: &AtomicBool,
@@ -45,17 +45,17 @@ pub fn measure(
 ) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut lanes = Vec::new();
-    for (at, entry) in entries.iter_mut().enumerate() {
+    for (at, entrant) in entrants.iter_mut().enumerate() {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let blank = Row { problem: problem.to_string(), peer: entry.label.clone(), ..Row::default() };
-        let Some(conversation) = &mut entry.conversation else {
-            rows.push(failed(&blank, format!("it was lost {} times and is not started again", entry.losses)));
+        let blank = Row { problem: problem.to_string(), peer: entrant.label.clone(), ..Row::default() };
+        let Some(conversation) = &mut entrant.conversation else {
+            rows.push(failed(&blank, format!("it was lost {} times and is not started again", entrant.losses)));
             continue;
         };
         let blank = Row { version: Some(conversation.about.version.clone()), ..blank };
-        observer.doing(&format!("{} sets up", entry.label));
+        observer.doing(&format!("{} sets up", entrant.label));
         let deadline = PREPARE + Duration::from_secs_f64(prepared.task.warm_s * 4.0);
         let begun = Instant::now();
         let answer = conversation.ask(&Ask::Prepare(Box::new(prepared.task.clone())), deadline);
@@ -69,13 +69,13 @@ pub fn measure(
                     let keep = note(&mut row, checked, prepared);
                     if let Some(lost) = keep {
                         row.why = Some(lost);
-                        entry.conversation = None;
+                        entrant.conversation = None;
                         rows.push(row);
                         break;
                     }
                     match row.state {
                         State::Ok => {
-                            lanes.push(Lane { entry: at, row, kernel: Series::default(), called: Series::default() })
+                            lanes.push(Lane { entrant: at, row, kernel: Series::default(), called: Series::default() })
                         }
                         _ => rows.push(row),
                     }
@@ -88,19 +88,19 @@ pub fn measure(
             }
             Err(lost @ Unanswered::Lost { .. }) => {
                 rows.push(failed(&blank, lost.to_string()));
-                entry.conversation = None;
+                entrant.conversation = None;
             }
         }
     }
-    part_with_lost(&mut lanes, entries, &mut rows);
+    part_with_lost(&mut lanes, entrants, &mut rows);
     let before = monitor.mark();
-    let cut = rounds(&mut lanes, entries, &mut rows, options, monitor, stop, observer);
+    let cut = rounds(&mut lanes, entrants, &mut rows, options, monitor, stop, observer);
     let throttled = monitor.throttled_since(before);
-    for entry in entries.iter_mut() {
-        if let Some(conversation) = &mut entry.conversation
+    for entrant in entrants.iter_mut() {
+        if let Some(conversation) = &mut entrant.conversation
             && let Err(Unanswered::Lost { .. }) = conversation.ask(&Ask::Release, STEP)
         {
-            entry.conversation = None;
+            entrant.conversation = None;
         }
     }
     rows.extend(lanes.into_iter().map(|lane| timed(lane, &throttled, cut)));
@@ -207,7 +207,7 @@ fn unchecked(why: String) -> Unanswered {
 /// The rounds, each lane once in each; every round starts with another lane. Says whether it was cut short.
 fn rounds(
     lanes: &mut Vec<Lane>,
-    entries: &mut [Entry],
+    entrants: &mut [Entrant],
     rows: &mut Vec<Row>,
     options: &Options,
     monitor: &Monitor,
@@ -226,7 +226,7 @@ fn rounds(
         for i in 0..lanes.len() {
             let n = lanes.len();
             let lane = &mut lanes[(i + round as usize) % n];
-            let Some(conversation) = &mut entries[lane.entry].conversation else { continue };
+            let Some(conversation) = &mut entrants[lane.entrant].conversation else { continue };
             match conversation.ask(&Ask::Round { way: lane.row.way.clone() }, STEP) {
                 Ok(Answer::Round(r)) => {
                     let mhz = monitor.clock();
@@ -241,20 +241,20 @@ fn rounds(
                 Err(Unanswered::Refused(why)) => lane.row = failed(&lane.row, why.why),
                 Err(lost) => {
                     lane.row = failed(&lane.row, lost.to_string());
-                    entries[lane.entry].conversation = None;
+                    entrants[lane.entrant].conversation = None;
                 }
             }
         }
-        part_with_lost(lanes, entries, rows);
+        part_with_lost(lanes, entrants, rows);
     }
     false
 }
 
 /// Makes rows of the lanes that failed and of those whose process is gone.
-fn part_with_lost(lanes: &mut Vec<Lane>, entries: &[Entry], rows: &mut Vec<Row>) {
+fn part_with_lost(lanes: &mut Vec<Lane>, entrants: &[Entrant], rows: &mut Vec<Row>) {
     lanes.retain(|lane| {
         let failed_itself = lane.row.state != State::Ok;
-        let alive = !failed_itself && entries[lane.entry].conversation.is_some();
+        let alive = !failed_itself && entrants[lane.entrant].conversation.is_some();
         if failed_itself {
             rows.push(lane.row.clone());
         } else if !alive {
@@ -318,7 +318,7 @@ fn rates(rows: &mut [Row], device: &Device, problem: &Problem) {
         let on_basis = |of: &Row| if row.basis == Basis::Kernel { of.kernel.clone() } else { of.called.clone() };
         if let Some(reference) = on_basis(ours) {
             let ratio = own.median_us / reference.median_us;
-            // What two entries of one program differ by is no difference.
+            // What two entrants of one program differ by is no difference.
             let noise =
                 twin.as_ref().and_then(on_basis).map_or(0.0, |t| (t.median_us / reference.median_us).ln().abs());
             let overlap = own.low_us <= reference.high_us && reference.low_us <= own.high_us;

@@ -128,7 +128,7 @@ pub enum CompareError {
 }
 
 /// A peer of this run.
-struct Entry {
+struct Entrant {
     label: String,
     conversation: Option<Conversation>,
     losses: u32,
@@ -200,13 +200,13 @@ pub fn run(
     let done = options.done.clone().unwrap_or_default();
     let starter = Starter { options, stop };
     let monitor = Monitor::start(options.on);
-    let mut entries = Vec::new();
+    let mut entrants = Vec::new();
     let labels = [OURS, TWIN].into_iter().chain(options.peers.iter().map(String::as_str));
     for label in labels {
         let started = starter.start(label);
         run.peers.push(described(label, &started));
         match started {
-            Ok(c) => entries.push(Entry { label: label.into(), conversation: Some(c), losses: 0 }),
+            Ok(c) => entrants.push(Entrant { label: label.into(), conversation: Some(c), losses: 0 }),
             Err(why) if label == OURS => return Err(CompareError::Ours(why.to_string())),
             Err(_) => {}
         }
@@ -243,7 +243,7 @@ pub fn run(
         let made =
             task::prepare(&ask.problem, &options.device, options.seed, &folder, options.round_us, options.warm_s);
         let prepared = made.map_err(|source| CompareError::Io { path: folder.clone(), source })?;
-        let rows = measure::measure(&ask.problem, &prepared, &mut entries, options, &monitor, stop, sink.observer);
+        let rows = measure::measure(&ask.problem, &prepared, &mut entrants, options, &monitor, stop, sink.observer);
         // The inputs of the next problem are others; what stays behind goes with the scratch folder.
         let _ = std::fs::remove_dir_all(&folder);
         pairs.retain(|p: &Pair| p.problem != ask.problem.to_string());
@@ -257,12 +257,12 @@ pub fn run(
             traced += 1;
             sink.put(Line::Trace(Trace { t: before + reading.t, ..reading }))?;
         }
-        revive(&mut entries, &starter);
+        revive(&mut entrants, &starter);
     }
     if let Some(profiler) = &options.profiler
         && !stop.load(Ordering::Relaxed)
     {
-        entries.clear();
+        entrants.clear();
         for row in count(profiler, asked, options, &starter, &stored) {
             sink.put(Line::Row(Box::new(row)))?;
         }
@@ -283,11 +283,11 @@ fn measured<'a>(ask: &Asked, done: &'a Rows) -> Option<&'a ProblemLine> {
 }
 
 /// Starts lost peers again: a crash costs the rows of one problem.
-fn revive(entries: &mut [Entry], starter: &Starter<'_>) {
-    for entry in entries.iter_mut().filter(|e| e.conversation.is_none()) {
-        entry.losses += 1;
-        if entry.losses < MOST_LOSSES {
-            entry.conversation = starter.start(&entry.label).ok();
+fn revive(entrants: &mut [Entrant], starter: &Starter<'_>) {
+    for entrant in entrants.iter_mut().filter(|e| e.conversation.is_none()) {
+        entrant.losses += 1;
+        if entrant.losses < MOST_LOSSES {
+            entrant.conversation = starter.start(&entrant.label).ok();
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Which peers there are, how each is found on this machine, and the conversation with one.
 
+use crate::device::Target;
 use crate::worker::{Lost, Process};
 use jitune_peer::{About, Answer, Ask, Device, PROTOCOL, Refusal, RefusalKind};
 use std::collections::BTreeMap;
@@ -25,8 +26,8 @@ pub struct Known {
     pub name: &'static str,
     /// What it measures.
     pub summary: &'static str,
-    /// Whether it runs on a GPU, and on a processor.
-    pub on: (bool, bool),
+    /// What it runs on.
+    pub targets: &'static [Target],
     /// The one command that brings it.
     pub fix: &'static str,
 }
@@ -36,31 +37,31 @@ pub const KNOWN: [Known; 5] = [
     Known {
         name: "cublaslt",
         summary: "cuBLASLt, the best of its heuristics' 16 algorithms",
-        on: (true, false),
+        targets: &[Target::Cuda],
         fix: "cargo build --release --manifest-path baselines/cublaslt/Cargo.toml",
     },
     Known {
         name: "torch",
         summary: "PyTorch: eager, compiled, and its attention backends",
-        on: (true, true),
+        targets: &[Target::Cuda, Target::Cpu],
         fix: "python3 -m pip install torch",
     },
     Known {
         name: "candle",
         summary: "Candle, as its users write it",
-        on: (true, true),
+        targets: &[Target::Cuda, Target::Cpu],
         fix: "cargo build --release --manifest-path baselines/candle/Cargo.toml",
     },
     Known {
         name: "burn",
         summary: "Burn with CubeCL's kernels",
-        on: (true, true),
+        targets: &[Target::Cuda, Target::Cpu],
         fix: "cargo build --release --manifest-path baselines/burn/Cargo.toml",
     },
     Known {
         name: "cpu",
         summary: "the gemm crate and OpenBLAS",
-        on: (false, true),
+        targets: &[Target::Cpu],
         fix: "cargo build --release --manifest-path baselines/cpu/Cargo.toml",
     },
 ];

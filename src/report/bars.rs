@@ -1,8 +1,8 @@
 //! The ways of one problem as bars, jitune's time being 1.
 
+use super::count::{apart, is_ours, ours};
 use super::palette::Palette;
 use super::rows::{ProblemLine, Row, State};
-use super::summary::{apart, is_ours, ours};
 use super::svg::{Scale, Svg};
 use super::tables::cell;
 use super::{Rows, text};

@@ -2,10 +2,11 @@
 //!
 //! The template escapes every string; what it is told not to escape are the plots, which escape theirs themselves.
 
+use super::count::ours;
 use super::palette::{Entry, Palette};
 use super::passes::Pass;
 use super::rows::{Pair, Peer, ProblemLine, Row, Run, State, Times};
-use super::summary::{Summary, ours};
+use super::summary::Summary;
 use super::tables::{Family, cell, families};
 use super::{Rows, bars, markdown, roofline, series, text};
 use minijinja::{Environment, value::Serde};
@@ -188,7 +189,7 @@ fn full(rows: &Rows, row: &Row) -> Full {
     let shown = cell(Some(row), ours);
     let joined = |parts: Vec<Option<String>>| parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
     let state = match row.state {
-        State::Ok => super::summary::apart(row, ours).unwrap_or_else(|| "ok".into()),
+        State::Ok => super::count::apart(row, ours).unwrap_or_else(|| "ok".into()),
         State::Unsupported => "not supported".into(),
         _ => shown.time.clone(),
     };

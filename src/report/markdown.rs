@@ -1,8 +1,9 @@
 //! `report.md`.
 
+use super::count::OURS;
 use super::passes::{Part, Pass};
 use super::rows::Run;
-use super::summary::{OURS, Summary};
+use super::summary::Summary;
 use super::tables::{Cell, families};
 use super::{Rows, text};
 use std::fmt::Write;
@@ -165,7 +166,7 @@ fn kinds(out: &mut String, summary: &Summary) {
     let counted = |map: &std::collections::BTreeMap<String, usize>| {
         map.iter().map(|(name, n)| format!("{} on {n}", escape(name))).collect::<Vec<_>>().join(", ")
     };
-    let row = |k: &super::standing::Kind| {
+    let row = |k: &super::standing::KindWinner| {
         let winners: Vec<String> = k.winners.iter().map(|w| escape(w)).collect();
         let alone = if k.alone { ", no other has them all" } else { "" };
         let winner = if winners.is_empty() { "—".into() } else { winners.join(" = ") + alone };

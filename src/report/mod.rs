@@ -1,6 +1,7 @@
 //! Reports: from the rows of a comparison to what people read. Pure: no device, no clock, no file.
 
 pub mod bars;
+pub mod count;
 pub mod html;
 pub mod markdown;
 pub mod palette;

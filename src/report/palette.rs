@@ -1,7 +1,7 @@
 //! Which colour a peer has and which shape an op, the same in every plot of a report.
 
 use super::Rows;
-use super::summary::OURS;
+use super::count::OURS;
 use super::svg::{COLOURS, SHAPES, Svg};
 use serde::Serialize;
 

@@ -1,8 +1,8 @@
 //! What one forward pass takes, and where it could become faster.
 
 use super::Rows;
+use super::count::{Best, OURS, counts, is_ours, ours};
 use super::rows::{Calls, ProblemLine};
-use super::summary::{Best, OURS, counts, is_ours, ours};
 use crate::model::Phase;
 use serde::Serialize;
 

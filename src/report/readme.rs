@@ -1,11 +1,12 @@
 //! The tables of the README: products by size and rows, then the other ops, each beside the fastest other; every peer at
 //! each type of kernel; the sums of a forward pass.
 
+use super::count::{Best, OURS, ours};
 use super::markdown::{escape, table};
 use super::passes::Pass;
 use super::rows::{ProblemLine, Row};
 use super::standing::{KindOf, kinds_of};
-use super::summary::{Best, OURS, Summary, ours};
+use super::summary::Summary;
 use super::{Rows, text};
 use crate::problem::Problem;
 use std::fmt::Write;

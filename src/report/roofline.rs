@@ -1,8 +1,8 @@
 //! Every row under the device's ceilings.
 
+use super::count::{OURS, is_ours};
 use super::palette::Palette;
 use super::rows::State;
-use super::summary::{OURS, is_ours};
 use super::svg::{Scale, Svg, number};
 use super::{Rows, text};
 use crate::problem::{Dtype, Problem};

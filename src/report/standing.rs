@@ -1,7 +1,7 @@
 //! Each type of kernel, an op in a phase: how every way stands beside jitune, and who wins.
 
+use super::count::{Best, OURS, as_called, counts, ours};
 use super::rows::{ProblemLine, Row};
-use super::summary::{Best, OURS, as_called, counts, ours};
 use super::{Rows, text};
 use crate::model::Phase;
 use serde::Serialize;
@@ -38,7 +38,7 @@ pub struct Standing {
 
 /// The winner of one type of kernel.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Kind {
+pub struct KindWinner {
     /// The op.
     pub op: String,
     /// The phase.
@@ -177,7 +177,7 @@ pub(super) fn standings(rows: &Rows, kind: &KindOf<'_>) -> Vec<Standing> {
 }
 
 /// The winner of one type.
-pub(super) fn kind(kind: &KindOf<'_>, standings: &[Standing], best: &[Best]) -> Kind {
+pub(super) fn kind(kind: &KindOf<'_>, standings: &[Standing], best: &[Best]) -> KindWinner {
     let ours = text::label(OURS.0, OURS.1);
     let same = |s: &&Standing| s.op == kind.op && s.phase == kind.phase && s.rank.is_some();
     let ranked: Vec<&Standing> = standings.iter().filter(same).collect();
@@ -205,5 +205,5 @@ pub(super) fn kind(kind: &KindOf<'_>, standings: &[Standing], best: &[Best]) -> 
     }
     let other = |s: &&Standing| s.label != OURS.0 && !s.label.starts_with(&format!("{}/", OURS.0));
     let alone = !ranked.iter().any(other);
-    Kind { op: kind.op.into(), phase: kind.phase, winners, alone, templates, fastest }
+    KindWinner { op: kind.op.into(), phase: kind.phase, winners, alone, templates, fastest }
 }

@@ -3,14 +3,12 @@
 //! A mean holds only rows that are right, whole, and timed on the same basis as jitune's own. The others are listed apart,
 //! each with its reason.
 
+use super::count::{Best, OURS, apart, best, counts, is_ours, ours};
 use super::passes::{Opportunity, Pass, opportunities, passes};
-use super::rows::{Basis, ProblemLine, Row, State};
-use super::standing::{Kind, Standing, kind, kinds_of, standings};
+use super::rows::{ProblemLine, Row, State};
+use super::standing::{KindWinner, Standing, kind, kinds_of, standings};
 use super::{Rows, text};
 use serde::Serialize;
-
-/// The peer and the way that everything is held against.
-pub const OURS: (&str, &str) = ("jitune", "tuned");
 
 /// Everything that a report says beyond the rows themselves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -20,7 +18,7 @@ pub struct Summary {
     /// Each way's standing, by op and phase, the fastest first.
     pub standings: Vec<Standing>,
     /// The winner of each type of kernel.
-    pub kinds: Vec<Kind>,
+    pub kinds: Vec<KindWinner>,
     /// Where jitune loses, the worst first.
     pub losses: Vec<Loss>,
     /// Problems for which jitune has no time, and why.
@@ -31,23 +29,6 @@ pub struct Summary {
     pub passes: Vec<Pass>,
     /// Rows that are in no mean.
     pub apart: Vec<Apart>,
-}
-
-/// The fastest row of a problem that another peer has: what jitune measures beside its winner is no other.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Best {
-    /// The problem.
-    pub problem: String,
-    /// The row's label.
-    pub label: String,
-    /// Our time.
-    pub ours_us: f64,
-    /// Its time.
-    pub us: f64,
-    /// Its time over ours.
-    pub ratio: f64,
-    /// Whether the two cannot be told apart.
-    pub tie: bool,
 }
 
 /// A row that is faster than ours.
@@ -116,62 +97,6 @@ impl Summary {
     }
 }
 
-/// Whether it is the row that the others are held against.
-pub fn is_ours(row: &Row) -> bool {
-    (row.peer.as_str(), row.way.as_str()) == OURS
-}
-
-/// Our row of a problem, if it has a time to be held against.
-pub fn ours<'a>(rows: &'a Rows, problem: &str) -> Option<&'a Row> {
-    rows.rows.iter().find(|r| is_ours(r) && r.problem == problem && r.state == State::Ok && r.times().is_some())
-}
-
-/// Why a row is in no mean. None for one that is, and for what its peer does not have at all.
-pub fn apart(row: &Row, ours: Option<&Row>) -> Option<String> {
-    let reason = match row.state {
-        State::Unsupported => return None,
-        State::Wrong => "wrong".into(),
-        State::Failed => "failed".into(),
-        State::Cut => "cut off".into(),
-        State::Ok if row.less_accurate => "less accurate".into(),
-        State::Ok if row.covers != "all" => format!("covers {} only", row.covers),
-        State::Ok => match ours {
-            None => "no time of jitune's to hold it against".into(),
-            Some(ours) if ours.basis != row.basis => match row.basis {
-                Basis::Called => "timed with its calls, jitune without".into(),
-                Basis::Kernel => "timed without its calls, jitune with them".into(),
-            },
-            Some(_) if row.times().is_none() || !row.ratio.is_some_and(|r| r.is_finite() && r > 0.0) => {
-                "no ratio".into()
-            }
-            Some(_) => return None,
-        },
-    };
-    Some(reason)
-}
-
-/// Time and ratio of a row that counts in means; never our own.
-pub fn counts(row: &Row, ours: Option<&Row>) -> Option<(f64, f64)> {
-    let counted = row.state == State::Ok && !is_ours(row) && apart(row, ours).is_none();
-    Some((row.times()?.median_us, row.ratio?)).filter(|_| counted)
-}
-
-/// The ratio of a right and whole row that is timed with its calls where jitune's is timed without: both with their calls.
-pub fn as_called(row: &Row, ours: Option<&Row>) -> Option<f64> {
-    let whole = row.state == State::Ok && row.covers == "all" && !row.less_accurate && !is_ours(row);
-    let ratio = row.ratio.filter(|r| r.is_finite() && *r > 0.0);
-    ratio.filter(|_| whole && row.basis == Basis::Called && ours.is_some_and(|o| o.basis == Basis::Kernel))
-}
-
-fn best(rows: &Rows, problem: &ProblemLine) -> Option<Best> {
-    let ours = ours(rows, &problem.problem)?;
-    let others = rows.rows.iter().filter(|r| r.problem == problem.problem && r.peer != OURS.0);
-    let timed = others.filter_map(|r| counts(r, Some(ours)).map(|(us, ratio)| (r, us, ratio)));
-    let (row, us, ratio) = timed.min_by(|a, b| a.2.total_cmp(&b.2))?;
-    let (problem, label) = (problem.problem.clone(), text::label_of(row));
-    Some(Best { problem, label, ours_us: ours.times()?.median_us, us, ratio, tie: row.tie })
-}
-
 fn losses(rows: &Rows) -> Vec<Loss> {
     let lost = |row: &Row| {
         let ours = ours(rows, &row.problem)?;
@@ -204,7 +129,7 @@ fn without_ours(rows: &Rows, p: &ProblemLine) -> Option<(String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::{Calls, Times, WinnerLine};
+    use super::super::rows::{Basis, Calls, Times, WinnerLine};
     use super::*;
     use crate::model::Phase;
 

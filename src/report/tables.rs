@@ -1,7 +1,7 @@
 //! The table of one op: a line a problem, a column a way.
 
+use super::count::{apart, is_ours, ours};
 use super::rows::{Row, State};
-use super::summary::{apart, is_ours, ours};
 use super::{Rows, text};
 use serde::Serialize;
 

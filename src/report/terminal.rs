@@ -1,6 +1,7 @@
 //! What `jitune compare` and `jitune report` print: a line a problem, and a few sentences.
 
-use super::summary::{Summary, ours};
+use super::count::ours;
+use super::summary::Summary;
 use super::{Rows, text};
 
 /// The header of [`rows`].

@@ -4,14 +4,16 @@
 
 mod render;
 
-pub use render::{Language, Source};
-
 use crate::device::{Device, Target};
 use crate::problem::Problem;
 use crate::recipe::{Config, Description, Recipe, RecipeError, Role};
+use crate::source::Source;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Where each target's support code is among the built-in files.
+const SUPPORT: [(Target, &str); 2] = [(Target::Cuda, "cuda/support.cu"), (Target::Cpu, "cpu/support.c")];
 
 static BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/templates.rs"));
 
@@ -76,15 +78,21 @@ impl Template {
 pub struct Library {
     templates: Vec<Arc<Template>>,
     includes: HashMap<(Target, String), String>,
-    support: HashMap<String, String>,
+    /// What fills, compares and measures ceilings on each target.
+    support: HashMap<Target, String>,
 }
 
 impl Library {
     /// The built-in templates.
     pub fn built_in() -> Result<Library, TemplateError> {
-        let files = BUILT_IN.iter().map(|(name, text)| ((*name).to_string(), (*text).to_string()));
+        let files: Vec<_> = BUILT_IN.iter().map(|(name, text)| ((*name).to_string(), (*text).to_string())).collect();
         let mut library = Library { templates: Vec::new(), includes: HashMap::new(), support: HashMap::new() };
-        library.add(files.collect())?;
+        for (target, file) in SUPPORT {
+            let code = files.iter().find(|(name, _)| name == file).map(|(_, text)| text.clone());
+            let missing = || TemplateError::MissingFile { file: "the library".into(), missing: file.into() };
+            library.support.insert(target, code.ok_or_else(missing)?);
+        }
+        library.add(&files)?;
         Ok(library)
     }
 
@@ -101,17 +109,16 @@ impl Library {
                 files.push((path.display().to_string(), text));
             }
         }
-        self.add(files)
+        self.add(&files)
     }
 
-    fn add(&mut self, files: Vec<(String, String)>) -> Result<(), TemplateError> {
-        for (name, text) in &files {
+    fn add(&mut self, files: &[(String, String)]) -> Result<(), TemplateError> {
+        for (name, text) in files {
             let path = Path::new(name);
             let stem = path.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
             match path.extension().and_then(|e| e.to_str()) {
                 Some("cuh") => drop(self.includes.insert((Target::Cuda, stem), text.clone())),
                 Some("h") => drop(self.includes.insert((Target::Cpu, stem), text.clone())),
-                Some("cu" | "c") => drop(self.support.insert(name.clone(), text.clone())),
                 _ => {}
             }
         }
@@ -123,10 +130,10 @@ impl Library {
                 Target::Cpu => "c",
             };
             let code_file = Path::new(name).with_extension(extension).display().to_string();
-            let code = self
-                .support
-                .get(&code_file)
-                .cloned()
+            let code = files
+                .iter()
+                .find(|(name, _)| *name == code_file)
+                .map(|(_, text)| text.clone())
                 .ok_or_else(|| TemplateError::MissingFile { file: name.clone(), missing: code_file })?;
             let template = Template { recipe: Recipe::new(description)?, code };
             let d = &template.recipe.description;

@@ -4,47 +4,8 @@ use super::{Library, Template, TemplateError};
 use crate::device::{Device, Target};
 use crate::problem::{DimKind, Dtype, EPS, Problem};
 use crate::recipe::Config;
-use serde::{Deserialize, Serialize};
+use crate::source::{Language, Source};
 use std::fmt::Write;
-
-/// What a source is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Language {
-    /// CUDA C++ for NVRTC.
-    Cuda,
-    /// C for the host's compiler.
-    C,
-}
-
-/// Rendered code and the options it is compiled with. Self-contained: nothing is included from elsewhere but, for C,
-/// system headers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Source {
-    /// Language.
-    pub language: Language,
-    /// The text.
-    pub text: String,
-    /// Exact architecture to compile for.
-    pub arch: String,
-    /// Compiler options beside those that every source gets.
-    pub options: Vec<String>,
-    /// The entries that launches name.
-    pub entries: Vec<String>,
-}
-
-impl Source {
-    /// The content hash of all that the artifact depends on beside the compiler itself.
-    pub fn hash(&self) -> String {
-        let mut h = blake3::Hasher::new();
-        for part in [self.text.as_str(), self.arch.as_str()].into_iter().chain(self.options.iter().map(String::as_str))
-        {
-            h.update(&(part.len() as u64).to_le_bytes());
-            h.update(part.as_bytes());
-        }
-        h.finalize().to_hex().to_string()
-    }
-}
 
 const EPILOGUES: [&str; 6] = ["none", "bias", "residual", "swiglu", "rope_kv", "bias_rope_kv"];
 
@@ -103,17 +64,10 @@ pub(super) fn render(
 }
 
 pub(super) fn support(library: &Library, dtype: Dtype, device: &Device) -> Result<Source, TemplateError> {
-    let file = match device.target {
-        Target::Cuda => "cuda/support.cu",
-        Target::Cpu => "cpu/support.c",
-    };
-    let code = library
-        .support
-        .get(file)
-        .ok_or_else(|| TemplateError::MissingFile { file: "the library".into(), missing: file.into() })?;
+    let code = &library.support[&device.target];
     // It compares results, and fills what is stored as they are.
     let mut text = preamble(dtype.result(), device);
-    splice(library, device.target, file, code, &mut Vec::new(), &mut text)?;
+    splice(library, device.target, "the support code", code, &mut Vec::new(), &mut text)?;
     let options = match device.target {
         Target::Cuda => Vec::new(),
         Target::Cpu => vec!["-ffp-contract=fast".into()],

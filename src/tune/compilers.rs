@@ -4,8 +4,8 @@ use super::verdict::Verdict;
 use super::{Compiling, TuneError};
 use crate::artifact::Artifact;
 use crate::bench::Compile;
+use crate::source::Source;
 use crate::sync::lock;
-use crate::template::Source;
 use crate::worker::{Answer, Duty, Failure, FailureKind, Request, Worker};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ enum Slot {
 }
 
 #[derive(Default)]
-struct State {
+struct Jobs {
     queue: VecDeque<(String, Source)>,
     slots: HashMap<String, Slot>,
     stop: bool,
@@ -46,7 +46,7 @@ struct State {
 }
 
 struct Shared {
-    state: Mutex<State>,
+    jobs: Mutex<Jobs>,
     wake: Condvar,
 }
 
@@ -59,7 +59,7 @@ pub struct Compilers {
 impl Compilers {
     /// Starts `workers` compile workers of the program at `exe`, which leave artifacts in `folder`.
     pub fn start(exe: PathBuf, folder: PathBuf, workers: usize) -> Compilers {
-        let shared = Arc::new(Shared { state: Mutex::default(), wake: Condvar::new() });
+        let shared = Arc::new(Shared { jobs: Mutex::default(), wake: Condvar::new() });
         let spawn = |_| {
             let (shared, exe, folder) = (shared.clone(), exe.clone(), folder.clone());
             std::thread::spawn(move || work(&shared, &exe, &folder))
@@ -72,9 +72,9 @@ impl Compilers {
     /// the source is compiled when nothing else is asked for.
     pub fn submit(&self, source: &Source, reply: Option<Reply>) {
         let hash = source.hash();
-        let mut state = lock(&self.shared.state);
+        let mut jobs = lock(&self.shared.jobs);
         let urgent = reply.is_some();
-        match state.slots.get_mut(&hash) {
+        match jobs.slots.get_mut(&hash) {
             Some(Slot::Done(outcome)) => {
                 if let Some((to, number)) = reply {
                     // A receiver that is gone no longer wants it.
@@ -84,38 +84,38 @@ impl Compilers {
             }
             Some(Slot::Waiting(list)) => {
                 list.extend(reply);
-                if urgent && let Some(at) = state.queue.iter().position(|(h, _)| *h == hash) {
+                if urgent && let Some(at) = jobs.queue.iter().position(|(h, _)| *h == hash) {
                     // It was only foreseen until now: it moves ahead of what still is.
-                    if let Some(job) = state.queue.remove(at) {
-                        state.queue.push_front(job);
+                    if let Some(job) = jobs.queue.remove(at) {
+                        jobs.queue.push_front(job);
                     }
                 }
                 return;
             }
             None => {}
         }
-        state.slots.insert(hash.clone(), Slot::Waiting(reply.into_iter().collect()));
+        jobs.slots.insert(hash.clone(), Slot::Waiting(reply.into_iter().collect()));
         let job = (hash, source.clone());
         if urgent {
-            state.queue.push_front(job)
+            jobs.queue.push_front(job)
         } else {
-            state.queue.push_back(job)
+            jobs.queue.push_back(job)
         }
         self.shared.wake.notify_one();
     }
 
     /// Drops everything that is not being compiled yet.
     pub fn clear(&self) {
-        let mut state = lock(&self.shared.state);
-        let dropped: Vec<String> = state.queue.drain(..).map(|(h, _)| h).collect();
+        let mut jobs = lock(&self.shared.jobs);
+        let dropped: Vec<String> = jobs.queue.drain(..).map(|(h, _)| h).collect();
         for hash in dropped {
-            state.slots.remove(&hash);
+            jobs.slots.remove(&hash);
         }
     }
 
     /// What they did so far.
     pub fn spent(&self) -> Compiling {
-        lock(&self.shared.state).spent
+        lock(&self.shared.jobs).spent
     }
 }
 
@@ -139,7 +139,7 @@ impl Compile for Compilers {
 impl Drop for Compilers {
     fn drop(&mut self) {
         self.clear();
-        lock(&self.shared.state).stop = true;
+        lock(&self.shared.jobs).stop = true;
         self.shared.wake.notify_all();
         for t in self.threads.drain(..) {
             let _ = t.join();
@@ -151,24 +151,24 @@ fn work(shared: &Shared, exe: &Path, folder: &Path) {
     let mut worker: Option<Worker> = None;
     loop {
         let job = {
-            let mut state = lock(&shared.state);
+            let mut jobs = lock(&shared.jobs);
             loop {
-                if state.stop {
+                if jobs.stop {
                     return;
                 }
-                if let Some(job) = state.queue.pop_front() {
+                if let Some(job) = jobs.queue.pop_front() {
                     break job;
                 }
-                state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                jobs = shared.wake.wait(jobs).unwrap_or_else(PoisonError::into_inner);
             }
         };
         let (hash, source) = job;
         let start = Instant::now();
         let outcome = compile(&mut worker, exe, folder, source);
-        let mut state = lock(&shared.state);
-        state.spent.seconds += start.elapsed().as_secs_f64();
-        state.spent.sources += 1;
-        if let Some(Slot::Waiting(list)) = state.slots.insert(hash, Slot::Done(outcome.clone())) {
+        let mut jobs = lock(&shared.jobs);
+        jobs.spent.seconds += start.elapsed().as_secs_f64();
+        jobs.spent.sources += 1;
+        if let Some(Slot::Waiting(list)) = jobs.slots.insert(hash, Slot::Done(outcome.clone())) {
             for (to, number) in list {
                 let _ = to.send((number, outcome.clone()));
             }

@@ -40,6 +40,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// How many times its roofline a candidate may take beyond the patience.
+const PATIENT_ROOFLINES: f64 = 400.0;
+/// About how many launches trying a problem comes to: a GPU's rounds hold many, a processor's few.
+const LAUNCHES: Launches = Launches { cuda: 400.0, cpu: 12.0 };
 /// Configs of neighbours that are tried first.
 const REMEMBERED: usize = 4;
 
@@ -204,7 +208,7 @@ impl Tuner<'_> {
 
     /// A candidate's deadline: far more than it can take, but little where that is little.
     fn deadline(&self, roofline_us: f64) -> Duration {
-        self.options.patience + Duration::from_secs_f64(roofline_us * 1e-6 * 400.0)
+        self.options.patience + Duration::from_secs_f64(roofline_us * 1e-6 * PATIENT_ROOFLINES)
     }
 
     fn environment(&self) -> BTreeMap<String, String> {
@@ -399,6 +403,11 @@ impl Tuner<'_> {
     }
 }
 
+struct Launches {
+    cuda: f64,
+    cpu: f64,
+}
+
 /// A winner whose config is tried first for its neighbours.
 struct Remembered {
     problem: Problem,
@@ -425,10 +434,11 @@ struct JoinedSpace {
     points: Arc<[Point]>,
 }
 
-/// The share of the remaining time that the first of the remaining problems gets: by what it costs to try it, which is
-/// a constant and a number of runs.
+/// The share of the remaining time that the first of the remaining problems gets: by what it costs to try it, which is a
+/// constant, taken as a second, and a number of launches.
 fn share(device: &Device, problems: &[Problem], rest: &[usize]) -> f64 {
-    let weight = |p: &Problem| 1.0 + device.roofline(p).0 * if device.target == Target::Cpu { 12.0 } else { 400.0 };
+    let launches = if device.target == Target::Cpu { LAUNCHES.cpu } else { LAUNCHES.cuda };
+    let weight = |p: &Problem| 1.0 + device.roofline(p).0 * launches;
     let all: f64 = rest.iter().map(|&i| weight(&problems[i])).sum();
     rest.first().map_or(1.0, |&i| weight(&problems[i]) / all)
 }

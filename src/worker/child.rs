@@ -2,8 +2,8 @@
 
 use super::{Answer, Duty, Failure, FailureKind, Request, frame};
 use crate::backend::BackendError;
-use crate::backend::session::{self, Session};
-use crate::bench::compile;
+use crate::backend::session::Session;
+use crate::bench;
 use std::io;
 use std::sync::mpsc::{Sender, channel};
 
@@ -22,7 +22,7 @@ pub(super) fn serve(duty: Duty) -> io::Result<u8> {
         let Some(request) = request? else { break };
         let answer = match request {
             Request::Compile { source, folder } => {
-                compile(&source, &folder).map(|artifact| Answer::Compiled(Box::new(artifact)))
+                bench::compile(&source, &folder).map(|artifact| Answer::Compiled(Box::new(artifact)))
             }
             request => measure(duty, &mut session, request),
         };
@@ -58,7 +58,7 @@ fn read(tell: &Sender<io::Result<Option<Request>>>) {
 fn measure(duty: Duty, slot: &mut Option<Box<dyn Session>>, request: Request) -> Result<Answer, BackendError> {
     let session = match (slot.as_mut(), duty) {
         (Some(session), _) => session,
-        (None, Duty::Measure(device)) => slot.insert(session::open(device)?),
+        (None, Duty::Measure(device)) => slot.insert(bench::session(device)?),
         (None, Duty::Compile) => return Err(BackendError::Measurement("a compile worker does not measure".into())),
     };
     Ok(match request {

@@ -18,7 +18,7 @@ use crate::artifact::Artifact;
 use crate::backend::BackendError;
 use crate::backend::session::{Runnable, Series, Setup, Tried};
 use crate::device::{Ceilings, Device, DeviceId};
-use crate::template::Source;
+use crate::source::Source;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;

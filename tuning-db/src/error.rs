@@ -6,7 +6,7 @@
 //! goes on without the entry. sled's errors never appear here either: an index
 //! that fails is rebuilt from the journal or replaced by one in memory.
 
-use crate::lock::Holder;
+use crate::{files, holder::Holder};
 use std::{io, path::PathBuf, time::Duration};
 
 /// What the store returns when it cannot do what was asked.
@@ -52,7 +52,7 @@ pub enum Error {
     },
 
     /// Read-only mode found no database.
-    #[error("no tuning database at {} (it has no {}); run `jitune tune` first, or point --db or JITUNE_DB at one", path.display(), crate::journal::FILE)]
+    #[error("no tuning database at {} (it has no {}); run `jitune tune` first, or point --db or JITUNE_DB at one", path.display(), files::JOURNAL)]
     Missing {
         /// The folder that was asked for.
         path: PathBuf,

@@ -7,6 +7,7 @@
 use crate::{
     Error, Result,
     error::io_at,
+    files,
     line::{self, MAX_LINE},
 };
 use std::{
@@ -17,8 +18,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Name of the journal in the database folder.
-pub(crate) const FILE: &str = "journal.jsonl";
 /// How much of the journal's end identifies a state of it.
 const TAIL: u64 = 4096;
 /// Suffix of the file that replaces the journal.
@@ -49,7 +48,7 @@ pub(crate) struct RawLine<'a> {
 impl Journal {
     /// Opens the journal in `dir`; creates it (and syncs the folder) unless read-only.
     pub(crate) fn open(dir: &Path, read_only: bool) -> Result<Self> {
-        let path = dir.join(FILE);
+        let path = dir.join(files::JOURNAL);
         let file = if read_only {
             match File::open(&path) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {

@@ -50,11 +50,14 @@
 #![warn(missing_docs)]
 
 mod artifacts;
+mod clock;
 mod db;
 mod error;
 mod exchange;
+mod files;
 mod gc;
 mod hash;
+mod holder;
 mod index;
 mod journal;
 mod line;
@@ -65,14 +68,15 @@ mod record;
 mod recover;
 mod verify;
 
+pub use clock::now;
 pub use db::{Db, Stats};
 pub use error::{Error, Result};
 pub use exchange::{MergeReport, SkippedLine};
 pub use gc::{GcOptions, GcReport};
 pub use hash::{ArtifactHash, KeyId};
-pub use lock::Holder;
+pub use holder::Holder;
 pub use opening::{IndexState, OpenOptions, OpenReport};
-pub use record::{FieldDiff, Key, KeyPart, Kind, Record, now};
+pub use record::{FieldDiff, Key, KeyPart, Kind, Record};
 pub use recover::BadLine;
 pub use verify::{MissingArtifact, VerifyReport};
 

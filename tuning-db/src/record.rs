@@ -4,7 +4,7 @@
 //! It does not know what the names in a key mean (the `jitune` crate fills
 //! them), nor how a record looks on disk (`line`).
 
-use crate::hash::KeyId;
+use crate::{clock::now, hash::KeyId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt};
@@ -178,11 +178,6 @@ impl Record {
         out.push('}');
         out
     }
-}
-
-/// Seconds since 1970, by this machine's clock.
-pub fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// Writes JSON with sorted keys and no spaces. It sorts itself, so that a

@@ -2,7 +2,7 @@
 
 use crate::artifact::ArtifactInfo;
 use crate::backend::BackendError;
-use crate::template::Source;
+use crate::source::Source;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;

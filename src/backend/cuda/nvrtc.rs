@@ -2,7 +2,7 @@
 
 use crate::artifact::ArtifactInfo;
 use crate::backend::BackendError;
-use crate::template::Source;
+use crate::source::Source;
 use cudarc::nvrtc::sys;
 use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
