@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Compiled code on disk: a cubin or a shared object.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Artifact {
     /// Its file.
     pub path: PathBuf,

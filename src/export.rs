@@ -4,6 +4,7 @@ use crate::backend::BackendError;
 use crate::bench::{Bench, BenchError, Here};
 use crate::bundle::{Bundle, BundleError, Extras, Part};
 use crate::device::{Device, Target};
+use crate::journal;
 use crate::key;
 use crate::problem::Problem;
 use crate::template::Library;
@@ -111,7 +112,7 @@ pub fn seal(db: &Db, library: &Library, options: Options<'_>) -> Result<Export, 
     for record in db.winners()? {
         let record = record?;
         // Records of another version may not read as winners; they are kept there, and not exported.
-        let Some(winner) = crate::tune::winner_of(&record) else { continue };
+        let Some(winner) = journal::winner(&record) else { continue };
         if !(options.filter)(&winner) {
             continue;
         }

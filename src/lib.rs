@@ -25,6 +25,8 @@ pub mod compare;
 #[cfg(feature = "tuner")]
 pub mod export;
 #[cfg(feature = "tuner")]
+pub mod journal;
+#[cfg(feature = "tuner")]
 pub mod key;
 #[cfg(feature = "tuner")]
 pub mod model;
@@ -40,6 +42,8 @@ mod sync;
 pub mod template;
 #[cfg(feature = "tuner")]
 pub mod tune;
+#[cfg(feature = "tuner")]
+pub mod verdict;
 #[cfg(feature = "tuner")]
 pub mod verify;
 #[cfg(feature = "tuner")]

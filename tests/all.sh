@@ -65,6 +65,11 @@ runtime_lints() {
     cargo clippy --locked -p jitune --lib --example production -- -D warnings
 }
 
+# Beside a crate that has the driver linked, such as Candle with CUDA: only the last step, linking, needs the driver.
+linked() {
+    cargo check --locked -p jitune --features tuner,dynamic-linking
+}
+
 # What production links: no database, no command line, no tuner, no NVRTC.
 runtime_tree() {
     tree() { cargo tree --locked -p jitune --prefix none "$@"; }
@@ -135,6 +140,7 @@ step 'format' cargo fmt --all --check
 step 'lints' lints
 step 'lints of the runtime alone' runtime_lints
 step 'what the runtime depends on' runtime_tree
+step 'with a linked driver' linked
 step 'tests' cargo test --locked --workspace --no-fail-fast
 for manifest in baselines/*/Cargo.toml; do
     [ "$manifest" != baselines/peer/Cargo.toml ] || continue # of the main workspace

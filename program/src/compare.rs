@@ -12,7 +12,8 @@ use jitune::problem::Problem;
 use jitune::report::Rows;
 use jitune::report::rows::{Calls, Line, Run, State};
 use jitune::template::Library;
-use jitune::tune::{self, Verdict};
+use jitune::tune;
+use jitune::verdict::Verdict;
 use jitune::winner::Winner;
 use jitune_db::Db;
 use std::collections::BTreeMap;
@@ -290,7 +291,7 @@ fn history(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Ve
     let mut records: Vec<_> = keys.filter_map(|k| db.trials(&k).ok()).flatten().collect();
     records.sort_by_key(|r| r.at);
     let Some(first) = records.first().map(|r| r.at) else { return Vec::new() };
-    let point = |r: &jitune_db::Record| match serde_json::from_value(r.body.clone()).ok()? {
+    let point = |r: &jitune_db::Record| match jitune::journal::verdict(r)? {
         Verdict::Measured { samples_us, .. } => Some(((r.at - first) as f64, compare::times(samples_us)?.median_us)),
         _ => None,
     };

@@ -3,7 +3,7 @@
 use super::select::Store;
 use super::{CliError, table};
 use clap::Subcommand;
-use jitune::tune::winner_of;
+use jitune::journal;
 use jitune::winner::Winner;
 use jitune_db::{GcOptions, Kind, Record};
 use std::fs::File;
@@ -131,7 +131,7 @@ fn winners(args: &Args) -> Result<Vec<(Record, Winner)>, CliError> {
     for record in db.winners()? {
         let record = record?;
         // Records of a newer version may not read as winners; they are kept, not shown.
-        if let Some(w) = winner_of(&record) {
+        if let Some(w) = journal::winner(&record) {
             list.push((record, w));
         }
     }

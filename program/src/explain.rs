@@ -2,8 +2,8 @@
 
 use super::CliError;
 use super::select::{Store, Templates, Where, Which};
+use jitune::journal;
 use jitune::key::{self, Context};
-use jitune::tune::winner_of;
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -49,7 +49,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         for (name, value) in &key.timing {
             println!("    timing.{name} = {value}");
         }
-        match found.as_ref().and_then(winner_of) {
+        match found.as_ref().and_then(journal::winner) {
             Some(w) => println!(
                 "  hit: {} [{}], {:.2} us, {:.0}% of the roofline, {} trials",
                 w.template(),

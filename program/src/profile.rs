@@ -6,6 +6,7 @@ use super::{CliError, table};
 use jitune::bench::Folder;
 use jitune::compare::{self, Options, Places, Profiled, Profiler};
 use jitune::device::{Device, Target};
+use jitune::journal;
 use jitune::key::{self, Context};
 use jitune::problem::Problem;
 use jitune::recipe::Recipe;
@@ -126,7 +127,7 @@ fn missing(problem: &Problem) -> CliError {
 fn stored(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Result<Winner, CliError> {
     let context = Context { device: device.clone(), compiler: key::compiler(device.target)? };
     let key = context.winner(library, problem, &library.for_problem(problem, device)?);
-    db.winner(&key)?.as_ref().and_then(tune::winner_of).ok_or_else(|| missing(problem))
+    db.winner(&key)?.as_ref().and_then(journal::winner).ok_or_else(|| missing(problem))
 }
 
 /// What is known without counters: the roofline, and how the kernel fills the device.

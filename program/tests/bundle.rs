@@ -6,11 +6,12 @@ mod make;
 
 use jitune::bundle::Bundle;
 use jitune::device::Device;
+use jitune::journal;
 use jitune::key::Context;
 use jitune::recipe::ExprText;
 use jitune::runtime::Runtime;
 use jitune::winner::Winner;
-use jitune_db::{Db, OpenOptions, Record};
+use jitune_db::{Db, OpenOptions};
 use make::{COMPILED, LIBRARY, WINNERS, fake};
 use std::path::Path;
 use std::process::Command;
@@ -21,7 +22,7 @@ fn store(db: &Db, w: &Winner, code: &[u8], compiler: &str) {
     let templates = LIBRARY.for_problem(&w.problem, &w.device).unwrap();
     let context = Context { device: w.device.clone(), compiler: compiler.into() };
     let key = context.winner(&LIBRARY, &w.problem, &templates);
-    db.put_winner(&Record::winner(key, serde_json::to_value(w).unwrap())).unwrap();
+    db.put_winner(&journal::of_winner(key, w).unwrap()).unwrap();
 }
 
 /// The program with no compiler, and no database but the folder's own.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Code on disk and how it is launched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Runnable {
     /// The code.
     pub artifact: Artifact,
@@ -30,6 +31,7 @@ pub(super) fn code(artifact: &Artifact) -> Result<Vec<u8>, BackendError> {
 
 /// What a session needs to check and time one problem.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Setup {
     /// The problem.
     pub problem: Problem,
@@ -45,6 +47,7 @@ pub struct Setup {
 
 /// How far a result was from the reference.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Check {
     /// Root mean square error over that of the reference, the worst output tensor.
     pub rms: f64,
@@ -99,6 +102,7 @@ pub(super) struct TensorCheck {
 
 /// Times of one candidate.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Series {
     /// Microseconds a launch, one a round.
     pub us: Vec<f64>,
@@ -125,6 +129,7 @@ impl Series {
 
 /// What came of trying one candidate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Tried {
     /// Its correctness.
     pub check: Check,

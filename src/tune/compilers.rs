@@ -1,11 +1,11 @@
 //! The compilers: workers that turn sources into artifacts, each source once.
 
-use super::verdict::Verdict;
 use super::{Compiling, TuneError};
 use crate::artifact::Artifact;
 use crate::bench::Compile;
 use crate::source::Source;
 use crate::sync::lock;
+use crate::verdict::Verdict;
 use crate::worker::{Answer, Duty, Failure, FailureKind, Request, Worker};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! Why tuning fails.
 
-use super::Verdict;
 use crate::problem::Problem;
 use crate::recipe::RecipeError;
 use crate::template::TemplateError;
+use crate::verdict::Verdict;
 use crate::worker::{Failure, Lost};
 use std::path::PathBuf;
 
@@ -67,7 +67,7 @@ pub enum TuneError {
     Target(#[from] crate::backend::BackendError),
     /// A record that does not serialise.
     #[error("a record cannot be written: {0}")]
-    Record(String),
+    Record(#[from] serde_json::Error),
     /// The support code or a reference does not compile.
     #[error("{what} does not compile: {why}")]
     Support {

@@ -1,14 +1,16 @@
 //! What a caller hears while tuning, and what it has at the end.
 
-use super::{Spent, Verdict};
+use super::Spent;
 use crate::device::Device;
 use crate::problem::Problem;
 use crate::recipe::Config;
+use crate::verdict::Verdict;
 use crate::winner::Winner;
 
 /// What happens while tuning, for progress displays.
 #[derive(Clone, Debug, serde::Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Event {
     /// The work is known.
     Plan {
@@ -78,6 +80,7 @@ pub trait Observer: Sync {
 
 /// A problem that has no winner.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Failed {
     /// The problem.
     pub problem: Problem,
@@ -87,6 +90,7 @@ pub struct Failed {
 
 /// What the compilers of a run did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Compiling {
     /// Sources that they compiled.
     pub sources: u64,
@@ -101,6 +105,7 @@ impl Observer for () {
 
 /// What a run gave.
 #[derive(Debug, Default, serde::Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// The winner of each problem, where there is one, in the order of the plan.
     pub winners: Vec<Option<Winner>>,

@@ -1,10 +1,10 @@
 //! One measuring worker of one device: asks it, replaces it when it is lost, and makes sure that the replacement works.
 
 use super::TuneError;
-use super::verdict::Verdict;
 use crate::artifact::Artifact;
 use crate::backend::session::{Runnable, Series, Setup, Tried};
 use crate::device::{Ceilings, Device, DeviceId};
+use crate::verdict::Verdict;
 use crate::worker::{Answer, Duty, Failure, FailureKind, Lost, Request, Worker};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +16,7 @@ const LOST_IN_A_ROW: u32 = 12;
 
 /// Where the time of a measuring worker went, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[non_exhaustive]
 pub struct Spent {
     /// Making inputs and references.
     pub preparing: f64,

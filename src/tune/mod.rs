@@ -10,7 +10,6 @@ mod measurer;
 mod problem;
 mod search;
 mod statistics;
-mod verdict;
 
 pub use ceilings::ceilings;
 pub use error::TuneError;
@@ -18,11 +17,11 @@ pub use events::{Compiling, Event, Failed, Observer, Report};
 pub use measurer::Spent;
 pub use search::{Point, Search, Searcher};
 pub use statistics::{noise, ties};
-pub use verdict::Verdict;
 
 use crate::backend::BackendError;
 use crate::bench::{self, Bench, Folder};
 use crate::device::{Device, DeviceId, Target};
+use crate::journal;
 use crate::key::Context;
 use crate::problem::Problem;
 use crate::recipe::Config;
@@ -31,7 +30,7 @@ use crate::sync::{into_inner, lock};
 use crate::template::{Library, Template};
 use crate::winner::Winner;
 use compilers::Compilers;
-use jitune_db::{Db, Record};
+use jitune_db::Db;
 use measurer::Measurer;
 use problem::Tuning;
 use std::collections::{BTreeMap, HashMap};
@@ -369,7 +368,7 @@ impl Tuner<'_> {
     fn stored(&self, problem: &Problem, device: &Device) -> Result<Option<Winner>, TuneError> {
         let templates = self.library.for_problem(problem, device)?;
         let key = self.context(device).winner(self.library, problem, &templates);
-        let Some(winner) = self.db.winner(&key)?.as_ref().and_then(winner_of) else { return Ok(None) };
+        let Some(winner) = self.db.winner(&key)?.as_ref().and_then(journal::winner) else { return Ok(None) };
         let hash = winner.artifact.parse();
         let present = hash.ok().map(|h| self.db.artifact(&h)).transpose()?.flatten().is_some();
         Ok(present.then_some(winner))
@@ -441,9 +440,4 @@ fn share(device: &Device, problems: &[Problem], rest: &[usize]) -> f64 {
     let weight = |p: &Problem| 1.0 + device.roofline(p).0 * launches;
     let all: f64 = rest.iter().map(|&i| weight(&problems[i])).sum();
     rest.first().map_or(1.0, |&i| weight(&problems[i]) / all)
-}
-
-/// A record of a winner as it stands in a journal.
-pub fn winner_of(record: &Record) -> Option<Winner> {
-    serde_json::from_value(record.body.clone()).ok()
 }

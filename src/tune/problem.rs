@@ -4,13 +4,14 @@ use super::compilers::{NotCompiled, Outcome};
 use super::measurer::Measurer;
 use super::search::{Point, Searcher};
 use super::statistics::ties;
-use super::verdict::Verdict;
 use super::{Event, JoinedSpace, TuneError, Tuner};
 use crate::artifact::Artifact;
 use crate::backend::session::{Runnable, Series, Setup};
 use crate::device::Target;
+use crate::journal;
+use crate::verdict::Verdict;
 use crate::winner::{Evidence, Winner};
-use jitune_db::{Key, Record};
+use jitune_db::Key;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -83,8 +84,8 @@ impl<'a> Tuning<'a> {
             let key = context.trials(tuner.library, &space.problem, t);
             let mut seen = HashMap::new();
             for record in tuner.db.trials(&key)? {
-                if let (Some(sub), Ok(verdict)) = (record.sub, serde_json::from_value(record.body)) {
-                    seen.insert(sub, verdict);
+                if let (Some(verdict), Some(config)) = (journal::verdict(&record), record.sub) {
+                    seen.insert(config, verdict);
                 }
             }
             keys.push(key);
@@ -230,9 +231,8 @@ impl<'a> Tuning<'a> {
     }
 
     fn write(&self, point: &Point, verdict: &Verdict) -> Result<(), TuneError> {
-        let body = serde_json::to_value(verdict).map_err(|e| TuneError::Record(e.to_string()))?;
         let key = self.keys[point.template].clone();
-        self.tuner.db.put_trial(&Record::trial(key, point.config.to_string(), body))?;
+        self.tuner.db.put_trial(&journal::of_verdict(key, &point.config, verdict)?)?;
         Ok(())
     }
 
@@ -364,8 +364,7 @@ impl<'a> Tuning<'a> {
         let code = artifact.bytes().map_err(|source| TuneError::Io { path: artifact.path.clone(), source })?;
         tuner.db.put_artifact(&code)?;
         let key = tuner.context(self.measurer.device()).winner(tuner.library, &winner.problem, &self.space.templates);
-        let body = serde_json::to_value(winner).map_err(|e| TuneError::Record(e.to_string()))?;
-        tuner.db.put_winner(&Record::winner(key, body))?;
+        tuner.db.put_winner(&journal::of_winner(key, winner)?)?;
         tuner.remember(winner);
         Ok(())
     }

@@ -11,8 +11,9 @@ mod process;
 mod supervisor;
 
 use child::serve;
-pub use process::{Lost, Process};
-pub use supervisor::Worker;
+pub use process::Lost;
+pub(crate) use process::Process;
+pub(crate) use supervisor::Worker;
 
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
@@ -51,7 +52,7 @@ pub fn worker_main() {
 
 /// What a worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Duty {
+pub(crate) enum Duty {
     /// Compiles for either target; uses no GPU.
     Compile,
     /// Measures on a device.
@@ -78,7 +79,7 @@ impl FromStr for Duty {
 /// What a parent asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Request {
+pub(crate) enum Request {
     /// Compile and leave the artifact in this folder under its hash.
     Compile {
         /// The source.
@@ -116,7 +117,7 @@ pub enum Request {
 /// What a worker answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Answer {
+pub(crate) enum Answer {
     /// Done, nothing to say.
     Done,
     /// The artifact.
@@ -136,6 +137,7 @@ pub enum Answer {
 /// An error of a target as it crosses the process boundary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
+#[non_exhaustive]
 pub struct Failure {
     /// What kind of failure.
     pub kind: FailureKind,
@@ -153,6 +155,7 @@ impl Failure {
 /// What a failure means for the candidate and the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum FailureKind {
     /// The source does not compile.
     Compile,

@@ -39,7 +39,7 @@ pub enum Lost {
 
 /// A running process. Where it dies with the thread that started it, it must be started, used and dropped on one thread
 /// that outlives it.
-pub struct Process<A> {
+pub(crate) struct Process<A> {
     child: Child,
     input: Option<ChildStdin>,
     answers: Receiver<io::Result<Option<A>>>,

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 /// A running worker. Must be started, used and dropped on one thread that outlives it: the kernel ties its life to that
 /// thread.
-pub struct Worker {
-    duty: Duty,
+pub(crate) struct Worker {
     process: Process<Answer>,
 }
 
@@ -19,12 +18,7 @@ impl Worker {
         let errors = if std::env::var_os("JITUNE_WORKER_STDERR").is_some() { Stdio::inherit() } else { Stdio::null() };
         let mut command = Command::new(exe);
         command.args([WORD, &duty.to_string()]).stderr(errors);
-        Ok(Worker { duty, process: Process::start(command, frame::receive)? })
-    }
-
-    /// What it does.
-    pub fn duty(&self) -> Duty {
-        self.duty
+        Ok(Worker { process: Process::start(command, frame::receive)? })
     }
 
     /// Asks and waits for the answer at most `deadline`. After an error the worker is gone.

@@ -25,8 +25,7 @@ unsafe impl Sync for Gpu {}
 
 /// The CUDA version that the driver supports, e.g. 13000; checks that there is a driver.
 pub fn driver_version() -> Result<i32, BackendError> {
-    // SAFETY: only tries to open the library.
-    if !unsafe { sys::is_culib_present() } {
+    if !super::present(&["libcuda.so", "libcuda.so.1"]) {
         return Err(BackendError::NoDriver);
     }
     let mut version = 0;

@@ -80,8 +80,7 @@ fn find() -> Option<Nvrtc> {
         // It stays open for the process: cudarc opens it again by its plain name, and the loader answers a name that is
         // already loaded with the loaded library.
         std::mem::forget(library);
-        // SAFETY: only tries to open the library.
-        if !unsafe { sys::is_culib_present() } {
+        if !super::present(&NAMES) {
             continue;
         }
         let (mut major, mut minor) = (0, 0);

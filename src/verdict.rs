@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The outcome of trying one candidate. Never a number that stands for a failure.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Verdict {
     /// It is right, and took so long.
     Measured {
