@@ -88,6 +88,12 @@ peer() {
         cargo test --locked --target-dir "$target/peers" --manifest-path "$1"
 }
 
+# jitune's kernels in other frameworks' models, as applications have them: workspaces of their own too.
+framework() {
+    cargo fmt --manifest-path "examples/$1/Cargo.toml" --check &&
+        cargo test --locked --target-dir "$target/peers" --manifest-path "examples/$1/Cargo.toml"
+}
+
 # The peer of PyTorch: what needs torch runs where this Python, or the one that PYTHON names, has it.
 torch_peer() {
     (cd baselines/python && "$python" -m unittest -v test_peer)
@@ -145,6 +151,9 @@ step 'tests' cargo test --locked --workspace --no-fail-fast
 for manifest in baselines/*/Cargo.toml; do
     [ "$manifest" != baselines/peer/Cargo.toml ] || continue # of the main workspace
     step "peer ${manifest%/Cargo.toml}" peer "$manifest"
+done
+for name in candle burn; do
+    step "kernels in a model of $name" framework "$name"
 done
 python=${PYTHON:-python3}
 step 'peer baselines/python' torch_peer
