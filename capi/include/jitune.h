@@ -1,0 +1,96 @@
+/* jitune's runtime: kernels that were tuned and sealed into a bundle, looked up and launched.
+ *
+ * Link libjitune_c.so, or libjitune_c.a with -lpthread -ldl -lm. The NVIDIA driver is loaded when a bundle is opened on a
+ * GPU, and only then.
+ *
+ * Functions that can fail return JITUNE_OK or what went wrong; jitune_last_error() says it in words. None of them ends the
+ * process or lets an error of Rust pass through C. What a function makes is given back by the caller through the matching
+ * *_free or jitune_close; NULL may be given to these. A kernel and a bound kernel stay usable after their runtime was
+ * closed. A runtime and a kernel may be used by several threads at once, a bound kernel by one at a time.
+ */
+#ifndef JITUNE_H
+#define JITUNE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+    JITUNE_OK = 0,
+    JITUNE_ARGUMENT = 1, /* a null pointer, text that is no UTF-8 or no problem, an index beyond the end */
+    JITUNE_BUNDLE = 2,   /* the file cannot be read, is damaged, or holds nothing for this device */
+    JITUNE_DEVICE = 3,   /* no driver, no such GPU, out of memory, or the driver reports an error */
+    JITUNE_UNTUNED = 4,  /* no kernel serves the problem; the error names the nearest */
+    JITUNE_BIND = 5,     /* addresses that do not fit the problem, or a queue of the other kind of device */
+    JITUNE_INTERNAL = 6  /* a fault of jitune's own */
+} jitune_status;
+
+typedef struct jitune_runtime jitune_runtime; /* a bundle on a device */
+typedef struct jitune_kernel jitune_kernel;   /* the kernel of one problem */
+typedef struct jitune_bound jitune_bound;     /* a kernel with the addresses of its tensors */
+
+/* One tensor of a problem: row-major, of the dtype and shape that the problem gives it. */
+typedef struct {
+    const char *name; /* lives as long as the kernel */
+    uint64_t bytes;
+    int output; /* 1 for what the kernel writes */
+} jitune_tensor;
+
+/* The version of the library. */
+const char *jitune_version(void);
+
+/* What the last failed call of this thread had to say; empty before. Valid until the thread's next call of this library. */
+const char *jitune_last_error(void);
+
+/* Opens a bundle on the host's processor, with a pool of so many threads; 0 for as many as the process may use. */
+jitune_status jitune_open_cpu(const char *path, size_t threads, jitune_runtime **runtime);
+
+/* Opens a bundle on the GPU of that ordinal, in its primary context, which becomes current on this thread. */
+jitune_status jitune_open_cuda(const char *path, size_t ordinal, jitune_runtime **runtime);
+
+/* Makes the GPU's primary context current on the calling thread; on the processor it does nothing. Every thread that binds
+ * or launches on a GPU needs it, unless it has that context from elsewhere. */
+jitune_status jitune_make_current(const jitune_runtime *runtime);
+
+void jitune_close(jitune_runtime *runtime);
+
+/* The kernel of a problem, such as "matmul m=4 n=2048 k=2048 dtype=bf16": one that was tuned for it, or else the nearest that
+ * may run it. */
+jitune_status jitune_lookup(const jitune_runtime *runtime, const char *problem, jitune_kernel **kernel);
+
+void jitune_kernel_free(jitune_kernel *kernel);
+
+/* Its template and config in words; lives as long as the kernel. */
+const char *jitune_kernel_name(const jitune_kernel *kernel);
+
+/* Its tensors, in the order in which jitune_bind takes their addresses. */
+size_t jitune_tensor_count(const jitune_kernel *kernel);
+jitune_status jitune_tensor_at(const jitune_kernel *kernel, size_t index, jitune_tensor *tensor);
+
+/* Bytes of scratch memory that a launch needs, 0 for none; and whether they must be zero before the first launch. Every
+ * launch leaves them zero again. One launch at a time may use them. */
+uint64_t jitune_workspace_bytes(const jitune_kernel *kernel);
+int jitune_workspace_zeroed(const jitune_kernel *kernel);
+
+/* Binds a kernel to the address of each of its tensors, `count` of them, and of the workspace (0 where none is needed): on a
+ * GPU device addresses. The memory must be at least of the tensors' sizes, and stay where it is while launches run. */
+jitune_status jitune_bind(const jitune_kernel *kernel, const uint64_t *addresses, size_t count, uint64_t workspace,
+                          jitune_bound **bound);
+
+void jitune_bound_free(jitune_bound *bound);
+
+/* Runs a kernel of the processor; it is done when this returns. */
+jitune_status jitune_launch_host(const jitune_bound *bound);
+
+/* Enqueues a kernel of a GPU on a CUstream (or cudaStream_t) of the bundle's context, NULL for its default stream; the stream
+ * may be capturing. */
+jitune_status jitune_launch_cuda(const jitune_bound *bound, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
