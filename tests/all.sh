@@ -166,6 +166,12 @@ if "$target/debug/jitune" --help | grep -q '^  export '; then
 else
     skip 'a bundle in production: this jitune has no `export`'
 fi
+if cargo public-api --version >/dev/null 2>&1; then
+    step 'the public API is the one in docs/api.txt' sh scripts/api.sh --check
+else
+    skip 'the public API against docs/api.txt: no cargo-public-api here (cargo install --locked cargo-public-api)'
+fi
+step 'packages, and a program from them' sh scripts/package.sh --allow-dirty
 if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then
     skip 'what runs on a GPU: no NVIDIA GPU here'
 fi

@@ -1,0 +1,30 @@
+#!/bin/sh
+# Packs every crate of the workspace as a registry takes it, builds each from what was packed, installs the program from
+# the packs alone, and runs it: `sh scripts/package.sh [options of cargo package]`. Needs a C compiler.
+set -eu
+cd "$(dirname "$0")/.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+target=$(cargo metadata --format-version 1 --no-deps |
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
+
+rm -f "$target"/package/*.crate
+cargo package --locked --workspace "$@"
+for pack in "$target"/package/*.crate; do
+    tar -xzf "$pack" -C "$folder"
+done
+
+# The crates depend on each other by version: each is found in its pack instead of in the registry.
+set --
+for pack in "$folder"/*/; do
+    name=$(sed -n 's/^name = "\(.*\)"/\1/p' "$pack/Cargo.toml" | head -n 1)
+    set -- "$@" --config "patch.crates-io.$name.path='${pack%/}'"
+done
+CARGO_TARGET_DIR=$target/packed cargo install --debug --offline --path "$folder"/jitune-cli-* --root "$folder/root" "$@"
+
+export JITUNE_DB="$folder/db"
+jitune=$folder/root/bin/jitune
+"$jitune" --version
+"$jitune" tune --target cpu --trials 1 --budget 2 --nominal-ceilings --problem 'rmsnorm rows=8 cols=256 dtype=f32'
+"$jitune" export --target cpu -o "$folder/model.jitune"
+"$jitune" verify --no-timing "$folder/model.jitune"
