@@ -7,6 +7,9 @@
 //! Feature `runtime` is what production links: bundle, look-up, launch. `tuner` adds the making of kernels, `cli` the
 //! program.
 
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
 pub mod backend;
 pub mod bundle;
 pub mod device;

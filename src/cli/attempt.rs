@@ -66,7 +66,7 @@ fn attempts(args: &Args, problem: &Problem, library: &Library, folder: &Path) ->
     let mut session: Box<dyn Session> = match args.device.devices()?.first() {
         Some(Kind::Cuda(ordinal)) if args.exact_memory => Box::new(CudaSession::open(*ordinal)?.with_exact_memory()),
         Some(Kind::Cuda(ordinal)) => Box::new(CudaSession::open(*ordinal)?),
-        _ => Box::new(CpuSession::open(args.device.threads)),
+        _ => Box::new(CpuSession::open(args.device.threads)?),
     };
     let device = session.device().clone();
     session.prepare(&setup(library, problem, &device, args.seed, folder)?)?;

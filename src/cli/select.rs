@@ -164,7 +164,7 @@ impl Where {
     /// The first device's description. Only for subcommands that measure nothing: it opens the GPU in this process.
     pub fn describe(&self) -> Result<Device, CliError> {
         match self.devices()?.first() {
-            Some(Kind::Cuda(ordinal)) => Ok(cuda::Gpu::open(*ordinal)?.device.clone()),
+            Some(Kind::Cuda(ordinal)) => Ok(cuda::describe(*ordinal)?),
             _ => Ok(cpu::describe(self.threads)),
         }
     }

@@ -296,7 +296,7 @@ fn session(bundle: &Bundle<'_>, args: &Args) -> Result<Box<dyn Session>, CliErro
     let ordinal = args.device.gpus.split(',').next().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
     Ok(match target {
         Target::Cuda => Box::new(cuda::CudaSession::open(ordinal)?),
-        Target::Cpu => Box::new(cpu::CpuSession::open(args.device.threads)),
+        Target::Cpu => Box::new(cpu::CpuSession::open(args.device.threads)?),
     })
 }
 

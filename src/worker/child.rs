@@ -59,8 +59,8 @@ fn read(tell: &Sender<io::Result<Option<Request>>>) {
 fn open(kind: Kind) -> Result<Box<dyn Session>, BackendError> {
     Ok(match kind {
         Kind::Cuda(ordinal) => Box::new(CudaSession::open(ordinal)?),
-        Kind::Cpu(0) => Box::new(CpuSession::open(None)),
-        Kind::Cpu(threads) => Box::new(CpuSession::open(Some(threads))),
+        Kind::Cpu(0) => Box::new(CpuSession::open(None)?),
+        Kind::Cpu(threads) => Box::new(CpuSession::open(Some(threads))?),
         Kind::Compile => return Err(BackendError::Measurement("a compile worker does not measure".into())),
     })
 }

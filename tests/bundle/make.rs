@@ -90,7 +90,7 @@ pub fn fake(template: &str, text: &str, device: &Device, code: &[u8]) -> (Winner
 }
 
 /// Uploads inputs and poison, in the order of the problem's tensors.
-pub fn fill(p: &Problem, inputs: &Inputs, memory: &mut [Memory]) {
+pub fn fill(p: &Problem, inputs: &Inputs, memory: &[Memory]) {
     for (t, m) in p.tensors().iter().zip(memory) {
         let mut bytes = vec![0xff; t.bytes() as usize];
         if let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) {
