@@ -11,3 +11,5 @@ mod make;
 mod production;
 #[cfg(feature = "cli")]
 mod program;
+#[cfg(jitune_asan)]
+mod sanitizer;

@@ -34,14 +34,19 @@ impl Module {
         let path = spelling(file.as_raw_fd(), NUMBER.fetch_add(1, Ordering::Relaxed));
         // SAFETY: the caller's promise.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
-        Ok(Arc::new(Module { library: library.map_err(|e| unloadable(e.to_string()))? }))
+        Ok(Arc::new(Module { library: library.map_err(|e| unloadable(whole(&e)))? }))
     }
 
     fn entry(&self, name: &str) -> Result<Entry, BackendError> {
-        let load = |e: libloading::Error| BackendError::Load { why: format!("entry {name}: {e}") };
+        let load = |e: libloading::Error| BackendError::Load { why: format!("entry {name}: {}", whole(&e)) };
         // SAFETY: every entry of a CPU template has this type, which is part of the promise that `load` was given.
         unsafe { self.library.get::<Entry>(name.as_bytes()) }.map(|s| *s).map_err(load)
     }
+}
+
+/// What the loader says, with the reason.
+fn whole(e: &libloading::Error) -> String {
+    std::error::Error::source(e).map_or_else(|| e.to_string(), |source| format!("{e}: {source}"))
 }
 
 /// A file without a name that holds `bytes`.
