@@ -8,7 +8,9 @@ use jitune::runtime::Memory;
 use jitune::space::enumerate;
 use jitune::template::Library;
 use jitune::winner::{Evidence, Winner};
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::time::SystemTime;
 
 /// Threads of the device that winners are made for.
 pub const THREADS: usize = 2;
@@ -87,6 +89,25 @@ pub fn fake(template: &str, text: &str, device: &Device, code: &[u8]) -> (Winner
     let p = problem(text);
     let config = config(template, &p, device);
     (winner(template, &p, device, config, code), code.to_vec())
+}
+
+/// The built example of that name. `cargo test` builds it; `cargo test --test NAME` alone does not, and may leave an older
+/// one there, which is not taken.
+pub fn example(name: &str) -> Option<PathBuf> {
+    fn newest(folder: &Path) -> SystemTime {
+        let of = |entry: std::io::Result<std::fs::DirEntry>| {
+            let path = entry.unwrap().path();
+            if path.is_dir() { newest(&path) } else { path.metadata().unwrap().modified().unwrap() }
+        };
+        std::fs::read_dir(folder).unwrap().map(of).max().unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+    let program = std::env::current_exe().unwrap().parent().unwrap().with_file_name("examples").join(name);
+    let made = std::fs::metadata(&program).and_then(|m| m.modified()).ok();
+    if made.is_none_or(|made| made < newest(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))) {
+        println!("SKIPPED: {} is not up to date; `cargo build --example {name}`", program.display());
+        return None;
+    }
+    Some(program)
 }
 
 /// Uploads inputs and poison, in the order of the problem's tensors.

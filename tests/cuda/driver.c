@@ -286,7 +286,7 @@ result cuMemAlloc_v2(address *out, size_t bytes) {
     handle *h = make(MEMORY);
     h->bytes = bytes;
     h->memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
-    memset(h->memory, 0xaa, bytes);
+    memset(h->memory, 0xaa, bytes < 1 << 20 ? bytes : 1 << 20);
     *out = (address)h->memory;
   }
   UNLOCK;

@@ -35,6 +35,7 @@ struct Launched {
 
 struct Driver {
     library: libloading::Library,
+    folder: &'static Path,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -56,7 +57,7 @@ fn driver() -> Driver {
     });
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let library = unsafe { libloading::Library::new(BUILT.path().join("libcuda.so")) }.unwrap();
-    Driver { library, _turn: turn }
+    Driver { library, folder: BUILT.path(), _turn: turn }
 }
 
 impl Driver {
@@ -130,7 +131,7 @@ fn cubin(launch: &Launch) -> Vec<u8> {
 }
 
 fn code(text: &str) -> Vec<u8> {
-    let mut bytes = vec![0; 64];
+    let mut bytes = [0; 64];
     bytes[..4].copy_from_slice(b"\x7fELF");
     [&bytes[..], text.as_bytes(), b"\0"].concat()
 }
@@ -464,6 +465,19 @@ fn too_much_memory_is_an_error() {
     let e = runtime.allocate(1 << 40).err().unwrap();
     assert!(matches!(e, RuntimeError::Target(BackendError::OutOfMemory { needed, .. }) if needed == 1 << 40));
     driver.no_faults();
+}
+
+/// The example for real GPUs, on these.
+#[test]
+fn the_example_finds_all_where_it_belongs() {
+    let driver = driver();
+    let Some(program) = make::example("two_gpus") else { return };
+    let file = driver.folder.join("model.jitune");
+    bundle().write(&file).unwrap();
+    let mut command = std::process::Command::new(program);
+    let out = command.arg(&file).arg("--handles-only").env("LD_LIBRARY_PATH", driver.folder).output().unwrap();
+    let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    assert!(out.status.success() && text.contains("all landed where it belongs"), "{text}");
 }
 
 /// Handles go between threads.
