@@ -6,6 +6,7 @@ use jitune::backend::cuda::StreamRef;
 use jitune::bundle::Bundle;
 use jitune::device::{Device, Target};
 use jitune::problem::{Inputs, Problem};
+use jitune::recipe::{ArgSpec, ExprText};
 use jitune::runtime::{Match, Memory, Queue, Runtime, RuntimeError, View};
 use jitune::winner::Winner;
 use std::ops::Range;
@@ -285,6 +286,29 @@ fn a_launch_goes_to_the_kind_of_queue_that_the_kernel_is_for() {
     let refused = bound.launch(stream).unwrap_err();
     assert!(matches!(refused, BackendError::WrongQueue { kernel: Target::Cpu, queue: Target::Cuda }), "{refused}");
     assert!(runtime.stream().is_err());
+}
+
+#[test]
+fn launches_that_the_processor_cannot_do_are_not_loaded() {
+    for (change, part) in [
+        (
+            &(|w: &mut Winner| w.description.launches[0].grid[1] = ExprText("2".into())) as &dyn Fn(&mut Winner),
+            "a grid of",
+        ),
+        (&|w| w.description.launches[0].entry = "another".into(), "entry another"),
+        (
+            &|w| {
+                w.description.launches[0].args[0] =
+                    ArgSpec { workspace: Some(ExprText("64".into())), ..ArgSpec::default() }
+            },
+            "byte 64",
+        ),
+    ] {
+        let (mut w, code) = WINNERS[0].clone();
+        change(&mut w);
+        let e = Runtime::cpu(&Bundle::seal([(w, code)]).unwrap(), Some(2)).err().unwrap().to_string();
+        assert!(e.contains(part), "{part}: {e}");
+    }
 }
 
 #[test]

@@ -305,6 +305,9 @@ fn a_capture_ends_and_frees_whatever_comes_of_it() {
     let graph = Graph::capture(&stream, || -> Result<(), RuntimeError> {
         let memory = runtime.allocate_all(&problem)?;
         drop(held);
+        // What has to wait for the GPU is refused, and the capture goes on.
+        let refused = memory[0].upload(&[0; 4]).unwrap_err();
+        assert!(refused.to_string().contains("captures a stream"), "{refused}");
         let other = runtime.lookup(&problem)?.bind(&memory, View::none())?;
         drop(memory);
         other.launch(&stream)?;

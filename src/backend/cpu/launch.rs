@@ -80,6 +80,9 @@ impl Executable {
     pub fn new(module: &Arc<Module>, launch: &Launch, tensors: usize) -> Result<Arc<Executable>, BackendError> {
         let find = |k: &KernelLaunch| {
             let refused = |why: String| Err(BackendError::Launch { why: format!("{}: {why}", k.entry) });
+            if k.grid[0] == 0 || k.grid[1..] != [1, 1] || k.block == 0 {
+                return refused(format!("a grid of {:?} tasks on {} threads; tasks are a line", k.grid, k.block));
+            }
             for arg in &k.args {
                 match arg {
                     Arg::Tensor(i) if *i >= tensors => return refused(format!("it takes tensor {i} of {tensors}")),
