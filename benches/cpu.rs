@@ -7,7 +7,7 @@
 //! shape.
 
 use gemm::Parallelism;
-use jitune::backend::cpu::{self, Bound, Buffer, Module, Pool, cc};
+use jitune::backend::cpu::{self, Bound, Buffer, Executable, Module, Pool, cc};
 use jitune::device::{Device, DeviceId, Target};
 use jitune::problem::{Dtype, Inputs, Problem, Tolerance};
 use jitune::recipe::{Arg, KernelLaunch, Launch};
@@ -20,6 +20,7 @@ use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -96,7 +97,7 @@ fn run(args: &Args) -> Res<bool> {
     let db = Db::open(&folder, OpenOptions::default())?;
     let winners = tuned(&db, &library, args)?;
     let device = cpu::describe(args.threads);
-    let pool = Pool::new(device.units as usize);
+    let pool = Pool::new(device.units as usize)?;
     let ceiling = Ceiling::new(&library, &device, temporary.path())?;
 
     let before = load();
@@ -192,7 +193,7 @@ fn tuned(db: &Db, library: &Library, args: &Args) -> Res<Vec<Winner>> {
 
 /// Reads memory as fast as this machine does, with the kernel that the tuner's own ceiling comes from.
 struct Ceiling {
-    module: Module,
+    module: Arc<Module>,
     threads: u32,
     from: Buffer,
     sink: Buffer,
@@ -208,8 +209,9 @@ impl Ceiling {
     fn new(library: &Library, device: &Device, folder: &Path) -> Res<Ceiling> {
         let (code, _) = cc::compile(&library.support(Dtype::F32, device)?, folder)?;
         let threads = device.units;
-        let (from, sink) = (Buffer::new(READ_BYTES), Buffer::new(64 * threads as usize));
-        Ok(Ceiling { module: Module::load(&code)?, threads, from, sink })
+        let (from, sink) = (Buffer::new(READ_BYTES)?, Buffer::new(64 * threads as usize)?);
+        // SAFETY: the support code, compiled just now.
+        Ok(Ceiling { module: unsafe { Module::load(&code) }?, threads, from, sink })
     }
 
     /// Reads as much as a round of the kernel that it is held against: on a busy machine, a longer one would be
@@ -226,7 +228,9 @@ impl Ceiling {
             args: vec![Arg::Tensor(0), Arg::I64(bytes as i64), Arg::Tensor(1)],
         };
         let launch = Launch { kernels: vec![kernel], workspace: 0, zero: false };
-        Ok(Reading { bound: Bound::new(&self.module, &launch, &[self.from.address(), self.sink.address()], 0)?, bytes })
+        let executable = Executable::new(&self.module, &launch, 2)?;
+        // SAFETY: so many bytes are there, and 64 for each thread; a reading lives no longer than its ceiling.
+        Ok(Reading { bound: unsafe { executable.bind(&[self.from.address(), self.sink.address()], 0) }?, bytes })
     }
 }
 
@@ -242,7 +246,7 @@ struct Duel {
     bound: Vec<Bound>,
     /// x, w and y of each set.
     sets: Vec<[Buffer; 3]>,
-    _workspace: Option<Buffer>,
+    _workspace: Buffer,
 }
 
 impl Duel {
@@ -251,19 +255,15 @@ impl Duel {
         let template = library.get(Target::Cpu, winner.template()).ok_or("the winner's template is gone")?;
         let launch = template.recipe.launch(&problem, &winner.device, &winner.config)?;
         let code = db.artifact(&winner.artifact.parse()?)?.ok_or("the winner's code is gone")?;
-        let module = Module::load(&code)?;
-        let workspace = (launch.workspace > 0).then(|| {
-            let mut memory = Buffer::new(launch.workspace as usize);
-            if launch.zero {
-                memory.bytes_mut().fill(0);
-            }
-            memory
-        });
+        // SAFETY: code of the tuner's that won.
+        let executable = Executable::new(&unsafe { Module::load(&code) }?, &launch, problem.tensors().len())?;
+        let workspace = Buffer::zeroed(launch.workspace as usize)?;
         let count = (4 * device.l3.max(device.l2)).div_ceil(problem.bytes()).clamp(1, 16);
-        let sets: Vec<[Buffer; 3]> = (0..count).map(|seed| set(&problem, seed)).collect();
+        let sets: Vec<[Buffer; 3]> = (0..count).map(|seed| set(&problem, seed)).collect::<Res<_>>()?;
         let bind = |set: &[Buffer; 3]| {
             let addresses: Vec<u64> = set.iter().map(Buffer::address).collect();
-            Bound::new(&module, &launch, &addresses, workspace.as_ref().map_or(0, Buffer::address))
+            // SAFETY: x, w and y of the problem, which live beside what is bound to them.
+            unsafe { executable.bind(&addresses, workspace.address()) }
         };
         let bound = sets.iter().map(bind).collect::<Result<_, _>>()?;
         Ok(Duel { problem, bound, sets, _workspace: workspace })
@@ -347,19 +347,20 @@ impl Duel {
 }
 
 /// Memory for x, w and y; the inputs are the problem's own for that seed.
-fn set(problem: &Problem, seed: u64) -> [Buffer; 3] {
+fn set(problem: &Problem, seed: u64) -> Res<[Buffer; 3]> {
     const EACH: usize = 1 << 18;
     let inputs = Inputs::new(problem, seed);
     let tensors = problem.tensors();
-    ["x", "w", "y"].map(|name| {
+    let of = |name: &str| -> Res<Buffer> {
         let bytes = tensors.iter().find(|t| t.name == name).map_or(0, |t| t.bytes());
-        let mut buffer = Buffer::new(bytes as usize);
+        let mut buffer = Buffer::new(bytes as usize)?;
         if let Some(input) = inputs.iter().find(|i| i.tensor.name == name) {
             let chunks = buffer.bytes_mut().par_chunks_mut(4 * EACH).enumerate();
             chunks.for_each(|(i, chunk)| input.write((i * EACH) as u64, chunk));
         }
-        buffer
-    })
+        Ok(buffer)
+    };
+    Ok([of("x")?, of("w")?, of("y")?])
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {

@@ -186,15 +186,15 @@ fn row(runtime: &Runtime, problem: &Problem) -> Result<bool, Box<dyn Error>> {
     let look_up = look_up_ns(runtime, problem)?;
 
     let inputs = Inputs::new(problem, 11);
-    let mut memory = runtime.allocate_all(problem)?;
-    let workspace = runtime.workspace(&kernel)?;
-    let addresses: Vec<u64> = memory.iter().map(Memory::address).collect();
-    let bound = kernel.bind(&addresses, workspace.address())?;
-    fill(problem, &inputs, &mut memory)?;
+    let memory = runtime.allocate_all(problem)?;
+    fill(problem, &inputs, &memory)?;
+    // SAFETY: the indices among the inputs (ids, slots, pages, lengths) are within their range, and stay as they are.
+    let views = memory.iter().map(|m| unsafe { m.view().assume_in_range() });
+    let bound = kernel.bind(views, &runtime.workspace(&kernel)?)?;
     let expected = expected(problem, &inputs, 11, REFERENCE_BUDGET);
     let (us, mut checks) = match runtime.target() {
         Target::Cpu => on_host(&bound)?,
-        Target::Cuda => on_stream(&bound, || poison(problem, &mut memory))?,
+        Target::Cuda => on_stream(&runtime.stream()?, &bound, || poison(problem, &memory))?,
     };
     checks.push("launches");
     let rms = compare(problem, &expected, &memory)?;
@@ -248,29 +248,22 @@ fn on_host(bound: &Bound) -> Result<(f64, Vec<&'static str>), Box<dyn Error>> {
 /// The median microseconds of some launches on a stream; then, on poisoned outputs, the same launch captured into a
 /// graph and replayed, so that what is checked came out of the graph.
 fn on_stream(
+    stream: &cuda::Stream,
     bound: &Bound,
     poison: impl FnOnce() -> Result<(), Box<dyn Error>>,
 ) -> Result<(f64, Vec<&'static str>), Box<dyn Error>> {
-    let stream = cuda::Stream::new()?;
     let mut us = Vec::new();
     for _ in 0..LAUNCHES {
-        let (start, end) = (cuda::Event::new()?, cuda::Event::new()?);
-        start.record(&stream)?;
-        bound.launch(&stream)?;
-        end.record(&stream)?;
+        let (start, end) = (cuda::Event::new(stream)?, cuda::Event::new(stream)?);
+        start.record(stream)?;
+        bound.launch(stream)?;
+        end.record(stream)?;
         stream.synchronize()?;
         us.push(end.seconds_since(&start)? * 1e6);
     }
     poison()?;
-    let mut failed = None;
-    let graph = cuda::Graph::capture(&stream, || {
-        failed = (0..IN_GRAPH).find_map(|_| bound.launch(&stream).err());
-        Ok(())
-    })?;
-    if let Some(e) = failed {
-        return Err(e.into());
-    }
-    graph.launch(&stream)?;
+    let graph = cuda::Graph::capture(stream, || (0..IN_GRAPH).try_for_each(|_| bound.launch(stream)))?;
+    graph.launch(stream)?;
     stream.synchronize()?;
     Ok((median(us), vec!["a graph of"]))
 }
@@ -281,8 +274,8 @@ fn median(mut us: Vec<f64>) -> f64 {
 }
 
 /// Uploads the inputs, and poison for the outputs.
-fn fill(problem: &Problem, inputs: &Inputs, memory: &mut [Memory]) -> Result<(), Box<dyn Error>> {
-    for (t, m) in problem.tensors().iter().zip(memory.iter_mut()) {
+fn fill(problem: &Problem, inputs: &Inputs, memory: &[Memory]) -> Result<(), Box<dyn Error>> {
+    for (t, m) in problem.tensors().iter().zip(memory) {
         if let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) {
             let mut bytes = vec![0; t.bytes() as usize];
             input.write(0, &mut bytes);
@@ -292,7 +285,7 @@ fn fill(problem: &Problem, inputs: &Inputs, memory: &mut [Memory]) -> Result<(),
     poison(problem, memory)
 }
 
-fn poison(problem: &Problem, memory: &mut [Memory]) -> Result<(), Box<dyn Error>> {
+fn poison(problem: &Problem, memory: &[Memory]) -> Result<(), Box<dyn Error>> {
     for (t, m) in problem.tensors().iter().zip(memory) {
         if t.role == Role::Out {
             m.upload(&vec![0xff; t.bytes() as usize])?;

@@ -93,8 +93,8 @@ pub(crate) fn reference(
 pub fn session(device: DeviceId) -> Result<Box<dyn Session>, BackendError> {
     Ok(match device {
         DeviceId::Cuda(ordinal) => Box::new(cuda::CudaSession::open(ordinal)?),
-        DeviceId::Cpu(0) => Box::new(cpu::CpuSession::open(None)),
-        DeviceId::Cpu(threads) => Box::new(cpu::CpuSession::open(Some(threads))),
+        DeviceId::Cpu(0) => Box::new(cpu::CpuSession::open(None)?),
+        DeviceId::Cpu(threads) => Box::new(cpu::CpuSession::open(Some(threads))?),
     })
 }
 

@@ -102,6 +102,10 @@ pub struct Device {
     /// CPU: instruction set by name.
     #[serde(default)]
     pub isa: String,
+    /// CPU: the instruction extensions that the system shows, sorted, with spaces between; code that was compiled for this
+    /// machine may use each of them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub flags: String,
     /// CPU: bytes of a vector register.
     #[serde(default)]
     pub simd: u64,
@@ -179,6 +183,7 @@ impl Device {
             l2: l2 << 20,
             l3: 0,
             isa: String::new(),
+            flags: String::new(),
             simd: 0,
             memory: memory << 30,
             silicon: Default::default(),

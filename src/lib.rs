@@ -7,13 +7,17 @@
 //! Feature `runtime`, the default, is what production links: bundle, look-up, launch. `tuner` adds the making of kernels.
 //! The program is a package of its own, `jitune-cli`.
 
+#![deny(unsafe_code)]
+
 pub mod artifact;
+#[allow(unsafe_code)]
 pub mod backend;
 pub mod bundle;
 pub mod device;
 pub mod problem;
 pub mod recipe;
 pub mod runtime;
+mod sync;
 pub mod winner;
 
 #[cfg(feature = "tuner")]
@@ -36,8 +40,6 @@ pub mod report;
 pub mod source;
 #[cfg(feature = "tuner")]
 pub mod space;
-#[cfg(feature = "tuner")]
-mod sync;
 #[cfg(feature = "tuner")]
 pub mod template;
 #[cfg(feature = "tuner")]

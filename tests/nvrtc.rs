@@ -5,7 +5,7 @@ use jitune::backend::cuda::nvrtc;
 use jitune::device::Device;
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem};
-use jitune::recipe::Config;
+use jitune::recipe::{Arg, Config, Launch};
 use jitune::source::Source;
 use jitune::space;
 use jitune::template::Library;
@@ -39,27 +39,78 @@ fn problems() -> Vec<Problem> {
     list
 }
 
-/// Sources to compile, by hash, with the names to say when one fails.
-fn sources(arch: &str) -> BTreeMap<String, (String, Source)> {
+/// What is compiled, by the hash of its source: a name to say when it fails, and the launch that it is for.
+type Sources = BTreeMap<String, (String, Source, Launch)>;
+
+fn sources(arch: &str) -> Sources {
     let library = Library::built_in().unwrap();
     let device = Device::ahead_of_time(arch).unwrap();
     let mut list = BTreeMap::new();
-    let mut add = |name: String, source: Source| list.insert(source.hash(), (name, source));
+    let mut add = |name: String, source: Source, launch| list.insert(source.hash(), (name, source, launch));
     for dtype in Dtype::ALL {
-        add(format!("support {dtype}"), library.support(dtype, &device).unwrap());
+        add(format!("support {dtype}"), library.support(dtype, &device).unwrap(), Launch::default());
     }
     for p in problems() {
-        let reference = library.reference(&p, &device).unwrap();
-        add(format!("reference {p}"), library.render(&reference, &p, &device, &Config::default()).unwrap());
+        let (reference, none) = (library.reference(&p, &device).unwrap(), Config::default());
+        let launch = reference.recipe.launch(&p, &device, &none).unwrap();
+        add(format!("reference {p}"), library.render(&reference, &p, &device, &none).unwrap(), launch);
         for t in library.for_problem(&p, &device).unwrap() {
             let space = space::enumerate(&t.recipe, &p, &device).unwrap();
             if let Some(c) = space.candidates.first() {
                 let source = library.render(&t, &p, &device, &c.config).unwrap();
-                add(format!("{} {p} [{}]", t.name(), c.config), source);
+                let launch = t.recipe.launch(&p, &device, &c.config).unwrap();
+                add(format!("{} {p} [{}]", t.name(), c.config), source, launch);
             }
         }
     }
     list
+}
+
+/// Whether the kernels of a launch take just the arguments that it gives: the driver reads as many as the code says.
+fn arguments_agree(cubin: &[u8], launch: &Launch) -> Result<(), String> {
+    for k in &launch.kernels {
+        let taken = parameters(cubin, &k.entry).ok_or_else(|| format!("no kernel {}", k.entry))?;
+        let bytes = |arg: &Arg| match arg {
+            Arg::Map(_) => 128,
+            Arg::I32(_) | Arg::F32(_) => 4,
+            Arg::Tensor(_) | Arg::I64(_) | Arg::Workspace(_) => 8,
+        };
+        let given: Vec<usize> = k.args.iter().map(bytes).collect();
+        if taken != given {
+            return Err(format!("{} takes arguments of {taken:?} bytes, and is given {given:?}", k.entry));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of each parameter of a kernel, from the cubin's section on it.
+fn parameters(cubin: &[u8], kernel: &str) -> Option<Vec<usize>> {
+    let number = |at: usize, bytes: usize| {
+        let mut word = [0; 8];
+        word[..bytes].copy_from_slice(cubin.get(at..at + bytes)?);
+        Some(u64::from_le_bytes(word) as usize)
+    };
+    // An ELF file of 64 bits: section headers of 64 bytes, their names in one of the sections.
+    let (table, count, names) = (number(40, 8)?, number(60, 2)?, number(62, 2)?);
+    let section =
+        |i: usize| Some((number(table + 64 * i, 4)?, number(table + 64 * i + 24, 8)?, number(table + 64 * i + 32, 8)?));
+    let (_, names, _) = section(names)?;
+    let wanted = format!(".nv.info.{kernel}\0");
+    let mut all = (0..count).filter_map(section);
+    let (_, mut at, size) = all.find(|(name, ..)| cubin[names + name..].starts_with(wanted.as_bytes()))?;
+    let (end, mut sizes) = (at + size, Vec::new());
+    while at < end {
+        let (format, attribute, value) = (cubin[at], cubin[at + 1], number(at + 2, 2)?);
+        // Only this format has bytes after the word, as many as it says.
+        const WITH_BYTES: u8 = 4;
+        const PARAMETER: u8 = 0x17;
+        if (format, attribute) == (WITH_BYTES, PARAMETER) {
+            sizes.push((number(at + 8, 2)?, number(at + 12, 4)? >> 18));
+        }
+        at += 4 + if format == WITH_BYTES { value } else { 0 };
+    }
+    sizes.sort_unstable();
+    Some(sizes.into_iter().map(|(_, size)| size).collect())
 }
 
 fn check(arch: &str) {
@@ -69,9 +120,9 @@ fn check(arch: &str) {
         return;
     }
     let sources = sources(arch);
-    let one = |(name, source): &(String, Source)| match nvrtc::compile(source) {
+    let one = |(name, source, launch): &(String, Source, Launch)| match nvrtc::compile(source) {
         Ok((_, info)) if info.spills > 0 => Some(format!("{name}: spills {} bytes", info.spills)),
-        Ok(_) => None,
+        Ok((cubin, _)) => arguments_agree(&cubin, launch).err().map(|why| format!("{name}: {why}")),
         Err(e) => Some(format!("{name}: {e}")),
     };
     let bad: Vec<String> = sources.values().collect::<Vec<_>>().par_iter().filter_map(|s| one(s)).collect();

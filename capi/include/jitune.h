@@ -48,12 +48,9 @@ const char *jitune_last_error(void);
 /* Opens a bundle on the host's processor, with a pool of so many threads; 0 for as many as the process may use. */
 jitune_status jitune_open_cpu(const char *path, size_t threads, jitune_runtime **runtime);
 
-/* Opens a bundle on the GPU of that ordinal, in its primary context, which becomes current on this thread. */
+/* Opens a bundle on the GPU of that ordinal, in its primary context. No thread needs that context current, here or later,
+ * and one that a thread has stays as it is. */
 jitune_status jitune_open_cuda(const char *path, size_t ordinal, jitune_runtime **runtime);
-
-/* Makes the GPU's primary context current on the calling thread; on the processor it does nothing. Every thread that binds
- * or launches on a GPU needs it, unless it has that context from elsewhere. */
-jitune_status jitune_make_current(const jitune_runtime *runtime);
 
 void jitune_close(jitune_runtime *runtime);
 
@@ -76,17 +73,24 @@ uint64_t jitune_workspace_bytes(const jitune_kernel *kernel);
 int jitune_workspace_zeroed(const jitune_kernel *kernel);
 
 /* Binds a kernel to the address of each of its tensors, `count` of them, and of the workspace (0 where none is needed): on a
- * GPU device addresses. The memory must be at least of the tensors' sizes, and stay where it is while launches run. */
+ * GPU device addresses; multiples of 16. The memory must be at least of the tensors' sizes; while launches run, it stays where
+ * it is, and nobody else writes it or reads what they write. Tensors of indices (pages, slots, ids, positions, lengths) hold
+ * values within their range: they are not checked. */
 jitune_status jitune_bind(const jitune_kernel *kernel, const uint64_t *addresses, size_t count, uint64_t workspace,
                           jitune_bound **bound);
+
+/* Other memory in the place of a tensor, by its index, or of the workspace: nothing is built again, and launches that were
+ * enqueued or captured keep what they had. After an error nothing has changed. */
+jitune_status jitune_set_tensor(jitune_bound *bound, size_t index, uint64_t address);
+jitune_status jitune_set_workspace(jitune_bound *bound, uint64_t workspace);
 
 void jitune_bound_free(jitune_bound *bound);
 
 /* Runs a kernel of the processor; it is done when this returns. */
 jitune_status jitune_launch_host(const jitune_bound *bound);
 
-/* Enqueues a kernel of a GPU on a CUstream (or cudaStream_t) of the bundle's context, NULL for its default stream; the stream
- * may be capturing. */
+/* Enqueues a kernel of a GPU on a CUstream (or cudaStream_t) of that GPU's primary context, NULL for its default stream. The
+ * stream may be capturing: the bound kernel must then outlive the graph. */
 jitune_status jitune_launch_cuda(const jitune_bound *bound, void *stream);
 
 #ifdef __cplusplus

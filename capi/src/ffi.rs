@@ -7,8 +7,8 @@
 
 pub use crate::handle::Status;
 use crate::handle::{self, Bound, Failure, Kernel, Runtime};
-use jitune::backend::cuda::RawStream;
-use jitune::runtime::Queue;
+use jitune::backend::cuda::StreamRef;
+use jitune::runtime::{Queue, View};
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,6 +38,12 @@ fn status(work: impl FnOnce() -> Result<(), Failure>) -> Status {
 fn given<'a, T>(pointer: *const T, name: &str) -> Result<&'a T, Failure> {
     // SAFETY: null, or a live value of the caller's, as the module says.
     unsafe { pointer.as_ref() }.ok_or_else(|| Failure::argument(format!("{name} is null")))
+}
+
+/// The same, where it is changed.
+fn taken<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut T, Failure> {
+    // SAFETY: null, or a live value that the caller uses from one thread at a time.
+    unsafe { pointer.as_mut() }.ok_or_else(|| Failure::argument(format!("{name} is null")))
 }
 
 /// Text from C.
@@ -97,12 +103,6 @@ pub unsafe extern "C" fn jitune_open_cpu(path: *const c_char, threads: usize, ru
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitune_open_cuda(path: *const c_char, ordinal: usize, runtime: *mut *mut Runtime) -> Status {
     make(runtime, "runtime", || Runtime::cuda(words(path, "path")?, ordinal))
-}
-
-/// Makes the GPU's context current on the calling thread.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn jitune_make_current(runtime: *const Runtime) -> Status {
-    status(|| given(runtime, "runtime")?.make_current())
 }
 
 /// Closes a runtime.
@@ -172,13 +172,19 @@ pub unsafe extern "C" fn jitune_tensor_at(kernel: *const Kernel, index: usize, t
 /// Bytes of scratch memory that a launch needs.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitune_workspace_bytes(kernel: *const Kernel) -> u64 {
-    given(kernel, "kernel").map_or(0, |k| k.workspace)
+    given(kernel, "kernel").map_or(0, |k| k.kernel.workspace_bytes())
 }
 
 /// Whether the scratch memory must be zero before the first launch.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitune_workspace_zeroed(kernel: *const Kernel) -> c_int {
-    given(kernel, "kernel").map_or(0, |k| k.zeroed.into())
+    given(kernel, "kernel").map_or(0, |k| k.kernel.needs_zeroed_workspace().into())
+}
+
+/// Memory of the caller's, of as many bytes as a kernel touches there.
+fn view(address: u64, bytes: u64) -> View {
+    // SAFETY: of that size, alive and in nobody else's hands while launches run, its indices in range, as the header asks.
+    unsafe { View::from_raw(address, bytes) }
 }
 
 /// Binds a kernel to addresses.
@@ -197,7 +203,31 @@ pub unsafe extern "C" fn jitune_bind(
             return Err(Failure::argument(format!("{count} addresses for {} tensors", kernel.tensors.len())));
         }
         // SAFETY: not null, and of as many elements as the caller says.
-        kernel.bind(unsafe { std::slice::from_raw_parts(addresses, count) }, workspace)
+        let addresses = unsafe { std::slice::from_raw_parts(addresses, count) };
+        let views = addresses.iter().zip(&kernel.tensors).map(|(address, tensor)| view(*address, tensor.bytes));
+        kernel.bind(views.collect(), view(workspace, kernel.kernel.workspace_bytes()))
+    })
+}
+
+/// Puts another address in the place of a tensor's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitune_set_tensor(bound: *mut Bound, index: usize, address: u64) -> Status {
+    status(|| {
+        let Bound { kernel, bound } = taken(bound, "bound")?;
+        let tensors = kernel.tensors();
+        let tensor = tensors
+            .get(index)
+            .ok_or_else(|| Failure::argument(format!("there is no tensor {index} of {}", tensors.len())))?;
+        Ok(bound.set_tensor(index, view(address, tensor.bytes()))?)
+    })
+}
+
+/// Puts another workspace in the place of the one it has.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitune_set_workspace(bound: *mut Bound, workspace: u64) -> Status {
+    status(|| {
+        let Bound { kernel, bound } = taken(bound, "bound")?;
+        Ok(bound.set_workspace(view(workspace, kernel.workspace_bytes()))?)
     })
 }
 
@@ -210,14 +240,14 @@ pub unsafe extern "C" fn jitune_bound_free(bound: *mut Bound) {
 /// Runs a kernel of the processor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitune_launch_host(bound: *const Bound) -> Status {
-    status(|| given(bound, "bound")?.launch(Queue::Host))
+    status(|| Ok(given(bound, "bound")?.bound.launch(Queue::Host)?))
 }
 
 /// Enqueues a kernel of a GPU.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitune_launch_cuda(bound: *const Bound, stream: *mut c_void) -> Status {
-    // SAFETY: null, or a stream of the context, as the header says.
-    status(|| given(bound, "bound")?.launch(Queue::Cuda(unsafe { RawStream::new(stream) })))
+    // SAFETY: null, or a stream of the context that lives long enough, as the header says.
+    status(|| Ok(given(bound, "bound")?.bound.launch(Queue::Cuda(unsafe { StreamRef::from_raw(stream) }))?))
 }
 
 #[cfg(test)]

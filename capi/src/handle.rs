@@ -1,8 +1,9 @@
 //! What C holds pointers to, and what goes wrong there.
 
+use jitune::backend::BackendError;
 use jitune::bundle::{Bundle, BundleError};
-use jitune::problem::{Problem, Role};
-use jitune::runtime::{self, Queue, RuntimeError};
+use jitune::problem::{self, Problem, Role};
+use jitune::runtime::{self, RuntimeError, View};
 use std::ffi::CString;
 use std::sync::Arc;
 
@@ -47,12 +48,20 @@ impl From<BundleError> for Failure {
 impl From<RuntimeError> for Failure {
     fn from(e: RuntimeError) -> Failure {
         let status = match e {
+            RuntimeError::Target(e) => return e.into(),
             RuntimeError::Untuned { .. } => Status::Untuned,
-            RuntimeError::Bind { .. } | RuntimeError::WrongQueue { .. } => Status::Bind,
-            RuntimeError::NoArch { .. } | RuntimeError::Load { .. } | RuntimeError::Recipe { .. } => Status::Bundle,
-            _ => Status::Device,
+            RuntimeError::Bind { .. } => Status::Bind,
+            _ => Status::Bundle,
         };
         Failure { status, text: e.to_string() }
+    }
+}
+
+impl From<BackendError> for Failure {
+    fn from(e: BackendError) -> Failure {
+        let misfit =
+            matches!(e, BackendError::Bind { .. } | BackendError::WrongQueue { .. } | BackendError::WrongGpu { .. });
+        Failure { status: if misfit { Status::Bind } else { Status::Device }, text: e.to_string() }
     }
 }
 
@@ -62,32 +71,24 @@ pub fn text(text: &str) -> CString {
 }
 
 /// A bundle on a device.
-pub struct Runtime(Arc<runtime::Runtime>);
+pub struct Runtime(runtime::Runtime);
 
 impl Runtime {
     pub fn cpu(path: &str, threads: usize) -> Result<Runtime, Failure> {
-        let threads = (threads > 0).then_some(threads);
-        Ok(Runtime(Arc::new(runtime::Runtime::cpu(&Bundle::open(path)?, threads)?)))
+        Ok(Runtime(runtime::Runtime::cpu(&Bundle::open(path)?, (threads > 0).then_some(threads))?))
     }
 
     pub fn cuda(path: &str, ordinal: usize) -> Result<Runtime, Failure> {
-        Ok(Runtime(Arc::new(runtime::Runtime::cuda(&Bundle::open(path)?, ordinal)?)))
-    }
-
-    pub fn make_current(&self) -> Result<(), Failure> {
-        Ok(self.0.make_current()?)
+        Ok(Runtime(runtime::Runtime::cuda(&Bundle::open(path)?, ordinal)?))
     }
 
     pub fn lookup(&self, problem: &str) -> Result<Kernel, Failure> {
         let problem: Problem = problem.parse().map_err(|e| Failure::argument(format!("{e}")))?;
-        let found = self.0.lookup(&problem)?;
-        let name = text(&format!("{} {}", found.template(), found.config()));
-        let tensor =
-            |t: jitune::problem::Tensor| Tensor { name: text(t.name), bytes: t.bytes(), output: t.role == Role::Out };
-        let tensors = problem.tensors().into_iter().map(tensor).collect();
-        let (workspace, zeroed) = (found.workspace_bytes(), found.needs_zeroed_workspace());
-        drop(found);
-        Ok(Kernel { runtime: Arc::clone(&self.0), problem, name, tensors, workspace, zeroed })
+        let kernel = self.0.lookup(&problem)?;
+        let tensor = |t: &problem::Tensor| Tensor { name: text(t.name), bytes: t.bytes(), output: t.role == Role::Out };
+        let tensors = kernel.tensors().iter().map(tensor).collect();
+        let name = text(&format!("{} {}", kernel.template(), kernel.config()));
+        Ok(Kernel { kernel, name, tensors })
     }
 }
 
@@ -100,25 +101,19 @@ pub struct Tensor {
 
 /// The kernel of a problem.
 pub struct Kernel {
-    runtime: Arc<runtime::Runtime>,
-    problem: Problem,
+    pub kernel: Arc<runtime::Kernel>,
     pub name: CString,
     pub tensors: Vec<Tensor>,
-    pub workspace: u64,
-    pub zeroed: bool,
 }
 
 impl Kernel {
-    pub fn bind(&self, addresses: &[u64], workspace: u64) -> Result<Bound, Failure> {
-        Ok(Bound(self.runtime.lookup(&self.problem)?.bind(addresses, workspace)?))
+    pub fn bind(&self, tensors: Vec<View>, workspace: View) -> Result<Bound, Failure> {
+        Ok(Bound { kernel: Arc::clone(&self.kernel), bound: self.kernel.bind(tensors, workspace)? })
     }
 }
 
 /// A kernel with its addresses.
-pub struct Bound(runtime::Bound);
-
-impl Bound {
-    pub fn launch(&self, queue: Queue) -> Result<(), Failure> {
-        Ok(self.0.launch(queue)?)
-    }
+pub struct Bound {
+    pub kernel: Arc<runtime::Kernel>,
+    pub bound: runtime::Bound,
 }

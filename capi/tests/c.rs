@@ -14,6 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::{null, null_mut};
 
+/// As memory from malloc is.
+#[repr(align(16))]
+struct Aligned<T>(T);
+
 fn bundle(folder: &Path) -> PathBuf {
     let path = folder.join("m.jitune");
     Bundle::seal(WINNERS.iter().cloned()).unwrap().write(&path).unwrap();
@@ -97,10 +101,8 @@ fn wrong_arguments_are_answered() {
         assert!(text(jitune_last_error()).contains("UTF-8"));
         assert_ne!(jitune_open_cuda(path.as_ptr(), 0, &mut runtime), Status::Ok);
         assert_eq!(jitune_lookup(null(), problem, &mut kernel), Status::Argument);
-        assert_eq!(jitune_make_current(null()), Status::Argument);
 
         assert_eq!(jitune_open_cpu(path.as_ptr(), 1, &mut runtime), Status::Ok);
-        assert_eq!(jitune_make_current(runtime), Status::Ok);
         assert_eq!(jitune_lookup(runtime, c"matmull".as_ptr(), &mut kernel), Status::Argument);
         assert_eq!(jitune_lookup(runtime, c"gelu rows=1 cols=8 dtype=f32".as_ptr(), &mut kernel), Status::Untuned);
         assert!(kernel.is_null());
@@ -118,8 +120,8 @@ fn wrong_arguments_are_answered() {
             (0, 0, 0)
         );
 
-        let (x, w, mut y) = ([1f32; 64], [0.5f32; 48 * 64], [f32::NAN; 48]);
-        let addresses = [x.as_ptr() as u64, w.as_ptr() as u64, y.as_mut_ptr() as u64];
+        let (x, w, mut y) = (Aligned([1f32; 64]), Aligned([0.5f32; 48 * 64]), Aligned([f32::NAN; 48]));
+        let addresses = [x.0.as_ptr() as u64, w.0.as_ptr() as u64, y.0.as_mut_ptr() as u64];
         assert_eq!(jitune_bind(kernel, null(), 3, 0, &mut bound), Status::Argument);
         assert_eq!(jitune_bind(kernel, addresses.as_ptr(), 2, 0, &mut bound), Status::Argument);
         assert_eq!(jitune_bind(kernel, [0, 0, 0].as_ptr(), 3, 0, &mut bound), Status::Bind);
@@ -128,7 +130,14 @@ fn wrong_arguments_are_answered() {
         assert_eq!(jitune_launch_cuda(bound, null_mut()), Status::Bind);
         assert_eq!(jitune_launch_host(null()), Status::Argument);
         assert_eq!(jitune_launch_host(bound), Status::Ok);
-        assert_eq!(y, [32f32; 48]);
+        assert_eq!(y.0, [32f32; 48]);
+        let twice = Aligned([2f32; 64]);
+        assert_eq!(jitune_set_tensor(bound, 3, addresses[0]), Status::Argument);
+        assert_eq!(jitune_set_tensor(bound, 0, addresses[2]), Status::Bind);
+        assert!(text(jitune_last_error()).contains("y"), "{}", text(jitune_last_error()));
+        assert_eq!(jitune_set_tensor(bound, 0, twice.0.as_ptr() as u64), Status::Ok);
+        assert_eq!((jitune_set_workspace(bound, 0), jitune_launch_host(bound)), (Status::Ok, Status::Ok));
+        assert_eq!(y.0, [64f32; 48]);
         jitune_bound_free(bound);
         jitune_bound_free(null_mut());
         jitune_close(null_mut());

@@ -60,7 +60,7 @@ fn look(args: &Args) -> Vec<Finding> {
     let gpus = cuda::gpu_count().map_err(|e| e.to_string()).and_then(|n| match n {
         0 => Err("the driver sees no GPU".to_string()),
         n => {
-            let name = |i| cuda::Gpu::open(i).map(|g| format!("{} ({})", g.device.name, g.device.arch));
+            let name = |i| cuda::describe(i).map(|d| format!("{} ({})", d.name, d.arch));
             (0..n).map(name).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())
         }
     });

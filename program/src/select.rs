@@ -167,7 +167,7 @@ impl Where {
     /// The first device's description. Only for subcommands that measure nothing: it opens the GPU in this process.
     pub fn describe(&self) -> Result<Device, CliError> {
         match self.first()? {
-            DeviceId::Cuda(ordinal) => Ok(cuda::Gpu::open(ordinal)?.device.clone()),
+            DeviceId::Cuda(ordinal) => Ok(cuda::describe(ordinal)?),
             DeviceId::Cpu(_) => Ok(cpu::describe(self.threads)),
         }
     }

@@ -25,7 +25,7 @@ const PLANTED: [(usize, &str, &str, &str); 12] = [
     (18, "extern void abort(void); abort();", "worker_lost", "signal 6"),
     (19, "extern void _exit(int); _exit(0);", "worker_lost", "exit code 0"),
     (20, "static int runs; work(x, y, from, runs++ >= tasks ? from : to);", "wrong", "not written"),
-    (21, "extern int nowhere(void); y[0] = (float)nowhere();", "worker_lost", "exit code 127"),
+    (21, "extern int nowhere(void); y[0] = (float)nowhere();", "rejected", "undefined symbol: nowhere"),
 ];
 
 /// A template in the place of the built-in one, whose candidates are tried in this order.

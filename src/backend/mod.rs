@@ -1,13 +1,22 @@
 //! Targets: the only code that knows a device, and the only `unsafe` of the crate.
 //!
-//! Each target compiles a source, loads an artifact, launches it on memory, times it and says what the device is.
+//! Each target compiles a source, loads an artifact, launches it on memory, times it and says what the device is. What a
+//! runtime offers of both, [`Memory`], [`View`], [`Bound`] and [`Queue`], is safe: it checks lengths, owners and overlaps,
+//! and where that cannot be (memory and streams of others, indices) the promise is an `unsafe` constructor.
 
+use crate::device::Target;
 use std::path::PathBuf;
 
 pub mod cpu;
 pub mod cuda;
+mod machine;
+mod memory;
 #[cfg(feature = "tuner")]
 pub mod session;
+
+pub use machine::{Bound, Queue};
+pub(crate) use machine::{Executable, Machine, Module};
+pub use memory::{Memory, View};
 
 /// What can go wrong on a device.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +88,48 @@ pub enum BackendError {
     #[error("the launch is impossible: {why}")]
     Launch {
         /// Why.
+        why: String,
+    },
+    /// Memory that does not fit what is bound to it.
+    #[error("it cannot be bound: {why}")]
+    Bind {
+        /// What is missing.
+        why: String,
+    },
+    /// A launch on the wrong kind of queue.
+    #[error("a {} kernel cannot be launched on a {} queue", kernel.name(), queue.name())]
+    WrongQueue {
+        /// What the kernel is for.
+        kernel: Target,
+        /// What it was launched on.
+        queue: Target,
+    },
+    /// A stream, a graph or memory of another GPU than the kernel's.
+    #[error(
+        "it is of GPU {other}, and the kernel is loaded on GPU {kernel}; take it from the runtime that found the kernel"
+    )]
+    WrongGpu {
+        /// The kernel's GPU.
+        kernel: usize,
+        /// The GPU of what was given.
+        other: usize,
+    },
+    /// Bytes outside of a memory.
+    #[error("{len} bytes from byte {at} on are outside of a memory of {have} bytes")]
+    Range {
+        /// The first byte.
+        at: u64,
+        /// How many.
+        len: u64,
+        /// The memory's size.
+        have: u64,
+    },
+    /// A pool of threads that cannot be had.
+    #[error("a pool of {asked} threads cannot be had ({why}); ask for fewer, with --threads")]
+    Threads {
+        /// The asked number.
+        asked: usize,
+        /// What stands against it.
         why: String,
     },
     /// The file system.

@@ -1,9 +1,9 @@
 //! What the hardware does meanwhile: a thread that reads NVML a few times a second.
 
+use crate::backend::cuda::Sensors;
 use crate::report::rows::Trace;
 use crate::sync::lock;
 use jitune_peer::Device;
-use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_millis(200);
 pub struct Monitor {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    clock: Option<(Nvml, u32)>,
+    clock: Option<Sensors>,
 }
 
 struct Shared {
@@ -31,20 +31,19 @@ impl Monitor {
     pub fn start(device: Device) -> Monitor {
         let shared = Arc::new(Shared { stop: AtomicBool::new(false), readings: Mutex::default() });
         let open = || match device {
-            Device::Cuda(ordinal) => Some((Nvml::init().ok()?, u32::try_from(ordinal).ok()?)),
+            Device::Cuda(ordinal) => Sensors::open(ordinal),
             Device::Cpu(_) => None,
         };
-        let thread = open().map(|(nvml, index)| {
+        let thread = open().map(|sensors| {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || watch(&nvml, index, &shared))
+            std::thread::spawn(move || watch(&sensors, &shared))
         });
         Monitor { shared, thread, clock: open() }
     }
 
     /// The SM clock in MHz now; 0 where it cannot be read.
     pub fn clock(&self) -> u32 {
-        let read = |(nvml, index): &(Nvml, u32)| nvml.device_by_index(*index).and_then(|d| d.clock_info(Clock::SM));
-        self.clock.as_ref().and_then(|c| read(c).ok()).unwrap_or(0)
+        self.clock.as_ref().map_or(0, Sensors::mhz)
     }
 
     fn readings(&self) -> std::sync::MutexGuard<'_, Vec<Trace>> {
@@ -80,10 +79,10 @@ impl Drop for Monitor {
     }
 }
 
-fn watch(nvml: &Nvml, index: u32, shared: &Shared) {
+fn watch(sensors: &Sensors, shared: &Shared) {
     let start = Instant::now();
     while !shared.stop.load(Ordering::Relaxed) {
-        if let Ok(device) = nvml.device_by_index(index) {
+        if let Some(device) = sensors.device() {
             let utilization = device.utilization_rates().ok();
             let reading = Trace {
                 t: start.elapsed().as_secs_f64(),

@@ -5,7 +5,7 @@ use super::pieces::{Chain, Place};
 use crate::backend::cuda;
 use crate::bundle::Bundle;
 use crate::problem::{Problem, Role, Scalar};
-use crate::runtime::{Bound, Memory, Queue, Runtime};
+use crate::runtime::{Bound, Memory, Queue, Runtime, View};
 use jitune_peer::{About, Device, Peer, Prepared, Refusal, RefusalKind, RefusedWay, Stream, Task, Way, Work, decode};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -43,7 +43,10 @@ impl Peer for Ours {
         let (runtime, stream) = match device {
             Device::Cuda(ordinal) => {
                 let runtime = Runtime::cuda(&bundle, ordinal).map_err(Refusal::failed)?;
-                (runtime, Some(Rc::new(cuda::Stream::new().map_err(Refusal::failed)?)))
+                // The timer of peers takes the current one.
+                runtime.make_current().map_err(Refusal::failed)?;
+                let stream = runtime.stream().map_err(Refusal::failed)?;
+                (runtime, Some(Rc::new(stream)))
             }
             Device::Cpu(threads) => (Runtime::cpu(&bundle, Some(threads)).map_err(Refusal::failed)?, None),
         };
@@ -84,7 +87,6 @@ struct Loaded {
     /// Outputs of set 0 by name.
     outputs: Vec<Output>,
     memory: Vec<Vec<Memory>>,
-    _workspaces: Vec<Memory>,
 }
 
 struct Output {
@@ -114,15 +116,15 @@ impl Open {
         let contents = named.iter().map(input).collect::<Result<Vec<_>, Refusal>>()?;
         let mut sets = Vec::new();
         for _ in 0..task.sets {
-            let mut memory =
+            let memory =
                 sizes.iter().map(|b| runtime.allocate(*b)).collect::<Result<Vec<_>, _>>().map_err(Refusal::failed)?;
             // Every set holds the same values: where they lie is what matters.
-            for (bytes, m) in contents.iter().zip(&mut memory) {
+            for (bytes, m) in contents.iter().zip(&memory) {
                 m.upload(bytes).map_err(Refusal::failed)?;
             }
             sets.push(memory);
         }
-        let (mut bound, mut workspaces, mut how) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut bound, mut how) = (Vec::new(), Vec::new());
         for _ in 0..task.sets {
             bound.push(Vec::new());
         }
@@ -131,12 +133,11 @@ impl Open {
             how.push(format!("{} {}", kernel.template(), kernel.config()));
             let workspace = runtime.workspace(&kernel).map_err(Refusal::failed)?;
             for (memory, list) in sets.iter().zip(&mut bound) {
-                let addresses: Option<Vec<u64>> =
-                    step.tensors.iter().map(|p| Some(memory[place(p)?].address())).collect();
-                let addresses = addresses.ok_or_else(|| Refusal::failed("a chain names a tensor that is not there"))?;
-                list.push(kernel.bind(&addresses, workspace.address()).map_err(Refusal::failed)?);
+                let views: Option<Vec<View>> =
+                    step.tensors.iter().map(|p| Some(memory[place(p)?].test_data())).collect();
+                let views = views.ok_or_else(|| Refusal::failed("a chain names a tensor that is not there"))?;
+                list.push(kernel.bind(views, &workspace).map_err(Refusal::failed)?);
             }
-            workspaces.push(workspace);
         }
         let mut outputs = Vec::new();
         for out in &chain.outputs {
@@ -150,7 +151,7 @@ impl Open {
                 inside: out.inside,
             });
         }
-        Ok((Loaded { bound, outputs, memory: sets, _workspaces: workspaces }, how.join(" + ")))
+        Ok((Loaded { bound, outputs, memory: sets }, how.join(" + ")))
     }
 }
 
@@ -160,7 +161,7 @@ struct Ready {
 }
 
 impl Ready {
-    fn queue(&self) -> Queue {
+    fn queue(&self) -> Queue<'_> {
         self.open.stream.as_deref().map_or(Queue::Host, Queue::from)
     }
 }
@@ -195,7 +196,7 @@ impl Work for Ready {
     }
 
     fn poison(&mut self, way: usize) -> Result<(), Refusal> {
-        let chain = &mut self.chains[way];
+        let chain = &self.chains[way];
         for out in &chain.outputs {
             let poison = vec![0xff; out.bytes as usize];
             chain.memory[0][out.memory].upload(&poison).map_err(Refusal::failed)?;

@@ -2,6 +2,7 @@
 
 use crate::device::{Device, Target};
 use crate::problem::{Problem, Variable};
+use crate::sync::{read, write};
 use minijinja::value::{Object, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Expression, UndefinedBehavior};
 use std::collections::HashMap;
@@ -158,7 +159,7 @@ impl fmt::Debug for Names {
 impl Object for Names {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let key = key.as_str()?;
-        let stack = self.stack.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let stack = read(&self.stack);
         let found = stack.iter().rev().find(|(name, _)| &**name == key).map(|(_, v)| v.clone());
         found.or_else(|| self.fixed.get(key).cloned())
     }
@@ -207,18 +208,18 @@ impl Scope {
 
     /// Adds a name that shadows earlier ones.
     pub fn push(&self, name: &Arc<str>, value: Value) {
-        let mut stack = self.0.stack.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut stack = write(&self.0.stack);
         stack.push((name.clone(), value));
     }
 
     /// How many names were pushed.
     pub fn depth(&self) -> usize {
-        self.0.stack.read().unwrap_or_else(std::sync::PoisonError::into_inner).len()
+        read(&self.0.stack).len()
     }
 
     /// Takes names back until `depth` are left.
     pub fn truncate(&self, depth: usize) {
-        self.0.stack.write().unwrap_or_else(std::sync::PoisonError::into_inner).truncate(depth);
+        write(&self.0.stack).truncate(depth);
     }
 }
 

@@ -84,14 +84,6 @@ pub enum RuntimeError {
         /// What is missing.
         why: String,
     },
-    /// A launch on the wrong kind of queue.
-    #[error("a {kernel} kernel cannot be launched on a {queue} queue", kernel = kernel.name(), queue = queue.name())]
-    WrongQueue {
-        /// What the kernel is for.
-        kernel: Target,
-        /// What it was launched on.
-        queue: Target,
-    },
     /// The device.
     #[error(transparent)]
     Target(#[from] BackendError),

@@ -88,7 +88,13 @@ pub(super) fn arch(tuned: &Device, here: &Device) -> Result<(), String> {
                     return Err(format!("it was compiled for the processor with {field} {a}, and this one has {b}"));
                 }
             }
-            Ok(())
+            // Of one model, but a hypervisor may hide some of its instructions. Older bundles do not name them.
+            let here: Vec<&str> = here.flags.split(' ').collect();
+            let missing: Vec<&str> = tuned.flags.split_whitespace().filter(|f| !here.contains(f)).collect();
+            match missing.is_empty() {
+                true => Ok(()),
+                false => Err(format!("its code may use instructions that this processor hides: {}", missing.join(" "))),
+            }
         }
     }
 }

@@ -1,13 +1,12 @@
-//! A kernel that was found, and its binding to addresses.
+//! A kernel that was found, and its binding to memory.
 
+use super::RuntimeError;
 use super::fit::{Case, Described};
-use super::{Machine, RuntimeError};
-use crate::backend::{BackendError, cpu, cuda};
+use crate::backend::{BackendError, Bound, Executable, Module, View};
 use crate::bundle::Held;
-use crate::device::{Device, Target};
-use crate::problem::Problem;
+use crate::device::Device;
+use crate::problem::{Problem, Tensor};
 use crate::recipe::{Config, Launch};
-use std::ops::Deref;
 use std::sync::Arc;
 
 /// One winner, loaded.
@@ -17,7 +16,7 @@ pub(super) struct Code {
     pub described: Arc<Described>,
     /// What its expressions are evaluated for.
     pub device: Device,
-    module: Arc<Module>,
+    pub module: Arc<Module>,
     median_us: f64,
 }
 
@@ -30,21 +29,6 @@ impl Code {
     /// The case it was tuned for, on the device at hand.
     pub fn tuned(&self) -> Case<'_> {
         Case { problem: &self.problem, device: &self.device, config: &self.config }
-    }
-}
-
-/// Loaded code. The context outlives it.
-pub(super) enum Module {
-    Cuda { module: cuda::Module, _gpu: Arc<cuda::Gpu> },
-    Cpu { module: cpu::Module, pool: Arc<cpu::Pool> },
-}
-
-impl Module {
-    pub fn load(bytes: &[u8], machine: &Machine) -> Result<Module, BackendError> {
-        Ok(match machine {
-            Machine::Cuda(gpu) => Module::Cuda { module: cuda::Module::load(bytes)?, _gpu: Arc::clone(gpu) },
-            Machine::Cpu(pool) => Module::Cpu { module: cpu::Module::load(bytes)?, pool: Arc::clone(pool) },
-        })
     }
 }
 
@@ -64,13 +48,18 @@ pub enum Match {
 pub struct Kernel {
     code: Arc<Code>,
     problem: Problem,
-    pub(super) launch: Launch,
+    tensors: Vec<Tensor>,
+    launch: Launch,
+    executable: Arc<Executable>,
     rung: Match,
 }
 
 impl Kernel {
-    pub(super) fn new(code: Arc<Code>, problem: Problem, launch: Launch, rung: Match) -> Kernel {
-        Kernel { code, problem, launch, rung }
+    /// Finds what the launch needs in the code, and checks it against the device.
+    pub(super) fn new(code: Arc<Code>, problem: Problem, launch: Launch, rung: Match) -> Result<Kernel, BackendError> {
+        let tensors = problem.tensors();
+        let executable = Arc::new(Executable::new(&code.module, &launch, &tensors)?);
+        Ok(Kernel { code, problem, tensors, launch, executable, rung })
     }
 
     /// The problem it runs.
@@ -108,97 +97,29 @@ impl Kernel {
         self.launch.zero && self.launch.workspace > 0
     }
 
-    /// Binds it to the address of each tensor of its problem, in order, and to a workspace (any value where none is
-    /// needed). The memory must be of the sizes that [`Problem::tensors`] says, and live and keep its place while
-    /// launches run. A workspace serves one launch at a time.
-    pub fn bind(&self, tensors: &[u64], workspace: u64) -> Result<Bound, RuntimeError> {
-        let bind = |why: String| RuntimeError::Bind { problem: self.problem, why };
-        let described = self.problem.tensors();
-        if described.len() != tensors.len() {
-            return Err(bind(format!("it has {} tensors and {} addresses are given", described.len(), tensors.len())));
-        }
-        if let Some((t, _)) = described.iter().zip(tensors).find(|(_, address)| **address == 0) {
-            return Err(bind(format!("the address of {} is null", t.name)));
-        }
-        if self.launch.workspace > 0 && workspace == 0 {
-            return Err(bind(format!("it needs a workspace of {} bytes", self.launch.workspace)));
-        }
-        let kind = match &*self.code.module {
-            Module::Cuda { module, .. } => {
-                Kind::Cuda(cuda::Bound::new(module, &self.launch, &self.problem, tensors, workspace)?)
-            }
-            Module::Cpu { module, pool } => {
-                Kind::Cpu(cpu::Bound::new(module, &self.launch, tensors, workspace)?, Arc::clone(pool))
-            }
-        };
-        Ok(Bound { kind, _module: Arc::clone(&self.code.module) })
+    /// The problem's tensors, in the order in which [`Kernel::bind`] takes them.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
     }
-}
 
-/// A kernel that was looked up; one reads it as a [`Kernel`].
-pub enum Found<'r> {
-    /// Tuned for the problem: borrowed from the runtime's table.
-    Held(&'r Kernel),
-    /// Resolved through the ladder and kept for the next time.
-    Shared(Arc<Kernel>),
-}
-
-impl Deref for Found<'_> {
-    type Target = Kernel;
-
-    fn deref(&self) -> &Kernel {
-        match self {
-            Found::Held(kernel) => kernel,
-            Found::Shared(kernel) => kernel,
-        }
+    /// Grids, blocks and arguments, for those who inspect.
+    pub fn launch_spec(&self) -> &Launch {
+        &self.launch
     }
-}
 
-/// Where a launch goes.
-#[derive(Clone, Copy)]
-pub enum Queue {
-    /// A CUDA stream of the current context, capturing or not.
-    Cuda(cuda::RawStream),
-    /// The runtime's pool of threads; the launch returns when it is done.
-    Host,
-}
-
-impl From<cuda::RawStream> for Queue {
-    fn from(stream: cuda::RawStream) -> Queue {
-        Queue::Cuda(stream)
-    }
-}
-
-impl From<&cuda::Stream> for Queue {
-    fn from(stream: &cuda::Stream) -> Queue {
-        Queue::Cuda(stream.into())
-    }
-}
-
-/// A kernel with its addresses: launched again and again, and captured into graphs.
-pub struct Bound {
-    kind: Kind,
-    _module: Arc<Module>,
-}
-
-enum Kind {
-    Cuda(cuda::Bound),
-    Cpu(cpu::Bound, Arc<cpu::Pool>),
-}
-
-impl Bound {
-    /// Launches it. On a stream it is enqueued, or captured; on the host it has run when this returns.
-    pub fn launch(&self, queue: impl Into<Queue>) -> Result<(), RuntimeError> {
-        match (&self.kind, queue.into()) {
-            (Kind::Cuda(bound), Queue::Cuda(stream)) => Ok(bound.launch(stream)?),
-            (Kind::Cpu(bound, pool), Queue::Host) => {
-                bound.run(pool);
-                Ok(())
-            }
-            (Kind::Cuda(_), Queue::Host) => Err(RuntimeError::WrongQueue { kernel: Target::Cuda, queue: Target::Cpu }),
-            (Kind::Cpu(..), Queue::Cuda(_)) => {
-                Err(RuntimeError::WrongQueue { kernel: Target::Cpu, queue: Target::Cuda })
-            }
-        }
+    /// Binds it to memory for each tensor of its problem, in order, and to a workspace ([`View::none`] where none is
+    /// needed), which serves one launch at a time. Each must be of the runtime's device and at least of the size that
+    /// [`Kernel::tensors`] says; what is written shares no byte with anything else; indices are promised to be in range
+    /// ([`View::assume_in_range`]). Memory of others comes in by [`View::from_raw`].
+    pub fn bind<V: Into<View>>(
+        &self,
+        tensors: impl IntoIterator<Item = V>,
+        workspace: impl Into<View>,
+    ) -> Result<Bound, RuntimeError> {
+        let bound = self.executable.bind(tensors.into_iter().map(Into::into).collect(), workspace.into());
+        bound.map_err(|e| match e {
+            BackendError::Bind { why } => RuntimeError::Bind { problem: self.problem, why },
+            other => other.into(),
+        })
     }
 }

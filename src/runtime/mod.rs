@@ -1,10 +1,10 @@
 //! The production half: a bundle's winners loaded on the device at hand, a table from problem to kernel, and launches.
 //!
-//! Owns which winners fit the device, the look-up with its ladder (exact, nearest tuned bucket, typed error) and the
-//! binding of addresses. It compiles nothing, tunes nothing and opens no file; the driver calls live in `target`.
+//! Owns which winners fit the device and the look-up with its ladder (exact, nearest tuned bucket, typed error). It compiles
+//! nothing, tunes nothing and opens no file; loading, binding and launching live in `backend`.
 //!
-//! Everything is made ready when the bundle is loaded: expressions are compiled, modules loaded, the launches of the
-//! tuned problems evaluated. So an artifact that does not load is found when the process starts rather than at the first
+//! Everything is made ready when the bundle is loaded: expressions are compiled, modules loaded and their functions found,
+//! the launches of the tuned problems evaluated and checked against the device. So an artifact that does not load is found when the process starts rather than at the first
 //! request, the first request is as fast as the next, and nothing is loaded inside a graph capture.
 //!
 //! ```no_run
@@ -13,10 +13,9 @@
 //! let runtime = Runtime::cpu(&Bundle::open("model.jitune")?, None)?;
 //! let problem: Problem = "matmul m=4 n=2048 k=2048 dtype=f32".parse()?;
 //! let kernel = runtime.lookup(&problem)?;
-//! let tensors = runtime.allocate_all(&problem)?; // or addresses of your own
+//! let tensors = runtime.allocate_all(&problem)?; // or memory of your own: `View::from_raw`
 //! let workspace = runtime.workspace(&kernel)?;
-//! let addresses: Vec<u64> = tensors.iter().map(|t| t.address()).collect();
-//! let bound = kernel.bind(&addresses, workspace.address())?;
+//! let bound = kernel.bind(&tensors, &workspace)?;
 //! bound.launch(Queue::Host)?; // on a GPU: a CUDA stream, also while it captures
 //! # Ok(()) }
 //! ```
@@ -26,139 +25,155 @@ mod error;
 mod fit;
 mod kernel;
 mod ladder;
-mod memory;
 mod table;
 
+pub use crate::backend::{Bound, Memory, Queue, View};
 pub use error::{Refusal, RuntimeError};
 pub use fit::{launch_on, served_on};
-pub use kernel::{Bound, Found, Kernel, Match, Queue};
-pub use memory::Memory;
+pub use kernel::{Kernel, Match};
 
-use crate::backend::{cpu, cuda};
+use crate::backend::{BackendError, Machine, Module, cpu, cuda};
 use crate::bundle::{Bundle, Held};
 use crate::device::{Device, Target};
 use crate::problem::Problem;
-use crate::recipe::Launch;
+use crate::sync::{read, write};
 use fit::{Described, device_for};
-use kernel::{Code, Module};
+use kernel::Code;
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
-use table::Table;
+use std::sync::{Arc, RwLock};
+use table::{Recent, Table};
 
-/// Resolved answers for untuned problems that are kept; past it they are forgotten and resolved again.
-const MAX_CACHED: usize = 4096;
+/// Resolved answers for untuned problems that are kept; past it those that are not asked for give way.
+const MAX_RESOLVED: usize = 4096;
 
-/// A bundle on a device, ready to launch. May be shared between threads.
+/// A bundle on a device, ready to launch. May be shared between threads; none of them needs a CUDA context of its own, and
+/// one that a thread has stays as it is.
 pub struct Runtime {
-    exact: Table<Kernel>,
+    exact: Table<Arc<Kernel>>,
     codes: Vec<Arc<Code>>,
-    resolved: RwLock<Table<Arc<Kernel>>>,
+    resolved: RwLock<Recent<Arc<Kernel>>>,
     skipped: Vec<Refusal>,
     device: Device,
     machine: Machine,
 }
 
-/// What kernels run on.
-enum Machine {
-    Cuda(Arc<cuda::Gpu>),
-    Cpu(Arc<cpu::Pool>),
-}
-
 impl Runtime {
-    /// Loads what fits the GPU of that ordinal, and makes its primary context current on this thread.
+    /// Loads what fits the GPU of that ordinal, into its primary context. Code of a bundle is run as it is: open only
+    /// bundles of those whose programs you would run.
     pub fn cuda(bundle: &Bundle<'_>, ordinal: usize) -> Result<Runtime, RuntimeError> {
-        let gpu = cuda::Gpu::open(ordinal)?;
-        let device = gpu.device.clone();
-        Runtime::load(bundle, device, Machine::Cuda(Arc::new(gpu)))
+        let (context, device) = cuda::open(ordinal)?;
+        Runtime::load(bundle, device, Machine::Cuda(context))
     }
 
-    /// Loads what fits the host's processor, with a pool of `threads`, or of as many as the process may use.
+    /// Loads what fits the host's processor, with a pool of `threads`, or of as many as the process may use. Of the code the
+    /// same is true as for [`Runtime::cuda`].
     pub fn cpu(bundle: &Bundle<'_>, threads: Option<usize>) -> Result<Runtime, RuntimeError> {
         let device = cpu::describe(threads);
-        let pool = Arc::new(cpu::Pool::new(device.units as usize));
+        let pool = Arc::new(cpu::Pool::new(device.units as usize)?);
         Runtime::load(bundle, device, Machine::Cpu(pool))
     }
 
     fn load(bundle: &Bundle<'_>, device: Device, machine: Machine) -> Result<Runtime, RuntimeError> {
         let mut skipped = Vec::new();
-        let mut chosen: HashMap<Problem, Held<'_>> = HashMap::new();
+        // Of each problem the winners for such code, the closest to this device first. Problems stay in the order of the
+        // file, so that equal distances are decided alike everywhere.
+        let mut problems: Vec<Vec<Held<'_>>> = Vec::new();
+        let mut places: HashMap<Problem, usize> = HashMap::new();
         for held in bundle.winners() {
             if let Err(why) = fit::arch(held.device(), &device) {
                 skipped.push(Refusal::of(&held, why));
                 continue;
             }
-            let closer = |other: &Held<'_>| fit::closer(held.device(), other.device(), &device);
-            if chosen.get(&held.problem()).is_none_or(closer) {
-                chosen.insert(held.problem(), held);
+            let place = *places.entry(held.problem()).or_insert(problems.len());
+            if place == problems.len() {
+                problems.push(Vec::new());
             }
+            let list = &mut problems[place];
+            let at = list.iter().position(|h| fit::closer(held.device(), h.device(), &device)).unwrap_or(list.len());
+            list.insert(at, held);
         }
-        // In the order of the file, so that equal distances are decided alike everywhere.
-        let fitting = bundle.winners().filter(|h| chosen.get(&h.problem()).is_some_and(|c| c.same(h)));
         let (mut described, mut modules) = (HashMap::new(), HashMap::new());
         let (mut exact, mut codes) = (Table::default(), Vec::new());
-        for held in fitting {
-            let recipe = match described.get(&held.description_index()) {
-                Some(found) => Arc::clone(found),
-                None => {
-                    let new = Described::new(held.description().clone());
-                    let new = Arc::new(new.map_err(|source| RuntimeError::recipe(&held, source))?);
-                    described.insert(held.description_index(), Arc::clone(&new));
-                    new
-                }
-            };
-            let (on, launch) = match device_for(&recipe, &held, &device) {
-                Ok(found) => found,
-                Err(why) => {
-                    skipped.push(Refusal::of(&held, why));
-                    continue;
-                }
-            };
-            let artifact = held.artifact();
-            let module = match modules.get(&artifact.index) {
-                Some(found) => Arc::clone(found),
-                None => {
-                    let new = Module::load(artifact.bytes, &machine);
-                    let new = Arc::new(new.map_err(|source| RuntimeError::load(&held, source))?);
-                    modules.insert(artifact.index, Arc::clone(&new));
-                    new
-                }
-            };
-            let code = Arc::new(Code::new(&held, recipe, on, module));
-            exact.insert(held.problem(), Kernel::new(Arc::clone(&code), held.problem(), launch, Match::Exact));
-            codes.push(code);
+        for list in problems {
+            // The first that fits; those after it are not needed.
+            for held in list {
+                let recipe = match described.get(&held.description_index()) {
+                    Some(found) => Arc::clone(found),
+                    None => {
+                        let new = Described::new(held.description().clone());
+                        let new = Arc::new(new.map_err(|source| RuntimeError::recipe(&held, source))?);
+                        described.insert(held.description_index(), Arc::clone(&new));
+                        new
+                    }
+                };
+                let (on, launch) = match device_for(&recipe, &held, &device) {
+                    Ok(found) => found,
+                    Err(why) => {
+                        skipped.push(Refusal::of(&held, why));
+                        continue;
+                    }
+                };
+                let artifact = held.artifact();
+                let module = match modules.get(&(artifact.index, held.description_index())) {
+                    Some(found) => Arc::clone(found),
+                    None => {
+                        // Those that other sizes need too: nothing is loaded later, when a stream may be captured.
+                        let entries = held.description().launches.iter().map(|l| l.entry.as_str());
+                        let new = Module::load(&artifact, entries, &machine);
+                        let new = Arc::new(new.map_err(|source| RuntimeError::load(&held, source))?);
+                        modules.insert((artifact.index, held.description_index()), Arc::clone(&new));
+                        new
+                    }
+                };
+                let code = Arc::new(Code::new(&held, recipe, on, module));
+                match Kernel::new(Arc::clone(&code), held.problem(), launch, Match::Exact) {
+                    Ok(kernel) => exact.insert(held.problem(), Arc::new(kernel)),
+                    Err(BackendError::Launch { why }) => {
+                        skipped.push(Refusal::of(&held, why));
+                        continue;
+                    }
+                    Err(source) => return Err(RuntimeError::load(&held, source)),
+                };
+                codes.push(code);
+                break;
+            }
         }
         if codes.is_empty() {
             return Err(RuntimeError::no_fit(bundle, &device, skipped));
         }
-        Ok(Runtime { exact, codes, resolved: RwLock::default(), skipped, device, machine })
+        Ok(Runtime { exact, codes, resolved: RwLock::new(Recent::new(MAX_RESOLVED)), skipped, device, machine })
     }
 
     /// The kernel for a problem. An exact hit costs one look-up in a table; an untuned problem is resolved once through
     /// the ladder (nearest tuned bucket whose artifact may run it) and then remembered. Where nothing serves, the error
     /// names the nearest winners and why each was refused.
-    pub fn lookup(&self, problem: &Problem) -> Result<Found<'_>, RuntimeError> {
+    pub fn lookup(&self, problem: &Problem) -> Result<Arc<Kernel>, RuntimeError> {
         match self.exact.get(problem) {
-            Some(kernel) => Ok(Found::Held(kernel)),
+            Some(kernel) => Ok(Arc::clone(kernel)),
             None => self.resolve(problem),
         }
     }
 
     #[cold]
-    fn resolve(&self, problem: &Problem) -> Result<Found<'_>, RuntimeError> {
-        let known = self.resolved.read().unwrap_or_else(PoisonError::into_inner);
+    fn resolve(&self, problem: &Problem) -> Result<Arc<Kernel>, RuntimeError> {
+        let known = read(&self.resolved);
         if let Some(kernel) = known.get(problem) {
-            return Ok(Found::Shared(Arc::clone(kernel)));
+            return Ok(Arc::clone(kernel));
         }
         drop(known);
         let (code, launch) = ladder::nearest(&self.codes, problem)?;
-        let tuned = code.problem;
-        let kernel = Arc::new(Kernel::new(code, *problem, launch, Match::Bucket { tuned }));
-        let mut known = self.resolved.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_CACHED {
-            known.clear();
-        }
+        let (tuned, template) = (code.problem, code.described.recipe.description.name.clone());
+        let kernel = Kernel::new(code, *problem, launch, Match::Bucket { tuned }).map_err(|e| match e {
+            BackendError::Launch { why } | BackendError::Load { why } => {
+                let nearest = vec![Refusal { problem: tuned, template, why }];
+                RuntimeError::Untuned { problem: *problem, nearest }
+            }
+            other => other.into(),
+        })?;
+        let kernel = Arc::new(kernel);
+        let mut known = write(&self.resolved);
         known.insert(*problem, Arc::clone(&kernel));
-        Ok(Found::Shared(kernel))
+        Ok(kernel)
     }
 
     /// The problems that have a kernel of their own, in the order of the bundle.
@@ -181,18 +196,26 @@ impl Runtime {
         self.device.target
     }
 
-    /// Makes the GPU's context current on the calling thread; nothing to do on the CPU. Every thread that binds,
-    /// launches or allocates on a GPU needs it, unless it has that context from elsewhere.
+    /// A stream on the runtime's GPU, for those who have none. It does not wait for the default one.
+    pub fn stream(&self) -> Result<cuda::Stream, RuntimeError> {
+        match &self.machine {
+            Machine::Cuda(context) => Ok(cuda::Stream::new(context)?),
+            Machine::Cpu(_) => Err(BackendError::WrongQueue { kernel: Target::Cpu, queue: Target::Cuda }.into()),
+        }
+    }
+
+    /// Leaves the GPU's context current on the calling thread, for libraries that take the current one; nothing to do on a
+    /// processor. jitune itself does not need it.
     pub fn make_current(&self) -> Result<(), RuntimeError> {
         match &self.machine {
-            Machine::Cuda(gpu) => Ok(gpu.make_current()?),
+            Machine::Cuda(context) => Ok(context.make_current()?),
             Machine::Cpu(_) => Ok(()),
         }
     }
 
-    /// Memory of `bytes` on the device, with undefined contents.
+    /// Memory of `bytes` on the runtime's device, with undefined contents.
     pub fn allocate(&self, bytes: u64) -> Result<Memory, RuntimeError> {
-        Memory::new(bytes, self.target())
+        Ok(Memory::new(&self.machine, bytes)?)
     }
 
     /// Memory for every tensor of a problem, in order.
@@ -202,18 +225,8 @@ impl Runtime {
 
     /// The scratch memory that a kernel needs, zeroed if it asks for that. One launch at a time may use it.
     pub fn workspace(&self, kernel: &Kernel) -> Result<Memory, RuntimeError> {
-        let memory = self.allocate(kernel.workspace_bytes())?;
-        if kernel.needs_zeroed_workspace() {
-            return memory.zeroed();
-        }
-        Ok(memory)
-    }
-}
-
-/// What is known of a launch before it has addresses, for those who inspect.
-impl Kernel {
-    /// Grids, blocks and arguments.
-    pub fn launch_spec(&self) -> &Launch {
-        &self.launch
+        let bytes = kernel.workspace_bytes();
+        let made = if kernel.needs_zeroed_workspace() { Memory::zeroed } else { Memory::new };
+        Ok(made(&self.machine, bytes)?)
     }
 }

@@ -1,9 +1,10 @@
 //! A child process that is asked and answers, whatever the messages: started in a group of its own, waited for with a
 //! deadline, killed with its whole group.
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,8 @@ pub enum Lost {
 /// that outlives it.
 pub(crate) struct Process<A> {
     child: Child,
+    /// It was waited for: its number is no longer its own.
+    reaped: bool,
     input: Option<ChildStdin>,
     answers: Receiver<io::Result<Option<A>>>,
 }
@@ -67,7 +70,7 @@ impl<A: Send + 'static> Process<A> {
                 }
             }
         });
-        Ok(Process { child, input, answers })
+        Ok(Process { child, reaped: false, input, answers })
     }
 
     /// Sends a request and waits for the answer at most `deadline`. After an error the process is gone.
@@ -107,31 +110,40 @@ impl<A: Send + 'static> Process<A> {
     fn ended(&mut self) -> Lost {
         // The pipe is closed, so the process is ending; give it a moment to say how before it is killed.
         for _ in 0..50 {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                let how = match (status.code(), status.signal()) {
-                    (Some(code), _) => format!("exit code {code}"),
-                    (_, Some(signal)) => format!("signal {signal}{}", signal_name(signal)),
-                    _ => status.to_string(),
-                };
-                return Lost::Ended { how };
+            if self.has_ended() {
+                break;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.kill();
-        Lost::Ended { how: "closed its pipe".into() }
+        let own = self.has_ended();
+        let how = match self.kill().filter(|_| own).map(|status| (status.code(), status.signal())) {
+            Some((Some(code), _)) => format!("exit code {code}"),
+            Some((_, Some(signal))) => format!("signal {signal}{}", signal_name(signal)),
+            _ => "closed its pipe".into(),
+        };
+        Lost::Ended { how }
     }
 }
 
 impl<A> Process<A> {
-    /// Kills the whole group and reaps the process.
-    fn kill(&mut self) {
+    /// Whether it has ended; it is not reaped, so that its number stays its own.
+    fn has_ended(&self) -> bool {
+        let Some(pid) = Pid::from_raw(self.child.id() as i32) else { return false };
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(pid), look).is_ok_and(|status| status.is_some())
+    }
+
+    /// Kills the whole group, then reaps the process: once that is done its number may be anybody's, so it happens once.
+    fn kill(&mut self) -> Option<ExitStatus> {
         self.input = None;
-        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id() as i32) {
-            // The group may be gone already.
-            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+        if !std::mem::replace(&mut self.reaped, true) {
+            if let Some(group) = Pid::from_raw(self.child.id() as i32) {
+                // It only fails when there is no such group.
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            let _ = self.child.kill();
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.child.wait().ok()
     }
 }
 
@@ -150,5 +162,43 @@ fn signal_name(signal: i32) -> &'static str {
         9 => " (killed)",
         11 => " (segmentation fault)",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Read};
+
+    /// The number of the process that a shell says it started.
+    fn started(output: &mut ChildStdout) -> io::Result<Option<u32>> {
+        let mut line = String::new();
+        BufReader::new(output.take(64)).read_line(&mut line)?;
+        Ok(line.trim().parse().ok())
+    }
+
+    /// Running: neither gone nor a zombie.
+    fn runs(pid: u32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+    }
+
+    #[test]
+    fn the_group_of_a_process_that_ended_is_killed_while_its_number_is_its_own() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "sleep 1000 >/dev/null 2>&1 </dev/null & echo $!; read line; exit 3"]);
+        let mut process = Process::start(shell, started).unwrap();
+        let second = Duration::from_secs(10);
+        let pid = process.ask(|_| Ok(()), second).unwrap();
+        assert!(runs(pid) && !process.has_ended() && !process.reaped);
+        let lost = process.ask(|input| io::Write::write_all(input, b"go\n"), second).unwrap_err();
+        assert_eq!(lost, Lost::Ended { how: "exit code 3".into() });
+        // What it left behind ends with it, not when the handle is dropped: by then the number may be another's.
+        assert!(process.reaped);
+        let begun = Instant::now();
+        while runs(pid) {
+            assert!(begun.elapsed() < second, "what the process started still runs");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }

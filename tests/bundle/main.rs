@@ -8,3 +8,5 @@ mod format;
 mod look_up;
 mod make;
 mod production;
+#[cfg(jitune_asan)]
+mod sanitizer;

@@ -2,13 +2,15 @@
 
 use jitune::backend::cpu;
 use jitune::device::{Device, Target};
-use jitune::problem::{Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
+use jitune::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
 use jitune::recipe::Config;
 use jitune::runtime::Memory;
 use jitune::space::enumerate;
 use jitune::template::Library;
 use jitune::winner::{Evidence, Winner};
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+use std::time::SystemTime;
 
 /// Threads of the device that winners are made for.
 pub const THREADS: usize = 2;
@@ -89,8 +91,27 @@ pub fn fake(template: &str, text: &str, device: &Device, code: &[u8]) -> (Winner
     (winner(template, &p, device, config, code), code.to_vec())
 }
 
+/// The built example of that name. `cargo test` builds it; `cargo test --test NAME` alone does not, and may leave an older
+/// one there, which is not taken.
+pub fn example(name: &str) -> Option<PathBuf> {
+    fn newest(folder: &Path) -> SystemTime {
+        let of = |entry: std::io::Result<std::fs::DirEntry>| {
+            let path = entry.unwrap().path();
+            if path.is_dir() { newest(&path) } else { path.metadata().unwrap().modified().unwrap() }
+        };
+        std::fs::read_dir(folder).unwrap().map(of).max().unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+    let program = std::env::current_exe().unwrap().parent().unwrap().with_file_name("examples").join(name);
+    let made = std::fs::metadata(&program).and_then(|m| m.modified()).ok();
+    if made.is_none_or(|made| made < newest(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))) {
+        println!("SKIPPED: {} is not up to date; `cargo build --example {name}`", program.display());
+        return None;
+    }
+    Some(program)
+}
+
 /// Uploads inputs and poison, in the order of the problem's tensors.
-pub fn fill(p: &Problem, inputs: &Inputs, memory: &mut [Memory]) {
+pub fn fill(p: &Problem, inputs: &Inputs, memory: &[Memory]) {
     for (t, m) in p.tensors().iter().zip(memory) {
         let mut bytes = vec![0xff; t.bytes() as usize];
         if let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) {
@@ -121,7 +142,8 @@ pub fn error(p: &Problem, inputs: &Inputs, memory: &[Memory]) -> f64 {
 fn value(t: &Tensor, bytes: &[u8], index: u64) -> f64 {
     let at = &bytes[index as usize * t.scalar.bytes()..];
     match t.scalar {
-        Scalar::Elem(d) if d.bytes() == 2 => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
+        Scalar::Elem(Dtype::F16) => half::f16::from_le_bytes([at[0], at[1]]).to_f64(),
+        Scalar::Elem(Dtype::Bf16) => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
         Scalar::I32 => f64::from(i32::from_le_bytes([at[0], at[1], at[2], at[3]])),
         _ => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
     }

@@ -1,11 +1,15 @@
 //! Loading and launching: right results on every rung, from any thread, and one clear error otherwise.
 
 use crate::make::{self, COMPILED, WINNERS, error, fake, fill, problem};
+use jitune::backend::BackendError;
+use jitune::backend::cuda::StreamRef;
 use jitune::bundle::Bundle;
-use jitune::device::Device;
+use jitune::device::{Device, Target};
 use jitune::problem::{Inputs, Problem};
-use jitune::runtime::{Match, Queue, Runtime, RuntimeError};
+use jitune::recipe::{ArgSpec, ExprText};
+use jitune::runtime::{Match, Memory, Queue, Runtime, RuntimeError, View};
 use jitune::winner::Winner;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 pub static BUNDLE: LazyLock<Bundle<'static>> = LazyLock::new(|| Bundle::seal(WINNERS.clone()).unwrap());
@@ -18,12 +22,10 @@ pub fn runtime() -> Runtime {
 fn run(runtime: &Runtime, p: &Problem, seed: u64) -> f64 {
     let kernel = runtime.lookup(p).unwrap();
     let inputs = Inputs::new(p, seed);
-    let mut memory = runtime.allocate_all(p).unwrap();
-    let workspace = runtime.workspace(&kernel).unwrap();
-    let addresses: Vec<u64> = memory.iter().map(|m| m.address()).collect();
-    let bound = kernel.bind(&addresses, workspace.address()).unwrap();
+    let memory = runtime.allocate_all(p).unwrap();
+    let bound = kernel.bind(&memory, runtime.workspace(&kernel).unwrap()).unwrap();
     for _ in 0..2 {
-        fill(p, &inputs, &mut memory);
+        fill(p, &inputs, &memory);
         bound.launch(Queue::Host).unwrap();
     }
     error(p, &inputs, &memory)
@@ -157,17 +159,209 @@ fn code_that_does_not_load_is_found_at_the_start() {
 }
 
 #[test]
-fn wrong_addresses_and_queues_are_refused() {
-    let runtime = runtime();
+fn memory_that_does_not_fit_is_refused() {
+    let (runtime, other) = (runtime(), runtime());
     let p = problem("matmul m=64 n=48 k=64 dtype=f32");
     let kernel = runtime.lookup(&p).unwrap();
     assert!(kernel.workspace_bytes() > 0 && !kernel.needs_zeroed_workspace());
-    for (addresses, workspace, part) in
-        [(vec![64; 2], 64, "3 tensors"), (vec![64, 0, 64], 64, "address of w is null"), (vec![64; 3], 0, "workspace")]
-    {
-        let e = kernel.bind(&addresses, workspace).err().unwrap().to_string();
-        assert!(e.contains(part), "{e}");
+    let [x, w, y]: [Memory; 3] = runtime.allocate_all(&p).unwrap().try_into().ok().unwrap();
+    let workspace = runtime.workspace(&kernel).unwrap();
+    let whole = runtime.allocate(1 << 17).unwrap();
+    let part = |from: u64, bytes: u64| whole.view().slice(from..from + bytes).unwrap();
+    // SAFETY: addresses that are refused, or that nothing is launched on.
+    let raw = |address: u64, bytes: u64| unsafe { View::from_raw(address, bytes) };
+    let (x_, w_, y_, ws) = (x.view(), w.view(), y.view(), workspace.view());
+    for (views, workspace, says) in [
+        (vec![x_.clone(), w_.clone()], ws.clone(), "3 tensors"),
+        (vec![x_.clone(), raw(0, 1 << 20), y_.clone()], ws.clone(), "w: its address is null"),
+        (vec![x_.clone(), w_.clone(), y_.clone()], View::none(), "workspace: it needs"),
+        (vec![x_.clone(), w_.slice(0..w.len() - 1).unwrap(), y_.clone()], ws.clone(), "w: it needs 12288 bytes"),
+        (vec![x_.clone(), raw(w.address() + 4, w.len()), y_.clone()], ws.clone(), "no multiple of 16"),
+        (
+            vec![other.allocate(x.len()).unwrap().view(), w_.clone(), y_.clone()],
+            ws.clone(),
+            "x: it was allocated by another",
+        ),
+        (
+            vec![x_.clone(), w_.clone(), other.allocate(y.len()).unwrap().view()],
+            ws.clone(),
+            "y: it was allocated by another",
+        ),
+        (vec![part(0, x.len()), w_.clone(), part(x.len() - 16, y.len())], ws.clone(), "share memory"),
+        (vec![x_.clone(), w_.clone(), part(16, y.len())], whole.view(), "y and the workspace share memory"),
+    ] {
+        let refused = match kernel.bind(&views, workspace) {
+            Err(e) => e.to_string(),
+            Ok(_) => panic!("bound, but {says}"),
+        };
+        assert!(refused.contains(says) && refused.contains("cannot be bound"), "{says}: {refused}");
     }
-    let mut small = runtime.allocate(4).unwrap();
+    // Two inputs may be the same memory, and parts of one memory apart from each other may be anything.
+    kernel.bind([raw(whole.address(), whole.len()), whole.view(), y_.clone()], &ws).unwrap();
+    let parts = [part(0, x.len()), part(x.len(), w.len()), part(x.len() + w.len(), y.len())];
+    let mut bound = kernel.bind(parts, &ws).unwrap();
+    // The same holds when the memory is changed, and a refusal changes nothing.
+    let refusals =
+        [(0, part(x.len() + w.len(), x.len())), (1, x_.slice(0..16).unwrap()), (2, raw(8, 1 << 20)), (3, x_.clone())];
+    for (tensor, view) in refusals {
+        assert!(bound.set_tensor(tensor, view).is_err(), "{tensor}");
+    }
+    assert!(bound.set_workspace(View::none()).is_err() && bound.set_workspace(part(0, ws.len())).is_err());
+    bound.launch(Queue::Host).unwrap();
+
+    let small = runtime.allocate(4).unwrap();
     assert!(small.upload(&[0; 5]).is_err() && small.download(&mut [0; 5]).is_err());
+    for range in [0..5, 5..5, Range { start: 3, end: 2 }] {
+        assert!(small.view().slice(range).is_err());
+    }
+    let impossible = runtime.allocate(1 << 50).err().unwrap().to_string();
+    assert!(impossible.contains("bytes are needed"), "{impossible}");
+}
+
+#[test]
+fn indices_are_promised_or_refused() {
+    let p = problem("embedding tokens=4 vocab=10 hidden=32 dtype=f32");
+    let runtime = Runtime::cpu(&Bundle::seal([make::compiled("cpu_embedding", &p, &make::device())]).unwrap(), Some(2));
+    let runtime = runtime.unwrap();
+    let kernel = runtime.lookup(&p).unwrap();
+    let memory = runtime.allocate_all(&p).unwrap();
+    fill(&p, &Inputs::new(&p, 1), &memory);
+    let refused = kernel.bind(&memory, View::none()).err().unwrap().to_string();
+    assert!(refused.contains("assume_in_range"), "{refused}");
+    // SAFETY: the ids were made below the vocabulary.
+    let views = memory.iter().map(|m| unsafe { m.view().assume_in_range() });
+    kernel.bind(views, View::none()).unwrap().launch(Queue::Host).unwrap();
+    assert!(error(&p, &Inputs::new(&p, 1), &memory) <= 1.0);
+}
+
+#[test]
+fn a_bound_kernel_is_bound_to_other_memory() {
+    let runtime = runtime();
+    let p = problem("matmul m=64 n=48 k=64 dtype=f32");
+    let kernel = runtime.lookup(&p).unwrap();
+    let sets: Vec<Vec<Memory>> = (0..3).map(|_| runtime.allocate_all(&p).unwrap()).collect();
+    for (seed, memory) in sets.iter().enumerate() {
+        fill(&p, &Inputs::new(&p, seed as u64), memory);
+    }
+    let mut bound = kernel.bind(&sets[0], runtime.workspace(&kernel).unwrap()).unwrap();
+    for memory in &sets {
+        for (i, m) in memory.iter().enumerate() {
+            bound.set_tensor(i, m).unwrap();
+        }
+        bound.set_workspace(runtime.workspace(&kernel).unwrap()).unwrap();
+        bound.launch(Queue::Host).unwrap();
+    }
+    for (seed, memory) in sets.iter().enumerate() {
+        assert!(error(&p, &Inputs::new(&p, seed as u64), memory) <= 1.0, "set {seed}");
+    }
+}
+
+#[test]
+fn what_is_bound_lives_as_long_as_the_binding() {
+    let p = problem(COMPILED[0].1);
+    let (output, bound) = {
+        let runtime = runtime();
+        let memory = runtime.allocate_all(&p).unwrap();
+        fill(&p, &Inputs::new(&p, 4), &memory);
+        let bound = runtime.lookup(&p).unwrap().bind(&memory, View::none()).unwrap();
+        // Kernel, runtime and inputs go here.
+        (memory.last().unwrap().clone(), bound)
+    };
+    std::thread::spawn(move || bound.launch(Queue::Host).unwrap()).join().unwrap();
+    let mut bytes = vec![0; output.len() as usize];
+    output.download(&mut bytes).unwrap();
+    let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    // The poison is no number.
+    assert!(values.iter().all(|v| v.is_finite()) && values.iter().any(|v| *v != 0.0));
+}
+
+#[test]
+fn a_launch_goes_to_the_kind_of_queue_that_the_kernel_is_for() {
+    let runtime = runtime();
+    let p = problem(COMPILED[0].1);
+    let kernel = runtime.lookup(&p).unwrap();
+    let bound = kernel.bind(runtime.allocate_all(&p).unwrap(), View::none()).unwrap();
+    // SAFETY: it is refused before it is looked at.
+    let stream = unsafe { StreamRef::from_raw(std::ptr::null_mut()) };
+    let refused = bound.launch(stream).unwrap_err();
+    assert!(matches!(refused, BackendError::WrongQueue { kernel: Target::Cpu, queue: Target::Cuda }), "{refused}");
+    assert!(runtime.stream().is_err());
+}
+
+#[test]
+fn launches_that_the_processor_cannot_do_are_not_loaded() {
+    for (change, part) in [
+        (
+            &(|w: &mut Winner| w.description.launches[0].grid[1] = ExprText("2".into())) as &dyn Fn(&mut Winner),
+            "a grid of",
+        ),
+        (&|w| w.description.launches[0].entry = "another".into(), "entry another"),
+        (
+            &|w| {
+                w.description.launches[0].args[0] =
+                    ArgSpec { workspace: Some(ExprText("64".into())), ..ArgSpec::default() }
+            },
+            "byte 64",
+        ),
+    ] {
+        let (mut w, code) = WINNERS[0].clone();
+        change(&mut w);
+        let e = Runtime::cpu(&Bundle::seal([(w, code)]).unwrap(), Some(2)).err().unwrap().to_string();
+        assert!(e.contains(part), "{part}: {e}");
+    }
+}
+
+#[test]
+fn pools_that_cannot_be_had_are_errors() {
+    for threads in [5_000, 100_000, usize::MAX] {
+        let refused = Runtime::cpu(&BUNDLE, Some(threads)).err().unwrap().to_string();
+        assert!(refused.contains("threads cannot be had"), "{refused}");
+    }
+}
+
+#[test]
+fn code_with_instructions_that_are_hidden_here_is_refused() {
+    let (mut w, code) = WINNERS[0].clone();
+    assert!(!w.device.flags.is_empty());
+    w.device.flags.push_str(" amx_tomorrow avx2048");
+    match Runtime::cpu(&Bundle::seal([(w.clone(), code.clone())]).unwrap(), Some(2)) {
+        Err(e @ RuntimeError::NoArch { .. }) => assert!(e.to_string().contains("hides: amx_tomorrow avx2048"), "{e}"),
+        Err(e) => panic!("{e}"),
+        Ok(_) => panic!("loaded"),
+    }
+    // Those that this processor has beyond what was there are no matter, and neither are those that nobody wrote down.
+    for flags in ["sse2", ""] {
+        w.device.flags = flags.into();
+        Runtime::cpu(&Bundle::seal([(w.clone(), code.clone())]).unwrap(), Some(2)).unwrap();
+    }
+}
+
+#[test]
+fn code_is_loaded_though_files_are_in_the_way_and_each_is_its_own() {
+    // What an earlier process of this number may have left where code was once written.
+    let left = |n| std::env::temp_dir().join(format!("jitune-{}-{n}.so", std::process::id()));
+    (0..200).for_each(|n| std::fs::write(left(n), b"left").unwrap());
+    let one = Runtime::cpu(&BUNDLE, Some(2));
+    (0..200).for_each(|n| std::fs::remove_file(left(n)).unwrap());
+    let one = one.unwrap();
+    // Descriptors of files come again; what was loaded by one before must not be taken for what is loaded now.
+    for (template, text) in COMPILED {
+        let at = COMPILED.iter().position(|c| c.1 == text).unwrap();
+        let alone = Runtime::cpu(&Bundle::seal([WINNERS[at].clone()]).unwrap(), Some(2)).unwrap();
+        assert!(run(&alone, &problem(text), 9) <= 1.0 && run(&one, &problem(text), 9) <= 1.0, "{template}");
+    }
+}
+
+#[test]
+fn the_next_winner_is_taken_where_the_closest_does_not_fit() {
+    // The same problem twice: of this very machine, with a config that its template has no more, and of one that has
+    // other caches.
+    let (mut closest, _) = fake("cpu_rmsnorm", COMPILED[0].1, &make::device(), b"code that is not loaded");
+    closest.config.0.insert("gone".into(), 1);
+    let (mut next, code) = WINNERS[0].clone();
+    next.device.silicon.insert("l3_bytes".into(), "1".into());
+    let bundle = Bundle::seal([(closest, b"code that is not loaded".to_vec()), (next, code)]).unwrap();
+    let runtime = Runtime::cpu(&bundle, Some(2)).unwrap();
+    assert_eq!((runtime.problems().len(), runtime.skipped().len()), (1, 1));
+    assert!(run(&runtime, &problem(COMPILED[0].1), 6) <= 1.0);
 }

@@ -20,6 +20,9 @@
 //! }
 //! ```
 
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
 mod cuda;
 pub mod layout;
 mod protocol;

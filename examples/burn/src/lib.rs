@@ -8,8 +8,8 @@ use burn::backend::NdArray;
 use burn::backend::ndarray::NdArrayTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive, backend};
 use jitune::bundle::Bundle;
-use jitune::problem::Problem;
-use jitune::runtime::{Memory, Queue, Runtime};
+use jitune::problem::{Problem, Tensor as Described};
+use jitune::runtime::{Memory, Queue, Runtime, View};
 use std::collections::HashMap;
 use std::error::Error;
 use std::path::Path;
@@ -39,16 +39,19 @@ impl Kernels {
         let problem: Problem = format!("matmul m={m} n={n} k={k} dtype=f32").parse()?;
         let kernel = self.runtime.lookup(&problem)?;
         let mut y = vec![0f32; m * n];
-        let tensors = [x.as_ptr() as u64, w.as_ptr() as u64, y.as_mut_ptr() as u64];
+        let addresses = [x.as_ptr() as u64, w.as_ptr() as u64, y.as_mut_ptr() as u64];
+        // SAFETY: of the sizes of the slices, which are borrowed until the launch has ended.
+        let view = |(address, t): (&u64, &Described)| unsafe { View::from_raw(*address, t.bytes()) };
+        let views: Vec<View> = addresses.iter().zip(kernel.tensors()).map(view).collect();
         let mut workspaces = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
         let workspace = match workspaces.get(&problem) {
-            Some(known) => known.address(),
+            Some(known) => known,
             None => {
                 let new = self.runtime.workspace(&kernel)?;
-                workspaces.entry(problem).or_insert(new).address()
+                workspaces.entry(problem).or_insert(new)
             }
         };
-        kernel.bind(&tensors, workspace)?.launch(Queue::Host)?;
+        kernel.bind(views, workspace)?.launch(Queue::Host)?;
         Ok(y)
     }
 }

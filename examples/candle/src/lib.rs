@@ -5,8 +5,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Error, Layout, Result, Shape, Tensor};
 use jitune::bundle::Bundle;
-use jitune::problem::Problem;
-use jitune::runtime::{Memory, Queue, Runtime};
+use jitune::problem::{Problem, Tensor as Described};
+use jitune::runtime::{Memory, Queue, Runtime, View};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,23 +32,24 @@ impl Kernels {
     }
 
     /// Runs the kernel of a problem on the addresses of its tensors, in their order.
-    fn run(
-        &self,
-        problem: &Problem,
-        tensors: &[u64],
-        queue: Queue,
-    ) -> std::result::Result<(), jitune::runtime::RuntimeError> {
-        self.runtime.make_current()?;
-        let kernel = self.runtime.lookup(problem)?;
+    ///
+    /// # Safety
+    /// Each is of memory of the tensor's size, on the device of these kernels; while the launch runs it stays, and nobody
+    /// else writes it.
+    unsafe fn run(&self, problem: &Problem, tensors: &[u64], queue: Queue<'_>) -> Result<()> {
+        let kernel = self.runtime.lookup(problem).map_err(Error::wrap)?;
+        // SAFETY: as the caller promises.
+        let view = |(address, t): (&u64, &Described)| unsafe { View::from_raw(*address, t.bytes()) };
+        let views: Vec<View> = tensors.iter().zip(kernel.tensors()).map(view).collect();
         let mut workspaces = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
         let workspace = match workspaces.get(problem) {
-            Some(known) => known.address(),
+            Some(known) => known,
             None => {
-                let new = self.runtime.workspace(&kernel)?;
-                workspaces.entry(*problem).or_insert(new).address()
+                let new = self.runtime.workspace(&kernel).map_err(Error::wrap)?;
+                workspaces.entry(*problem).or_insert(new)
             }
         };
-        kernel.bind(tensors, workspace)?.launch(queue)
+        kernel.bind(views, workspace).map_err(Error::wrap)?.launch(queue).map_err(Error::wrap)
     }
 }
 
@@ -75,7 +76,8 @@ impl CustomOp2 for Product {
         let (x, w) = (&x.as_slice::<f32>()?[lx.start_offset()..], &w.as_slice::<f32>()?[lw.start_offset()..]);
         let mut y = vec![0f32; shape.elem_count()];
         let tensors = [x.as_ptr() as u64, w.as_ptr() as u64, y.as_mut_ptr() as u64];
-        self.0.run(&problem, &tensors, Queue::Host).map_err(Error::wrap)?;
+        // SAFETY: of the sizes that the shapes say, and borrowed until the launch has ended.
+        unsafe { self.0.run(&problem, &tensors, Queue::Host)? };
         Ok((CpuStorage::F32(y), shape))
     }
 
@@ -109,6 +111,7 @@ impl Product {
         use candle_core::CudaStorage;
         use candle_core::backend::BackendStorage;
         use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DevicePtrMut};
+        use jitune::backend::cuda::StreamRef;
         let (problem, shape) = product(x.dtype(), lx, lw)?;
         let device = x.device().clone();
         let stream = device.cuda_stream();
@@ -119,9 +122,12 @@ impl Product {
         {
             let ((x, _reads_x), (w, _reads_w)) = (x.device_ptr(&stream), w.device_ptr(&stream));
             let (y, _writes_y) = y.device_ptr_mut(&stream);
-            // SAFETY: the stream is of the context that the runtime made current, and lives as long as the device.
-            let queue = unsafe { jitune::backend::cuda::RawStream::new(stream.cu_stream().cast()) };
-            self.0.run(&problem, &[x, w, y], Queue::Cuda(queue)).map_err(Error::wrap)?;
+            // SAFETY: the stream is of the GPU's primary context; the memory is of the sizes that the shapes say, and freed in
+            // the order of the stream.
+            unsafe {
+                let queue = StreamRef::from_raw(stream.cu_stream().cast());
+                self.0.run(&problem, &[x, w, y], Queue::Cuda(queue))?;
+            }
         }
         Ok((CudaStorage::wrap_cuda_slice(y, device), shape))
     }

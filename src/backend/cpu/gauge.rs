@@ -1,6 +1,6 @@
 //! What this processor's multiply-add units and its memory do at best.
 
-use super::launch::{Bound, Module};
+use super::launch::{Bound, Executable, Module};
 use super::memory::Buffer;
 use super::pool::Pool;
 use crate::backend::BackendError;
@@ -22,15 +22,18 @@ pub(super) struct Gauge {
 
 impl Gauge {
     pub fn new(support: &[u8], device: &Device) -> Result<Gauge, BackendError> {
-        let module = Module::load(support)?;
+        // SAFETY: the support code, compiled from the built-in source for this machine.
+        let module = unsafe { Module::load(support) }?;
         let threads = device.units;
         let bytes = (8 * device.l3).clamp(256 << 20, 1 << 30) as usize;
-        let memory = [Buffer::new(bytes), Buffer::new(bytes), Buffer::new(64 * threads as usize)];
+        let memory = [Buffer::new(bytes)?, Buffer::new(bytes)?, Buffer::new(64 * threads as usize)?];
         let addresses = memory.each_ref().map(Buffer::address);
         let bind = |entry: &str, args: Vec<Arg>| {
             let (grid, entry) = ([threads, 1, 1], entry.into());
             let kernel = KernelLaunch { entry, grid, block: threads, cluster: 1, smem: 0, pdl: false, args };
-            Bound::new(&module, &Launch { kernels: vec![kernel], workspace: 0, zero: false }, &addresses, 0)
+            let launch = Launch { kernels: vec![kernel], workspace: 0, zero: false };
+            // SAFETY: the three buffers are of the sizes that are passed, and live beside what is bound to them.
+            unsafe { Executable::new(&module, &launch, addresses.len())?.bind(&addresses, 0) }
         };
         let bound = [
             bind("peak_fma", vec![Arg::I64(PEAK_ROUNDS), Arg::Tensor(2)])?,

@@ -3,78 +3,171 @@
 use super::pool::Pool;
 use crate::backend::BackendError;
 use crate::recipe::{Arg, KernelLaunch, Launch};
-use std::io::Write;
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+use std::ffi::c_long;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// `void entry(const jt_arg *args, long task, long tasks)`.
-type Entry = unsafe extern "C" fn(*const u64, std::ffi::c_long, std::ffi::c_long);
+type Entry = unsafe extern "C" fn(*const u64, c_long, c_long);
 
 /// A loaded shared object.
 pub struct Module {
-    library: Arc<libloading::Library>,
+    library: Library,
 }
 
 impl Module {
-    /// Loads a shared object from memory, through a private file that is removed at once.
-    pub fn load(bytes: &[u8]) -> Result<Module, BackendError> {
+    /// Loads a shared object from memory; no file of the system's is written.
+    ///
+    /// # Safety
+    /// The code is run: its initialisers now, its kernels when they are launched. It must be made for jitune, and do to
+    /// memory what the launches say that come with it.
+    pub unsafe fn load(bytes: &[u8]) -> Result<Arc<Module>, BackendError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let name = format!("jitune-{}-{}.so", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        let io = |source| BackendError::Io { path: path.clone(), source };
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(&path).map_err(io)?;
-        let written = file.write_all(bytes).map_err(io);
-        drop(file);
-        // SAFETY: the object is one of ours (its hash was checked); it has no initialisers.
-        let library = written.and_then(|()| {
-            unsafe { libloading::Library::new(&path) }.map_err(|e| BackendError::Load { why: e.to_string() })
-        });
-        let _ = std::fs::remove_file(&path);
-        Ok(Module { library: Arc::new(library?) })
+        let unloadable = |why: String| BackendError::Load { why };
+        let file = anonymous(bytes).map_err(|e| unloadable(format!("no memory for its file: {e}")))?;
+        let path = spelling(file.as_raw_fd(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        // SAFETY: the caller's promise.
+        let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
+        Ok(Arc::new(Module { library: library.map_err(|e| unloadable(whole(&e)))? }))
     }
 
     fn entry(&self, name: &str) -> Result<Entry, BackendError> {
-        let load = |e: libloading::Error| BackendError::Load { why: format!("entry {name}: {e}") };
-        // SAFETY: every entry of a CPU template has this type.
+        let load = |e: libloading::Error| BackendError::Load { why: format!("entry {name}: {}", whole(&e)) };
+        // SAFETY: every entry of a CPU template has this type, which is part of the promise that `load` was given.
         unsafe { self.library.get::<Entry>(name.as_bytes()) }.map(|s| *s).map_err(load)
+    }
+}
+
+/// What the loader says, with the reason.
+fn whole(e: &libloading::Error) -> String {
+    std::error::Error::source(e).map_or_else(|| e.to_string(), |source| format!("{e}: {source}"))
+}
+
+/// A file without a name that holds `bytes`.
+fn anonymous(bytes: &[u8]) -> io::Result<File> {
+    // Systems may refuse a memory file that could be executed as a program, and older ones do not know the flag.
+    let fd = match memfd_create("jitune", MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create("jitune", MemfdFlags::CLOEXEC),
+        made => made,
+    };
+    let mut file = File::from(fd?);
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+/// A path of an open file that no other call gives: the loader answers one that it has seen with the library of then, and
+/// numbers of files come again. So `number` is written into it, as slashes that change nothing.
+fn spelling(file: RawFd, number: u64) -> String {
+    let digits = u64::BITS - number.leading_zeros();
+    let slashes: String = (0..digits).map(|i| if number >> i & 1 == 1 { "./" } else { ".//" }).collect();
+    format!("/proc/self/fd/{slashes}{file}")
+}
+
+/// A launch whose entries are found; it lacks the addresses.
+pub struct Executable {
+    kernels: Vec<(Entry, KernelLaunch)>,
+    _module: Arc<Module>,
+}
+
+impl Executable {
+    /// Finds the entries of a launch over so many tensors.
+    pub fn new(module: &Arc<Module>, launch: &Launch, tensors: usize) -> Result<Arc<Executable>, BackendError> {
+        let find = |k: &KernelLaunch| {
+            let refused = |why: String| Err(BackendError::Launch { why: format!("{}: {why}", k.entry) });
+            if k.grid[0] == 0 || k.grid[1..] != [1, 1] || k.block == 0 {
+                return refused(format!("a grid of {:?} tasks on {} threads; tasks are a line", k.grid, k.block));
+            }
+            for arg in &k.args {
+                match arg {
+                    Arg::Tensor(i) if *i >= tensors => return refused(format!("it takes tensor {i} of {tensors}")),
+                    Arg::Workspace(at) if *at > launch.workspace => {
+                        return refused(format!("byte {at} of a workspace of {}", launch.workspace));
+                    }
+                    Arg::Map(_) => return refused("a CPU kernel takes no tensor map".into()),
+                    _ => {}
+                }
+            }
+            Ok((module.entry(&k.entry)?, k.clone()))
+        };
+        let kernels = launch.kernels.iter().map(find).collect::<Result<_, _>>()?;
+        Ok(Arc::new(Executable { kernels, _module: Arc::clone(module) }))
+    }
+
+    /// Binds it to the address of each tensor, in order, and of the workspace (any where none is needed).
+    ///
+    /// # Safety
+    /// From now to the end of the last run, each address is that of memory of the tensor's size, aligned to its elements,
+    /// which nothing else reads or writes while a run lasts; and tensors whose values say where memory is read or written
+    /// (pages, slots, ids, lengths) hold values within their range.
+    pub unsafe fn bind(self: &Arc<Self>, tensors: &[u64], workspace: u64) -> Result<Bound, BackendError> {
+        let slot = |a: &Arg| match a {
+            Arg::Tensor(i) => tensors.get(*i).copied(),
+            Arg::I32(v) => Some(i64::from(*v) as u64),
+            Arg::I64(v) => Some(*v as u64),
+            Arg::F32(v) => Some(f64::from(*v).to_bits()),
+            Arg::Workspace(at) => workspace.checked_add(*at),
+            Arg::Map(_) => None,
+        };
+        let slots = |(_, k): &(Entry, KernelLaunch)| k.args.iter().map(slot).collect::<Option<Vec<u64>>>();
+        let args = self.kernels.iter().map(slots).collect::<Option<_>>().ok_or_else(|| BackendError::Launch {
+            why: format!("{} addresses are not enough, or the workspace ends outside of memory", tensors.len()),
+        })?;
+        Ok(Bound { executable: Arc::clone(self), args })
     }
 }
 
 /// A launch with its addresses.
 pub struct Bound {
-    kernels: Vec<(Entry, KernelLaunch, Vec<u64>)>,
-    _library: Arc<libloading::Library>,
+    executable: Arc<Executable>,
+    args: Vec<Vec<u64>>,
 }
 
 impl Bound {
-    /// Binds `launch` to the address of each tensor of its problem, in order, and to `workspace`.
-    pub fn new(module: &Module, launch: &Launch, tensors: &[u64], workspace: u64) -> Result<Bound, BackendError> {
-        let bind = |k: &KernelLaunch| -> Result<_, BackendError> {
-            let slot = |a: &Arg| match a {
-                Arg::Tensor(i) => tensors.get(*i).copied().ok_or_else(|| BackendError::Launch {
-                    why: format!("{} needs tensor {i}, {} addresses given", k.entry, tensors.len()),
-                }),
-                Arg::I32(v) => Ok(i64::from(*v) as u64),
-                Arg::I64(v) => Ok(*v as u64),
-                Arg::F32(v) => Ok(f64::from(*v).to_bits()),
-                Arg::Workspace(at) => Ok(workspace + at),
-                Arg::Map(_) => Err(BackendError::Launch { why: "a CPU kernel takes no tensor map".into() }),
-            };
-            Ok((module.entry(&k.entry)?, k.clone(), k.args.iter().map(slot).collect::<Result<Vec<_>, _>>()?))
-        };
-        let kernels = launch.kernels.iter().map(bind).collect::<Result<_, _>>()?;
-        Ok(Bound { kernels, _library: module.library.clone() })
+    /// Puts other memory in the place of a tensor.
+    ///
+    /// # Safety
+    /// As for [`Executable::bind`].
+    pub unsafe fn set_tensor(&mut self, tensor: usize, address: u64) {
+        self.set(|arg| matches!(arg, Arg::Tensor(i) if *i == tensor).then_some(address));
+    }
+
+    /// Puts another workspace in the place of the one it has.
+    ///
+    /// # Safety
+    /// As for [`Executable::bind`].
+    pub unsafe fn set_workspace(&mut self, address: u64) {
+        self.set(|arg| match arg {
+            Arg::Workspace(at) => Some(address.wrapping_add(*at)),
+            _ => None,
+        });
+    }
+
+    fn set(&mut self, value: impl Fn(&Arg) -> Option<u64>) {
+        for ((_, k), slots) in self.executable.kernels.iter().zip(&mut self.args) {
+            for (arg, slot) in k.args.iter().zip(slots) {
+                if let Some(value) = value(arg) {
+                    *slot = value;
+                }
+            }
+        }
     }
 
     /// Runs its kernels, one after another, on `pool`; returns when they are done.
     pub fn run(&self, pool: &Pool) {
-        for (entry, k, args) in &self.kernels {
+        for ((entry, k), args) in self.executable.kernels.iter().zip(&self.args) {
             let tasks = i64::from(k.grid[0]);
             let args = Args(args.as_ptr());
             pool.run(tasks, k.block as usize, &|task| {
                 let args = &args;
-                // SAFETY: the entry lives in the library that `self` holds; the addresses are the caller's promise.
-                unsafe { entry(args.0, task as std::ffi::c_long, tasks as std::ffi::c_long) }
+                // SAFETY: the entry lives in the library that the executable holds; the addresses are the promise that
+                // `bind` was given, and a run of the pool is over before the slots can change.
+                unsafe { entry(args.0, task as c_long, tasks as c_long) }
             });
         }
     }
@@ -84,3 +177,15 @@ struct Args(*const u64);
 
 // SAFETY: the slots are only read, and outlive the run.
 unsafe impl Sync for Args {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_path_is_given_twice() {
+        let all: std::collections::BTreeSet<String> = (0..5000).map(|n| spelling(7, n)).collect();
+        assert_eq!(all.len(), 5000);
+        assert!(all.iter().all(|path| path.len() < 100 && path.ends_with('7')));
+    }
+}

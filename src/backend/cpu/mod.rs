@@ -1,5 +1,10 @@
 //! The CPU target: C compiled by the host's compiler, loaded as a shared object, run by one pool of threads.
 
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "the CPU target loads code and describes the processor in Linux' ways (memfd, /proc); build it on Linux"
+);
+
 mod device;
 mod launch;
 mod memory;
@@ -13,7 +18,7 @@ mod gauge;
 mod session;
 
 pub use device::describe;
-pub use launch::{Bound, Module};
+pub use launch::{Bound, Executable, Module};
 pub use memory::Buffer;
 pub use pool::Pool;
 #[cfg(feature = "tuner")]

@@ -1,5 +1,9 @@
 //! One pool of threads that claims numbered tasks.
 
+use crate::backend::BackendError;
+use crate::sync::lock;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -9,9 +13,13 @@ const SPINS: u32 = 20_000;
 /// Times the caller looks whether the helpers are done before it lets others run: one of them may wait for its core.
 const PATIENCE: u32 = 1_000;
 
+/// Most threads of a pool; far above any machine, and below what the gate can count.
+const MAX_THREADS: usize = 4096;
+
 type Task = dyn Fn(i64) + Sync;
 
-/// The gate of a job holds its number, how many helpers are inside, and whether another may enter.
+/// The gate of a job, from its lowest bit: one bit says whether a helper may enter, fifteen count the helpers inside, the
+/// other bits are the job's number.
 const OPEN: u64 = 1;
 const INSIDE: u64 = 2;
 const NUMBER: u64 = 1 << 16;
@@ -21,6 +29,8 @@ struct Shared {
     desk: Mutex<Desk>,
     wake: Condvar,
     next: AtomicI64,
+    /// What a helper's task panicked with.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 struct Desk {
@@ -36,7 +46,8 @@ struct Job {
     stop: bool,
 }
 
-// SAFETY: the pointer is only used between the start and the end of `Pool::run`, which keeps the closure alive.
+// SAFETY: the pointer is only used by helpers inside the gate, which `Pool::run` does not leave, by a panic either,
+// before it is shut and empty.
 unsafe impl Send for Job {}
 
 /// Threads that run one job at a time; the caller is one of them.
@@ -48,21 +59,27 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `threads`, the caller counted.
-    pub fn new(threads: usize) -> Pool {
+    /// A pool of `threads`, the caller counted; none is one.
+    pub fn new(threads: usize) -> Result<Pool, BackendError> {
+        let refused = |why: String| BackendError::Threads { asked: threads, why };
+        if threads > MAX_THREADS {
+            return Err(refused(format!("{MAX_THREADS} is the most")));
+        }
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
             desk: Mutex::new(Desk { job: None, asleep: 0 }),
             wake: Condvar::new(),
             next: AtomicI64::new(0),
+            panic: Mutex::new(None),
         });
-        let spawn = |i: usize| {
-            let shared = shared.clone();
-            std::thread::Builder::new().name(format!("jitune-{i}")).spawn(move || helper(&shared, i)).ok()
-        };
-        // The gate counts no more than this.
-        let handles = (1..threads.min((NUMBER / INSIDE) as usize)).filter_map(spawn).collect();
-        Pool { shared, handles, turn: Mutex::new(()) }
+        // Where one cannot be started, those before it end with the pool.
+        let mut pool = Pool { shared, handles: Vec::new(), turn: Mutex::new(()) };
+        for i in 1..threads {
+            let shared = pool.shared.clone();
+            let handle = std::thread::Builder::new().name(format!("jitune-{i}")).spawn(move || helper(&shared, i));
+            pool.handles.push(handle.map_err(|e| refused(format!("the system started {i} and then said: {e}")))?);
+        }
+        Ok(pool)
     }
 
     /// Threads that a job can use.
@@ -70,10 +87,19 @@ impl Pool {
         self.handles.len() + 1
     }
 
+    /// Calls `work` while no job runs.
+    pub fn alone<R>(&self, work: impl FnOnce() -> R) -> R {
+        let _turn = lock(&self.turn);
+        work()
+    }
+
     /// Calls `task` once for every number in `0..tasks` on at most `threads` threads; returns when all are done. A helper
-    /// that does not get to run in time is not waited for.
+    /// that does not get to run in time is not waited for. A task must not call its own pool.
+    ///
+    /// # Panics
+    /// When a task panics, on whatever thread, once no other is running; what was not begun is left out.
     pub fn run(&self, tasks: i64, threads: usize, task: &(dyn Fn(i64) + Sync)) {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = lock(&self.turn);
         let helpers = threads.clamp(1, self.threads()).min(tasks.max(1) as usize) - 1;
         let s = &self.shared;
         s.next.store(0, Ordering::Relaxed);
@@ -81,25 +107,20 @@ impl Pool {
             return claim(&s.next, tasks, task);
         }
         // SAFETY: only the lifetime is erased. A helper touches the closure only while it is inside the gate, which is
-        // shut and empty before this call returns.
+        // shut and empty before this call returns or unwinds.
         let run = unsafe { std::mem::transmute::<*const (dyn Fn(i64) + Sync + '_), *const Task>(task) };
         self.publish(Job { run, tasks, threads: helpers + 1, stop: false });
+        let inside = Inside { shared: s, tasks };
         claim(&s.next, tasks, task);
-        let mut inside = s.gate.fetch_and(!OPEN, Ordering::AcqRel) % NUMBER / INSIDE;
-        let mut spins = 0;
-        while inside > 0 {
-            if spins < PATIENCE {
-                std::hint::spin_loop();
-                spins += 1;
-            } else {
-                std::thread::yield_now();
-            }
-            inside = s.gate.load(Ordering::Acquire) % NUMBER / INSIDE;
+        drop(inside);
+        let panic = lock(&s.panic).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
         }
     }
 
     fn publish(&self, job: Job) {
-        let mut desk = self.shared.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut desk = lock(&self.shared.desk);
         desk.job = Some(job);
         let number = self.shared.gate.load(Ordering::Relaxed) / NUMBER + 1;
         self.shared.gate.store((number * NUMBER) | OPEN, Ordering::Release);
@@ -120,6 +141,35 @@ impl Drop for Pool {
     }
 }
 
+/// A job whose helpers may be at work; dropping it waits for them.
+struct Inside<'p> {
+    shared: &'p Shared,
+    tasks: i64,
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Nobody begins another task. A helper's own panic gives way to this one.
+            self.shared.next.store(self.tasks, Ordering::Relaxed);
+        }
+        let mut inside = self.shared.gate.fetch_and(!OPEN, Ordering::AcqRel) % NUMBER / INSIDE;
+        let mut spins = 0;
+        while inside > 0 {
+            if spins < PATIENCE {
+                std::hint::spin_loop();
+                spins += 1;
+            } else {
+                std::thread::yield_now();
+            }
+            inside = self.shared.gate.load(Ordering::Acquire) % NUMBER / INSIDE;
+        }
+        if std::thread::panicking() {
+            lock(&self.shared.panic).take();
+        }
+    }
+}
+
 fn claim(next: &AtomicI64, tasks: i64, task: &(dyn Fn(i64) + Sync)) {
     loop {
         let i = next.fetch_add(1, Ordering::Relaxed);
@@ -136,7 +186,11 @@ fn helper(shared: &Shared, index: usize) {
         let job = enter(shared, &mut seen);
         if index < job.threads {
             // SAFETY: this helper is inside the gate, so `Pool::run` keeps the closure alive.
-            claim(&shared.next, job.tasks, unsafe { &*job.run });
+            let task = unsafe { &*job.run };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| claim(&shared.next, job.tasks, task))) {
+                shared.next.store(job.tasks, Ordering::Relaxed);
+                *lock(&shared.panic) = Some(panic);
+            }
         }
         shared.gate.fetch_sub(INSIDE, Ordering::Release);
         if job.stop {
@@ -154,7 +208,7 @@ fn enter(shared: &Shared, seen: &mut u64) -> Job {
             std::hint::spin_loop();
             spins += 1;
         }
-        let mut desk = shared.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut desk = lock(&shared.desk);
         while !fresh(shared.gate.load(Ordering::Acquire), *seen) {
             desk.asleep += 1;
             desk = shared.wake.wait(desk).unwrap_or_else(PoisonError::into_inner);
@@ -178,7 +232,7 @@ mod tests {
 
     #[test]
     fn jobs_in_a_row_and_after_a_pause_run_whole() {
-        let pool = Pool::new(4);
+        let pool = Pool::new(4).unwrap();
         for i in 0..3000 {
             let sum = AtomicI64::new(0);
             pool.run(17, 4, &|t| {
@@ -193,7 +247,7 @@ mod tests {
 
     #[test]
     fn every_task_runs_once() {
-        let pool = Pool::new(3);
+        let pool = Pool::new(3).unwrap();
         for tasks in [0, 1, 2, 7, 1000] {
             let hits: Vec<AtomicU64> = (0..tasks).map(|_| AtomicU64::new(0)).collect();
             pool.run(tasks, 3, &|i| {
@@ -205,7 +259,7 @@ mod tests {
 
     #[test]
     fn two_callers_take_turns() {
-        let pool = Pool::new(2);
+        let pool = Pool::new(2).unwrap();
         let sum = AtomicI64::new(0);
         std::thread::scope(|s| {
             for _ in 0..2 {
@@ -219,5 +273,65 @@ mod tests {
             }
         });
         assert_eq!(sum.load(Ordering::Relaxed), 2 * 200 * 45);
+    }
+
+    /// What a run that panics says.
+    fn panic_of(pool: &Pool, tasks: i64, threads: usize, task: &(dyn Fn(i64) + Sync)) -> String {
+        let failed = catch_unwind(AssertUnwindSafe(|| pool.run(tasks, threads, task)));
+        failed.unwrap_err().downcast_ref::<&str>().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_panic_of_the_caller_waits_for_the_helpers() {
+        let pool = Pool::new(4).unwrap();
+        let caller = std::thread::current().id();
+        for _ in 0..200 {
+            let running = AtomicI64::new(0);
+            // The closure and what it borrows end with the panic: no helper may be inside then.
+            let said = panic_of(&pool, 1 << 40, 4, &|_| {
+                if std::thread::current().id() == caller {
+                    resume_unwind(Box::new("the caller's"));
+                }
+                running.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_micros(200));
+                running.fetch_sub(1, Ordering::SeqCst);
+            });
+            assert_eq!((said.as_str(), running.load(Ordering::SeqCst)), ("the caller's", 0));
+        }
+        let sum = AtomicI64::new(0);
+        pool.run(100, 4, &|i| {
+            sum.fetch_add(i, Ordering::SeqCst);
+        });
+        assert_eq!(sum.load(Ordering::SeqCst), 4950);
+    }
+
+    #[test]
+    fn a_panic_of_a_helper_reaches_the_caller_and_costs_no_thread() {
+        let pool = Pool::new(3).unwrap();
+        let caller = std::thread::current().id();
+        for _ in 0..50 {
+            let hit = std::sync::atomic::AtomicBool::new(false);
+            let said = panic_of(&pool, 1 << 40, 3, &|_| {
+                if std::thread::current().id() != caller {
+                    hit.store(true, Ordering::SeqCst);
+                    resume_unwind(Box::new("a helper's"));
+                }
+                std::thread::sleep(Duration::from_micros(10));
+            });
+            assert!(hit.load(Ordering::SeqCst) && said == "a helper's");
+        }
+        // All three work still: each of three tasks waits for the other two.
+        let barrier = std::sync::Barrier::new(3);
+        pool.run(3, 3, &|_| {
+            barrier.wait();
+        });
+    }
+
+    #[test]
+    fn more_threads_than_there_can_be_are_refused() {
+        for asked in [MAX_THREADS + 1, 100_000, usize::MAX] {
+            assert!(matches!(Pool::new(asked), Err(BackendError::Threads { asked: a, .. }) if a == asked));
+        }
+        assert_eq!(Pool::new(0).unwrap().threads(), 1);
     }
 }

@@ -1,7 +1,7 @@
 //! Checking and timing candidates on the host's processor.
 
 use super::gauge::Gauge;
-use super::launch::{Bound, Module};
+use super::launch::{Bound, Executable, Module};
 use super::memory::Buffer;
 use super::pool::Pool;
 use crate::artifact::Artifact;
@@ -64,10 +64,10 @@ struct Loaded {
 
 impl CpuSession {
     /// A session with `threads` threads, or as many as the process may use.
-    pub fn open(threads: Option<usize>) -> CpuSession {
+    pub fn open(threads: Option<usize>) -> Result<CpuSession, BackendError> {
         let device = super::describe(threads);
-        let pool = Pool::new(device.units as usize);
-        CpuSession { device, pool, gauge: None, flush: None, state: None, kept: Vec::new() }
+        let pool = Pool::new(device.units as usize)?;
+        Ok(CpuSession { device, pool, gauge: None, flush: None, state: None, kept: Vec::new() })
     }
 
     fn state(&self) -> Result<&State, BackendError> {
@@ -88,16 +88,21 @@ impl CpuSession {
 
     fn load(&self, candidate: &Runnable) -> Result<Loaded, BackendError> {
         let state = self.state()?;
-        let module = Module::load(&candidate.bytes()?)?;
+        // SAFETY: a candidate may do anything; it is tried where it costs a process that can be spared.
+        let module = unsafe { Module::load(&candidate.bytes()?) }?;
         let launch = &candidate.launch;
+        let executable = Executable::new(&module, launch, state.tensors.len())?;
         let workspace = (launch.workspace > 0).then(|| {
             let bytes = launch.workspace as usize;
             if launch.zero { Buffer::zeroed(bytes) } else { Buffer::new(bytes) }
         });
+        let workspace = workspace.transpose()?;
         let address = workspace.as_ref().map_or(0, Buffer::address);
         let bind = |set: &Vec<Held>| {
             let addresses: Vec<u64> = set.iter().map(|h| h.buffer.address()).collect();
-            Bound::new(&module, launch, &addresses, address)
+            // SAFETY: buffers of the problem's sizes, with inputs of its range, that outlive what is loaded: a state is
+            // replaced only between candidates.
+            unsafe { executable.bind(&addresses, address) }
         };
         Ok(Loaded { bound: state.sets.iter().map(bind).collect::<Result<_, _>>()?, workspace })
     }
@@ -211,29 +216,29 @@ impl Session for CpuSession {
         let sets = sets.min((SETS_BYTES.min(self.device.memory / 4) / bytes.max(1)).max(1));
         let inputs = Inputs::new(&problem, setup.seed);
         let kept = &mut self.kept;
-        let mut hold = |t: &Tensor| -> Held {
+        let mut hold = |t: &Tensor| -> Result<Held, BackendError> {
             let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) else {
-                return Held { buffer: Buffer::new(t.bytes() as usize), key: None };
+                return Ok(Held { buffer: Buffer::new(t.bytes() as usize)?, key: None });
             };
             let key = match (input.uniform(), t.scalar) {
                 (Some((seed, scale)), Scalar::Elem(d)) => Some((seed, scale.to_bits(), t.bytes(), d)),
                 _ => None,
             };
             if let Some(at) = kept.iter().position(|h| key.is_some() && h.key == key) {
-                return kept.remove(at);
+                return Ok(kept.remove(at));
             }
-            let mut buffer = Buffer::zeroed(t.bytes() as usize);
+            let mut buffer = Buffer::zeroed(t.bytes() as usize)?;
             let each = 1 << 18;
             let size = t.scalar.bytes();
             let chunks = buffer.bytes_mut().par_chunks_mut(each * size).enumerate();
             chunks.for_each(|(i, chunk)| input.write((i * each) as u64, chunk));
             buffer.seal();
-            Held { buffer, key }
+            Ok(Held { buffer, key })
         };
-        let sets: Vec<Vec<Held>> = (0..sets).map(|_| tensors.iter().map(&mut hold).collect()).collect();
+        let sets = (0..sets).map(|_| tensors.iter().map(&mut hold).collect()).collect::<Result<Vec<Vec<Held>>, _>>()?;
         let cold = problem.bytes() * sets.len() as u64 >= rotated;
         if !cold && self.flush.is_none() {
-            self.flush = Some(Buffer::new(rotated as usize));
+            self.flush = Some(Buffer::new(rotated as usize)?);
         }
         let expected = expected(&problem, &inputs, setup.seed, REFERENCE_BUDGET);
         self.state = Some(State { problem, tensors, sets, expected, cold });

@@ -1,27 +1,16 @@
 //! What GPU is here.
 
+use super::context::{Context, Limits};
 use super::driver::check;
 use crate::backend::BackendError;
 use crate::device::{Ceilings, Device, Target};
 use cudarc::driver::sys;
 use std::collections::BTreeMap;
 use std::ffi::CStr;
-use std::ptr;
+use std::sync::Arc;
 
 /// The least CUDA version of the driver: cubins of sm_90a and `cuTensorMapEncodeTiled` need 12.0.
 const NEEDED: i32 = 12000;
-
-/// A GPU whose primary context is current on the thread that opened it.
-pub struct Gpu {
-    handle: sys::CUdevice,
-    context: sys::CUcontext,
-    /// Its description.
-    pub device: Device,
-}
-
-// SAFETY: a context handle may be used from any thread; the driver locks.
-unsafe impl Send for Gpu {}
-unsafe impl Sync for Gpu {}
 
 /// The CUDA version that the driver supports, e.g. 13000; checks that there is a driver.
 pub fn driver_version() -> Result<i32, BackendError> {
@@ -53,48 +42,67 @@ pub fn gpu_count() -> Result<usize, BackendError> {
     Ok(count as usize)
 }
 
-impl Gpu {
-    /// Opens a GPU and makes its primary context current on this thread.
-    pub fn open(ordinal: usize) -> Result<Gpu, BackendError> {
-        let count = gpu_count()?;
-        if ordinal >= count {
-            return Err(BackendError::NoGpu { ordinal, count });
-        }
-        let version = driver_version()?;
-        let mut handle = 0;
-        let mut context = ptr::null_mut();
-        // SAFETY: the ordinal exists; the context is released when dropped.
-        unsafe {
-            check("cuDeviceGet", sys::cuDeviceGet(&mut handle, ordinal as i32))?;
-            check("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&mut context, handle))?;
-            check("cuCtxSetCurrent", sys::cuCtxSetCurrent(context))?;
-        }
-        let device = describe(handle, version)?;
-        Ok(Gpu { handle, context, device })
+fn device(ordinal: usize) -> Result<sys::CUdevice, BackendError> {
+    let count = gpu_count()?;
+    if ordinal >= count {
+        return Err(BackendError::NoGpu { ordinal, count });
     }
-
-    /// Makes its context current on the calling thread.
-    pub fn make_current(&self) -> Result<(), BackendError> {
-        // SAFETY: the context lives as long as `self`.
-        check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
-    }
+    let mut handle = 0;
+    // SAFETY: the ordinal exists.
+    check("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut handle, ordinal as i32) })?;
+    Ok(handle)
 }
 
-impl Drop for Gpu {
-    fn drop(&mut self) {
-        // SAFETY: balances the retain.
-        unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.handle) };
-    }
+/// The name that a GPU has in NVML and `nvidia-smi`, `GPU-` and its UUID: unlike its ordinal it is the same whatever
+/// CUDA_VISIBLE_DEVICES and the order of devices are.
+pub fn gpu_uuid(ordinal: usize) -> Result<String, BackendError> {
+    let device = device(ordinal)?;
+    let mut uuid = sys::CUuuid { bytes: [0; 16] };
+    // SAFETY: the device exists, and the call writes 16 bytes.
+    check("cuDeviceGetUuid", unsafe { sys::cuDeviceGetUuid_v2(&mut uuid, device) })?;
+    let hex: String = uuid.bytes.iter().map(|b| format!("{:02x}", *b as u8)).collect();
+    Ok(format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
 }
 
-fn describe(handle: sys::CUdevice, driver: i32) -> Result<Device, BackendError> {
+/// Describes the GPU of that ordinal; makes no context on it.
+pub fn describe(ordinal: usize) -> Result<Device, BackendError> {
+    description(device(ordinal)?, driver_version()?)
+}
+
+/// Opens the GPU of that ordinal. The calling thread keeps whatever context it has.
+pub(crate) fn open(ordinal: usize) -> Result<(Arc<Context>, Device), BackendError> {
+    let (handle, version) = (device(ordinal)?, driver_version()?);
+    let device = description(handle, version)?;
+    let limits = limits(handle, version, &device)?;
+    Ok((Context::retain(handle, ordinal, limits)?, device))
+}
+
+fn attribute(handle: sys::CUdevice, which: sys::CUdevice_attribute) -> Result<u64, BackendError> {
+    let mut v = 0;
+    // SAFETY: the device handle is valid.
+    check("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut v, which, handle) })?;
+    // None of those that are asked for is negative.
+    Ok(v.max(0) as u64)
+}
+
+fn limits(handle: sys::CUdevice, driver: i32, device: &Device) -> Result<Limits, BackendError> {
     use sys::CUdevice_attribute_enum as A;
-    let get = |attribute| {
-        let mut v = 0;
-        // SAFETY: the device handle is valid.
-        check("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut v, attribute, handle) })
-            .map(|()| v as u64)
-    };
+    let get = |which| Ok::<u32, BackendError>(attribute(handle, which)? as u32);
+    Ok(Limits {
+        grid: [
+            get(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X)?,
+            get(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y)?,
+            get(A::CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
+        ],
+        smem: device.smem as u32,
+        // By the programming guide: more since CUDA 12.1, from Volta on.
+        parameters: if driver >= 12010 && device.cc >= 70 { 32764 } else { 4096 },
+    })
+}
+
+fn description(handle: sys::CUdevice, driver: i32) -> Result<Device, BackendError> {
+    use sys::CUdevice_attribute_enum as A;
+    let get = |which| attribute(handle, which);
     let mut name = [0; 96];
     let mut memory = 0;
     // SAFETY: the name buffer's length is given, and the call ends it with a zero.
@@ -150,6 +158,7 @@ fn describe(handle: sys::CUdevice, driver: i32) -> Result<Device, BackendError> 
         l2,
         l3: 0,
         isa: String::new(),
+        flags: String::new(),
         simd: 0,
         memory: memory as u64,
         silicon,

@@ -1,9 +1,17 @@
-//! Safe wrappers over the driver calls that jitune makes. Each owns its handle and releases it when dropped.
+//! Wrappers over the driver calls that jitune makes. Each owns its handle with the context that it lives in: calls and
+//! drops, on whatever thread, go to the right GPU and leave the caller's own context current.
 
+use super::context::{Capturing, Context, Relaxed};
 use crate::backend::BackendError;
+use crate::sync::lock;
 use cudarc::driver::sys;
+use std::any::Any;
+use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
+use std::marker::PhantomData;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Turns a driver result into ours, with the call's name.
 pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<(), BackendError> {
@@ -19,9 +27,11 @@ pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<(), Backe
     Err(BackendError::Driver { call, name, code: code as u32 })
 }
 
-/// Code on the device.
-pub struct Module {
+/// Code on a GPU, with its kernels found.
+pub(crate) struct Module {
     handle: sys::CUmodule,
+    entries: HashMap<String, Function>,
+    pub(super) context: Arc<Context>,
 }
 
 // SAFETY: driver handles may be used from any thread; the driver locks.
@@ -29,57 +39,124 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 impl Module {
-    /// Loads a cubin into the current context.
-    pub fn load(cubin: &[u8]) -> Result<Module, BackendError> {
-        let mut handle = ptr::null_mut();
-        // SAFETY: the image is a whole cubin (the driver parses its ELF header for its size).
-        let code = unsafe { sys::cuModuleLoadData(&mut handle, cubin.as_ptr().cast()) };
-        check("cuModuleLoadData", code).map_err(|e| match e {
+    /// Loads a cubin, and finds those of `entries` that it has.
+    ///
+    /// # Safety
+    /// The driver reads as much as the image's own headers say: they must be a compiler's. Kernels that are launched do
+    /// to memory what they please.
+    pub(crate) unsafe fn load<'e>(
+        context: &Arc<Context>,
+        cubin: &[u8],
+        entries: impl IntoIterator<Item = &'e str>,
+    ) -> Result<Arc<Module>, BackendError> {
+        let unloadable = |e: BackendError| match e {
             fault if fault.is_fault() => fault,
             other => BackendError::Load { why: other.to_string() },
-        })?;
-        Ok(Module { handle })
+        };
+        // Cubins are ELF files; anything else may be taken as text, which ends where a zero happens to be.
+        if !cubin.starts_with(b"\x7fELF") || cubin.len() < 64 {
+            return Err(BackendError::Load { why: "it is not a cubin".into() });
+        }
+        let _current = context.bind()?;
+        let mut handle = ptr::null_mut();
+        // SAFETY: the caller's promise.
+        let code = unsafe { sys::cuModuleLoadData(&mut handle, cubin.as_ptr().cast()) };
+        check("cuModuleLoadData", code).map_err(unloadable)?;
+        let mut module = Module { handle, entries: HashMap::new(), context: Arc::clone(context) };
+        for name in entries {
+            if let Some(function) = module.find(name).map_err(unloadable)? {
+                module.entries.insert(name.into(), function);
+            }
+        }
+        Ok(Arc::new(module))
     }
 
-    /// The kernel of that name, allowed `smem` bytes of dynamic shared memory.
-    pub fn function(&self, name: &str, smem: u32) -> Result<Function, BackendError> {
-        let c = CString::new(name).map_err(|e| BackendError::Load { why: e.to_string() })?;
+    /// The kernel of that name, where the code has it.
+    fn find(&self, name: &str) -> Result<Option<Function>, BackendError> {
+        let Ok(name) = CString::new(name) else { return Ok(None) };
         let mut handle = ptr::null_mut();
         // SAFETY: both handles are valid and the name is a C string.
-        let code = unsafe { sys::cuModuleGetFunction(&mut handle, self.handle, c.as_ptr()) };
-        check("cuModuleGetFunction", code).map_err(|e| BackendError::Load { why: format!("entry {name}: {e}") })?;
-        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        if smem > 48 << 10 {
-            // SAFETY: the function handle is valid.
-            let code = unsafe { sys::cuFuncSetAttribute(handle, attribute, smem as i32) };
-            check("cuFuncSetAttribute", code)
-                .map_err(|e| BackendError::Launch { why: format!("{smem} bytes of shared memory: {e}") })?;
+        match unsafe { sys::cuModuleGetFunction(&mut handle, self.handle, name.as_ptr()) } {
+            sys::CUresult::CUDA_ERROR_NOT_FOUND => return Ok(None),
+            code => check("cuModuleGetFunction", code)?,
         }
-        Ok(Function { handle })
+        let attribute = |which| {
+            let mut value = 0;
+            // SAFETY: the function handle is valid.
+            check("cuFuncGetAttribute", unsafe { sys::cuFuncGetAttribute(&mut value, which, handle) })
+                .map(|()| value as u32)
+        };
+        use sys::CUfunction_attribute as A;
+        Ok(Some(Function {
+            handle,
+            threads: attribute(A::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+            smem: attribute(A::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
+            parameters: parameters(handle),
+        }))
+    }
+
+    /// An entry that was found when the code was loaded.
+    pub(super) fn function(&self, name: &str) -> Result<&Function, BackendError> {
+        self.entries.get(name).ok_or_else(|| BackendError::Load { why: format!("it has no kernel {name}") })
     }
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
+        let Ok(_current) = self.context.bind() else { return };
+        // A launch may still run. Where waiting is not allowed, because this thread or a stranger captures, the code is left
+        // to the end of the context rather than taken from under a kernel.
+        if self.context.synchronize().is_err_and(|e| !e.is_fault()) {
+            return;
+        }
         // SAFETY: the handle is ours; an error here (a lost context) leaves nothing to do.
         unsafe { sys::cuModuleUnload(self.handle) };
     }
 }
 
 /// A kernel of a loaded module; valid while the module is.
-#[derive(Clone, Copy)]
-pub struct Function {
-    pub(super) handle: sys::CUfunction,
+pub(super) struct Function {
+    pub handle: sys::CUfunction,
+    /// Most threads of a block.
+    pub threads: u32,
+    /// Static shared memory in bytes.
+    smem: u32,
+    /// Bytes of each parameter, where the driver tells.
+    pub parameters: Option<Vec<usize>>,
 }
 
 // SAFETY: as for `Module`.
 unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
+/// Shared memory of a block that needs no asking.
+const PLAIN_SMEM: u32 = 48 << 10;
+
 impl Function {
-    /// Blocks of `block` threads and `smem` bytes that one multiprocessor holds at once.
-    pub fn blocks_per_sm(&self, block: u32, smem: u32) -> Result<u32, BackendError> {
+    /// Allows launches with `smem` bytes of dynamic shared memory. One that needs more than the usual is allowed all that
+    /// the GPU has, so that launches of other sizes ask for nothing else.
+    pub(super) fn allow(&self, smem: u32, context: &Context) -> Result<(), BackendError> {
+        let most = context.limits.smem.saturating_sub(self.smem);
+        if smem > most {
+            let why = format!("{smem} bytes of dynamic shared memory, and at most {most} are left");
+            return Err(BackendError::Launch { why });
+        }
+        if smem + self.smem <= PLAIN_SMEM {
+            return Ok(());
+        }
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let _current = context.bind()?;
+        // SAFETY: the function handle is valid.
+        let code = unsafe { sys::cuFuncSetAttribute(self.handle, attribute, most as i32) };
+        check("cuFuncSetAttribute", code)
+            .map_err(|e| BackendError::Launch { why: format!("{smem} bytes of dynamic shared memory: {e}") })
+    }
+
+    /// Blocks of `block` threads with `smem` bytes of dynamic shared memory that one multiprocessor holds at once.
+    #[cfg(feature = "tuner")]
+    pub(super) fn blocks_per_sm(&self, block: u32, smem: u32, context: &Context) -> Result<u32, BackendError> {
         let mut n = 0;
+        let _current = context.bind()?;
         // SAFETY: the function handle is valid.
         let code = unsafe {
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut n, self.handle, block as i32, smem as usize)
@@ -88,15 +165,43 @@ impl Function {
     }
 }
 
+/// Bytes of each parameter of a kernel. Drivers before CUDA 12.4 do not tell.
+fn parameters(function: sys::CUfunction) -> Option<Vec<usize>> {
+    type Info = unsafe extern "C" fn(sys::CUfunction, usize, *mut usize, *mut usize) -> sys::CUresult;
+    static INFO: OnceLock<Option<Info>> = OnceLock::new();
+    let info = INFO.get_or_init(|| {
+        // SAFETY: the driver, which is loaded already and never unloaded; the type is that of cuda.h.
+        ["libcuda.so.1", "libcuda.so"].into_iter().find_map(|name| unsafe {
+            let driver = libloading::Library::new(name).ok()?;
+            let info = driver.get::<Info>(b"cuFuncGetParamInfo\0").ok().map(|s| *s);
+            std::mem::forget(driver);
+            info
+        })
+    });
+    let info = (*info)?;
+    let mut sizes = Vec::new();
+    loop {
+        let (mut at, mut size) = (0, 0);
+        // SAFETY: the function handle is valid; an index past the last parameter is an error.
+        match unsafe { info(function, sizes.len(), &mut at, &mut size) } {
+            sys::CUresult::CUDA_SUCCESS => sizes.push(size),
+            sys::CUresult::CUDA_ERROR_INVALID_VALUE => return Some(sizes),
+            _ => return None,
+        }
+    }
+}
+
 /// Device memory.
-pub struct Buffer {
+pub(crate) struct Buffer {
     ptr: sys::CUdeviceptr,
     bytes: u64,
+    pub(crate) context: Arc<Context>,
 }
 
 impl Buffer {
     /// Allocates; the contents are undefined.
-    pub fn new(bytes: u64) -> Result<Buffer, BackendError> {
+    pub(crate) fn new(context: &Arc<Context>, bytes: u64) -> Result<Buffer, BackendError> {
+        let (_current, _relaxed) = (context.bind()?, Relaxed::new());
         let mut ptr = 0;
         // SAFETY: writes the address to `ptr`.
         let code = unsafe { sys::cuMemAlloc_v2(&mut ptr, bytes.max(16) as usize) };
@@ -107,120 +212,135 @@ impl Buffer {
             return Err(BackendError::OutOfMemory { needed: bytes, free: free as u64 });
         }
         check("cuMemAlloc", code)?;
-        Ok(Buffer { ptr, bytes })
-    }
-
-    /// A buffer that holds `data`.
-    pub fn from_bytes(data: &[u8]) -> Result<Buffer, BackendError> {
-        let b = Buffer::new(data.len() as u64)?;
-        b.write(0, data)?;
-        Ok(b)
+        Ok(Buffer { ptr, bytes, context: Arc::clone(context) })
     }
 
     /// Its device address.
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.ptr
     }
 
     /// Its size in bytes.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.bytes
     }
 
-    /// True for an empty buffer.
-    pub fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
-    fn inside(&self, at: u64, len: usize) -> Result<(), BackendError> {
-        if at.checked_add(len as u64).is_none_or(|end| end > self.bytes) {
-            return Err(BackendError::Launch { why: format!("bytes {at}+{len} of a buffer of {}", self.bytes) });
+    fn inside(&self, at: u64, len: u64) -> Result<(), BackendError> {
+        match at.checked_add(len) {
+            Some(end) if end <= self.bytes => Ok(()),
+            _ => Err(BackendError::Range { at, len, have: self.bytes }),
         }
-        Ok(())
     }
 
     /// Copies from the host, after all work of the context so far; returns when done.
-    pub fn write(&self, at: u64, data: &[u8]) -> Result<(), BackendError> {
-        self.inside(at, data.len())?;
+    pub(crate) fn write(&self, at: u64, data: &[u8]) -> Result<(), BackendError> {
+        self.inside(at, data.len() as u64)?;
         // SAFETY: the range lies inside the allocation.
-        unsafe { copy_in(self.ptr + at, data) }
+        unsafe { copy_in(&self.context, self.ptr + at, data) }
     }
 
     /// Copies to the host; waits for the context's work.
-    pub fn read(&self, at: u64, data: &mut [u8]) -> Result<(), BackendError> {
-        self.inside(at, data.len())?;
-        synchronize()?;
+    pub(crate) fn read(&self, at: u64, data: &mut [u8]) -> Result<(), BackendError> {
+        self.inside(at, data.len() as u64)?;
+        let _current = self.context.bind()?;
+        self.context.synchronize()?;
         // SAFETY: as in `write`.
         check("cuMemcpyDtoH", unsafe { sys::cuMemcpyDtoH_v2(data.as_mut_ptr().cast(), self.ptr + at, data.len()) })
     }
 
+    /// Fills all of it with zeros; returns when done.
+    pub(crate) fn zero(&self) -> Result<(), BackendError> {
+        let _current = self.context.bind()?;
+        let default = ptr::null_mut();
+        // SAFETY: within the allocation, on the context's default stream.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(self.ptr, 0, self.bytes as usize, default) })?;
+        // SAFETY: that stream.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(default) })
+    }
+
     /// Fills all of it with a byte, in stream order.
-    pub fn fill(&self, byte: u8, stream: &Stream) -> Result<(), BackendError> {
+    #[cfg(feature = "tuner")]
+    pub(crate) fn fill(&self, byte: u8, stream: &Stream) -> Result<(), BackendError> {
         self.fill_first(self.bytes, byte, stream)
     }
 
     /// Fills its first `bytes` with a byte, in stream order.
-    pub fn fill_first(&self, bytes: u64, byte: u8, stream: &Stream) -> Result<(), BackendError> {
-        self.inside(0, bytes as usize)?;
+    #[cfg(feature = "tuner")]
+    pub(crate) fn fill_first(&self, bytes: u64, byte: u8, stream: &Stream) -> Result<(), BackendError> {
+        self.inside(0, bytes)?;
         // SAFETY: within the allocation.
-        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(self.ptr, byte, bytes as usize, stream.handle) })
+        unsafe { fill(self.ptr, bytes, byte, stream) }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: the allocation is ours.
+        let Ok(_current) = self.context.bind() else { return };
+        let _relaxed = Relaxed::new();
+        // SAFETY: the allocation is ours. The driver waits for what runs before it takes memory back.
         unsafe { sys::cuMemFree_v2(self.ptr) };
     }
 }
 
-/// Copies to device memory that a buffer owns; returns when done.
+/// Fills memory with a byte, in stream order.
+///
+/// # Safety
+/// `address` is memory of the stream's GPU of at least `bytes` bytes, until the fill is done.
 #[cfg(feature = "tuner")]
-pub(super) fn write(address: u64, data: &[u8]) -> Result<(), BackendError> {
-    // SAFETY: the callers pass addresses of tensors with their sizes, inside buffers that they hold.
-    unsafe { copy_in(address, data) }
+pub(super) unsafe fn fill(address: u64, bytes: u64, byte: u8, stream: &Stream) -> Result<(), BackendError> {
+    let _current = stream.context.bind()?;
+    // SAFETY: the caller's promise.
+    check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(address, byte, bytes as usize, stream.handle) })
 }
 
 /// Copies from the host. Neither waits the driver's copy for streams that do not block, nor they for it, and from pageable
 /// memory it may return before the last bytes have arrived: so the context is waited for on both sides.
 ///
 /// # Safety
-/// `address` is device memory of at least `data.len()` bytes.
-unsafe fn copy_in(address: u64, data: &[u8]) -> Result<(), BackendError> {
-    synchronize()?;
+/// `address` is memory of the context's GPU of at least `data.len()` bytes.
+pub(super) unsafe fn copy_in(context: &Context, address: u64, data: &[u8]) -> Result<(), BackendError> {
+    let _current = context.bind()?;
+    context.synchronize()?;
     // SAFETY: the caller's promise, and `data` lives through the call.
     check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(address, data.as_ptr().cast(), data.len()) })?;
-    synchronize()
+    context.synchronize()
 }
 
-/// Waits for all work of the current context.
-pub(super) fn synchronize() -> Result<(), BackendError> {
-    // SAFETY: no arguments.
-    check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
-}
+/// What a captured graph needs as long as it may be replayed.
+pub(crate) type Kept = Box<dyn Any + Send + Sync>;
 
-/// An ordered queue of work.
+/// An ordered queue of work on one GPU.
 pub struct Stream {
     pub(super) handle: sys::CUstream,
+    pub(super) context: Arc<Context>,
+    capturing: AtomicBool,
+    kept: Mutex<Vec<Kept>>,
 }
+
+// SAFETY: as for `Module`.
+unsafe impl Send for Stream {}
+unsafe impl Sync for Stream {}
 
 impl Stream {
     /// A stream that does not wait for the default one.
-    pub fn new() -> Result<Stream, BackendError> {
+    pub(crate) fn new(context: &Arc<Context>) -> Result<Stream, BackendError> {
+        let _current = context.bind()?;
         let mut handle = ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: writes the handle.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut handle, flags) })?;
-        Ok(Stream { handle })
+        let context = Arc::clone(context);
+        Ok(Stream { handle, context, capturing: AtomicBool::new(false), kept: Mutex::default() })
     }
 
     /// Waits until its work is done.
     pub fn synchronize(&self) -> Result<(), BackendError> {
+        let _current = self.context.bind()?;
         // SAFETY: the handle is valid.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.handle) })
     }
 
-    /// The handle for other libraries.
+    /// The `CUstream` for other libraries. It ends with this value.
     pub fn raw(&self) -> *mut c_void {
         self.handle.cast()
     }
@@ -235,33 +355,93 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: the handle is ours.
+        let Ok(_current) = self.context.bind() else { return };
+        // SAFETY: the handle is ours; its work goes on to its end.
         unsafe { sys::cuStreamDestroy_v2(self.handle) };
     }
 }
 
-/// A point in a stream's time.
-pub struct Event {
-    handle: sys::CUevent,
+/// A stream that somebody holds: one of ours, or a `CUstream` that was made elsewhere.
+#[derive(Clone, Copy)]
+pub struct StreamRef<'s> {
+    pub(super) handle: sys::CUstream,
+    owner: Option<&'s Stream>,
+    _held: PhantomData<&'s ()>,
 }
 
+// SAFETY: as for `Module`.
+unsafe impl Send for StreamRef<'_> {}
+unsafe impl Sync for StreamRef<'_> {}
+
+impl StreamRef<'_> {
+    /// Takes a stream handle made elsewhere.
+    ///
+    /// # Safety
+    /// `handle` is a `CUstream` of the primary context of the GPU that it's used with, or null for that context's default
+    /// stream. It exists as long as the result is used. Where it captures, what is launched on it (the [`Bound`], and with
+    /// it code and memory) outlives the captured graph.
+    ///
+    /// [`Bound`]: crate::runtime::Bound
+    pub unsafe fn from_raw(handle: *mut c_void) -> Self {
+        StreamRef { handle: handle.cast(), owner: None, _held: PhantomData }
+    }
+
+    /// Refuses a stream of ours that is another GPU's.
+    pub(super) fn of(&self, context: &Context) -> Result<(), BackendError> {
+        match self.owner {
+            Some(stream) if stream.context.ordinal() != context.ordinal() => {
+                Err(BackendError::WrongGpu { kernel: context.ordinal(), other: stream.context.ordinal() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where it is one of ours and captures: keeps what is launched on it, from now on, as long as the graph.
+    pub(crate) fn keep(&self, what: impl FnOnce() -> Kept) {
+        if let Some(stream) = self.owner
+            && stream.capturing.load(Ordering::Acquire)
+        {
+            lock(&stream.kept).push(what());
+        }
+    }
+}
+
+impl<'s> From<&'s Stream> for StreamRef<'s> {
+    fn from(stream: &'s Stream) -> StreamRef<'s> {
+        StreamRef { handle: stream.handle, owner: Some(stream), _held: PhantomData }
+    }
+}
+
+/// A point in the time of a stream.
+pub struct Event {
+    handle: sys::CUevent,
+    context: Arc<Context>,
+}
+
+// SAFETY: as for `Module`.
+unsafe impl Send for Event {}
+unsafe impl Sync for Event {}
+
 impl Event {
-    /// An event that records time.
-    pub fn new() -> Result<Event, BackendError> {
+    /// An event that records time, for streams of the same GPU.
+    pub fn new(stream: &Stream) -> Result<Event, BackendError> {
+        let _current = stream.context.bind()?;
         let mut handle = ptr::null_mut();
         // SAFETY: writes the handle.
         check("cuEventCreate", unsafe { sys::cuEventCreate(&mut handle, 0) })?;
-        Ok(Event { handle })
+        Ok(Event { handle, context: Arc::clone(&stream.context) })
     }
 
     /// Records the present end of the stream.
     pub fn record(&self, stream: &Stream) -> Result<(), BackendError> {
-        // SAFETY: both handles are valid.
+        let _current = self.context.bind()?;
+        // SAFETY: both handles are valid; the driver refuses a stream of another context.
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.handle) })
     }
 
     /// Seconds from `start` to this one, both reached.
     pub fn seconds_since(&self, start: &Event) -> Result<f64, BackendError> {
+        let _current = self.context.bind()?;
         let mut ms = 0f32;
         // SAFETY: both handles are valid.
         check("cuEventElapsedTime", unsafe { sys::cuEventElapsedTime_v2(&mut ms, start.handle, self.handle) })?;
@@ -271,48 +451,116 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
+        let Ok(_current) = self.context.bind() else { return };
         // SAFETY: the handle is ours.
         unsafe { sys::cuEventDestroy_v2(self.handle) };
     }
 }
 
-/// Captured work that is replayed with one launch.
+/// Captured work that is replayed with one launch. It keeps the code and the memory that it uses.
 pub struct Graph {
     exec: sys::CUgraphExec,
+    context: Arc<Context>,
+    /// Dropped after the graph itself.
+    _kept: Vec<Kept>,
 }
 
+// SAFETY: the handle may move between threads. It is not `Sync`: two must not launch one graph at a time.
+unsafe impl Send for Graph {}
+
 impl Graph {
-    /// Captures what `work` launches on `stream`.
-    pub fn capture(stream: &Stream, work: impl FnOnce() -> Result<(), BackendError>) -> Result<Graph, BackendError> {
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is valid and not capturing.
-        check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(stream.handle, mode) })?;
-        let done = work();
-        let mut graph = ptr::null_mut();
-        // SAFETY: the stream is capturing; ending it also after a failure puts it back in order.
-        let ended = check("cuStreamEndCapture", unsafe { sys::cuStreamEndCapture(stream.handle, &mut graph) });
-        done?;
-        ended?;
-        let mut exec = ptr::null_mut();
-        // SAFETY: the graph is valid and no longer needed once instantiated.
-        let made = unsafe {
-            let made = check("cuGraphInstantiate", sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0));
-            sys::cuGraphDestroy(graph);
-            made
-        };
-        made.map(|()| Graph { exec })
+    /// Captures what `work` launches on `stream`; nothing runs. Whatever `work` gives, or where it panics, the stream is as
+    /// before.
+    pub fn capture<E: From<BackendError>>(stream: &Stream, work: impl FnOnce() -> Result<(), E>) -> Result<Graph, E> {
+        let capture = Capture::begin(stream)?;
+        work()?;
+        Ok(capture.finish()?)
     }
 
     /// Replays it on `stream`.
     pub fn launch(&self, stream: &Stream) -> Result<(), BackendError> {
-        // SAFETY: both handles are valid.
+        StreamRef::from(stream).of(&self.context)?;
+        let _current = self.context.bind()?;
+        // SAFETY: both handles are valid, and what the graph uses is kept with it.
         check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.exec, stream.handle) })
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // SAFETY: the handle is ours.
+        let Ok(_current) = self.context.bind() else { return };
+        // SAFETY: the handle is ours; the driver lets a replay that runs come to its end.
         unsafe { sys::cuGraphExecDestroy(self.exec) };
+    }
+}
+
+/// A stream that captures; dropping it ends that.
+struct Capture<'s> {
+    stream: &'s Stream,
+    open: bool,
+    _known: Capturing<'s>,
+}
+
+impl<'s> Capture<'s> {
+    fn begin(stream: &'s Stream) -> Result<Capture<'s>, BackendError> {
+        let _current = stream.context.bind()?;
+        if stream.capturing.swap(true, Ordering::AcqRel) {
+            return Err(BackendError::Launch { why: "the stream captures already".into() });
+        }
+        let known = stream.context.capturing();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is valid.
+        let begun = check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(stream.handle, mode) });
+        if begun.is_err() {
+            stream.capturing.store(false, Ordering::Release);
+        }
+        begun.map(|()| Capture { stream, open: true, _known: known })
+    }
+
+    /// Ends the capture: its graph, and what was launched on the way.
+    fn end(&mut self) -> (Result<Captured, BackendError>, Vec<Kept>) {
+        self.open = false;
+        let ended = self.stream.context.bind().and_then(|_current| {
+            let mut graph = ptr::null_mut();
+            // SAFETY: the stream is capturing; ending it also after a failure puts it back in order.
+            let code = unsafe { sys::cuStreamEndCapture(self.stream.handle, &mut graph) };
+            let captured = Captured(graph);
+            check("cuStreamEndCapture", code).map(|()| captured)
+        });
+        self.stream.capturing.store(false, Ordering::Release);
+        let kept = std::mem::take(&mut *lock(&self.stream.kept));
+        (ended, kept)
+    }
+
+    fn finish(mut self) -> Result<Graph, BackendError> {
+        let (captured, kept) = self.end();
+        let (captured, context) = (captured?, Arc::clone(&self.stream.context));
+        let _current = context.bind()?;
+        let mut exec = ptr::null_mut();
+        // SAFETY: the graph is valid and no longer needed once instantiated.
+        let code = unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, captured.0, 0) };
+        check("cuGraphInstantiate", code)?;
+        drop(_current);
+        Ok(Graph { exec, context, _kept: kept })
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            let _ = self.end();
+        }
+    }
+}
+
+/// A graph that is not executable; null where the capture broke.
+struct Captured(sys::CUgraph);
+
+impl Drop for Captured {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: the handle is ours.
+            unsafe { sys::cuGraphDestroy(self.0) };
+        }
     }
 }

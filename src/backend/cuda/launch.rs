@@ -1,17 +1,29 @@
-//! Binding a launch to addresses, and launching it.
+//! Checking a launch against a GPU, binding it to addresses, and launching it.
 
-use super::driver::{Function, Module, Stream, check};
+use super::driver::{Module, StreamRef, check};
 use crate::backend::BackendError;
-use crate::problem::{Dtype, Problem, Scalar};
-use crate::recipe::{Arg, Launch, TensorMap};
+use crate::problem::{Dtype, Scalar};
+use crate::recipe::{Arg, KernelLaunch, Launch, TensorMap};
 use cudarc::driver::sys;
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
+
+/// Most arguments a kernel may have.
+const MAX_ARGS: usize = 64;
+/// Most blocks of a cluster that every GPU with clusters takes.
+const MAX_CLUSTER: u32 = 8;
+/// What the address of every tensor and of the workspace is a multiple of: kernels move 16 bytes at a time, and tensor
+/// maps ask for it.
+pub(crate) const ALIGNMENT: u64 = 16;
 
 /// Room for one kernel argument, aligned as `CUtensorMap` asks.
 #[repr(C, align(128))]
 #[derive(Clone, Copy)]
 struct Slot([u8; 128]);
+
+/// Stands for arguments that a kernel does not have.
+static EMPTY: Slot = Slot([0; 128]);
 
 impl Slot {
     fn of(bytes: &[u8]) -> Slot {
@@ -21,87 +33,195 @@ impl Slot {
     }
 }
 
-struct BoundKernel {
-    function: Function,
-    grid: [u32; 3],
-    block: u32,
-    cluster: u32,
-    smem: u32,
-    pdl: bool,
-    slots: Vec<Slot>,
+/// Bytes of an argument, and what its offset among the arguments is a multiple of.
+fn size(arg: &Arg) -> (usize, usize) {
+    match arg {
+        Arg::Tensor(_) | Arg::I64(_) | Arg::Workspace(_) => (8, 8),
+        Arg::I32(_) | Arg::F32(_) => (4, 4),
+        Arg::Map(_) => (128, 64),
+    }
+}
+
+/// A launch whose kernels are found and that this GPU can do; it lacks the addresses.
+pub(crate) struct Executable {
+    kernels: Vec<KernelLaunch>,
+    handles: Vec<Handle>,
+    scalars: Vec<Scalar>,
+    module: Arc<Module>,
+}
+
+#[derive(Clone, Copy)]
+struct Handle(sys::CUfunction);
+
+// SAFETY: as for `Module`, which is held beside it.
+unsafe impl Send for Handle {}
+unsafe impl Sync for Handle {}
+
+impl Executable {
+    /// Checks a launch over tensors of these types: its kernels are there, and take such arguments, so many threads and so
+    /// much shared memory.
+    pub(crate) fn new(
+        module: &Arc<Module>,
+        launch: &Launch,
+        tensors: &[Scalar],
+    ) -> Result<Arc<Executable>, BackendError> {
+        let handles = launch.kernels.iter().map(|k| handle(module, launch, k, tensors)).collect::<Result<_, _>>()?;
+        let (kernels, scalars) = (launch.kernels.clone(), tensors.to_vec());
+        Ok(Arc::new(Executable { kernels, handles, scalars, module: Arc::clone(module) }))
+    }
+
+    /// Binds it to the device address of each tensor, in order, and of the workspace (any where none is needed).
+    ///
+    /// # Safety
+    /// From now to the end of the last launch, replays of captured ones included, each address is that of memory of the
+    /// tensor's size on the module's GPU, which nothing else writes, or reads where a launch writes it, while one runs;
+    /// and tensors whose values say where memory is read or written (pages, slots, ids, lengths) hold values within
+    /// their range.
+    pub(crate) unsafe fn bind(self: &Arc<Self>, tensors: &[u64], workspace: u64) -> Result<Bound, BackendError> {
+        if self.scalars.len() != tensors.len() {
+            let why = format!("it has {} tensors, {} addresses are given", self.scalars.len(), tensors.len());
+            return Err(BackendError::Bind { why });
+        }
+        let slot = |arg: &Arg| match arg {
+            Arg::Tensor(i) | Arg::Map(TensorMap { tensor: i, .. }) => self.at_tensor(arg, tensors[*i]),
+            Arg::I32(v) => Ok(Slot::of(&v.to_le_bytes())),
+            Arg::I64(v) => Ok(Slot::of(&v.to_le_bytes())),
+            Arg::F32(v) => Ok(Slot::of(&v.to_le_bytes())),
+            Arg::Workspace(at) => at_workspace(workspace, *at),
+        };
+        let slots = |k: &KernelLaunch| k.args.iter().map(slot).collect::<Result<Vec<_>, _>>();
+        let slots = self.kernels.iter().map(slots).collect::<Result<_, _>>()?;
+        Ok(Bound { executable: Arc::clone(self), slots })
+    }
+
+    /// The argument that stands for a tensor at an address.
+    fn at_tensor(&self, arg: &Arg, address: u64) -> Result<Slot, BackendError> {
+        if !address.is_multiple_of(ALIGNMENT) {
+            let why = format!("the address {address:#x} of a tensor is no multiple of {ALIGNMENT}");
+            return Err(BackendError::Bind { why });
+        }
+        match arg {
+            Arg::Map(map) => encode(map, address, self.scalars[map.tensor]),
+            _ => Ok(Slot::of(&address.to_le_bytes())),
+        }
+    }
+
+    /// Blocks of the first kernel that one multiprocessor holds.
+    #[cfg(feature = "tuner")]
+    pub(crate) fn blocks_per_sm(&self) -> Result<u32, BackendError> {
+        let Some(k) = self.kernels.first() else { return Ok(0) };
+        self.module.function(&k.entry)?.blocks_per_sm(k.block, k.smem, &self.module.context)
+    }
+}
+
+fn at_workspace(workspace: u64, at: u64) -> Result<Slot, BackendError> {
+    let address = workspace.checked_add(at).filter(|_| workspace.is_multiple_of(ALIGNMENT));
+    let why =
+        || format!("the workspace's address {workspace:#x} is no multiple of {ALIGNMENT}, or ends outside of memory");
+    address.map(|a| Slot::of(&a.to_le_bytes())).ok_or_else(|| BackendError::Bind { why: why() })
+}
+
+/// Finds one kernel, and refuses what the driver would refuse at its launch, or read past.
+fn handle(module: &Module, launch: &Launch, k: &KernelLaunch, tensors: &[Scalar]) -> Result<Handle, BackendError> {
+    let refused = |why: String| BackendError::Launch { why: format!("{}: {why}", k.entry) };
+    let (function, limits) = (module.function(&k.entry)?, module.context.limits);
+    if k.grid.iter().zip(limits.grid).any(|(n, most)| *n == 0 || *n > most) {
+        return Err(refused(format!("a grid of {:?} blocks, and {:?} is the most", k.grid, limits.grid)));
+    }
+    if k.block == 0 || k.block > function.threads {
+        return Err(refused(format!("blocks of {} threads, and {} is the most", k.block, function.threads)));
+    }
+    if k.cluster == 0 || k.cluster > MAX_CLUSTER || !k.grid[0].is_multiple_of(k.cluster) {
+        return Err(refused(format!("clusters of {} blocks on a grid of {:?}", k.cluster, k.grid)));
+    }
+    function.allow(k.smem, &module.context).map_err(|e| match e {
+        BackendError::Launch { why } => refused(why),
+        other => other,
+    })?;
+    let mut end = 0usize;
+    for arg in &k.args {
+        let (bytes, align) = size(arg);
+        end = end.next_multiple_of(align) + bytes;
+        match arg {
+            Arg::Tensor(i) | Arg::Map(TensorMap { tensor: i, .. }) if *i >= tensors.len() => {
+                return Err(refused(format!("it takes tensor {i} of {}", tensors.len())));
+            }
+            // The address does not matter yet; whatever else is wrong with the map is found here.
+            Arg::Map(map) => drop(encode(map, 1 << 20, tensors[map.tensor])?),
+            Arg::Workspace(at) if *at > launch.workspace => {
+                return Err(refused(format!("byte {at} of a workspace of {}", launch.workspace)));
+            }
+            _ => {}
+        }
+    }
+    if k.args.len() > MAX_ARGS || end > limits.parameters {
+        let (args, most) = (k.args.len(), limits.parameters);
+        return Err(refused(format!("{args} arguments of {end} bytes, and {MAX_ARGS} of {most} is the most")));
+    }
+    let given = || k.args.iter().map(|a| size(a).0);
+    if let Some(taken) = function.parameters.as_ref().filter(|t| !t.iter().copied().eq(given())) {
+        let given: Vec<usize> = given().collect();
+        return Err(refused(format!(
+            "its code takes arguments of {taken:?} bytes, and its description gives {given:?}"
+        )));
+    }
+    Ok(Handle(function.handle))
 }
 
 /// A launch with its addresses: can be launched again and again, and captured.
-pub struct Bound {
-    kernels: Vec<BoundKernel>,
-}
-
-/// A `CUstream` of the caller's.
-#[derive(Clone, Copy)]
-pub struct RawStream(sys::CUstream);
-
-impl RawStream {
-    /// Takes a stream handle made elsewhere.
-    ///
-    /// # Safety
-    /// `handle` is a `CUstream` of the current context, or null for its default stream, that outlives the launches.
-    pub unsafe fn new(handle: *mut c_void) -> RawStream {
-        RawStream(handle.cast())
-    }
-}
-
-impl From<&Stream> for RawStream {
-    fn from(s: &Stream) -> RawStream {
-        RawStream(s.handle)
-    }
+pub(crate) struct Bound {
+    executable: Arc<Executable>,
+    slots: Vec<Vec<Slot>>,
 }
 
 impl Bound {
-    /// Binds `launch` of `problem` to `tensors`, the device address of each tensor in order, and to `workspace`.
-    /// The memory must live, and keep its place, as long as launches run.
-    pub fn new(
-        module: &Module,
-        launch: &Launch,
-        problem: &Problem,
-        tensors: &[u64],
-        workspace: u64,
-    ) -> Result<Bound, BackendError> {
-        let described = problem.tensors();
-        if described.len() != tensors.len() {
-            return Err(BackendError::Launch {
-                why: format!("{problem} has {} tensors, {} addresses given", described.len(), tensors.len()),
-            });
+    /// Puts other memory in the place of a tensor; launches that were enqueued or captured keep the old one. After an
+    /// error nothing has changed.
+    ///
+    /// # Safety
+    /// As for [`Executable::bind`].
+    pub(crate) unsafe fn set_tensor(&mut self, tensor: usize, address: u64) -> Result<(), BackendError> {
+        self.set(|executable, arg| match arg {
+            Arg::Tensor(i) | Arg::Map(TensorMap { tensor: i, .. }) if *i == tensor => {
+                executable.at_tensor(arg, address).map(Some)
+            }
+            _ => Ok(None),
+        })
+    }
+
+    /// Puts another workspace in the place of the one it has.
+    ///
+    /// # Safety
+    /// As for [`Executable::bind`].
+    pub(crate) unsafe fn set_workspace(&mut self, address: u64) -> Result<(), BackendError> {
+        self.set(|_, arg| match arg {
+            Arg::Workspace(at) => at_workspace(address, *at).map(Some),
+            _ => Ok(None),
+        })
+    }
+
+    fn set(
+        &mut self,
+        slot: impl Fn(&Executable, &Arg) -> Result<Option<Slot>, BackendError>,
+    ) -> Result<(), BackendError> {
+        let mut changed = Vec::new();
+        for (k, kernel) in self.executable.kernels.iter().enumerate() {
+            for (a, arg) in kernel.args.iter().enumerate() {
+                changed.extend(slot(&self.executable, arg)?.map(|new| (k, a, new)));
+            }
         }
-        let slot = |arg: &Arg| -> Result<Slot, BackendError> {
-            Ok(match arg {
-                Arg::Tensor(i) => Slot::of(&tensors[*i].to_le_bytes()),
-                Arg::Map(map) => encode(map, tensors[map.tensor], described[map.tensor].scalar)?,
-                Arg::I32(v) => Slot::of(&v.to_le_bytes()),
-                Arg::I64(v) => Slot::of(&v.to_le_bytes()),
-                Arg::F32(v) => Slot::of(&v.to_le_bytes()),
-                Arg::Workspace(at) => Slot::of(&(workspace + at).to_le_bytes()),
-            })
-        };
-        let kernel = |k: &crate::recipe::KernelLaunch| -> Result<BoundKernel, BackendError> {
-            Ok(BoundKernel {
-                function: module.function(&k.entry, k.smem)?,
-                grid: k.grid,
-                block: k.block,
-                cluster: k.cluster,
-                smem: k.smem,
-                pdl: k.pdl,
-                slots: k.args.iter().map(slot).collect::<Result<_, _>>()?,
-            })
-        };
-        Ok(Bound { kernels: launch.kernels.iter().map(kernel).collect::<Result<_, _>>()? })
+        changed.into_iter().for_each(|(k, a, new)| self.slots[k][a] = new);
+        Ok(())
     }
 
     /// Enqueues its kernels on a stream; also inside a capture.
-    pub fn launch(&self, stream: impl Into<RawStream>) -> Result<(), BackendError> {
-        let stream = stream.into();
-        for k in &self.kernels {
-            let mut params: [*mut c_void; MAX_ARGS] = [ptr::null_mut(); MAX_ARGS];
-            for (p, s) in params.iter_mut().zip(&k.slots) {
+    pub(crate) fn launch<'s>(&self, stream: impl Into<StreamRef<'s>>) -> Result<(), BackendError> {
+        let (stream, context) = (stream.into(), &self.executable.module.context);
+        stream.of(context)?;
+        let _current = context.bind()?;
+        for ((k, function), slots) in self.executable.kernels.iter().zip(&self.executable.handles).zip(&self.slots) {
+            let mut params: [*mut c_void; MAX_ARGS] = [ptr::from_ref(&EMPTY.0).cast_mut().cast(); MAX_ARGS];
+            for (p, s) in params.iter_mut().zip(slots) {
                 *p = ptr::from_ref(&s.0).cast_mut().cast();
             }
             // SAFETY: an all-zero attribute is a valid value of the C union; the used ones are filled in below.
@@ -126,27 +246,18 @@ impl Bound {
                 blockDimY: 1,
                 blockDimZ: 1,
                 sharedMemBytes: k.smem,
-                hStream: stream.0,
+                hStream: stream.handle,
                 attrs: attributes.as_mut_ptr(),
                 numAttrs: count as u32,
             };
-            // SAFETY: the function belongs to a loaded module, every argument points to a live slot of at least its
-            // size, and the addresses are the caller's promise.
-            let code =
-                unsafe { sys::cuLaunchKernelEx(&config, k.function.handle, params.as_mut_ptr(), ptr::null_mut()) };
+            // SAFETY: the function belongs to a loaded module of this context, every argument points to a live slot of at
+            // least its size, and the addresses are the promise that `bind` was given.
+            let code = unsafe { sys::cuLaunchKernelEx(&config, function.0, params.as_mut_ptr(), ptr::null_mut()) };
             check("cuLaunchKernelEx", code)?;
         }
         Ok(())
     }
-
-    /// Blocks of the first kernel that one multiprocessor holds.
-    pub fn blocks_per_sm(&self) -> Result<u32, BackendError> {
-        self.kernels.first().map_or(Ok(0), |k| k.function.blocks_per_sm(k.block, k.smem))
-    }
 }
-
-/// Most arguments a kernel may have.
-const MAX_ARGS: usize = 32;
 
 fn encode(map: &TensorMap, address: u64, scalar: Scalar) -> Result<Slot, BackendError> {
     use sys::CUtensorMapDataType_enum as Type;
@@ -154,8 +265,8 @@ fn encode(map: &TensorMap, address: u64, scalar: Scalar) -> Result<Slot, Backend
         Scalar::Elem(Dtype::Bf16) => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         Scalar::Elem(Dtype::F16) => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         Scalar::Elem(Dtype::E4m3) => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        Scalar::Elem(Dtype::F32 | Dtype::Tf32) | Scalar::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         Scalar::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
-        _ => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
     };
     let swizzle = match map.swizzle {
         0 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_NONE,
@@ -164,14 +275,20 @@ fn encode(map: &TensorMap, address: u64, scalar: Scalar) -> Result<Slot, Backend
         128 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
         other => return Err(BackendError::Launch { why: format!("a swizzle of {other} bytes does not exist") }),
     };
+    let rank = map.dims.len();
+    if !(1..=5).contains(&rank) || map.box_.len() != rank || map.strides.len() + 1 != rank {
+        return Err(BackendError::Launch {
+            why: format!("a map of {rank} dimensions, or of other numbers of sizes: {map:?}"),
+        });
+    }
     let steps = [1u32; 5];
     let mut out = sys::CUtensorMap { opaque: [0; 16] };
-    // SAFETY: every array holds as many entries as the rank (`Recipe::new` checks), and `out` is aligned as the call asks.
+    // SAFETY: every array holds as many entries as the rank, and `out` is aligned as the call asks.
     let code = unsafe {
         sys::cuTensorMapEncodeTiled(
             &mut out,
             kind,
-            map.dims.len() as u32,
+            rank as u32,
             address as *mut c_void,
             map.dims.as_ptr(),
             map.strides.as_ptr(),

@@ -1,9 +1,12 @@
 //! The CUDA target: the driver API, loaded at run time, and NVRTC for those who compile.
 
+mod context;
 mod device;
 mod driver;
 mod launch;
 
+#[cfg(feature = "tuner")]
+mod nvml;
 #[cfg(feature = "tuner")]
 pub mod nvrtc;
 #[cfg(feature = "tuner")]
@@ -18,8 +21,13 @@ fn present(names: &[&str]) -> bool {
     names.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok())
 }
 
-pub use device::{Gpu, driver_version, gpu_count};
-pub use driver::{Buffer, Event, Graph, Module, Stream};
-pub use launch::{Bound, RawStream};
+pub(crate) use context::Context;
+pub(crate) use device::open;
+pub use device::{describe, driver_version, gpu_count, gpu_uuid};
+pub(crate) use driver::{Buffer, Module};
+pub use driver::{Event, Graph, Stream, StreamRef};
+pub(crate) use launch::{ALIGNMENT, Bound, Executable};
+#[cfg(feature = "tuner")]
+pub use nvml::Sensors;
 #[cfg(feature = "tuner")]
 pub use session::CudaSession;

@@ -4,15 +4,17 @@
 //! Everything lies in one arena of several sets: timing rotates through the sets, and reads other memory between the
 //! replays where the sets together are smaller than twice the L2, so that every launch finds cold data.
 
-use super::device::Gpu;
+use super::context::Context;
 use super::driver::{Buffer, Event, Graph, Module, Stream};
-use super::launch::Bound;
+use super::launch::{Bound, Executable};
+use super::nvml::Sensors;
 use super::support::Support;
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
 use crate::backend::session::{Check, Runnable, Series, Session, Setup, Tried, code, gate_clocks};
 use crate::device::{Ceilings, Device};
-use crate::problem::{Inputs, Problem, Role, Tensor, Tolerance, expected};
+use crate::problem::{Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Poisoned bytes around every tensor: a read outside gives NaN, a write is seen.
@@ -37,13 +39,13 @@ pub struct CudaSession {
     stream: Stream,
     start: Event,
     end: Event,
-    clock: Option<Clock>,
+    sensors: Option<Sensors>,
     support: Option<(String, Support)>,
     flush: Option<Buffer>,
     state: Option<State>,
     exact: bool,
-    /// Last: it is dropped after everything that lives in its context.
-    gpu: Gpu,
+    context: Arc<Context>,
+    device: Device,
 }
 
 /// One prepared problem.
@@ -60,23 +62,25 @@ struct State {
 struct Loaded {
     bound: Vec<Bound>,
     workspace: Option<Buffer>,
-    _module: Module,
+    executable: Arc<Executable>,
 }
 
 impl CudaSession {
     /// Opens the GPU of that ordinal.
     pub fn open(ordinal: usize) -> Result<CudaSession, BackendError> {
-        let gpu = Gpu::open(ordinal)?;
+        let (context, device) = super::open(ordinal)?;
+        let stream = Stream::new(&context)?;
         Ok(CudaSession {
-            stream: Stream::new()?,
-            start: Event::new()?,
-            end: Event::new()?,
-            clock: Clock::open(ordinal),
+            start: Event::new(&stream)?,
+            end: Event::new(&stream)?,
+            stream,
+            sensors: Sensors::open(ordinal),
             support: None,
             flush: None,
             state: None,
             exact: false,
-            gpu,
+            context,
+            device,
         })
     }
 
@@ -89,7 +93,7 @@ impl CudaSession {
 
     fn support(&mut self, artifact: &Artifact) -> Result<(), BackendError> {
         if self.support.as_ref().is_none_or(|(have, _)| *have != artifact.hash) {
-            self.support = Some((artifact.hash.clone(), Support::load(&code(artifact)?)?));
+            self.support = Some((artifact.hash.clone(), Support::load(&self.context, &code(artifact)?)?));
         }
         Ok(())
     }
@@ -104,12 +108,12 @@ impl CudaSession {
     /// Loads a candidate and binds it to every set.
     fn load(&self, candidate: &Runnable) -> Result<Loaded, BackendError> {
         let (state, _) = self.parts()?;
-        let module = Module::load(&candidate.bytes()?)?;
         let launch = &candidate.launch;
+        let executable = self.executable(candidate, &state.tensors)?;
         let workspace = match launch.workspace {
             0 => None,
             bytes => {
-                let b = Buffer::new(bytes + if self.exact { 0 } else { GUARD })?;
+                let b = Buffer::new(&self.context, bytes + if self.exact { 0 } else { GUARD })?;
                 b.fill(0xff, &self.stream)?;
                 if launch.zero {
                     // In the stream's order: a copy from the host would not wait for the fill before it.
@@ -119,12 +123,19 @@ impl CudaSession {
             }
         };
         let address = workspace.as_ref().map_or(0, Buffer::address);
-        let bound = state
-            .sets
-            .iter()
-            .map(|set| Bound::new(&module, launch, &state.problem, set, address))
-            .collect::<Result<_, _>>()?;
-        Ok(Loaded { bound, workspace, _module: module })
+        // SAFETY: memory of the problem's sizes, with inputs of its range, that outlives what is loaded: a state is replaced
+        // only between candidates.
+        let bind = |set: &Vec<u64>| unsafe { executable.bind(set, address) };
+        let bound = state.sets.iter().map(bind).collect::<Result<_, _>>()?;
+        Ok(Loaded { bound, workspace, executable })
+    }
+
+    fn executable(&self, candidate: &Runnable, tensors: &[Tensor]) -> Result<Arc<Executable>, BackendError> {
+        let entries = candidate.launch.kernels.iter().map(|k| k.entry.as_str());
+        // SAFETY: a candidate may do anything; it is tried where it costs a process that can be spared.
+        let module = unsafe { Module::load(&self.context, &candidate.bytes()?, entries) }?;
+        let scalars: Vec<Scalar> = tensors.iter().map(|t| t.scalar).collect();
+        Executable::new(&module, &candidate.launch, &scalars)
     }
 
     /// Runs the candidate twice on poisoned outputs and compares both results: the second run also shows a workspace
@@ -168,10 +179,8 @@ impl CudaSession {
     fn poison_outputs(&self, state: &State, set: usize) -> Result<(), BackendError> {
         for (t, at) in state.tensors.iter().zip(&state.sets[set]) {
             if t.role == Role::Out {
-                super::driver::check("cuMemsetD8Async", unsafe {
-                    // SAFETY: the tensor lies inside its set's memory.
-                    cudarc::driver::sys::cuMemsetD8Async(*at, 0xff, t.bytes() as usize, self.stream.handle)
-                })?;
+                // SAFETY: the tensor lies inside its set's memory.
+                unsafe { super::driver::fill(*at, t.bytes(), 0xff, &self.stream) }?;
             }
         }
         Ok(())
@@ -181,7 +190,8 @@ impl CudaSession {
     /// aligned to 1 KiB as bulk copies like it; or one set of exact allocations.
     fn layout(&self, problem: &Problem, tensors: &[Tensor]) -> Result<(Vec<Buffer>, Vec<Vec<u64>>), BackendError> {
         if self.exact {
-            let memory: Vec<Buffer> = tensors.iter().map(|t| Buffer::new(t.bytes())).collect::<Result<_, _>>()?;
+            let memory: Vec<Buffer> =
+                tensors.iter().map(|t| Buffer::new(&self.context, t.bytes())).collect::<Result<_, _>>()?;
             let set = memory.iter().map(Buffer::address).collect();
             return Ok((memory, vec![set]));
         }
@@ -191,9 +201,9 @@ impl CudaSession {
             offsets.push(stride);
             stride = (stride + t.bytes() + GUARD).next_multiple_of(1024);
         }
-        let sets = (2 * self.gpu.device.l2).div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
-        let sets = sets.min((self.gpu.device.memory / 3 / stride).max(1));
-        let arena = Buffer::new(stride * sets + GUARD)?;
+        let sets = (2 * self.device.l2).div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
+        let sets = sets.min((self.device.memory / 3 / stride).max(1));
+        let arena = Buffer::new(&self.context, stride * sets + GUARD)?;
         arena.fill(0xff, &self.stream)?;
         let set = |s| offsets.iter().map(|o| arena.address() + s * stride + o).collect();
         let sets = (0..sets).map(set).collect();
@@ -202,7 +212,7 @@ impl CudaSession {
 
     /// Builds the graph that is replayed: launches over all sets in turn.
     fn graph(&self, loaded: &Loaded, nodes: usize) -> Result<Graph, BackendError> {
-        Graph::capture(&self.stream, || {
+        Graph::capture(&self.stream, || -> Result<(), BackendError> {
             (0..nodes).try_for_each(|i| loaded.bound[i % loaded.bound.len()].launch(&self.stream))
         })
     }
@@ -240,11 +250,11 @@ impl CudaSession {
     /// Refuses a time that the hardware cannot reach.
     fn plausible(&self, us: f64) -> Result<(), BackendError> {
         let (state, _) = self.parts()?;
-        let c = &self.gpu.device.ceilings;
+        let c = &self.device.ceilings;
         let inputs: u64 =
             state.tensors.iter().filter(|t| t.role == Role::In).map(|t| t.touched * t.scalar.bytes() as u64).sum();
         // Small inputs may be served from the L2 in part; only what exceeds it must come from memory.
-        let beyond = inputs.saturating_sub(if state.cold { 0 } else { self.gpu.device.l2 });
+        let beyond = inputs.saturating_sub(if state.cold { 0 } else { self.device.l2 });
         let floor = (beyond as f64 / c.read).max(state.problem.flops() / c.flops(state.problem.dtype)) * 1e6;
         if us < floor * FLOOR_SHARE {
             return Err(BackendError::Measurement(format!("{us:.2} µs is under the floor of {floor:.2} µs")));
@@ -255,15 +265,15 @@ impl CudaSession {
 
 impl Session for CudaSession {
     fn device(&self) -> &Device {
-        &self.gpu.device
+        &self.device
     }
 
     fn ceilings(&mut self, support: &Artifact) -> Result<Ceilings, BackendError> {
         self.support(support)?;
         self.state = None;
-        let Some((_, support)) = &self.support else { return Ok(self.gpu.device.ceilings) };
-        let bytes = (self.gpu.device.memory / 16).clamp(64 << 20, 2 << 30);
-        let (a, b) = (Buffer::new(bytes)?, Buffer::new(bytes)?);
+        let Some((_, support)) = &self.support else { return Ok(self.device.ceilings) };
+        let bytes = (self.device.memory / 16).clamp(64 << 20, 2 << 30);
+        let (a, b) = (Buffer::new(&self.context, bytes)?, Buffer::new(&self.context, bytes)?);
         a.fill(1, &self.stream)?;
         b.fill(1, &self.stream)?;
         let best = |work: &dyn Fn() -> Result<(), BackendError>| -> Result<f64, BackendError> {
@@ -279,13 +289,13 @@ impl Session for CudaSession {
         };
         let read = bytes as f64 / best(&|| support.read(a.address(), bytes, &self.stream))?;
         let copy = 2.0 * bytes as f64 / best(&|| support.copy(a.address(), b.address(), bytes, &self.stream))?;
-        let ceilings = &mut self.gpu.device.ceilings;
+        let ceilings = &mut self.device.ceilings;
         *ceilings = Ceilings { read, copy, measured: true, ..*ceilings };
         Ok(*ceilings)
     }
 
     fn assume(&mut self, ceilings: Ceilings) {
-        self.gpu.device.ceilings = ceilings;
+        self.device.ceilings = ceilings;
     }
 
     fn prepare(&mut self, setup: &Setup) -> Result<(), BackendError> {
@@ -297,11 +307,11 @@ impl Session for CudaSession {
         let problem = setup.problem;
         let tensors = problem.tensors();
         let inputs = Inputs::new(&problem, setup.seed);
-        let twice_l2 = 2 * self.gpu.device.l2;
+        let twice_l2 = 2 * self.device.l2;
         let (memory, sets) = self.layout(&problem, &tensors)?;
         let cold = problem.bytes() * sets.len() as u64 >= twice_l2;
         if self.flush.is_none() {
-            let flush = Buffer::new(twice_l2 + (32 << 20))?;
+            let flush = Buffer::new(&self.context, twice_l2 + (32 << 20))?;
             flush.fill(1, &self.stream)?;
             self.flush = Some(flush);
         }
@@ -314,7 +324,8 @@ impl Session for CudaSession {
                     None => {
                         let mut bytes = vec![0u8; input.tensor.bytes() as usize];
                         input.write(0, &mut bytes);
-                        super::driver::write(set[i], &bytes)?;
+                        // SAFETY: the tensor lies inside its set's memory.
+                        unsafe { super::driver::copy_in(&self.context, set[i], &bytes) }?;
                     }
                 }
             }
@@ -325,19 +336,20 @@ impl Session for CudaSession {
             state.references.push(match t.role {
                 Role::In => None,
                 Role::Out => {
-                    let reference = Buffer::new(t.len() * 8)?;
+                    let reference = Buffer::new(&self.context, t.len() * 8)?;
                     reference.fill(0xff, &self.stream)?;
                     addresses[i] = reference.address();
-                    Some((reference, Buffer::new(16)?))
+                    Some((reference, Buffer::new(&self.context, 16)?))
                 }
             });
         }
         let Some(runnable) = &setup.reference else {
             return Err(BackendError::Measurement("a CUDA session needs the reference's code".into()));
         };
-        let module = Module::load(&runnable.bytes()?)?;
-        let workspace = Buffer::new(runnable.launch.workspace)?;
-        let bound = Bound::new(&module, &runnable.launch, &problem, &addresses, workspace.address())?;
+        let executable = self.executable(runnable, &state.tensors)?;
+        let workspace = Buffer::new(&self.context, runnable.launch.workspace)?;
+        // SAFETY: inputs and references of the problem's sizes, which outlive the one launch: it is waited for.
+        let bound = unsafe { executable.bind(&addresses, workspace.address()) }?;
         bound.launch(&self.stream)?;
         self.stream.synchronize()?;
         spot_check(&state, &inputs, setup.seed)?;
@@ -355,7 +367,7 @@ impl Session for CudaSession {
         let begun = Instant::now();
         let loaded = self.load(candidate)?;
         let check = self.check(&loaded, &candidate.launch)?;
-        let blocks_per_sm = loaded.bound[0].blocks_per_sm()?;
+        let blocks_per_sm = loaded.executable.blocks_per_sm()?;
         let checked = begun.elapsed().as_secs_f64();
         if check.wrong.is_some() || rounds == 0 {
             return Ok(Tried { check, series: None, blocks_per_sm, verifying_s: checked, measuring_s: 0.0 });
@@ -382,7 +394,7 @@ impl Session for CudaSession {
         for _ in 0..rounds {
             for ((graph, nodes), s) in graphs.iter().zip(&mut series) {
                 s.us.push(self.replay(graph)? / *nodes as f64 * 1e6);
-                s.mhz.push(self.clock.as_ref().map_or(0, Clock::mhz));
+                s.mhz.push(self.sensors.as_ref().map_or(0, Sensors::mhz));
             }
         }
         gate_clocks(&mut series);
@@ -415,22 +427,4 @@ fn spot_check(state: &State, inputs: &Inputs, seed: u64) -> Result<(), BackendEr
         }
     }
     Ok(())
-}
-
-/// The SM clock, through NVML.
-struct Clock {
-    nvml: nvml_wrapper::Nvml,
-    index: u32,
-}
-
-impl Clock {
-    fn open(ordinal: usize) -> Option<Clock> {
-        let nvml = nvml_wrapper::Nvml::init().ok()?;
-        Some(Clock { nvml, index: u32::try_from(ordinal).ok()? })
-    }
-
-    fn mhz(&self) -> u32 {
-        let device = self.nvml.device_by_index(self.index);
-        device.and_then(|d| d.clock_info(nvml_wrapper::enum_wrappers::device::Clock::SM)).unwrap_or(0)
-    }
 }

@@ -1,12 +1,14 @@
 //! The device-side help of a session: filling inputs, comparing outputs, reading memory to empty the L2.
 
-use super::driver::{Buffer, Function, Module, Stream, check};
+use super::context::Context;
+use super::driver::{Buffer, Module, Stream, check};
 use crate::backend::BackendError;
 use crate::backend::session::TensorCheck;
 use crate::problem::{Role, Scalar, Tensor};
 use cudarc::driver::sys;
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Arc;
 
 /// Blocks of the grid-stride helpers: a few for every multiprocessor of any GPU.
 const BLOCKS: u32 = 1024;
@@ -15,19 +17,35 @@ const THREADS: u32 = 256;
 /// The layout of `check_stats` in `support.cu`.
 const STATS_BYTES: u64 = 48;
 
+/// The helpers.
+const NAMES: [&str; 9] = [
+    "fill_uniform",
+    "fill_uniform_f32",
+    "sum_squares",
+    "compare",
+    "compare_f32",
+    "compare_i32",
+    "check_guard",
+    "read_sum",
+    "copy16",
+];
+
 pub(super) struct Support {
-    module: Module,
+    module: Arc<Module>,
     stats: Buffer,
     sink: Buffer,
 }
 
 impl Support {
-    pub(super) fn load(cubin: &[u8]) -> Result<Support, BackendError> {
-        Ok(Support { module: Module::load(cubin)?, stats: Buffer::new(STATS_BYTES)?, sink: Buffer::new(64)? })
+    pub(super) fn load(context: &Arc<Context>, cubin: &[u8]) -> Result<Support, BackendError> {
+        // SAFETY: the support code, compiled from the built-in source.
+        let module = unsafe { Module::load(context, cubin, NAMES) }?;
+        Ok(Support { module, stats: Buffer::new(context, STATS_BYTES)?, sink: Buffer::new(context, 64)? })
     }
 
     fn run(&self, name: &str, args: &[u64], stream: &Stream) -> Result<(), BackendError> {
-        let f: Function = self.module.function(name, 0)?;
+        let f = self.module.function(name)?;
+        let _current = self.module.context.bind()?;
         let mut params: Vec<*mut c_void> = args.iter().map(|a| ptr::from_ref(a).cast_mut().cast()).collect();
         // SAFETY: every argument of the helpers is at most 8 bytes, and a smaller one reads the low bytes of its slot.
         let code = unsafe {

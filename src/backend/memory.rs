@@ -1,0 +1,249 @@
+//! Memory on either kind of device, and views of it that kernels are bound to.
+
+use super::machine::Machine;
+use super::{BackendError, cpu, cuda};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Memory on the device of the runtime that allocated it. A clone is the same memory; it is freed with the last of them,
+/// and of what is bound to it.
+///
+/// On a processor copies and launches take turns, whatever threads they come from. On a GPU they are ordered by streams:
+/// what an upload finds a kernel reading, or a download writing, has whatever values.
+#[derive(Clone)]
+pub struct Memory(Arc<Kind>);
+
+enum Kind {
+    Cuda(cuda::Buffer),
+    Cpu(cpu::Buffer, Arc<cpu::Pool>),
+}
+
+impl Memory {
+    /// Memory with undefined contents.
+    pub(crate) fn new(machine: &Machine, bytes: u64) -> Result<Memory, BackendError> {
+        Memory::made(machine, bytes, |b| cuda::Buffer::new(b, bytes), cpu::Buffer::new)
+    }
+
+    /// Memory that holds zeros.
+    pub(crate) fn zeroed(machine: &Machine, bytes: u64) -> Result<Memory, BackendError> {
+        let on_gpu = |context: &Arc<cuda::Context>| {
+            let buffer = cuda::Buffer::new(context, bytes)?;
+            buffer.zero().map(|()| buffer)
+        };
+        Memory::made(machine, bytes, on_gpu, cpu::Buffer::zeroed)
+    }
+
+    fn made(
+        machine: &Machine,
+        bytes: u64,
+        on_gpu: impl FnOnce(&Arc<cuda::Context>) -> Result<cuda::Buffer, BackendError>,
+        on_host: impl FnOnce(usize) -> Result<cpu::Buffer, BackendError>,
+    ) -> Result<Memory, BackendError> {
+        Ok(Memory(Arc::new(match machine {
+            Machine::Cuda(context) => Kind::Cuda(on_gpu(context)?),
+            Machine::Cpu(pool) => {
+                let len = usize::try_from(bytes);
+                let len = len.map_err(|_| BackendError::OutOfMemory { needed: bytes, free: usize::MAX as u64 })?;
+                Kind::Cpu(on_host(len)?, Arc::clone(pool))
+            }
+        })))
+    }
+
+    /// Its size in bytes.
+    pub fn len(&self) -> u64 {
+        match &*self.0 {
+            Kind::Cuda(b) => b.len(),
+            Kind::Cpu(b, _) => b.len() as u64,
+        }
+    }
+
+    /// True for memory of no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its address on the device.
+    pub fn address(&self) -> u64 {
+        match &*self.0 {
+            Kind::Cuda(b) => b.address(),
+            Kind::Cpu(b, _) => b.address(),
+        }
+    }
+
+    /// All of it.
+    pub fn view(&self) -> View {
+        View { memory: Some(self.clone()), address: self.address(), bytes: self.len(), in_range: false }
+    }
+
+    /// All of it, where it holds inputs that [`crate::problem::Inputs`] made.
+    #[cfg(feature = "tuner")]
+    pub(crate) fn test_data(&self) -> View {
+        // SAFETY: indices of test inputs are within their range.
+        unsafe { self.view().assume_in_range() }
+    }
+
+    /// Copies from the host to its beginning; returns when done. On a GPU it waits for the work of all streams,
+    /// and for captures to end; a capture of a stream that jitune did not make it would break.
+    pub fn upload(&self, data: &[u8]) -> Result<(), BackendError> {
+        match &*self.0 {
+            Kind::Cuda(b) => b.write(0, data),
+            Kind::Cpu(b, pool) => {
+                fits(data.len(), b.len())?;
+                let to = b.address() as *mut u8;
+                // SAFETY: inside the buffer, whose contents nobody borrows; no kernel runs meanwhile.
+                pool.alone(|| unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) });
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies its beginning to the host; waits as [`Memory::upload`] does.
+    pub fn download(&self, data: &mut [u8]) -> Result<(), BackendError> {
+        match &*self.0 {
+            Kind::Cuda(b) => b.read(0, data),
+            Kind::Cpu(b, pool) => {
+                fits(data.len(), b.len())?;
+                let from = b.address() as *const u8;
+                // SAFETY: as in `upload`.
+                pool.alone(|| unsafe { data.as_mut_ptr().copy_from_nonoverlapping(from, data.len()) });
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether kernels on this machine may be bound to it.
+    fn belongs(&self, machine: &Machine) -> Result<(), BackendError> {
+        match (&*self.0, machine) {
+            (Kind::Cuda(b), Machine::Cuda(context)) if b.context.ordinal() == context.ordinal() => Ok(()),
+            (Kind::Cuda(b), Machine::Cuda(context)) => {
+                Err(BackendError::WrongGpu { kernel: context.ordinal(), other: b.context.ordinal() })
+            }
+            (Kind::Cpu(_, pool), Machine::Cpu(other)) if Arc::ptr_eq(pool, other) => Ok(()),
+            _ => {
+                let why = "it was allocated by another runtime; allocate it by the one that looked the kernel up";
+                Err(BackendError::Bind { why: why.into() })
+            }
+        }
+    }
+}
+
+fn fits(len: usize, have: usize) -> Result<(), BackendError> {
+    if len > have {
+        return Err(BackendError::Range { at: 0, len: len as u64, have: have as u64 });
+    }
+    Ok(())
+}
+
+/// Some bytes of memory that a kernel may be bound to. A view of [`Memory`] keeps it; one of an address is its maker's
+/// promise.
+#[derive(Clone)]
+pub struct View {
+    memory: Option<Memory>,
+    address: u64,
+    bytes: u64,
+    in_range: bool,
+}
+
+impl View {
+    /// Memory that jitune did not allocate: a tensor of another library's, an arena of yours.
+    ///
+    /// # Safety
+    /// As long as anything is bound to it, and until the last launch of that has run (replays of captured graphs too):
+    /// * `address` is that of `bytes` bytes of memory that kernels of the runtime can read and write, on its GPU or, for a
+    ///   processor, in this process;
+    /// * nothing else writes it while a launch runs, or reads what the launch writes there;
+    /// * where it stands for a tensor of indices (pages, slots, ids, positions, lengths), its values are within their range
+    ///   at every launch: [`View::assume_in_range`] is part of this promise.
+    pub unsafe fn from_raw(address: u64, bytes: u64) -> View {
+        View { memory: None, address, bytes, in_range: true }
+    }
+
+    /// No memory: the workspace of a kernel that needs none.
+    pub fn none() -> View {
+        View { memory: None, address: 0, bytes: 0, in_range: true }
+    }
+
+    /// Says that the integers it holds are good indices. Kernels that gather and scatter do not check them: an id, a page
+    /// or a slot outside of its table is a read or a write outside of memory.
+    ///
+    /// # Safety
+    /// At every launch of what is bound to it, each value is within the range that the op's documentation gives for it.
+    pub unsafe fn assume_in_range(mut self) -> View {
+        self.in_range = true;
+        self
+    }
+
+    /// A part of it, by bytes.
+    pub fn slice(&self, range: Range<u64>) -> Result<View, BackendError> {
+        let (at, len) = (range.start, range.end.saturating_sub(range.start));
+        if range.start > range.end || range.end > self.bytes {
+            return Err(BackendError::Range { at, len, have: self.bytes });
+        }
+        Ok(View { address: self.address + at, bytes: len, ..self.clone() })
+    }
+
+    /// Its address on the device.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Its size in bytes.
+    pub fn len(&self) -> u64 {
+        self.bytes
+    }
+
+    /// True for no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Whether it can stand for something of `bytes` bytes on a machine; `indices` says that values there address memory.
+    pub(crate) fn check(&self, machine: &Machine, bytes: u64, indices: bool) -> Result<(), BackendError> {
+        let refused = |why: String| Err(BackendError::Bind { why });
+        if let Some(memory) = &self.memory {
+            memory.belongs(machine)?;
+        }
+        if self.bytes < bytes {
+            return refused(format!("it needs {bytes} bytes, and {} are given", self.bytes));
+        }
+        if bytes > 0 && self.address == 0 {
+            return refused("its address is null".into());
+        }
+        if !self.address.is_multiple_of(cuda::ALIGNMENT) {
+            return refused(format!("its address {:#x} is no multiple of {}", self.address, cuda::ALIGNMENT));
+        }
+        if indices && !self.in_range {
+            return refused(
+                "its values say where memory is read or written; promise by View::assume_in_range that they are good"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether the first bytes of both share any.
+    pub(crate) fn overlaps(&self, bytes: u64, other: &View, others: u64) -> bool {
+        bytes > 0
+            && others > 0
+            && self.address < other.address.saturating_add(others)
+            && other.address < self.address.saturating_add(bytes)
+    }
+}
+
+impl From<&Memory> for View {
+    fn from(memory: &Memory) -> View {
+        memory.view()
+    }
+}
+
+impl From<Memory> for View {
+    fn from(memory: Memory) -> View {
+        memory.view()
+    }
+}
+
+impl From<&View> for View {
+    fn from(view: &View) -> View {
+        view.clone()
+    }
+}
