@@ -90,9 +90,11 @@ DEV void produce(const Smem sm, const CUtensorMap *qm, const CUtensorMap *km, co
     const int unit = first + rest % wide, part = rest / wide % a.max_parts;
     const Tile t(a.q_starts, a.kv_lens, a.batch, places - 1 - rest / wide / a.max_parts);
     const Part p(max(t.keys(), 0), part, a.max_parts);
+    const int *table = a.block_table + (i64)t.seq * a.max_pages;
+    // The row of the table comes while the sequence's length does.
+    if (lane_id() * 32 < a.max_pages) asm volatile("prefetch.global.L2 [%0];" ::"l"(table + lane_id() * 32));
     if (t.count > 0 && p.begin < p.end) {
       const int kv_head = unit * PACK / (HEADS / KV_HEADS);
-      const int *table = a.block_table + (i64)t.seq * a.max_pages;
       const int last_page = (t.kv - 1) / PAGE;
       auto entry_of = [&](int n) { return table[min((n * KV_TILE + lane_id() % PIECES * BOX) / PAGE, last_page)]; };
       int n = p.end - 1, entry = entry_of(n);

@@ -45,7 +45,7 @@ template <int TILE, class RowAt> DEV void copy_tile(u32 smem, const elem *matrix
   constexpr int STEP = THREADS / ROW_THREADS;
   const int first = threadIdx.x / ROW_THREADS, chunk = threadIdx.x % ROW_THREADS;
   smem += first * PITCH + chunk * 16;
-#pragma unroll
+#pragma unroll 4 // more addresses at a time cost too many registers
   for (int i = 0; i < (TILE + STEP - 1) / STEP; i++) {
     const int row = first + i * STEP;
     if (TILE % STEP != 0 && row >= TILE) break;
