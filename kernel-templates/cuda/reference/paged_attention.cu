@@ -13,6 +13,7 @@ extern "C" __global__ void __launch_bounds__(256) paged_attention_reference(
     const elem *q, const elem *k, const elem *v, const int *block_table, const int *q_starts, const int *kv_lens,
     double *o, int batches, int heads, int kv_heads, int head_dim, int page, int max_pages) {
   __shared__ double qs[STEP][QUERIES + 1], ks[STEP][KEYS + 1], s[QUERIES][KEYS + 1];
+  __shared__ i64 rows[KEYS]; // where the keys of this step lie
   __shared__ double row_max[QUERIES], row_sum[QUERIES], row_scale[QUERIES];
 
   const int head = (int)(blockIdx.x % heads), slot = (int)(blockIdx.x / heads), kv_head = head / (heads / kv_heads);
@@ -21,9 +22,6 @@ extern "C" __global__ void __launch_bounds__(256) paged_attention_reference(
   const int first = q_starts[batch], q_len = q_starts[batch + 1] - first, kv_len = kv_lens[batch];
   const int q0 = (slot - first / QUERIES - batch) * QUERIES;
   if (q0 >= q_len) return;
-  auto row_of = [&](int t) {
-    return (((i64)block_table[(i64)batch * max_pages + t / page] * kv_heads + kv_head) * page + t % page) * head_dim;
-  };
   const double scale = 1.0 / sqrt((double)head_dim), minus_inf = __longlong_as_double(0xfff0000000000000ll);
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16; // rows ty and ty+16; columns tx+16j
 
@@ -32,6 +30,11 @@ extern "C" __global__ void __launch_bounds__(256) paged_attention_reference(
 
   const int visible = min(kv_len, q0 + QUERIES + kv_len - q_len);
   for (int t0 = 0; t0 < visible; t0 += KEYS) {
+    if (threadIdx.x < KEYS && t0 + threadIdx.x < kv_len) {
+      const int t = t0 + threadIdx.x;
+      rows[threadIdx.x] =
+          (((i64)block_table[(i64)batch * max_pages + t / page] * kv_heads + kv_head) * page + t % page) * head_dim;
+    }
     double score[2][4] = {};
     for (int d0 = 0; d0 < head_dim; d0 += STEP) {
       __syncthreads();
@@ -43,11 +46,11 @@ extern "C" __global__ void __launch_bounds__(256) paged_attention_reference(
         } else {
           int t = t0 + r - QUERIES;
           bool in = t < kv_len && d < head_dim;
-          ks[i % STEP][r - QUERIES] = in ? (double)to_f32(k[row_of(t) + d]) : 0.0;
+          ks[i % STEP][r - QUERIES] = in ? (double)to_f32(k[rows[r - QUERIES] + d]) : 0.0;
         }
       }
       __syncthreads();
-#pragma unroll
+#pragma unroll 4
       for (int d = 0; d < STEP; d++)
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -92,10 +95,10 @@ extern "C" __global__ void __launch_bounds__(256) paged_attention_reference(
         __syncthreads();
         for (int i = threadIdx.x; i < STEP * 64; i += 256) {
           int key = t0 + t + i / 64, d = c * 64 + i % 64;
-          ks[i / 64][i % 64] = key < kv_len && d < head_dim ? (double)to_f32(v[row_of(key) + d]) : 0.0;
+          ks[i / 64][i % 64] = key < kv_len && d < head_dim ? (double)to_f32(v[rows[key - t0] + d]) : 0.0;
         }
         __syncthreads();
-#pragma unroll
+#pragma unroll 4
         for (int r = 0; r < STEP; r++)
 #pragma unroll
           for (int j = 0; j < 4; j++) {
