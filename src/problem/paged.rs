@@ -1,6 +1,6 @@
 //! Attention of several queries a sequence over a paged KV cache: rows of a decode beside chunks of prompts.
 
-use super::attention::{QUERY, check_heads, softmax_average};
+use super::attention::{QUERY, softmax_average};
 use super::tensor::IndexFill;
 use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor, decode};
 
