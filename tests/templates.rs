@@ -22,6 +22,9 @@ const EXTRA: &[&str] = &[
     "attention batch=1 q=100 kv=100 heads=4 kv_heads=4 head_dim=96 dtype=f32",
     "decode batch=3 context=4097 heads=32 kv_heads=8 head_dim=128 page=16 lens=mixed dtype=bf16",
     "decode batch=1 context=1 heads=4 kv_heads=4 head_dim=80 dtype=f32",
+    "paged_attention tokens=300 batch=40 context=700 heads=12 kv_heads=2 head_dim=80 page=32 lens=mixed dtype=bf16",
+    "paged_attention tokens=1 batch=1 context=1 heads=1 kv_heads=1 head_dim=256 dtype=f16",
+    "paged_attention tokens=40 batch=9 context=333 heads=4 kv_heads=1 head_dim=20 page=7 lens=chunk dtype=f32",
     "rmsnorm rows=33 cols=1003 residual=1 dtype=bf16",
     "layernorm rows=5 cols=77 dtype=f32",
     "layernorm rows=4096 cols=4096 residual=1 dtype=bf16",
@@ -113,6 +116,30 @@ fn cpu_templates_answer_every_problem() {
         .flat_map(|p| check(&device, p, &library))
         .collect();
     assert!(bad.is_empty(), "{} problems:\n{}", bad.len(), bad.join("\n"));
+}
+
+#[test]
+fn paged_attention_compiled_for_one_size_serves_every_other() {
+    let library = Library::built_in().unwrap();
+    let of = |sizes: &str, dtype: &str| -> Problem {
+        format!("paged_attention {sizes} heads=32 kv_heads=8 head_dim=64 dtype={dtype}").parse().unwrap()
+    };
+    const SIZES: [&str; 4] = [
+        "tokens=1 batch=1 context=1",
+        "tokens=17 batch=1 context=5000",
+        "tokens=16384 batch=16 context=1024",
+        "tokens=528 batch=300 context=9000",
+    ];
+    for (device, dtype) in [(Device::ahead_of_time("sm_90a").unwrap(), "bf16"), (cpu::describe(Some(2)), "f32")] {
+        for (tuned, asked) in SIZES.iter().flat_map(|a| SIZES.map(|b| (*a, b))) {
+            let (tuned, asked) = (of(tuned, dtype), of(asked, dtype));
+            for t in library.for_problem(&tuned, &device).unwrap() {
+                for c in space::enumerate(&t.recipe, &tuned, &device).unwrap().candidates.iter().take(4) {
+                    assert!(t.recipe.serves(&tuned, &asked, &device, &c.config), "{} [{}] {asked}", t.name(), c.config);
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -18,15 +18,7 @@ pub(super) static OP: OpDef = OpDef {
         DimDef::capacity("max_pages", max_pages),
         DimDef::capacity("pages", |p| p.dim("batch") * p.dim("max_pages")),
     ],
-    check: |p| {
-        if p.dim("page") < 1 {
-            return Err("page must be at least 1".into());
-        }
-        if p.dim("batch") > MAX_BATCH {
-            return Err(format!("batch must be at most {MAX_BATCH}"));
-        }
-        check_heads(p)
-    },
+    check,
     tensors,
     flops: |p| 4.0 * (tokens(p) * p.dim("heads") * p.dim("head_dim")) as f64,
     units: |p| (p.dim("batch") * p.dim("heads")) as u64,
@@ -38,7 +30,17 @@ pub(super) static OP: OpDef = OpDef {
 /// More sequences than any server decodes at once; keeps the sums over them short.
 const MAX_BATCH: i64 = 1 << 16;
 
-fn max_pages(p: &Problem) -> i64 {
+pub(super) fn check(p: &Problem) -> Result<(), String> {
+    if p.dim("page") < 1 {
+        return Err("page must be at least 1".into());
+    }
+    if p.dim("batch") > MAX_BATCH {
+        return Err(format!("batch must be at most {MAX_BATCH}"));
+    }
+    check_heads(p)
+}
+
+pub(super) fn max_pages(p: &Problem) -> i64 {
     let page = p.dim("page").max(1);
     (p.dim("context") + page - 1) / page
 }

@@ -137,6 +137,8 @@ fn indices(kind: IndexFill, len: u64, seed: u64) -> Vec<i32> {
         IndexFill::Full(v) => vec![v as i32; len as usize],
         IndexFill::Below(n) => (0..len).map(|i| (hash(seed, i) % n as u64) as i32).collect(),
         IndexFill::Lengths(n) => (0..len).map(|b| super::decode::length(n, len as i64, b as i64) as i32).collect(),
+        IndexFill::QueryStarts(spread) => spread.starts(),
+        IndexFill::KvLengths(spread) => spread.lengths(),
         IndexFill::Distinct(n) => {
             // A Fisher-Yates shuffle stopped after the values that are needed.
             let mut all: Vec<i32> = (0..n as i32).collect();
@@ -144,8 +146,8 @@ fn indices(kind: IndexFill, len: u64, seed: u64) -> Vec<i32> {
                 let j = i + hash(seed, i) % (n as u64 - i);
                 all.swap(i as usize, j as usize);
             }
-            all.truncate(len as usize);
-            all
+            // A table with more places than there are pages names some of them again.
+            all.into_iter().cycle().take(if n > 0 { len as usize } else { 0 }).collect()
         }
     }
 }

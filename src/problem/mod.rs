@@ -9,6 +9,7 @@ mod dtype;
 mod inputs;
 mod matmul;
 mod norm;
+mod paged;
 mod pointwise;
 mod reference;
 mod tensor;
@@ -33,6 +34,7 @@ pub static OPS: &[&OpDef] = &[
     &matmul::OP,
     &attention::OP,
     &decode::OP,
+    &paged::OP,
     &norm::RMSNORM,
     &norm::LAYERNORM,
     &pointwise::SILU_MUL,

@@ -81,6 +81,8 @@ mod tests {
             "matmul m=3 n=16 k=5 epilogue=bias_rope_kv heads=2 kv_heads=1 head_dim=4 page=2 pages=4",
             "attention batch=2 q=3 kv=5 heads=2 kv_heads=1 head_dim=4",
             "decode batch=2 context=5 heads=2 kv_heads=1 head_dim=4 page=2 lens=mixed",
+            "paged_attention tokens=9 batch=3 context=5 heads=2 kv_heads=1 head_dim=4 page=2 lens=mixed",
+            "paged_attention tokens=6 batch=3 context=5 heads=2 kv_heads=1 head_dim=4 page=2 lens=chunk",
             "layernorm rows=3 cols=7 residual=1",
             "rope tokens=3 heads=2 head_dim=4",
             "argmax rows=3 cols=9",

@@ -1,6 +1,7 @@
 //! The tensors of a problem: name, element type, shape, and how test data is made.
 
 use super::Dtype;
+use super::paged::Spread;
 
 /// The storage type of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +60,10 @@ pub enum IndexFill {
     Full(i64),
     /// Spread over 1..=this, the first one longest.
     Lengths(i64),
+    /// The first query of every sequence and the number of all.
+    QueryStarts(Spread),
+    /// The KV tokens of every sequence.
+    KvLengths(Spread),
 }
 
 /// One tensor of a problem, dense and row-major.
