@@ -73,10 +73,11 @@ fn attempts(args: &Args, problem: &Problem, library: &Library, folder: &Path) ->
     let recipe = |e: crate::recipe::RecipeError| CliError::Template(e.into());
     let (mut rows, mut bad) = (Vec::new(), 0);
     let mut fastest: Option<(f64, String)> = None;
-    for t in library.for_problem(problem, &device)? {
-        if args.template.as_ref().is_some_and(|name| name != t.name()) {
-            continue;
-        }
+    let templates = match &args.template {
+        Some(name) => library.taking(problem, &device)?.into_iter().filter(|t| t.name() == name).collect(),
+        None => library.for_problem(problem, &device)?,
+    };
+    for t in templates {
         let configs: Vec<Config> = match &args.config {
             Some(text) => {
                 let config: Config = text.parse().map_err(CliError::Usage)?;

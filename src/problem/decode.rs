@@ -25,6 +25,15 @@ pub(super) static OP: OpDef = OpDef {
         if p.dim("batch") > MAX_BATCH {
             return Err(format!("batch must be at most {MAX_BATCH}"));
         }
+        if p.dim("max_pages") < max_pages(p) {
+            return Err(format!(
+                "a block table of {} pages a sequence does not hold the context; give max_pages=",
+                p.dim("max_pages")
+            ));
+        }
+        if p.dim("pages") < 1 {
+            return Err("pages must be at least 1".into());
+        }
         check_heads(p)
     },
     tensors,
@@ -60,12 +69,16 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
     let [page, max_pages, pages] = ["page", "max_pages", "pages"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
     let lens = if p.word("lens") == "full" { IndexFill::Full(context) } else { IndexFill::Lengths(context) };
+    // Sequences share pages where there are fewer than the table has entries.
+    let table = if pages >= b.saturating_mul(max_pages) { IndexFill::Distinct(pages) } else { IndexFill::Below(pages) };
     let read = tokens(p).saturating_mul(hk).saturating_mul(d);
     vec![
         Tensor::input("q", t, &[b, h, d], QUERY),
-        Tensor::input("k_cache", t, &[pages, hk, page, d], unit).touching(read),
-        Tensor::input("v_cache", t, &[pages, hk, page, d], unit).touching(read),
-        Tensor::input("block_table", Scalar::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
+        Tensor::input("k_cache", t, &[pages, hk, page, d], unit)
+            .touching(read.min(pages.saturating_mul(hk).saturating_mul(page).saturating_mul(d))),
+        Tensor::input("v_cache", t, &[pages, hk, page, d], unit)
+            .touching(read.min(pages.saturating_mul(hk).saturating_mul(page).saturating_mul(d))),
+        Tensor::input("block_table", Scalar::I32, &[b, max_pages], Fill::Index(table)),
         Tensor::input("lens", Scalar::I32, &[b], Fill::Index(lens)),
         Tensor::output("o", t, &[b, h, d]),
     ]
