@@ -65,10 +65,11 @@ pub fn attempts(
     let device = session.device().clone();
     session.prepare(&bench.setup(problem, &device, options.seed)?)?;
     let mut list = Vec::new();
-    for template in library.for_problem(problem, &device)? {
-        if options.template.as_ref().is_some_and(|name| name != template.name()) {
-            continue;
-        }
+    let templates = match &options.template {
+        Some(name) => library.taking(problem, &device)?.into_iter().filter(|t| t.name() == name).collect(),
+        None => library.for_problem(problem, &device)?,
+    };
+    for template in templates {
         let recipe = &template.recipe;
         let configs: Vec<Config> = match &options.config {
             Some(config) => {

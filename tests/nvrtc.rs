@@ -16,8 +16,17 @@ use std::collections::BTreeMap;
 const EXTRA: &[&str] = &[
     "matmul m=33 n=1000 k=1544 dtype=f32",
     "matmul m=300 n=1000 k=1544 dtype=tf32 epilogue=bias",
-    "matmul m=129 n=3072 k=2048 dtype=f16 epilogue=bias_rope_kv heads=32 kv_heads=8 head_dim=64 pages=8",
+    "matmul m=40 n=2000 k=2048 dtype=bf16 epilogue=bias_swiglu",
+    "matmul m=300 n=2048 k=2048 dtype=bf16 epilogue=bias_swiglu",
+    "matmul m=5 n=2000 k=2048 dtype=f16 epilogue=bias_residual",
+    "matmul m=300 n=2048 k=2048 dtype=f16 epilogue=bias_residual",
+    "qkv m=129 k=2048 heads=32 kv_heads=8 head_dim=64 bias=1 dtype=f16 | pages=8",
+    "qkv m=4 k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16",
+    "qkv m=300 k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16",
+    "qkv m=7 k=100 heads=3 kv_heads=1 head_dim=10 bias=1 qk_norm=1 dtype=f32",
     "matmul m=100 n=1001 k=77 dtype=bf16",
+    "matmul m=4 n=64 k=64 dtype=e4m3",
+    "matmul m=300 n=70 k=50 epilogue=bias_residual dtype=e4m3",
     "attention batch=1 q=2048 kv=2048 heads=32 kv_heads=8 head_dim=128 dtype=f16",
     "attention batch=1 q=77 kv=333 heads=6 kv_heads=2 head_dim=80 causal=0 dtype=bf16",
     "attention batch=1 q=512 kv=512 heads=8 kv_heads=8 head_dim=256 dtype=bf16",
@@ -116,6 +125,58 @@ fn parameters(cubin: &[u8], kernel: &str) -> Option<Vec<usize>> {
     }
     sizes.sort_unstable();
     Some(sizes.into_iter().map(|(_, size)| size).collect())
+}
+
+/// Problems of every op, in shapes that only a portable template takes or that it takes too.
+const PORTABLE: &[&str] = &[
+    "matmul m=3 n=10 k=7",
+    "matmul m=3 n=10 k=7 epilogue=bias_swiglu dtype=f32",
+    "matmul m=3 n=10 k=7 dtype=e4m3",
+    "qkv m=3 k=7 heads=3 kv_heads=1 head_dim=6 page=5 bias=1 qk_norm=1",
+    "decode batch=3 context=7 heads=4 kv_heads=2 head_dim=36 page=5",
+    "rmsnorm rows=3 cols=7",
+    "layernorm rows=3 cols=20001 residual=1 dtype=f16",
+    "softmax rows=3 cols=7",
+    "argmax rows=3 cols=7",
+    "embedding tokens=3 vocab=5 hidden=7",
+    "rope tokens=3 heads=2 head_dim=6",
+    "silu_mul rows=3 cols=7",
+    "gelu rows=3 cols=7 dtype=tf32",
+];
+
+/// Architectures beside those that a table describes; the portable tier keeps to instructions that they have too.
+const LATER: [(&str, u32); 3] = [("sm_100", 100), ("sm_103", 103), ("sm_120", 120)];
+
+#[test]
+fn portable_templates_compile_for_every_architecture() {
+    if nvrtc::open().is_err() && std::env::var_os("JITUNE_ALLOW_NO_NVRTC").is_some() {
+        eprintln!("SKIPPED: NVRTC is not here and JITUNE_ALLOW_NO_NVRTC is set");
+        return;
+    }
+    let library = Library::built_in().unwrap();
+    let mut devices = Device::ARCHITECTURES.map(|arch| Device::ahead_of_time(arch).unwrap()).to_vec();
+    for (arch, cc) in LATER {
+        let device = devices[0].clone();
+        devices.push(Device { arch: arch.into(), cc, ..device });
+    }
+    let pairs: Vec<(&Device, &str)> =
+        devices.iter().flat_map(|d| PORTABLE.iter().map(move |text| (d, *text))).collect();
+    let one = |(device, text): &(&Device, &str)| {
+        let p: Problem = text.parse().unwrap();
+        let list = library.taking(&p, device).unwrap();
+        let t = list.iter().find(|t| t.recipe.description.portable).unwrap_or_else(|| panic!("{text} has none"));
+        let fixed = p.variables().into_iter().filter(|(name, _)| t.recipe.fixes(&p, name)).count();
+        assert_eq!(fixed, 0, "{text}: every dimension is an argument");
+        let launch = t.recipe.launch(&p, device, &Config::default()).unwrap();
+        let source = library.render(t, &p, device, &Config::default()).unwrap();
+        match nvrtc::compile(&source) {
+            Ok(_) if launch.kernels.is_empty() => Some(format!("{text}: launches nothing")),
+            Ok(_) => None,
+            Err(e) => Some(format!("{} {text}: {e}", device.arch)),
+        }
+    };
+    let bad: Vec<String> = pairs.par_iter().filter_map(one).collect();
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
 fn check(arch: &str) {

@@ -1,38 +1,80 @@
-//! The sizes between the buckets of a default tuning that the H100's stored winners refuse, as `docs/performance.md` lists
-//! them: no device is needed, since a recipe says by itself what its code serves.
+//! The sizes between and beyond the buckets of a default tuning: what it finds answers for all of them. No device is
+//! needed, since a recipe says by itself what its code serves; the winners are those that the analytic cost puts first.
+#![cfg(feature = "tuner")]
 
-use jitune::problem::Problem;
-use jitune::recipe::Recipe;
-use jitune::winner::Winner;
+use jitune::backend::cpu;
+use jitune::device::{Device, Target};
+use jitune::model::{Buckets, Model, Plan};
+use jitune::problem::{Dtype, Problem};
+use jitune::recipe::{Config, Recipe};
+use jitune::space;
+use jitune::template::{Library, Template};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::sync::Arc;
 
-/// The size of each op that differs between the buckets of a model.
-const SIZES: [(&str, &str); 5] =
-    [("matmul", "m"), ("rmsnorm", "rows"), ("embedding", "tokens"), ("argmax", "rows"), ("decode", "batch")];
-/// Of a prompt, the longest of the default buckets.
-const MOST: i64 = 2048;
+/// The most tokens of a call.
+const MOST: i64 = 8192;
 
-fn winners() -> BTreeMap<String, Winner> {
-    let journal = "tuning-db/winners/nvidia-h100-80gb-hbm3/2026-11-25/journal.jsonl";
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(journal)).unwrap();
-    let record = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["rec"].take();
-    let winner = |mut r: serde_json::Value| serde_json::from_value::<Winner>(r["body"].take()).unwrap();
-    let of_winners = text.lines().filter(|l| l.contains(r#""kind":"winner""#)).map(record);
-    of_winners.map(winner).map(|w| (w.problem.to_string(), w)).collect()
+struct Winner {
+    problem: Problem,
+    template: Arc<Template>,
+    config: Config,
+}
+
+/// The cheapest config by prediction of all that take the problem.
+fn winner(library: &Library, problem: Problem, device: &Device) -> Winner {
+    let mut best: Option<(f64, Winner)> = None;
+    for template in library.for_problem(&problem, device).unwrap() {
+        let space = space::enumerate(&template.recipe, &problem, device).unwrap();
+        if let Some(c) = space.candidates.first()
+            && best.as_ref().is_none_or(|(us, _)| c.cost_us < *us)
+        {
+            best = Some((c.cost_us, Winner { problem, template, config: c.config.clone() }));
+        }
+    }
+    best.unwrap().1
+}
+
+/// The size of an op that differs between the buckets of a model.
+fn size(p: &Problem) -> Option<&'static str> {
+    match p.op().name {
+        "matmul" | "qkv" => Some("m"),
+        "rmsnorm" | "argmax" => Some("rows"),
+        "embedding" => Some("tokens"),
+        "decode" => Some("batch"),
+        _ => None,
+    }
+}
+
+/// The problems of a default tuning of a model, and those of one whose heads are normed.
+fn problems(dtype: Dtype) -> Vec<Problem> {
+    let buckets = Buckets { batch: vec![1, 4, 16, 32], prefill: vec![512, 2048], context: 4096 };
+    let mut list = Plan::new(&Model::load("llama-3.2-1b").unwrap(), &buckets, dtype).unwrap().problems();
+    for m in [1, 4, 16, 32, 512, 2048] {
+        let text = format!("qkv m={m} k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype={dtype}");
+        list.push(text.parse().unwrap());
+    }
+    list
 }
 
 /// The sizes that none of the winners of one family serves, as runs.
-fn refused(list: &[(Winner, Recipe)], size: &str) -> Vec<(i64, i64)> {
-    let most = list.iter().map(|(w, _)| w.problem.dim(size)).max().unwrap().min(MOST);
+fn refused(list: &[Winner], device: &Device) -> Vec<(i64, i64)> {
+    let size = size(&list[0].problem).unwrap();
+    // The last product of a pass has a row a sequence, so its buckets are the batches alone.
+    let largest = list.iter().map(|w| w.problem.dim(size)).max().unwrap();
+    let most = if largest < 512 { largest } else { MOST };
     let served = |v: i64| {
-        list.iter().any(|(w, recipe)| {
-            let asked = w.problem.with(&[(size, v)]);
-            asked.is_ok_and(|asked| recipe.serves(&w.problem, &asked, &w.device, &w.config))
+        list.iter().rev().any(|w| {
+            // One cache for all: what an engine allocates is no question of the batch.
+            let mut changes = vec![(size, v)];
+            changes.extend(w.problem.has("pages").then_some(("pages", 100_000)));
+            let asked = w.problem.with(&changes).unwrap();
+            w.template.recipe.serves(&w.problem, &asked, device, &w.config)
         })
     };
     let mut runs: Vec<(i64, i64)> = Vec::new();
-    for v in (1..=most).filter(|v| !served(*v)) {
+    // Every size to 600, where the tiles change, and then every 61st.
+    for v in (1..=most).filter(|v| (*v <= 600 || *v == most || v % 61 == 0) && !served(*v)) {
         match runs.last_mut() {
             Some(run) if run.1 + 1 == v => run.1 = v,
             _ => runs.push((v, v)),
@@ -41,49 +83,96 @@ fn refused(list: &[(Winner, Recipe)], size: &str) -> Vec<(i64, i64)> {
     runs
 }
 
-#[test]
-fn what_a_default_tuning_leaves_unanswered() {
-    let mut families: BTreeMap<String, Vec<(Winner, Recipe)>> = BTreeMap::new();
-    for w in winners().into_values() {
-        let Some((_, size)) = SIZES.iter().find(|(op, _)| *op == w.problem.op().name) else { continue };
-        // Outside of the model, whose products but the last have an epilogue.
-        let of_model = match w.problem.op().name {
-            "matmul" => w.problem.word("epilogue") != "none" || w.problem.dim("n") == 128_256,
-            "decode" => w.problem.dim("context") == 4096,
-            _ => w.problem.to_string().find("residual").is_none(),
-        };
-        if of_model {
-            let same: Problem =
-                w.problem.with(&[(size, 1), ("pages", 64)]).or_else(|_| w.problem.with(&[(size, 1)])).unwrap();
-            let recipe = Recipe::new(w.description.clone()).unwrap();
-            families.entry(same.to_string()).or_default().push((w, recipe));
+fn check(device: &Device, dtype: Dtype) {
+    let library = Library::built_in().unwrap();
+    let mut families: BTreeMap<String, Vec<Winner>> = BTreeMap::new();
+    for p in problems(dtype) {
+        if let Some(size) = size(&p) {
+            let family = p.with(&[(size, 1)]).unwrap().to_string();
+            families.entry(family).or_default().push(winner(&library, p, device));
         }
     }
-    let text = |(name, list): (&String, &Vec<(Winner, Recipe)>)| {
-        let op = list[0].0.problem.op().name;
-        let size = SIZES.iter().find(|(o, _)| *o == op).unwrap().1;
-        let short = if op == "matmul" {
-            let p: Problem = name.parse().unwrap();
-            format!("{}x{} {}", p.dim("n"), p.dim("k"), p.word("epilogue"))
-        } else {
-            op.to_string()
-        };
-        format!("{short}: {:?}", refused(list, size))
-    };
-    let mut found: Vec<String> = families.iter().map(text).collect();
-    found.sort();
-    assert_eq!(
-        found,
-        [
-            "128256x2048 none: [(2, 3), (5, 8), (17, 24)]",
-            "16384x2048 swiglu: [(17, 24), (33, 128)]",
-            "2048x2048 residual: [(2, 3), (5, 8), (17, 24), (33, 64)]",
-            "2048x8192 residual: [(2, 3), (5, 8), (33, 64)]",
-            "3072x2048 rope_kv: [(2, 3), (5, 8), (17, 24), (33, 128)]",
-            "argmax: []",
-            "decode: []",
-            "embedding: []",
-            "rmsnorm: []",
-        ]
-    );
+    assert!(families.len() >= 10, "{:?}", families.keys());
+    let left: Vec<_> = families.iter().map(|(name, list)| (name, refused(list, device))).collect();
+    assert!(left.iter().all(|(_, runs)| runs.is_empty()), "{}: {left:?}", device.arch);
+}
+
+#[test]
+fn a_hopper_serves_every_size() {
+    check(&Device::ahead_of_time("sm_90a").unwrap(), Dtype::Bf16);
+}
+
+#[test]
+fn an_ampere_serves_every_size() {
+    check(&Device::ahead_of_time("sm_80").unwrap(), Dtype::Bf16);
+}
+
+#[test]
+fn a_processor_serves_every_size() {
+    check(&cpu::describe(Some(2)), Dtype::F32);
+}
+
+#[test]
+fn any_context_is_served() {
+    let library = Library::built_in().unwrap();
+    for (device, dtype) in [
+        (Device::ahead_of_time("sm_90a").unwrap(), "bf16"),
+        (Device::ahead_of_time("sm_80").unwrap(), "bf16"),
+        (cpu::describe(Some(2)), "f32"),
+    ] {
+        for head_dim in [64, 128] {
+            let of = |batch: u32, context: u32| -> Problem {
+                let text = format!("decode batch={batch} context={context} heads=32 kv_heads=8 head_dim={head_dim}");
+                format!("{text} dtype={dtype}").parse().unwrap()
+            };
+            let w = winner(&library, of(4, 4096), &device);
+            for (batch, context) in [(1, 1), (1, 63), (7, 64), (256, 5000), (3, 131_072), (65_535, 2)] {
+                let asked = of(batch, context);
+                assert!(w.template.recipe.serves(&w.problem, &asked, &device, &w.config), "{asked}: {}", w.config);
+            }
+        }
+    }
+}
+
+/// A portable template takes whatever its ops allow, with the code of one artifact a dtype.
+#[test]
+fn a_portable_template_serves_any_problem_of_its_ops() {
+    let library = Library::built_in().unwrap();
+    let pairs = [
+        ("matmul m=1 n=2 k=1", "matmul m=8191 n=1001 k=77 epilogue=bias_residual"),
+        ("matmul m=1 n=2 k=1", "matmul m=3 n=1002 k=77 epilogue=bias_swiglu"),
+        (
+            "qkv m=1 k=1 heads=1 kv_heads=1 head_dim=2",
+            "qkv m=7 k=99 heads=6 kv_heads=2 head_dim=258 bias=1 qk_norm=1 page=7",
+        ),
+        (
+            "decode batch=1 context=1 heads=1 kv_heads=1 head_dim=1",
+            "decode batch=65536 context=3 heads=6 kv_heads=2 head_dim=515 page=7",
+        ),
+        ("rmsnorm rows=1 cols=1", "rmsnorm rows=70000 cols=100001 residual=1 | eps=1e-3"),
+        ("layernorm rows=1 cols=1", "layernorm rows=70000 cols=3"),
+        ("softmax rows=1 cols=1", "softmax rows=70000 cols=3"),
+        ("argmax rows=1 cols=1", "argmax rows=70000 cols=3"),
+        ("embedding tokens=1 vocab=1 hidden=1", "embedding tokens=70000 vocab=9 hidden=33"),
+        ("rope tokens=1 heads=1 head_dim=2", "rope tokens=70000 heads=3 head_dim=34"),
+        ("silu_mul rows=1 cols=1", "silu_mul rows=70000 cols=3"),
+        ("gelu rows=1 cols=1", "gelu rows=70000 cols=3"),
+    ];
+    for device in [Device::ahead_of_time("sm_80").unwrap(), cpu::describe(Some(2))] {
+        for (tuned, asked) in pairs {
+            let of = |text: &str| -> Problem {
+                let (head, rest) = text.split_once('|').unwrap_or((text, ""));
+                format!("{head} dtype={} | {rest}", if device.target == Target::Cpu { "f32" } else { "bf16" })
+                    .parse()
+                    .unwrap()
+            };
+            let (tuned, asked) = (of(tuned), of(asked));
+            let list = library.taking(&tuned, &device).unwrap();
+            let recipes: Vec<&Recipe> = list.iter().map(|t| &t.recipe).filter(|r| r.description.portable).collect();
+            assert_eq!(recipes.len(), 1, "{tuned}");
+            let config = Config::default();
+            assert!(recipes[0].serves(&tuned, &asked, &device, &config), "{asked} on {}", device.arch);
+            assert!(!recipes[0].launch(&asked, &device, &config).unwrap().kernels.is_empty());
+        }
+    }
 }

@@ -16,7 +16,14 @@ const EXTRA: &[&str] = &[
     "matmul m=1 n=1001 k=77 dtype=bf16",
     "matmul m=300 n=1001 k=77 dtype=f16 epilogue=bias",
     "matmul m=33 n=2000 k=2048 dtype=bf16 epilogue=swiglu",
-    "matmul m=129 n=3072 k=2048 dtype=f16 epilogue=bias_rope_kv heads=32 kv_heads=8 head_dim=64 pages=8",
+    "matmul m=40 n=2000 k=2048 dtype=bf16 epilogue=bias_swiglu",
+    "matmul m=300 n=2048 k=2048 dtype=bf16 epilogue=bias_swiglu",
+    "matmul m=5 n=2000 k=2048 dtype=f16 epilogue=bias_residual",
+    "matmul m=300 n=2048 k=2048 dtype=f16 epilogue=bias_residual",
+    "qkv m=129 k=2048 heads=32 kv_heads=8 head_dim=64 bias=1 dtype=f16 | pages=8",
+    "qkv m=4 k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16",
+    "qkv m=300 k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16",
+    "qkv m=7 k=100 heads=3 kv_heads=1 head_dim=10 bias=1 qk_norm=1 dtype=f32",
     "attention batch=3 q=77 kv=333 heads=6 kv_heads=2 head_dim=80 dtype=f16",
     "attention batch=1 q=1 kv=1 heads=1 kv_heads=1 head_dim=256 causal=0 dtype=bf16",
     "attention batch=1 q=100 kv=100 heads=4 kv_heads=4 head_dim=96 dtype=f32",
@@ -25,6 +32,9 @@ const EXTRA: &[&str] = &[
     "paged_attention tokens=300 batch=40 context=700 heads=12 kv_heads=2 head_dim=80 page=32 lens=mixed dtype=bf16",
     "paged_attention tokens=1 batch=1 context=1 heads=1 kv_heads=1 head_dim=256 dtype=f16",
     "paged_attention tokens=40 batch=9 context=333 heads=4 kv_heads=1 head_dim=20 page=7 lens=chunk dtype=f32",
+    "decode batch=2 context=99 heads=4 kv_heads=4 head_dim=72 page=5 dtype=bf16",
+    "decode batch=2 context=99 heads=4 kv_heads=4 head_dim=512 dtype=bf16",
+    "layernorm rows=5 cols=20001 dtype=f32",
     "rmsnorm rows=33 cols=1003 residual=1 dtype=bf16",
     "layernorm rows=5 cols=77 dtype=f32",
     "layernorm rows=4096 cols=4096 residual=1 dtype=bf16",
@@ -163,4 +173,64 @@ fn a_config_that_a_smaller_bucket_would_not_search_serves_it() {
     for c in only_large {
         assert!(gemm.serves(&of(64), &of(33), &device, &c.config), "{}", c.config);
     }
+}
+
+#[test]
+fn a_template_takes_only_the_element_types_that_it_names() {
+    let library = Library::built_in().unwrap();
+    let device = Device::ahead_of_time("sm_90a").unwrap();
+    // Operands of one byte, which code for f32 would read four times past the end of.
+    for epilogue in ["none", "bias", "residual", "bias_residual"] {
+        let p: Problem = format!("matmul m=4 n=64 k=64 epilogue={epilogue} dtype=e4m3").parse().unwrap();
+        let names: Vec<String> =
+            library.for_problem(&p, &device).unwrap().iter().map(|t| t.name().to_string()).collect();
+        assert_eq!(names, ["matmul_portable"]);
+        let reference = library.reference(&p, &device).unwrap();
+        let source = library.render(&reference, &p, &device, &Default::default()).unwrap();
+        assert!(source.text.contains("#define DTYPE_E4M3 1") && source.text.contains("operand *x"));
+    }
+    let t = library.get(Target::Cuda, "gelu").unwrap();
+    let mut description = t.recipe.description.clone();
+    description.when = jitune::recipe::ExprText("rows > 0".into());
+    let e = jitune::recipe::Recipe::new(description).err().unwrap().to_string();
+    assert!(e.contains("does not name dtype"), "{e}");
+}
+
+/// What nothing else takes is left to the portable templates, so no shape that an op allows is without a config.
+#[test]
+fn any_shape_has_a_config() {
+    let library = Library::built_in().unwrap();
+    let mut state = 7u64;
+    let mut draw = |list: &[u32]| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        list[(state >> 33) as usize % list.len()]
+    };
+    let mut bad = Vec::new();
+    for round in 0..24 {
+        let odd = [1, 2, 3, 7, 16, 33, 64, 77, 100, 129, 1000, 4099];
+        let (m, n, k) = (draw(&odd), draw(&odd), draw(&odd));
+        let (kv, group, d) =
+            (draw(&[1, 2, 8]), draw(&[1, 3, 4, 17, 48]), 2 * draw(&[1, 3, 5, 12, 20, 36, 64, 100, 128, 160, 300]));
+        let (page, heads) = (draw(&[1, 3, 4, 12, 16, 20, 48, 64, 96, 100, 256]), kv * group);
+        let shapes = [
+            format!("matmul m={m} n={n} k={k}"),
+            format!("matmul m={m} n={} k={k} epilogue=bias_swiglu", 2 * n),
+            format!("qkv m={m} k={k} heads={heads} kv_heads={kv} head_dim={d} page={page} qk_norm={}", round % 2),
+            format!("decode batch={m} context={k} heads={heads} kv_heads={kv} head_dim={d} page={page}"),
+            format!("rmsnorm rows={m} cols={}", n * draw(&[1, 8, 50])),
+            format!("softmax rows={m} cols={}", n * draw(&[1, 8, 50])),
+            format!("rope tokens={m} heads={heads} head_dim={d}"),
+        ];
+        let (dtype, narrow) = (["bf16", "f32", "f16", "tf32"][round % 4], ["bf16", "f32"][round % 2]);
+        for (device, dtype) in [
+            (Device::ahead_of_time("sm_90a").unwrap(), dtype),
+            (Device::ahead_of_time("sm_86").unwrap(), dtype),
+            (cpu::describe(Some(2)), narrow),
+        ] {
+            for text in &shapes {
+                bad.extend(check(&device, &format!("{text} dtype={dtype}").parse().unwrap(), &library));
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{} problems:\n{}", bad.len(), bad.join("\n"));
 }

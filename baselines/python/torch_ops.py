@@ -15,7 +15,6 @@ import torch_attention
 import torch_cudnn
 from torch_forms import Candidate, Form, Unsupported, both
 
-EPS = 1e-5
 FILES = {
     "bf16": numpy.int16,
     "e4m3": numpy.uint8,
@@ -86,11 +85,12 @@ def matmul_8_bits(task, t):
         return torch._scaled_mm(x, w.t(), scale_a=one, scale_b=one, bias=bias, out_dtype=torch.bfloat16)
 
     epilogue = task["words"].get("epilogue", "none")
-    if epilogue == "residual":
-        return both("residual + torch._scaled_mm(x, w.t())", lambda x, w, r: r + product(x, w), ("x", "w", "residual"))
-    bias = epilogue == "bias"
-    how = f"torch._scaled_mm(x, w.t(){', bias' if bias else ''}), scales of 1"
-    return both(how, product, ("x", "w") + (("bias",) if bias else ()))
+    biased = ("bias",) if epilogue.startswith("bias") else ()
+    how = f"torch._scaled_mm(x, w.t(){', bias' if biased else ''}), scales of 1"
+    if epilogue.endswith("residual"):
+        takes = ("x", "w", "residual") + biased
+        return both(f"residual + {how}", lambda x, w, r, *b: r + product(x, w, *b), takes)
+    return both(how, product, ("x", "w") + biased)
 
 
 def matmul(task, t):
@@ -105,16 +105,25 @@ def matmul(task, t):
         takes = ("x", "w", "residual")
         addmm = Form("addmm", [("torch.addmm(residual, x, w.t())", lambda x, w, r: torch.addmm(r, x, w.t()))], takes)
         return both("residual + F.linear(x, w)", lambda x, w, r: r + F.linear(x, w), takes) + [addmm]
-    if epilogue == "swiglu":
-        # Gate and up alternate in our layout; models in PyTorch have one after the other.
-        t["w"] = torch.cat([t["w"][0::2], t["w"][1::2]])
-        how = "gate, up = F.linear(x, w).chunk(2); F.silu(gate) * up"
-        return both(how, lambda x, w: swiglu(F.linear(x, w)), ("x", "w"))
-    return rope_kv(task, t, epilogue == "bias_rope_kv")
+    if epilogue == "bias_residual":
+        takes = ("x", "w", "bias", "residual")
+        return both("residual + F.linear(x, w, bias)", lambda x, w, b, r: r + F.linear(x, w, b), takes)
+    if epilogue not in ("swiglu", "bias_swiglu"):
+        raise Unsupported(f"this peer has no matmul with the epilogue {epilogue}")
+    # Gate and up alternate in our layout; models in PyTorch have one after the other.
+    biased = ("bias",) if epilogue == "bias_swiglu" else ()
+    for name in ("w",) + biased:
+        t[name] = torch.cat([t[name][0::2], t[name][1::2]])
+    how = f"gate, up = F.linear(x, w{', bias' if biased else ''}).chunk(2); F.silu(gate) * up"
+    return both(how, lambda x, w, *b: swiglu(F.linear(x, w, *b)), ("x", "w") + biased)
 
 
-def rope_kv(task, t, biased):
+def qkv(task, t):
+    if task["words"].get("padding") == "some":
+        raise Unsupported("this peer has no rows without a slot")
     heads, kv_heads, head_dim, page = (task["dims"][name] for name in ("heads", "kv_heads", "head_dim", "page"))
+    biased, normed = (tuple(n for n in names if n in t) for names in (("bias",), ("q_norm", "k_norm")))
+    eps = task["reals"]["eps"]
     # A model has these once a step for all its layers, so that they are not part of a call.
     t["positions"] = t["positions"].long()
     t["page"], t["row"] = t["slots"].long() // page, t["slots"].long() % page
@@ -123,9 +132,11 @@ def rope_kv(task, t, biased):
         t[cache["name"]] = torch.full(cache["shape"], math.nan, dtype=dtype, device=t["x"].device)
 
     def chain(rotate):
-        def call(x, w, positions, page, row, cos_sin, k_cache, v_cache, b=None):
-            qkv = F.linear(x, w, b).view(len(x), heads + 2 * kv_heads, head_dim)
-            q, k, v = qkv.split([heads, kv_heads, kv_heads], 1)
+        def call(x, w, positions, page, row, cos_sin, k_cache, v_cache, *rest):
+            product = F.linear(x, w, rest[0] if biased else None).view(len(x), heads + 2 * kv_heads, head_dim)
+            q, k, v = product.split([heads, kv_heads, kv_heads], 1)
+            if normed:
+                q, k = (F.rms_norm(h, (head_dim,), weight, eps) for h, weight in zip((q, k), rest[-2:], strict=True))
             angles = cos_sin[positions]
             k_cache.transpose(1, 2).index_put_((page, row), rotate(k, angles))
             v_cache.transpose(1, 2).index_put_((page, row), v)
@@ -133,8 +144,8 @@ def rope_kv(task, t, biased):
 
         return call
 
-    takes = ("x", "w", "positions", "page", "row", "cos_sin", "k_cache", "v_cache") + (("bias",) if biased else ())
-    how = "F.linear, split, rotation ({}) by cos_sin[positions], index_put_ into the caches (slots split in set-up)"
+    takes = ("x", "w", "positions", "page", "row", "cos_sin", "k_cache", "v_cache") + biased + normed
+    how = f"F.linear, split, {'F.rms_norm, ' if normed else ''}rotation ({{}}) by cos_sin[positions], index_put_ into the caches (slots split in set-up)"
     return both(
         how.format("complex"),
         chain(rotate_complex),
@@ -148,10 +159,11 @@ def rope_kv(task, t, biased):
 def norm(task, t, name, params):
     cols = (task["dims"]["cols"],)
     layer = name == "layer_norm"
-    by_cudnn = torch_cudnn.norm(task, t, name, params, EPS)
+    eps = task["reals"]["eps"]
+    by_cudnn = torch_cudnn.norm(task, t, name, params, eps)
 
     def plain(x, *weights):
-        return F.layer_norm(x, cols, *weights, EPS) if layer else F.rms_norm(x, cols, *weights, EPS)
+        return F.layer_norm(x, cols, *weights, eps) if layer else F.rms_norm(x, cols, *weights, eps)
 
     if task["dims"].get("residual", 0) == 0:
         return both(f"F.{name}(x, weight{', bias' if layer else ''})", plain, ("x",) + params) + by_cudnn
@@ -184,6 +196,7 @@ def rope(task, t):
 
 OPS = {
     "matmul": matmul,
+    "qkv": qkv,
     "attention": torch_attention.attention,
     "decode": torch_attention.decode,
     "rmsnorm": lambda task, t: norm(task, t, "rms_norm", ("weight",)),

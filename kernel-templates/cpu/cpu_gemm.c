@@ -14,6 +14,7 @@
 #include "vmath.h"
 #include "transpose.h"
 #include "epilogue.h"
+#include "qk_norm.h"
 
 #define PW (NV * VL)               // tokens of a panel
 #define KPAD ((K + 1) / 2 * 2)     // K as packed: whole steps of two

@@ -9,6 +9,7 @@
 #include "shuffle.h"
 #include "vmath.h"
 #include "epilogue.h"
+#include "qk_norm.h"
 
 #if DTYPE_BF16
 #define PIECES 2 // vectors of one load

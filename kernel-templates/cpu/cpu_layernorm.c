@@ -10,6 +10,6 @@ void cpu_layernorm(const jt_arg *args, long task, long tasks) {
   for (long r = task * ROWS_EACH, end = min_l(r + ROWS_EACH, a.rows); r < end; r++) {
     float mean = row_moment(&a, r, 0, 0) / COLS;
     float squares = row_moment(&a, r, mean, 1);
-    row_write(&a, r, mean, 1.0f / __builtin_sqrtf(squares / COLS + EPS));
+    row_write(&a, r, mean, 1.0f / __builtin_sqrtf(squares / COLS + a.eps));
   }
 }

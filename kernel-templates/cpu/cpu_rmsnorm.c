@@ -8,6 +8,6 @@ void cpu_rmsnorm(const jt_arg *args, long task, long tasks) {
   (void)tasks;
   for (long r = task * ROWS_EACH, end = min_l(r + ROWS_EACH, a.rows); r < end; r++) {
     float squares = row_moment(&a, r, 0, 1);
-    row_write(&a, r, 0, 1.0f / __builtin_sqrtf(squares / COLS + EPS));
+    row_write(&a, r, 0, 1.0f / __builtin_sqrtf(squares / COLS + a.eps));
   }
 }

@@ -80,7 +80,7 @@ DEV u32 high_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
 extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
     const elem *__restrict__ q, const elem *__restrict__ k_cache, const elem *__restrict__ v_cache,
     const int *block_table, const int *lens, elem *__restrict__ o, void *workspace, int batch,
-    int max_pages, int max_parts) {
+    int max_pages, int pages, int max_parts) {
   const int unit = blockIdx.x % UNITS, split = blockIdx.x / UNITS, seq = blockIdx.y;
   const int kv_head = unit / HEAD_BLOCKS, head_block = unit % HEAD_BLOCKS;
   const int lane = lane_id(), warp = warp_id(), g = lane / 4, c = lane % 4;
@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split(
   if (lane < AHEAD * SUB * 2) {
     const int token = start_of(lane / 2 / SUB, lane / 2 % SUB);
     if (token < min(ld_early(lens + seq), min(begin + SPLIT, max_pages * PAGE))) {
-      const u32 page = min((u32)ld_early(table + token / PAGE), (u32)(batch * max_pages - 1));
+      const u32 page = min((u32)ld_early(table + token / PAGE), (u32)(pages - 1));
       prefetch_l2((lane % 2 ? v_cache : k_cache) + (((i64)page * KV_HEADS + kv_head) * PAGE + token % PAGE) * HEAD_DIM,
                   16 * HEAD_DIM * ELEM_BYTES);
     }

@@ -9,10 +9,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) layernorm(const elem *__re
 #if RESIDUAL
                                                               elem *__restrict__ h,
 #endif
-                                                              int rows) {
+                                                              int rows, float eps) {
 #if RESIDUAL
-  norm<true>(x, residual, weight, bias, y, h, rows);
+  norm<true>(x, residual, weight, bias, y, h, rows, eps);
 #else
-  norm<true>(x, nullptr, weight, bias, y, nullptr, rows);
+  norm<true>(x, nullptr, weight, bias, y, nullptr, rows, eps);
 #endif
 }

@@ -24,6 +24,7 @@ constexpr int COLS = N, DEPTH = K; // the headers have template parameters of su
 #define WGMMA_N0 TILE_N
 #include "wgmma.cuh"
 #include "wgmma_epilogue.cuh"
+#include "qk_norm.cuh"
 
 constexpr int TILE_K = 64;
 constexpr int ITERS = (DEPTH + TILE_K - 1) / TILE_K / SPLIT_K; // of this block
@@ -299,7 +300,11 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, int cons
 
 extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
     matmul_hopper(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap w_map,
+#if QK_NORM
+                  elem *product,
+#else
                   const __grid_constant__ CUtensorMap y_map,
+#endif
 #if RESIDUAL
                   const __grid_constant__ CUtensorMap residual_map,
 #endif
@@ -317,7 +322,9 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
   if (threadIdx.x == 0) {
     tma_prefetch_map(&x_map);
     tma_prefetch_map(&w_map);
+#if !QK_NORM
     tma_prefetch_map(&y_map);
+#endif
     for (int i = 0; i < STAGES; i++) {
       mbar_init(bars.full + i * 8, 1);
       mbar_init(bars.empty + i * 8, WARPS * (CLUSTER_M + CLUSTER_N - 1));
@@ -353,7 +360,11 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
     if (CONSUMERS == 3) setmaxnreg_inc<160>();
     int consumer = warpgroup - 1, warp = warp_uniform(warp_id() - 4);
     Epilogue e;
+#if QK_NORM
+    e.product = product;
+#else
     e.y = &y_map;
+#endif
     e.m = m;
     e.lane = lane_id();
     e.bufs = base + BUFS_AT + warp * EPI_BUFS * BUF_BYTES;

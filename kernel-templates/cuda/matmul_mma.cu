@@ -20,6 +20,7 @@
 // With SPLIT_K > 1 a block covers one part of k and stores f32 partial sums; matmul_mma_reduce adds them in a fixed
 // order and applies the epilogue.
 #include "epilogue.cuh"
+#include "qk_norm.cuh"
 #include "mma.cuh"
 
 #if SPLIT_K > 1

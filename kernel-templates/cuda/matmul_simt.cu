@@ -9,6 +9,7 @@
 // Rows past m or N and columns past K are zeros. With SPLIT_K > 1 a block covers one part of k and stores partial sums,
 // which matmul_simt_reduce adds.
 #include "epilogue.cuh"
+#include "qk_norm.cuh"
 
 #if SPLIT_K > 1
 #define PARTIAL_PARAM , float *__restrict__ partial

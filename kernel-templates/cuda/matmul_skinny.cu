@@ -19,6 +19,7 @@
 // Under programmatic dependent launch the ring is requested before the wait for the kernel that produces x, and the
 // dependent kernel may start at once: its own ring then fills under this kernel's tail.
 #include "epilogue.cuh"
+#include "qk_norm.cuh"
 #include "mma.cuh"
 #include "weight_stream.cuh"
 

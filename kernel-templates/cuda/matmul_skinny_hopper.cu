@@ -17,6 +17,7 @@
 // Under programmatic dependent launch the weights of the whole ring are requested before the wait for the kernel that
 // produces x, and the dependent kernel may start at once: its own ring then fills under this kernel's tail.
 #include "epilogue.cuh"
+#include "qk_norm.cuh"
 #define WGMMA_N0 TILE_M
 #include "wgmma.cuh"
 

@@ -13,6 +13,7 @@
 // Under programmatic dependent launch the first step of weights is requested before the wait for the kernel that
 // produces x, and the dependent kernel may start at once: its own first weights then arrive under this kernel's tail.
 #include "epilogue.cuh"
+#include "qk_norm.cuh"
 #include "mma.cuh"
 #include "weight_stream.cuh"
 

@@ -9,10 +9,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) rmsnorm(const elem *__rest
 #if RESIDUAL
                                                               elem *__restrict__ h,
 #endif
-                                                              int rows) {
+                                                              int rows, float eps) {
 #if RESIDUAL
-  norm<false>(x, residual, weight, nullptr, y, h, rows);
+  norm<false>(x, residual, weight, nullptr, y, h, rows, eps);
 #else
-  norm<false>(x, nullptr, weight, nullptr, y, nullptr, rows);
+  norm<false>(x, nullptr, weight, nullptr, y, nullptr, rows, eps);
 #endif
 }

@@ -8,6 +8,7 @@ use jitune::bundle::Bundle;
 use jitune::device::Device;
 use jitune::journal;
 use jitune::key::Context;
+use jitune::problem::Problem;
 use jitune::recipe::ExprText;
 use jitune::runtime::Runtime;
 use jitune::winner::Winner;
@@ -105,10 +106,14 @@ fn a_size_that_is_answered_wrongly_is_found() {
     let lines: Vec<serde_json::Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     let verdicts: Vec<_> =
         lines.iter().map(|l| (l["problem"].as_str().unwrap(), l["verdict"].as_str().unwrap())).collect();
-    let of = |rows: u32, verdict| (format!("rmsnorm rows={rows} cols=96 dtype=f32"), verdict);
+    let full = |rows: u32| {
+        let problem: Problem = format!("rmsnorm rows={rows} cols=96 dtype=f32").parse().unwrap();
+        problem.full_text()
+    };
+    let of = |rows: u32, verdict| (full(rows), verdict);
     let expect = [of(4, "good"), of(5, "wrong"), of(8, "wrong")];
     assert!(verdicts.iter().copied().eq(expect.iter().map(|(p, v)| (p.as_str(), *v))), "{verdicts:?}");
-    assert_eq!((code, lines[1]["tuned"].as_str()), (1, Some("rmsnorm rows=4 cols=96 dtype=f32")));
+    assert_eq!((code, lines[1]["tuned"].as_str()), (1, Some(full(4).as_str())));
 }
 
 #[test]

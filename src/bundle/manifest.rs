@@ -91,7 +91,7 @@ impl Manifest {
             None => Err(format!("artifact {i} does not exist")),
         };
         let d = describe(e.description)?;
-        if d.role != Role::Kernel || d.target != device.target || d.op != e.problem.op().name {
+        if d.role != Role::Kernel || d.target != device.target || !d.op.iter().any(|op| op == e.problem.op().name) {
             return Err(format!("template {} is not a kernel of its op and target", d.name));
         }
         artifact(e.artifact, ArtifactRole::Kernel)?;
@@ -101,7 +101,10 @@ impl Manifest {
         if let Some(r) = &e.reference {
             artifact(r.artifact, ArtifactRole::Reference)?;
             let d = describe(r.description)?;
-            if d.role != Role::Reference || d.target != device.target || d.op != e.problem.op().name {
+            if d.role != Role::Reference
+                || d.target != device.target
+                || !d.op.iter().any(|op| op == e.problem.op().name)
+            {
                 return Err(format!("template {} is not a reference of its op and target", d.name));
             }
         }

@@ -4,6 +4,7 @@ use crate::device::{Device, Target};
 use crate::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tolerance, Variable, expected};
 use jitune_peer::{Task, TaskTensor};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -94,12 +95,12 @@ pub fn prepare(
     let allocated: u64 = problem.tensors().iter().map(|t| t.bytes()).sum();
     let sets = (2 * cache).div_ceil(bytes).clamp(1, MAX_SETS).min((SET_BYTES / allocated.max(1)).max(1));
     let flush_bytes = if sets * bytes < 2 * cache { 2 * cache + (32 << 20) } else { 0 };
-    let (mut dims, mut words) = (std::collections::BTreeMap::new(), std::collections::BTreeMap::new());
+    let (mut dims, mut words, mut reals) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for (name, value) in problem.variables() {
         match value {
             Variable::Int(v) => drop(dims.insert(name.to_string(), v)),
             Variable::Word(w) => drop(words.insert(name.to_string(), w.to_string())),
-            Variable::Real(v) => drop(words.insert(name.to_string(), v.to_string())),
+            Variable::Real(v) => drop(reals.insert(name.to_string(), v)),
         }
     }
     let product = match plain_product(problem) {
@@ -113,6 +114,7 @@ pub fn prepare(
             dtype: problem.dtype.to_string(),
             dims,
             words,
+            reals,
             tensors,
             sets: sets as usize,
             flush_bytes,
@@ -130,8 +132,10 @@ pub fn prepare(
 
 /// The product of a fused one, on the same x and w.
 fn plain_product(problem: &Problem) -> Option<Problem> {
-    if problem.op().name != "matmul" || problem.word("epilogue") == "none" {
-        return None;
+    match problem.op().name {
+        "matmul" if problem.word("epilogue") != "none" => {}
+        "qkv" => {}
+        _ => return None,
     }
     let [m, n, k] = ["m", "n", "k"].map(|name| problem.dim(name));
     format!("matmul m={m} n={n} k={k} dtype={}", problem.dtype).parse().ok()

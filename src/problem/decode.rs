@@ -37,6 +37,15 @@ pub(super) fn check(p: &Problem) -> Result<(), String> {
     if p.dim("batch") > MAX_BATCH {
         return Err(format!("batch must be at most {MAX_BATCH}"));
     }
+    if p.dim("max_pages") < max_pages(p) {
+        return Err(format!(
+            "a block table of {} pages a sequence does not hold the context; give max_pages=",
+            p.dim("max_pages")
+        ));
+    }
+    if p.dim("pages") < 1 {
+        return Err("pages must be at least 1".into());
+    }
     check_heads(p)
 }
 
@@ -65,8 +74,10 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
     let read = tokens(p).saturating_mul(hk).saturating_mul(d);
     vec![
         Tensor::input("q", t, &[b, h, d], QUERY),
-        Tensor::input("k_cache", t, &[pages, hk, page, d], unit).touching(read),
-        Tensor::input("v_cache", t, &[pages, hk, page, d], unit).touching(read),
+        Tensor::input("k_cache", t, &[pages, hk, page, d], unit)
+            .touching(read.min(pages.saturating_mul(hk).saturating_mul(page).saturating_mul(d))),
+        Tensor::input("v_cache", t, &[pages, hk, page, d], unit)
+            .touching(read.min(pages.saturating_mul(hk).saturating_mul(page).saturating_mul(d))),
         Tensor::input("block_table", Scalar::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
         Tensor::input("lens", Scalar::I32, &[b], Fill::Index(lens)),
         Tensor::output("o", t, &[b, h, d]),

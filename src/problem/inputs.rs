@@ -139,6 +139,11 @@ fn indices(kind: IndexFill, len: u64, seed: u64) -> Vec<i32> {
         IndexFill::Lengths(n) => (0..len).map(|b| super::decode::length(n, len as i64, b as i64) as i32).collect(),
         IndexFill::QueryStarts(spread) => spread.starts(),
         IndexFill::KvLengths(spread) => spread.lengths(),
+        IndexFill::Padded(n) => {
+            let mut slots = indices(IndexFill::Distinct(n), len, seed);
+            super::qkv::padded(&mut slots);
+            slots
+        }
         IndexFill::Distinct(n) => {
             // A Fisher-Yates shuffle stopped after the values that are needed.
             let mut all: Vec<i32> = (0..n as i32).collect();

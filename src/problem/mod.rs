@@ -11,13 +11,13 @@ mod matmul;
 mod norm;
 mod paged;
 mod pointwise;
+mod qkv;
 mod reference;
 mod tensor;
 mod text;
 
 pub use dtype::Dtype;
 pub use inputs::{Input, Inputs, hash_uniform};
-pub use norm::EPS;
 pub use reference::{Expected, Tolerance, expected};
 pub use tensor::{Fill, IndexFill, Role, Scalar, Tensor};
 pub use text::{ProblemError, Variable};
@@ -32,6 +32,7 @@ pub const MAX_TENSOR_ELEMENTS: u64 = 1 << 38;
 /// Every op that a problem can name.
 pub static OPS: &[&OpDef] = &[
     &matmul::OP,
+    &qkv::OP,
     &attention::OP,
     &decode::OP,
     &paged::OP,

@@ -2,10 +2,13 @@
 
 use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
 
-/// Added to the variance.
-pub const EPS: f64 = 1e-5;
-
-const DIMS: &[DimDef] = &[DimDef::size("rows"), DimDef::contract("cols"), DimDef::option("residual", 0)];
+const DIMS: &[DimDef] = &[
+    DimDef::size("rows"),
+    DimDef::contract("cols"),
+    DimDef::option("residual", 0),
+    // Added to the variance.
+    DimDef::real("eps", 1e-5),
+];
 
 pub(super) static RMSNORM: OpDef = OpDef {
     name: "rmsnorm",
@@ -71,7 +74,7 @@ fn unit(p: &Problem, inputs: &Inputs, row: u64, out: &mut Vec<Expected>, layer: 
     }
     let mean = if layer { h.iter().sum::<f64>() / cols as f64 } else { 0.0 };
     let variance = h.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / cols as f64;
-    let scale = 1.0 / (variance + EPS).sqrt();
+    let scale = 1.0 / (variance + p.real("eps")).sqrt();
     for (c, v) in h.iter().enumerate() {
         let c = c as u64;
         let shift = if layer { inputs.get("bias").at(c) } else { 0.0 };

@@ -78,7 +78,10 @@ mod tests {
     fn small_problems_are_covered_whole_and_once() {
         for text in [
             "matmul m=3 n=8 k=5 epilogue=swiglu",
-            "matmul m=3 n=16 k=5 epilogue=bias_rope_kv heads=2 kv_heads=1 head_dim=4 page=2 pages=4",
+            "matmul m=3 n=8 k=5 epilogue=bias_swiglu",
+            "matmul m=3 n=8 k=5 epilogue=bias_residual",
+            "qkv m=3 k=5 heads=2 kv_heads=1 head_dim=4 page=2 pages=4 bias=1",
+            "qkv m=9 k=5 heads=2 kv_heads=1 head_dim=4 page=4 padding=some qk_norm=1",
             "attention batch=2 q=3 kv=5 heads=2 kv_heads=1 head_dim=4",
             "decode batch=2 context=5 heads=2 kv_heads=1 head_dim=4 page=2 lens=mixed",
             "paged_attention tokens=9 batch=3 context=5 heads=2 kv_heads=1 head_dim=4 page=2 lens=mixed",

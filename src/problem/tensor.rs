@@ -56,6 +56,8 @@ pub enum IndexFill {
     Below(i64),
     /// Distinct values in 0..below (a permutation's beginning).
     Distinct(i64),
+    /// The same, but -1 in the rows that pad a bucket.
+    Padded(i64),
     /// All equal to this.
     Full(i64),
     /// Spread over 1..=this, the first one longest.

@@ -87,7 +87,7 @@ impl Problem {
     pub(super) fn validate(&self) -> Result<(), ProblemError> {
         let impossible = |why: String| ProblemError::Impossible { problem: self.to_string(), why };
         if self.dtype == Dtype::E4m3 && !super::matmul::takes_e4m3(self) {
-            return Err(impossible("e4m3 is for matmul alone, with the epilogue none, bias or residual".into()));
+            return Err(impossible("e4m3 is for matmul alone, with any epilogue but swiglu and bias_swiglu".into()));
         }
         (self.op().check)(self).map_err(impossible)?;
         for t in self.tensors() {
@@ -292,7 +292,7 @@ mod tests {
         for text in [
             "matmul m=7 n=1000 k=1544 dtype=f32",
             "matmul m=1 n=16384 k=2048 epilogue=swiglu dtype=bf16",
-            "matmul m=4 n=3072 k=2048 epilogue=rope_kv heads=32 kv_heads=8 head_dim=64 pages=16 dtype=bf16",
+            "qkv m=4 k=2048 heads=32 kv_heads=8 head_dim=64 bias=1 dtype=bf16 | pages=16",
             "attention batch=1 q=512 kv=512 heads=32 kv_heads=8 head_dim=64 dtype=bf16",
             "attention batch=1 q=5 kv=7 heads=2 kv_heads=1 head_dim=80 causal=0 dtype=f16",
             "decode batch=4 context=4096 heads=32 kv_heads=8 head_dim=64 lens=mixed dtype=bf16",
@@ -320,7 +320,11 @@ mod tests {
             ("rmsnorm rows=1 cols=16 dtype=e4m3", "for matmul alone"),
             ("matmul m=1 n=2 k=2 epilogue=swiglu dtype=e4m3", "for matmul alone"),
             ("matmul m=1 n=3 k=2 epilogue=swiglu", "even"),
-            ("matmul m=1 n=2 k=2 epilogue=rope_kv", "heads"),
+            ("matmul m=1 n=2 k=2 epilogue=rope_kv", "bias_swiglu"),
+            ("qkv m=1 k=2 heads=1 kv_heads=1 head_dim=3", "even"),
+            ("qkv m=1 k=2 heads=1 kv_heads=1 head_dim=2 n=6", "not a dimension"),
+            ("qkv m=9 k=2 heads=1 kv_heads=1 head_dim=2 page=4 pages=2", "8 slots"),
+            ("qkv m=9 k=2 heads=1 kv_heads=1 head_dim=2 pages=1073741824", "31 bits"),
             ("attention batch=1 q=5 kv=7 heads=3 kv_heads=2 head_dim=64", "multiple of kv_heads"),
             ("matmul m=1073741824 n=1073741824 k=1073741824", "elements"),
             (

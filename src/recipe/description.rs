@@ -36,8 +36,9 @@ pub struct Description {
     pub name: String,
     /// What it is written for.
     pub target: Target,
-    /// The op it computes.
-    pub op: String,
+    /// The ops it computes; in the file one name or a list.
+    #[serde(with = "one_or_more")]
+    pub op: Vec<String>,
     /// CUDA: the least architecture, or with an `a` suffix the only one.
     #[serde(default)]
     pub arch: String,
@@ -47,9 +48,12 @@ pub struct Description {
     /// One line for people.
     #[serde(default)]
     pub summary: String,
-    /// The problems it can do at all.
+    /// The problems it can do at all; it names `dtype`.
     #[serde(default = "always")]
     pub when: ExprText,
+    /// It takes whatever its ops allow, correct before fast: for what no other template takes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub portable: bool,
     /// Tunables and their values.
     #[serde(default, with = "ordered")]
     pub tunables: IndexMap<String, Vec<i64>>,
@@ -235,6 +239,31 @@ impl Default for Reuse {
     }
 }
 
+/// A name or a list of names.
+mod one_or_more {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(list: &[String], s: S) -> Result<S::Ok, S::Error> {
+        match list {
+            [one] => one.serialize(s),
+            list => list.serialize(s),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            One(String),
+            More(Vec<String>),
+        }
+        Ok(match Raw::deserialize(d)? {
+            Raw::One(name) => vec![name],
+            Raw::More(list) => list,
+        })
+    }
+}
+
 /// Maps whose order matters: read from a table, or from the list of pairs that they are written as, since a journal
 /// sorts the names of its objects.
 mod ordered {
@@ -267,7 +296,7 @@ mod tests {
 
     #[test]
     fn the_order_of_derived_names_survives_a_journal() {
-        let text = "name='t'\ntarget='cpu'\nop='matmul'\n[tunables]\nz=[1]\na=[2]\n[derive]\nzz='1'\naa='zz+1'\n\
+        let text = "name='t'\ntarget='cpu'\nop='matmul'\nwhen=\"dtype == 'f32'\"\n[tunables]\nz=[1]\na=[2]\n[derive]\nzz='1'\naa='zz+1'\n\
             [[launch]]\nentry='e'\ngrid=[1,1,1]\nblock=1\nargs=[]\n";
         let d: Description = toml::from_str(text).unwrap();
         // Through a form that sorts the names of objects, as the journal does.

@@ -177,6 +177,7 @@ impl Scope {
             };
             fixed.insert(name.into(), value);
         }
+        fixed.insert("op".into(), Value::from(problem.op().name));
         fixed.insert("dtype".into(), Value::from(problem.dtype.name()));
         fixed.insert("elem".into(), Value::from(problem.dtype.bytes() as i64));
         let rate = |v: f64| Value::from(v);

@@ -114,8 +114,11 @@ impl Recipe {
         let invalid = |why: String| RecipeError::Invalid { template: name.clone(), why };
         let one = |place: &str, text: &ExprText| Expr::new(&name, place, &text.0);
         let all = |place: &str, list: &[ExprText]| list.iter().map(|t| one(place, t)).collect::<Result<Vec<_>, _>>();
-        if crate::problem::OPS.iter().all(|o| o.name != description.op) {
-            return Err(invalid(format!("op '{}' is not an op of jitune", description.op)));
+        if let Some(unknown) = description.op.iter().find(|op| crate::problem::OPS.iter().all(|o| o.name != **op)) {
+            return Err(invalid(format!("op '{unknown}' is not an op of jitune")));
+        }
+        if description.op.is_empty() {
+            return Err(invalid("it names no op".into()));
         }
         if description.launches.is_empty() {
             return Err(invalid("it has no [[launch]]".into()));
@@ -158,8 +161,16 @@ impl Recipe {
             })
         };
         let d = &description;
+        let when = one("when", &d.when)?;
+        if !when.names.iter().any(|name| name == "dtype") {
+            return Err(invalid(
+                "its `when` does not name dtype, so it would take element types that its code does not know; write the \
+                 ones it does, as in \"dtype in ['bf16', 'f16']\""
+                    .into(),
+            ));
+        }
         Ok(Recipe {
-            when: one("when", &d.when)?,
+            when,
             derive: d.derive.iter().map(|(n, t)| Ok((n.as_str().into(), one(n, t)?))).collect::<Result<_, _>>()?,
             constraints: d
                 .constraints
@@ -182,7 +193,8 @@ impl Recipe {
     /// Whether the template takes this problem on this device at all.
     pub fn takes(&self, problem: &Problem, device: &Device) -> Result<bool, RecipeError> {
         let d = &self.description;
-        if d.op != problem.op().name || d.target != device.target || !arch_allows(&d.arch, device) {
+        if !d.op.iter().any(|op| op == problem.op().name) || d.target != device.target || !arch_allows(&d.arch, device)
+        {
             return Ok(false);
         }
         self.when.truth(&Scope::new(problem, device))

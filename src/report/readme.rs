@@ -42,12 +42,13 @@ fn beside(us: f64, best: Option<&Best>) -> String {
 }
 
 fn products<'a>(out: &mut String, parsed: &[(&ProblemLine, Problem, &Row)], best: &Found<'a>) {
-    let list: Vec<_> = parsed.iter().filter(|(p, ..)| p.op == "matmul").collect();
+    let list: Vec<_> = parsed.iter().filter(|(p, ..)| matches!(p.op.as_str(), "matmul" | "qkv")).collect();
     let mut widths: Vec<i64> = list.iter().map(|(_, p, _)| p.dim("m")).collect();
     widths.sort_unstable();
     widths.dedup();
     let name = |p: &Problem| {
-        let epilogue = Some(p.word("epilogue")).filter(|e| !matches!(*e, "" | "none"));
+        let op = p.op().name;
+        let epilogue = if op == "qkv" { Some(op) } else { Some(p.word("epilogue")).filter(|e| *e != "none") };
         let base = format!("{}×{} {}", p.dim("n"), p.dim("k"), p.dtype);
         epilogue.map_or(base.clone(), |e| format!("{base} {e}"))
     };

@@ -126,6 +126,7 @@ mod tests {
 name = "toy"
 target = "cuda"
 op = "matmul"
+when = "dtype == 'bf16'"
 [tunables]
 a = [1, 2, 3]
 b = [10, 20]

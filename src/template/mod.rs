@@ -158,8 +158,18 @@ impl Library {
         self.all(Role::Kernel).find(|t| t.recipe.description.target == target && t.name() == name)
     }
 
-    /// The templates that take a problem on a device.
+    /// The templates that take a problem on a device, without the portable ones where there are others.
     pub fn for_problem(&self, problem: &Problem, device: &Device) -> Result<Vec<Arc<Template>>, TemplateError> {
+        let mut found = self.taking(problem, device)?;
+        let portable = |t: &Arc<Template>| t.recipe.description.portable;
+        if !found.iter().all(portable) {
+            found.retain(|t| !portable(t));
+        }
+        Ok(found)
+    }
+
+    /// The templates that take a problem on a device, the portable ones among them.
+    pub fn taking(&self, problem: &Problem, device: &Device) -> Result<Vec<Arc<Template>>, TemplateError> {
         self.matching(Role::Kernel, problem, device)
     }
 

@@ -2,12 +2,11 @@
 
 use super::{Library, Template, TemplateError};
 use crate::device::{Device, Target};
-use crate::problem::{DimKind, Dtype, EPS, Problem};
+use crate::problem::{DimKind, Dtype, Problem};
 use crate::recipe::Config;
 use crate::source::{Language, Source};
 use std::fmt::Write;
 
-const EPILOGUES: [&str; 6] = ["none", "bias", "residual", "swiglu", "rope_kv", "bias_rope_kv"];
 
 pub(super) fn render(
     library: &Library,
@@ -23,24 +22,11 @@ pub(super) fn render(
         // Writing to a String cannot fail.
         let _ = writeln!(text, "#define {} {value}", name.to_uppercase());
     };
+    define(&format!("OP_{}", problem.op().name), &1);
     for dim in problem.op().dims {
-        if !template.recipe.fixes(problem, dim.name) {
-            continue;
+        if template.recipe.fixes(problem, dim.name) && !matches!(dim.kind, DimKind::Word(_)) {
+            define(dim.name, &problem.dim(dim.name));
         }
-        match dim.kind {
-            DimKind::Word(_) if dim.name == "epilogue" => {
-                for (i, name) in EPILOGUES.iter().enumerate() {
-                    define(&format!("EPI_{name}"), &i);
-                }
-                let at = EPILOGUES.iter().position(|e| *e == problem.word("epilogue")).unwrap_or(0);
-                define("EPILOGUE", &at);
-            }
-            DimKind::Word(_) => {}
-            _ => define(dim.name, &problem.dim(dim.name)),
-        }
-    }
-    if matches!(d.op.as_str(), "rmsnorm" | "layernorm") {
-        define("EPS", &format!("{EPS:e}f"));
     }
     for (name, value) in &config.0 {
         define(name, value);

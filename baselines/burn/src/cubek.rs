@@ -37,7 +37,7 @@ const LOOKS: usize = 5;
 pub fn way(task: &Task) -> Way {
     match (task.op.as_str(), task.word("epilogue")) {
         ("matmul", "" | "none") => Way::all("cubek", "cubek::matmul, the fastest of its kernels"),
-        ("matmul", _) => Way::part("cubek", "cubek::matmul, the fastest of its kernels", "product"),
+        ("matmul" | "qkv", _) => Way::part("cubek", "cubek::matmul, the fastest of its kernels", "product"),
         _ => Way::all("cubek", "cubek::attention, the fastest of its kernels; keys and values repeated in advance"),
     }
 }
@@ -45,7 +45,7 @@ pub fn way(task: &Task) -> Way {
 pub fn run(task: &Task, device: &CudaDevice) -> Result<Box<dyn Runs>, Refusal> {
     let client = CudaRuntime::client(device);
     match task.op.as_str() {
-        "matmul" => fastest(task, matmuls(), |strategy| matmul(task, &client, strategy)),
+        "matmul" | "qkv" => fastest(task, matmuls(), |strategy| matmul(task, &client, strategy)),
         "attention" => fastest(task, attentions(), |strategy| attention(task, &client, strategy)),
         op => Err(Refusal::unsupported(format!("cubek has no {op} of its own here"))),
     }

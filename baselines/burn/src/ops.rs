@@ -13,7 +13,6 @@ use burn::{
 };
 use jitune_peer::{Refusal, Task, layout};
 
-const EPS: f64 = 1e-5;
 const PRODUCT_AND_ROPE: &str = "all but the cache write";
 
 /// One call: its outputs under their names.
@@ -46,9 +45,10 @@ pub fn op<B: Backend>(task: &Task) -> Result<(&'static str, &'static str, Build<
     let all = |how, build: Build<B>| Ok((how, "all", build));
     match (task.op.as_str(), task.word("epilogue")) {
         ("matmul", "" | "none" | "bias") => all("linear", product),
-        ("matmul", "residual") => all("linear, +", residual),
-        ("matmul", "swiglu") => all("linear twice, silu, ×", swiglu),
-        ("matmul", "rope_kv" | "bias_rope_kv") => Ok(("linear for Q, K and V, rotations", PRODUCT_AND_ROPE, rope_kv)),
+        ("matmul", "residual" | "bias_residual") => all("linear, +", residual),
+        ("matmul", "swiglu" | "bias_swiglu") => all("linear twice, silu, ×", swiglu),
+        ("qkv", _) if task.has("q_norm") => Ok(("linear for Q, K and V, RmsNorm, rotations", PRODUCT_AND_ROPE, qkv)),
+        ("qkv", _) => Ok(("linear for Q, K and V, rotations", PRODUCT_AND_ROPE, qkv)),
         ("attention", _) => all("keys and values repeated, attention", attention),
         ("decode", _) => all("keys and values of a contiguous cache repeated, attention", decode),
         ("rmsnorm", _) => all("RmsNorm", rmsnorm),
@@ -111,6 +111,14 @@ impl<'a, B: Backend> Source<'a, B> {
         if self.task.has(name) { self.tensor(name).map(Some) } else { Ok(None) }
     }
 
+    /// RMSNorm over `width` with the weight of that name, where the task has it.
+    fn rms_norm(&self, weight: &str, width: usize) -> Result<Option<RmsNorm<B>>, Refusal> {
+        let Some(weight) = self.optional::<1>(weight)? else { return Ok(None) };
+        let mut norm: RmsNorm<B> = RmsNormConfig::new(width).with_epsilon(self.task.real("eps")?).init(self.device);
+        norm.gamma = Param::from_tensor(weight);
+        Ok(Some(norm))
+    }
+
     fn integers(&self, values: &[u32]) -> Tensor<B, 2, Int> {
         let values: Vec<i32> = values.iter().map(|&v| v as i32).collect();
         let count = values.len();
@@ -153,20 +161,23 @@ fn residual<B: Backend>(source: &Source<B>) -> Result<Vec<Call<B>>, Refusal> {
     let w = source.task.tensor("w")?.load()?;
     source.sets(|| {
         let (x, w) = (source.tensor::<2>("x")?, source.weight(&w, source.dim("n")?)?);
-        let residual = source.tensor::<2>("residual")?;
-        Ok(Box::new(move || vec![("y", flat(linear(x.clone(), w.clone(), None) + residual.clone()))]))
+        let (residual, bias) = (source.tensor::<2>("residual")?, source.optional::<1>("bias")?);
+        Ok(Box::new(move || vec![("y", flat(linear(x.clone(), w.clone(), bias.clone()) + residual.clone()))]))
     })
 }
 
 fn swiglu<B: Backend>(source: &Source<B>) -> Result<Vec<Call<B>>, Refusal> {
     let (n, k) = (source.dim("n")?, source.dim("k")?);
     let [gate, up] = layout::halves(source.task.tensor("w")?, k)?;
+    let biases = if source.task.has("bias") { Some(layout::halves(source.task.tensor("bias")?, 1)?) } else { None };
     source.sets(|| {
         let x = source.tensor::<2>("x")?;
         let (gate, up) = (source.weight(&gate, n / 2)?, source.weight(&up, n / 2)?);
+        let bias = |which: usize| biases.as_ref().map(|b| source.upload::<1>(&b[which], [n / 2])).transpose();
+        let (gate_bias, up_bias) = (bias(0)?, bias(1)?);
         Ok(Box::new(move || {
-            let gate = silu(linear(x.clone(), gate.clone(), None));
-            vec![("y", flat(gate * linear(x.clone(), up.clone(), None)))]
+            let gate = silu(linear(x.clone(), gate.clone(), gate_bias.clone()));
+            vec![("y", flat(gate * linear(x.clone(), up.clone(), up_bias.clone())))]
         }))
     })
 }
@@ -181,7 +192,7 @@ fn rotate<B: Backend>(x: Tensor<B, 3>, cos: &Tensor<B, 4>, sin: &Tensor<B, 4>) -
     Tensor::cat(vec![first, second], 3).reshape([tokens, heads, d])
 }
 
-fn rope_kv<B: Backend>(source: &Source<B>) -> Result<Vec<Call<B>>, Refusal> {
+fn qkv<B: Backend>(source: &Source<B>) -> Result<Vec<Call<B>>, Refusal> {
     let (m, k, d) = (source.dim("m")?, source.dim("k")?, source.dim("head_dim")?);
     let (heads, kv_heads) = (source.dim("heads")?, source.dim("kv_heads")?);
     let w = source.task.tensor("w")?;
@@ -196,12 +207,16 @@ fn rope_kv<B: Backend>(source: &Source<B>) -> Result<Vec<Call<B>>, Refusal> {
             Ok::<_, Refusal>((source.weight(rows, count * d)?, bias))
         };
         let (q, k, v) = (part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?);
+        let (q_norm, k_norm) = (source.rms_norm("q_norm", d)?, source.rms_norm("k_norm", d)?);
         let [cos, sin] = source.cos_sin()?;
         Ok(Box::new(move || {
             let project =
                 |part: &(Tensor<B, 2>, Option<Tensor<B, 1>>)| linear(x.clone(), part.0.clone(), part.1.clone());
-            let q = rotate(project(&q).reshape([m, heads, d]), &cos, &sin);
-            let k = rotate(project(&k).reshape([m, kv_heads, d]), &cos, &sin);
+            let [q_heads, k_heads] = [(&q, heads, &q_norm), (&k, kv_heads, &k_norm)].map(|(part, heads, norm)| {
+                let x = project(part).reshape([m, heads, d]);
+                norm.as_ref().map_or(x.clone(), |norm| norm.forward(x))
+            });
+            let (q, k) = (rotate(q_heads, &cos, &sin), rotate(k_heads, &cos, &sin));
             vec![("y", flat(q)), ("k", flat(k)), ("v", flat(project(&v)))]
         }))
     })
@@ -256,15 +271,16 @@ fn decode<B: Backend>(source: &Source<B>) -> Result<Vec<Call<B>>, Refusal> {
 
 fn rmsnorm<B: Backend>(source: &Source<B>) -> Result<Vec<Call<B>>, Refusal> {
     source.sets(|| {
-        let mut norm: RmsNorm<B> = RmsNormConfig::new(source.dim("cols")?).with_epsilon(EPS).init(source.device);
-        norm.gamma = Param::from_tensor(source.tensor("weight")?);
+        let norm = source.rms_norm("weight", source.dim("cols")?)?;
+        let norm = norm.ok_or_else(|| Refusal::failed("the task has no weight"))?;
         Ok(normed(source.tensor("x")?, source.optional("residual")?, move |x| norm.forward(x)))
     })
 }
 
 fn layernorm<B: Backend>(source: &Source<B>) -> Result<Vec<Call<B>>, Refusal> {
     source.sets(|| {
-        let mut norm: LayerNorm<B> = LayerNormConfig::new(source.dim("cols")?).with_epsilon(EPS).init(source.device);
+        let mut norm: LayerNorm<B> =
+            LayerNormConfig::new(source.dim("cols")?).with_epsilon(source.task.real("eps")?).init(source.device);
         norm.gamma = Param::from_tensor(source.tensor("weight")?);
         norm.beta = Some(Param::from_tensor(source.tensor("bias")?));
         Ok(normed(source.tensor("x")?, source.optional("residual")?, move |x| norm.forward(x)))

@@ -6,8 +6,6 @@ use candle_core::{D, DType, Device, Module, Result, Tensor};
 use candle_nn::{Embedding, Linear, attention::AttnMask, ops, rotary_emb::rope_i};
 use jitune_peer::{Refusal, Task, Way, layout};
 
-const EPS: f32 = 1e-5;
-
 type Outputs = Vec<(&'static str, Tensor)>;
 
 /// One op on one set of tensors.
@@ -58,10 +56,12 @@ pub fn ways(task: &Task, device: &Device) -> std::result::Result<Vec<(Way, Build
     let one = |how: &str, build: Build| Ok(vec![(Way::all("candle", how), build)]);
     match (task.op.as_str(), task.word("epilogue")) {
         ("matmul", "" | "none" | "bias") => one("Linear", linear),
-        ("matmul", "residual") => one("Linear, +", residual),
-        ("matmul", "swiglu") => one("Linear twice, silu, ×", swiglu),
-        ("matmul", "rope_kv" | "bias_rope_kv") => {
-            one("Linear for Q, K and V, rope_i, slice_set into a contiguous cache", rope_kv)
+        ("matmul", "residual" | "bias_residual") => one("Linear, +", residual),
+        ("matmul", "swiglu" | "bias_swiglu") => one("Linear twice, silu, ×", swiglu),
+        ("qkv", _) => {
+            let normed = task.has("q_norm");
+            let how = if normed { "Linear for Q, K and V, rms_norm, rope_i" } else { "Linear for Q, K and V, rope_i" };
+            one(&format!("{how}, slice_set into a contiguous cache"), qkv)
         }
         ("attention", _) => Ok(attention_ways(device, "repeat_kv, matmul, softmax_last_dim, matmul", attention, flash)),
         ("decode", _) => {
@@ -176,7 +176,7 @@ fn linear(source: &Source) -> Got<Vec<Call>> {
 
 fn residual(source: &Source) -> Got<Vec<Call>> {
     source.sets(|| {
-        let (x, linear) = (source.tensor("x")?, Linear::new(source.tensor("w")?, None));
+        let (x, linear) = (source.tensor("x")?, Linear::new(source.tensor("w")?, source.optional("bias")?));
         let residual = source.tensor("residual")?;
         Ok(Call::of("y", move || linear.forward(&x)? + &residual))
     })
@@ -185,18 +185,23 @@ fn residual(source: &Source) -> Got<Vec<Call>> {
 fn swiglu(source: &Source) -> Got<Vec<Call>> {
     let (n, k) = (source.dim("n")?, source.dim("k")?);
     let [gate, up] = layout::halves(source.task.tensor("w")?, k)?;
+    let biases = if source.task.has("bias") { Some(layout::halves(source.task.tensor("bias")?, 1)?) } else { None };
     source.sets(|| {
         let x = source.tensor("x")?;
-        let half = |w: &[u8]| Ok::<_, Trouble>(Linear::new(source.upload(w, &[n / 2, k])?, None));
-        let (gate, up) = (half(&gate)?, half(&up)?);
+        let half = |w: &[u8], which: usize| {
+            let bias = biases.as_ref().map(|b| source.upload(&b[which], &[n / 2])).transpose()?;
+            Ok::<_, Trouble>(Linear::new(source.upload(w, &[n / 2, k])?, bias))
+        };
+        let (gate, up) = (half(&gate, 0)?, half(&up, 1)?);
         Ok(Call::of("y", move || ops::silu(&gate.forward(&x)?)? * up.forward(&x)?))
     })
 }
 
-fn rope_kv(source: &Source) -> Got<Vec<Call>> {
+fn qkv(source: &Source) -> Got<Vec<Call>> {
     let (m, d, page, pages) = (source.dim("m")?, source.dim("head_dim")?, source.dim("page")?, source.dim("pages")?);
     let (heads, kv_heads) = (source.dim("heads")?, source.dim("kv_heads")?);
     let tokens = tokens(&layout::indices(source.task, "slots", pages * page)?, pages * page);
+    let eps = source.task.real("eps")? as f32;
     source.sets(|| {
         let x = source.tensor("x")?;
         let (w, bias) = (source.tensor("w")?, source.optional("bias")?);
@@ -205,6 +210,11 @@ fn rope_kv(source: &Source) -> Got<Vec<Call>> {
             Ok(Linear::new(w.narrow(0, first * d, count * d)?, bias))
         };
         let (q, k, v) = (part(0, heads)?, part(heads, kv_heads)?, part(heads + kv_heads, kv_heads)?);
+        let (q_norm, k_norm) = (source.optional("q_norm")?, source.optional("k_norm")?);
+        let normed = move |x: Tensor, weight: &Option<Tensor>| match weight {
+            Some(weight) => ops::rms_norm(&x, weight, eps),
+            None => Ok(x),
+        };
         let [cos, sin] = source.cos_sin()?;
         let (cos, sin) = (cos.squeeze(1)?, sin.squeeze(1)?);
         let tokens = Tensor::new(tokens.as_slice(), source.device)?;
@@ -214,6 +224,7 @@ fn rope_kv(source: &Source) -> Got<Vec<Call>> {
         let run = move || {
             let by_head = |x: Tensor| x.reshape((1, m, (), d))?.transpose(1, 2)?.contiguous();
             let (q, k, v) = (by_head(q.forward(&x)?)?, by_head(k.forward(&x)?)?, by_head(v.forward(&x)?)?);
+            let (q, k) = (normed(q, &q_norm)?, normed(k, &k_norm)?);
             let (q, k) = (rope_i(&q, &cos, &sin)?, rope_i(&k, &cos, &sin)?);
             k_cache.slice_set(&k, 2, 0)?;
             v_cache.slice_set(&v, 2, 0)?;
@@ -329,17 +340,19 @@ fn flash_call(q: Tensor, k: Tensor, v: Tensor, mask: AttnMask) -> Got<Call> {
 }
 
 fn rmsnorm(source: &Source) -> Got<Vec<Call>> {
+    let eps = source.task.real("eps")? as f32;
     source.sets(|| {
         let (x, weight, residual) = (source.tensor("x")?, source.tensor("weight")?, source.optional("residual")?);
-        Ok(norm(x, residual, move |x| ops::rms_norm(x, &weight, EPS)))
+        Ok(norm(x, residual, move |x| ops::rms_norm(x, &weight, eps)))
     })
 }
 
 fn layernorm(source: &Source) -> Got<Vec<Call>> {
+    let eps = source.task.real("eps")? as f32;
     source.sets(|| {
         let (x, residual) = (source.tensor("x")?, source.optional("residual")?);
         let (weight, bias) = (source.tensor("weight")?, source.tensor("bias")?);
-        Ok(norm(x, residual, move |x| ops::layer_norm(x, &weight, &bias, EPS)))
+        Ok(norm(x, residual, move |x| ops::layer_norm(x, &weight, &bias, eps)))
     })
 }
 

@@ -29,8 +29,8 @@ fn half_precision_too() {
     let mut program = on_cpu();
     for text in [
         "matmul m=3 n=10 k=7 epilogue=bias dtype=bf16",
-        "matmul m=5 n=48 k=9 epilogue=rope_kv heads=4 kv_heads=2 head_dim=6 page=4 pages=7 max_pos=19 dtype=bf16",
-        "matmul m=5 n=48 k=9 epilogue=bias_rope_kv heads=4 kv_heads=2 head_dim=6 page=4 pages=7 max_pos=19 dtype=bf16",
+        "qkv m=5 k=9 heads=4 kv_heads=2 head_dim=6 page=4 pages=7 max_pos=19 bias=0 qk_norm=1 dtype=bf16",
+        "qkv m=5 k=9 heads=4 kv_heads=2 head_dim=6 page=4 pages=7 max_pos=19 bias=1 qk_norm=0 dtype=bf16",
         "rmsnorm rows=3 cols=9 residual=1 dtype=f16",
     ] {
         program.check(&Case::new(text).unwrap()).unwrap_or_else(|e| panic!("{e}"));

@@ -21,17 +21,20 @@ pub const EVERY_OP: &[&str] = &[
     "matmul m=1 n=5 k=9 epilogue=bias",
     "matmul m=5 n=6 k=11 epilogue=residual",
     "matmul m=4 n=14 k=9 epilogue=swiglu",
-    "matmul m=5 n=48 k=9 epilogue=rope_kv heads=4 kv_heads=2 head_dim=6 page=4 pages=7 max_pos=19",
-    "matmul m=1 n=48 k=9 epilogue=bias_rope_kv heads=4 kv_heads=2 head_dim=6 page=4 pages=7 max_pos=19",
+    "matmul m=3 n=10 k=7 epilogue=bias_residual",
+    "matmul m=4 n=14 k=9 epilogue=bias_swiglu",
+    "qkv m=5 k=9 heads=4 kv_heads=2 head_dim=6 page=4 pages=7 max_pos=19 bias=0 qk_norm=0",
+    "qkv m=1 k=9 heads=4 kv_heads=2 head_dim=6 page=4 pages=7 max_pos=19 bias=1 qk_norm=0",
+    "qkv m=5 k=9 heads=4 kv_heads=2 head_dim=6 page=4 pages=7 max_pos=19 bias=0 qk_norm=1 eps=1e-2",
     "attention batch=2 q=5 kv=9 heads=4 kv_heads=2 head_dim=8 causal=1",
     "attention batch=1 q=7 kv=7 heads=6 kv_heads=2 head_dim=16 causal=1",
     "attention batch=2 q=3 kv=11 heads=4 kv_heads=4 head_dim=8 causal=0",
     "decode batch=2 context=13 heads=6 kv_heads=2 head_dim=8 page=4 lens=full",
     "decode batch=3 context=13 heads=4 kv_heads=2 head_dim=8 page=4 lens=mixed",
-    "rmsnorm rows=5 cols=13 residual=0",
+    "rmsnorm rows=5 cols=13 residual=0 eps=1e-2",
     "rmsnorm rows=5 cols=13 residual=1",
     "layernorm rows=3 cols=17 residual=0",
-    "layernorm rows=3 cols=17 residual=1",
+    "layernorm rows=3 cols=17 residual=1 eps=1e-2",
     "silu_mul rows=3 cols=7",
     "gelu rows=3 cols=7",
     "rope tokens=5 heads=3 head_dim=6 max_pos=11",
@@ -134,9 +137,20 @@ impl Case {
         for (key, value) in words.filter_map(|w| w.split_once('=')) {
             match value.parse() {
                 _ if key == "dtype" => task.dtype = value.to_owned(),
+                _ if key == "eps" => drop(task.reals.insert(key.to_owned(), value.parse().map_err(io::Error::other)?)),
                 Ok(number) => drop(task.dims.insert(key.to_owned(), number)),
                 Err(_) => drop(task.words.insert(key.to_owned(), value.to_owned())),
             }
+        }
+        match task.op.as_str() {
+            "rmsnorm" | "layernorm" => drop(task.reals.entry("eps".into()).or_insert(1e-5)),
+            "qkv" => {
+                task.reals.entry("eps".into()).or_insert(1e-6);
+                let of = |name: &str| task.dims.get(name).copied().unwrap_or(0);
+                let width = (of("heads") + 2 * of("kv_heads")) * of("head_dim");
+                task.dims.insert("n".into(), width);
+            }
+            _ => {}
         }
         (task.sets, task.round_us, task.warm_s) = (2, 1.0, 0.05);
         let mut case = Case { task, expected: Vec::new(), folder };

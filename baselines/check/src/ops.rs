@@ -32,7 +32,7 @@ impl Case {
     pub(crate) fn fill(&mut self) -> io::Result<()> {
         let random = &mut Random(7);
         match self.task.op.as_str() {
-            "matmul" => self.matmul(random),
+            "matmul" | "qkv" => self.matmul(random),
             "attention" => self.attention(random),
             "decode" => self.decode(random),
             "rmsnorm" | "layernorm" => self.norm(random),
@@ -123,46 +123,64 @@ impl Case {
         let w = self.input("w", &dtype, &[n, k], small)?;
         let product = |i: usize, j: usize| (0..k).map(|l| x[i * k + l] * w[j * k + l]).sum::<f64>();
         let mut y: Vec<f64> = (0..m * n).map(|at| product(at / n, at % n)).collect();
-        if epilogue.starts_with("bias") {
+        if epilogue.starts_with("bias") || self.dim("bias") == 1 {
             let bias = self.random("bias", &[n], random)?;
             y.iter_mut().enumerate().for_each(|(at, v)| *v += bias[at % n]);
         }
         match epilogue.as_str() {
-            "residual" => {
+            _ if self.task.op == "qkv" => self.qkv(y, random)?,
+            "residual" | "bias_residual" => {
                 let residual = self.random("residual", &[m, n], random)?;
                 y.iter_mut().zip(residual).for_each(|(v, r)| *v += r);
                 self.give("y", &[m, n], y);
             }
-            "swiglu" => {
+            "swiglu" | "bias_swiglu" => {
                 let y = y.chunks_exact(2).map(|p| silu(p[0]) * p[1]).collect();
                 self.give("y", &[m, n / 2], y);
             }
-            "rope_kv" | "bias_rope_kv" => {
-                let (heads, kv_heads, d) = (self.dim("heads"), self.dim("kv_heads"), self.dim("head_dim"));
-                let (page, pages) = (self.dim("page"), self.dim("pages"));
-                let cos_sin = self.positions(m, random)?;
-                // Distinct, as slots of a cache are.
-                let first = random.below((page * pages).saturating_sub(m * 3));
-                let slots: Vec<usize> = (0..m).map(|i| first + (m - 1 - i) * 3).collect();
-                self.integers("slots", &[m], &slots)?;
-                let head = |i: usize, h: usize| &y[i * n + h * d..i * n + (h + 1) * d];
-                let q = (0..m * heads).flat_map(|at| rotate(head(at / heads, at % heads), &cos_sin[at / heads]));
-                let q = q.collect();
-                let mut k_cache = vec![f64::NAN; pages * kv_heads * page * d];
-                let mut v_cache = k_cache.clone();
-                for (i, slot) in slots.iter().enumerate() {
-                    for h in 0..kv_heads {
-                        let at = ((slot / page * kv_heads + h) * page + slot % page) * d;
-                        k_cache[at..at + d].copy_from_slice(&rotate(head(i, heads + h), &cos_sin[i]));
-                        v_cache[at..at + d].copy_from_slice(head(i, heads + kv_heads + h));
-                    }
-                }
-                self.give("y", &[m, heads * d], q);
-                self.give("k_cache", &[pages, kv_heads, page, d], k_cache);
-                self.give("v_cache", &[pages, kv_heads, page, d], v_cache);
-            }
             _ => self.give("y", &[m, n], y),
         }
+        Ok(())
+    }
+
+    /// From the product of all heads: norms and rotations of Q and K, then the caches.
+    fn qkv(&mut self, mut y: Vec<f64>, random: &mut Random) -> io::Result<()> {
+        let (m, n, d) = (self.dim("m"), self.dim("n"), self.dim("head_dim"));
+        let (heads, kv_heads) = (self.dim("heads"), self.dim("kv_heads"));
+        let (page, pages) = (self.dim("page"), self.dim("pages"));
+        if self.dim("qk_norm") == 1 {
+            let (q_norm, k_norm) = (self.random("q_norm", &[d], random)?, self.random("k_norm", &[d], random)?);
+            let eps = self.task.reals.get("eps").copied().unwrap_or_default();
+            for (at, head) in y.chunks_exact_mut(d).enumerate() {
+                let weight = match at % (n / d) {
+                    h if h < heads => &q_norm,
+                    h if h < heads + kv_heads => &k_norm,
+                    _ => continue,
+                };
+                let scale = 1.0 / (head.iter().map(|v| v * v).sum::<f64>() / d as f64 + eps).sqrt();
+                head.iter_mut().zip(weight).for_each(|(v, w)| *v *= scale * w);
+            }
+        }
+        let cos_sin = self.positions(m, random)?;
+        // Distinct, as slots of a cache are.
+        let first = random.below((page * pages).saturating_sub(m * 3));
+        let slots: Vec<usize> = (0..m).map(|i| first + (m - 1 - i) * 3).collect();
+        self.integers("slots", &[m], &slots)?;
+        let head = |i: usize, h: usize| &y[i * n + h * d..i * n + (h + 1) * d];
+        let q = (0..m * heads).flat_map(|at| rotate(head(at / heads, at % heads), &cos_sin[at / heads]));
+        let q = q.collect();
+        let mut k_cache = vec![f64::NAN; pages * kv_heads * page * d];
+        let mut v_cache = k_cache.clone();
+        for (i, slot) in slots.iter().enumerate() {
+            for h in 0..kv_heads {
+                let at = ((slot / page * kv_heads + h) * page + slot % page) * d;
+                k_cache[at..at + d].copy_from_slice(&rotate(head(i, heads + h), &cos_sin[i]));
+                v_cache[at..at + d].copy_from_slice(head(i, heads + kv_heads + h));
+            }
+        }
+        self.give("y", &[m, heads * d], q);
+        self.give("k_cache", &[pages, kv_heads, page, d], k_cache);
+        self.give("v_cache", &[pages, kv_heads, page, d], v_cache);
         Ok(())
     }
 
@@ -175,11 +193,12 @@ impl Case {
         }
         let weight = self.random("weight", &[cols], random)?;
         let centred = self.task.op == "layernorm";
+        let eps = self.task.reals.get("eps").copied().unwrap_or_default();
         let bias = if centred { self.random("bias", &[cols], random)? } else { vec![0.0; cols] };
         let normed = |row: &[f64]| -> Vec<f64> {
             let mean = if centred { row.iter().sum::<f64>() / cols as f64 } else { 0.0 };
             let square = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / cols as f64;
-            let scale = 1.0 / (square + 1e-5).sqrt();
+            let scale = 1.0 / (square + eps).sqrt();
             row.iter().enumerate().map(|(j, v)| (v - mean) * scale * weight[j] + bias[j]).collect()
         };
         self.give("y", &[rows, cols], x.chunks_exact(cols).flat_map(normed).collect());
@@ -303,9 +322,7 @@ mod tests {
 
     #[test]
     fn files_hold_what_the_tensors_say() {
-        let case = Case::new(
-            "matmul m=2 n=8 k=4 dtype=bf16 epilogue=rope_kv heads=2 kv_heads=1 head_dim=2 page=4 pages=3 max_pos=9",
-        );
+        let case = Case::new("qkv m=2 k=4 dtype=bf16 heads=2 kv_heads=1 head_dim=2 page=4 pages=3 max_pos=9");
         let case = case.unwrap();
         for tensor in case.task.tensors.iter().filter(|t| !t.is_out()) {
             assert_eq!(tensor.load().unwrap().len(), tensor.bytes(), "{}", tensor.name);

@@ -40,11 +40,11 @@ impl Peer for Libraries {
 
     fn prepare(&mut self, task: &Task) -> Result<Prepared, Refusal> {
         let Some(opened) = &self.opened else { return Err(Refusal::failed("no device was opened")) };
-        if task.op != "matmul" || task.dtype != "f32" {
-            return Err(Refusal::unsupported("these libraries are called for matmul in f32 alone"));
+        if !matches!(task.op.as_str(), "matmul" | "qkv") || task.dtype != "f32" {
+            return Err(Refusal::unsupported("these libraries are called for products in f32 alone"));
         }
         let (start, covers) = match task.word("epilogue") {
-            "" | "none" => (Start::Zero, "all"),
+            "" | "none" if task.op == "matmul" => (Start::Zero, "all"),
             "bias" => (Start::Row(task.tensor("bias")?.values()?), "all"),
             "residual" => (Start::Matrix(task.tensor("residual")?.values()?), "all"),
             _ => (Start::Zero, "product"),

@@ -15,7 +15,7 @@ fn products_are_what_they_should_be() {
             Answer::Hello(about) => about.libraries.contains_key("openblas"),
             other => panic!("{other:?}"),
         };
-        for epilogue in ["none", "bias", "residual", "swiglu"] {
+        for epilogue in ["none", "bias", "residual", "swiglu", "bias_residual"] {
             for (m, n, k) in [(1, 10, 7), (5, 6, 33), (17, 34, 3)] {
                 let case = Case::new(&format!("matmul m={m} n={n} k={k} epilogue={epilogue}")).unwrap();
                 let ways = match program.check(&case) {
@@ -23,7 +23,7 @@ fn products_are_what_they_should_be() {
                     Err(why) if !has_openblas && why.contains("openblas") => continue,
                     Err(why) => panic!("{why}"),
                 };
-                let covers = if epilogue == "swiglu" { "product" } else { "all" };
+                let covers = if matches!(epilogue, "swiglu" | "bias_residual") { "product" } else { "all" };
                 assert!(ways.iter().all(|w| w.covers == covers), "{ways:?}");
             }
         }

@@ -68,7 +68,7 @@ impl Peer for CublasLt {
 fn covers(task: &Task) -> Result<&'static str, Refusal> {
     match (task.op.as_str(), task.word("epilogue")) {
         ("matmul", "" | "none" | "bias" | "residual") => Ok("all"),
-        ("matmul", _) => Ok("product"),
+        ("matmul" | "qkv", _) => Ok("product"),
         (op, _) => Err(Refusal::unsupported(format!("cuBLASLt has matrix products, no {op}"))),
     }
 }

@@ -240,9 +240,12 @@ pub struct Task {
     pub dtype: String,
     /// Its integer dimensions.
     pub dims: BTreeMap<String, i64>,
-    /// Its other dimensions.
+    /// Its dimensions that are words.
     #[serde(default)]
     pub words: BTreeMap<String, String>,
+    /// Its dimensions that are real numbers, such as the `eps` of a norm.
+    #[serde(default)]
+    pub reals: BTreeMap<String, f64>,
     /// Its tensors in order.
     pub tensors: Vec<TaskTensor>,
     /// Sets of tensors that calls rotate through.
@@ -364,6 +367,12 @@ impl Task {
     /// Whether a way is to be set up: set-up can be slow, and not every way is asked for.
     pub fn wants(&self, way: &str) -> bool {
         self.ways.is_empty() || self.ways.iter().any(|w| w == way)
+    }
+
+    /// A real number.
+    pub fn real(&self, name: &str) -> Result<f64, Refusal> {
+        let found = self.reals.get(name).copied();
+        found.ok_or_else(|| Refusal::failed(format!("the task has no number {name}")))
     }
 
     /// A word; empty when absent.

@@ -4,6 +4,7 @@ typedef struct {
   const elem *x, *residual, *weight, *bias;
   elem *y, *h;
   long rows;
+  float eps;
 } norm_t;
 
 INLINE norm_t norm_args(const jt_arg *a, int bias) {
@@ -14,7 +15,8 @@ INLINE norm_t norm_args(const jt_arg *a, int bias) {
   if (bias) n.bias = (a++)->p;
   n.y = (a++)->p;
   if (RESIDUAL) n.h = (a++)->p;
-  n.rows = a->i;
+  n.rows = (a++)->i;
+  n.eps = (float)a->f;
   return n;
 }
 INLINE vf row_load(const norm_t *a, long i) {

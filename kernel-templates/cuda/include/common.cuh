@@ -14,16 +14,28 @@ typedef long long i64;
 // Storage only: arithmetic is in f32.
 struct bf16_t { u16 bits; };
 struct f16_t { u16 bits; };
+struct e4m3_t { u8 bits; };
 
+// `operand` is what the operands of a product are stored in, `elem` everything else.
 #if DTYPE_BF16
 typedef bf16_t elem;
 #define ELEM_BYTES 2
 #elif DTYPE_F16
 typedef f16_t elem;
 #define ELEM_BYTES 2
-#else // f32 and tf32
+#elif DTYPE_F32 || DTYPE_TF32
 typedef float elem;
 #define ELEM_BYTES 4
+#elif DTYPE_E4M3
+typedef bf16_t elem;
+#define ELEM_BYTES 2
+#else
+#error "no DTYPE_ of a known element type is defined"
+#endif
+#if DTYPE_E4M3
+typedef e4m3_t operand;
+#else
+typedef elem operand;
 #endif
 
 DEV float to_f32(float v) { return v; }
@@ -32,6 +44,13 @@ DEV float to_f32(f16_t v) {
   float f;
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
   return f;
+}
+
+DEV float to_f32(e4m3_t v) {
+  const u32 sign = (u32)(v.bits & 0x80) << 24, exponent = v.bits >> 3 & 15, mantissa = v.bits & 7;
+  if (exponent == 15 && mantissa == 7) return __int_as_float(0x7fffffff);
+  const float a = exponent == 0 ? mantissa * (1.0f / 512.0f) : __uint_as_float((exponent + 120) << 23 | mantissa << 20);
+  return __uint_as_float(__float_as_uint(a) | sign);
 }
 
 template <class T> DEV T from_f32(float v);

@@ -1,4 +1,4 @@
-// What a matrix product does with its f32 accumulators on the way to memory: every epilogue of the op `matmul`,
+// What a matrix product does with its f32 accumulators on the way to memory: every epilogue of the ops `matmul` and `qkv`,
 // on runs of adjacent columns of one row. It fits any accumulator layout that gives a thread adjacent column pairs
 // (mma.sync, wgmma) and any reduction over partial sums.
 //
@@ -8,16 +8,22 @@
 //     if (row < m && col < N) epilogue_pair(e, row, col, acc0, acc1);
 //   }
 //
-// The description lists the arguments in the order of EPILOGUE_PARAMS, which is the op's own order of tensors:
+// The description lists the arguments in the order of EPILOGUE_PARAMS, which is the op's own order of tensors. Where heads
+// are normed (qk_norm.cuh) the product goes as it is, after the bias, to the workspace, and a second launch finishes it:
 //
-//   { tensor = "bias",      when = "epilogue in ['bias', 'bias_rope_kv']" },
-//   { tensor = "residual",  when = "epilogue == 'residual'" },
-//   { tensor = "positions", when = "epilogue in ['rope_kv', 'bias_rope_kv']" },
-//   { tensor = "slots",     when = "epilogue in ['rope_kv', 'bias_rope_kv']" },
-//   { tensor = "cos_sin",   when = "epilogue in ['rope_kv', 'bias_rope_kv']" },
-//   { tensor = "y" },
-//   { tensor = "k_cache",   when = "epilogue in ['rope_kv', 'bias_rope_kv']" },
-//   { tensor = "v_cache",   when = "epilogue in ['rope_kv', 'bias_rope_kv']" },
+//   [derive]
+//   normed = "op == 'qkv' and qk_norm == 1"
+//   rope   = "op == 'qkv' and qk_norm == 0"
+//
+//   { tensor = "bias",      when = "bias" },
+//   { tensor = "residual",  when = "residual" },
+//   { tensor = "positions", when = "rope" },
+//   { tensor = "slots",     when = "rope" },
+//   { tensor = "cos_sin",   when = "rope" },
+//   { tensor = "y",         when = "not normed" },
+//   { workspace = "…",      when = "normed" },
+//   { tensor = "k_cache",   when = "rope" },
+//   { tensor = "v_cache",   when = "rope" },
 //
 // Layers, each built on the one before:
 //   epilogue_row_of  what depends on the row alone (position, cache slot), so that a thread loads it once a row
@@ -26,9 +32,9 @@
 //   epilogue_pair    the run of two
 //
 // The caller keeps row < m, col < N and col % W == 0. A run that crosses N (N % W != 0) is cut off at N here.
-// Nothing but the output rows and cache rows that belong to `row` is written.
+// Nothing but the output rows and cache rows that belong to `row` is written, and no cache row where its slot is below 0.
 //
-// A matmul template includes this file before any other: common.cuh has template parameters called N, which the
+// A template of a product includes this file before any other: common.cuh has template parameters called N, which the
 // dimension's define must not reach. Afterwards N is a constant of the language, so test it with `if constexpr`,
 // never with `#if`.
 #pragma once
@@ -37,58 +43,73 @@ enum { PROBLEM_N = N };
 #include "common.cuh"
 #define N PROBLEM_N
 
-#define EPILOGUE_HAS_BIAS (EPILOGUE == EPI_BIAS || EPILOGUE == EPI_BIAS_ROPE_KV)
-#define EPILOGUE_HAS_ROPE (EPILOGUE == EPI_ROPE_KV || EPILOGUE == EPI_BIAS_ROPE_KV)
+#define ROPE (OP_QKV && !QK_NORM) // here; heads that are normed first are rotated by qk_norm.cuh
 
-#if EPILOGUE == EPI_BIAS
-#define EPILOGUE_PARAMS const elem *__restrict__ bias, elem *__restrict__ y
-#define EPILOGUE_PACK {bias, y}
-struct epilogue_args { const elem *bias; elem *y; };
-#elif EPILOGUE == EPI_RESIDUAL
-#define EPILOGUE_PARAMS const elem *__restrict__ residual, elem *__restrict__ y
-#define EPILOGUE_PACK {residual, y}
-struct epilogue_args { const elem *residual; elem *y; };
-#elif EPILOGUE == EPI_ROPE_KV
-#define EPILOGUE_PARAMS                                                                                               \
-  const int *__restrict__ positions, const int *__restrict__ slots, const float *__restrict__ cos_sin,                \
-      elem *__restrict__ y, elem *__restrict__ k_cache, elem *__restrict__ v_cache
-#define EPILOGUE_PACK {positions, slots, cos_sin, y, k_cache, v_cache}
-struct epilogue_args { const int *positions, *slots; const float *cos_sin; elem *y, *k_cache, *v_cache; };
-#elif EPILOGUE == EPI_BIAS_ROPE_KV
-#define EPILOGUE_PARAMS                                                                                               \
-  const elem *__restrict__ bias, const int *__restrict__ positions, const int *__restrict__ slots,                    \
-      const float *__restrict__ cos_sin, elem *__restrict__ y, elem *__restrict__ k_cache, elem *__restrict__ v_cache
-#define EPILOGUE_PACK {bias, positions, slots, cos_sin, y, k_cache, v_cache}
-struct epilogue_args { const elem *bias; const int *positions, *slots; const float *cos_sin; elem *y, *k_cache, *v_cache; };
-#else // none and swiglu
-#define EPILOGUE_PARAMS elem *__restrict__ y
-#define EPILOGUE_PACK {y}
-struct epilogue_args { elem *y; };
+#if BIAS
+#define EPILOGUE_BIAS_PARAM const elem *__restrict__ bias,
+#define EPILOGUE_BIAS bias,
+#else
+#define EPILOGUE_BIAS_PARAM
+#define EPILOGUE_BIAS
 #endif
+#if RESIDUAL
+#define EPILOGUE_RESIDUAL_PARAM const elem *__restrict__ residual,
+#define EPILOGUE_RESIDUAL residual,
+#else
+#define EPILOGUE_RESIDUAL_PARAM
+#define EPILOGUE_RESIDUAL
+#endif
+#if ROPE
+#define EPILOGUE_PARAMS                                                                                               \
+  EPILOGUE_BIAS_PARAM const int *__restrict__ positions, const int *__restrict__ slots,                               \
+      const float *__restrict__ cos_sin, elem *__restrict__ y, elem *__restrict__ k_cache, elem *__restrict__ v_cache
+#define EPILOGUE_PACK {EPILOGUE_BIAS positions, slots, cos_sin, y, k_cache, v_cache}
+#else
+#define EPILOGUE_PARAMS EPILOGUE_BIAS_PARAM EPILOGUE_RESIDUAL_PARAM elem *__restrict__ y
+#define EPILOGUE_PACK {EPILOGUE_BIAS EPILOGUE_RESIDUAL y}
+#endif
+struct epilogue_args {
+#if BIAS
+  const elem *bias;
+#endif
+#if RESIDUAL
+  const elem *residual;
+#endif
+#if ROPE
+  const int *positions, *slots;
+  const float *cos_sin;
+#endif
+  elem *y;
+#if ROPE
+  elem *k_cache, *v_cache;
+#endif
+};
 
-#if EPILOGUE == EPI_SWIGLU
+#if SWIGLU
 static_assert(N % 2 == 0, "swiglu pairs a gate column with the up column after it");
 #endif
-#if EPILOGUE_HAS_ROPE
+#if ROPE
 static_assert(N == (HEADS + 2 * KV_HEADS) * HEAD_DIM, "columns are the Q heads, the K heads, the V heads");
 static_assert(HEAD_DIM % 2 == 0, "RoPE rotates adjacent pairs");
+constexpr u64 EPILOGUE_NO_SLOT = ~0ull;
 #endif
 
 struct epilogue_row {
   int row;
-#if EPILOGUE_HAS_ROPE
+#if ROPE
   const float *cos_sin; // of the row's position
-  u64 cache;            // element offset of the row in the caches, for KV head 0
+  u64 cache;            // element offset of the row in the caches, for KV head 0, or EPILOGUE_NO_SLOT
 #endif
 };
 
 DEV epilogue_row epilogue_row_of(const epilogue_args &e, int row) {
   epilogue_row r;
   r.row = row;
-#if EPILOGUE_HAS_ROPE
+#if ROPE
   r.cos_sin = e.cos_sin + (u64)e.positions[row] * HEAD_DIM;
-  const u32 slot = (u32)e.slots[row];
-  r.cache = ((u64)(slot / PAGE) * (KV_HEADS * PAGE) + slot % PAGE) * HEAD_DIM;
+  const int at = e.slots[row];
+  const u32 slot = (u32)at;
+  r.cache = at < 0 ? EPILOGUE_NO_SLOT : ((u64)(slot / PAGE) * (KV_HEADS * PAGE) + slot % PAGE) * HEAD_DIM;
 #endif
   return r;
 }
@@ -109,23 +130,23 @@ template <int S, int W> DEV void epilogue_store(elem *p, const float (&v)[W]) {
 }
 
 template <int W> DEV void epilogue_math(const epilogue_args &e, const epilogue_row &r, int col, float (&v)[W]) {
-#if EPILOGUE_HAS_BIAS
+#if BIAS
   float b[W];
   epilogue_load<W>(b, e.bias + col);
 #pragma unroll
   for (int i = 0; i < W; i++) v[i] += b[i];
 #endif
-#if EPILOGUE == EPI_RESIDUAL
+#if RESIDUAL
   float a[W];
   epilogue_load<W>(a, e.residual + (u64)r.row * N + col);
 #pragma unroll
   for (int i = 0; i < W; i++) v[i] += a[i];
 #endif
-#if EPILOGUE == EPI_SWIGLU
+#if SWIGLU
 #pragma unroll
   for (int i = 0; i < W / 2; i++) v[i] = silu(v[2 * i]) * v[2 * i + 1];
 #endif
-#if EPILOGUE_HAS_ROPE
+#if ROPE
   if (col < (HEADS + KV_HEADS) * HEAD_DIM) {
     const float2 *angles = reinterpret_cast<const float2 *>(r.cos_sin + col % HEAD_DIM);
 #pragma unroll
@@ -139,13 +160,14 @@ template <int W> DEV void epilogue_math(const epilogue_args &e, const epilogue_r
 #endif
 }
 
-// Where the run that starts at `col` goes.
+// Where the run that starts at `col` goes; null for K and V of a row without a slot.
 DEV elem *epilogue_target(const epilogue_args &e, const epilogue_row &r, int col) {
-#if EPILOGUE == EPI_SWIGLU
+#if SWIGLU
   return e.y + (u64)r.row * (N / 2) + col / 2;
-#elif EPILOGUE_HAS_ROPE
+#elif ROPE
   constexpr int Q_COLS = HEADS * HEAD_DIM, K_COLS = KV_HEADS * HEAD_DIM;
   if (col < Q_COLS) return e.y + (u64)r.row * Q_COLS + col;
+  if (r.cache == EPILOGUE_NO_SLOT) return nullptr;
   const bool is_k = col < Q_COLS + K_COLS;
   const u32 c = (u32)(col - Q_COLS - (is_k ? 0 : K_COLS));
   return (is_k ? e.k_cache : e.v_cache) + r.cache + (u64)(c / HEAD_DIM) * (PAGE * HEAD_DIM) + c % HEAD_DIM;
@@ -156,7 +178,7 @@ DEV elem *epilogue_target(const epilogue_args &e, const epilogue_row &r, int col
 
 // The widest run of at most W columns that stays aligned in every row and inside one head.
 template <int W> struct epilogue_width {
-#if EPILOGUE_HAS_ROPE
+#if ROPE
   static constexpr int value = HEAD_DIM % W == 0 ? W : epilogue_width<W / 2>::value;
 #else
   static constexpr int value = N % W == 0 ? W : epilogue_width<W / 2>::value;
@@ -173,8 +195,12 @@ template <int W> DEV void epilogue_run(const epilogue_args &e, const epilogue_ro
 #pragma unroll
       for (int j = 0; j < S; j++) t[j] = v[i + j];
       epilogue_math<S>(e, r, col + i, t);
-      constexpr int OUT = EPILOGUE == EPI_SWIGLU ? S / 2 : S;
-      epilogue_store<OUT>(epilogue_target(e, r, col + i), t);
+      constexpr int OUT = SWIGLU ? S / 2 : S;
+      elem *const to = epilogue_target(e, r, col + i);
+#if ROPE
+      if (to == nullptr) continue;
+#endif
+      epilogue_store<OUT>(to, t);
     }
   }
 }

@@ -29,7 +29,7 @@ DEV float row_sum(float v, int slot) {
 }
 
 template <bool LAYER_NORM> DEV void norm(const elem *x, const elem *residual, const elem *weight, const elem *bias, elem *y,
-                                         elem *h, int rows) {
+                                         elem *h, int rows, float eps) {
   const int in_row = threadIdx.x % ROW_THREADS;
   packed<VEC> w[ITEMS], b[ITEMS];
   auto load_weights = [&](int i) {
@@ -88,7 +88,7 @@ template <bool LAYER_NORM> DEV void norm(const elem *x, const elem *residual, co
       v[i][j] -= mean;
       if (!LAYER_NORM || in(i)) sum_sq = fmaf(v[i][j], v[i][j], sum_sq); // past the end v is -mean, not 0
     }
-  const float scale = rsqrtf(row_sum(sum_sq, 1) * (1.0f / COLS) + EPS);
+  const float scale = rsqrtf(row_sum(sum_sq, 1) * (1.0f / COLS) + eps);
 #pragma unroll
   for (int i = 0; i < ITEMS; i++)
     if (in(i)) {

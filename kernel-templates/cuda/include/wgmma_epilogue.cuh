@@ -1,6 +1,6 @@
-// The epilogues of matmul on wgmma accumulators: a warp's 16 rows of a tile go out in chunks of CHUNK columns, each
+// The epilogues of matmul and qkv on wgmma accumulators: a warp's 16 rows of a tile go out in chunks of CHUNK columns, each
 // rounded into a swizzled buffer in shared memory (stmatrix) and written by an asynchronous bulk tensor store, or row by
-// row to the pages of the KV cache.
+// row to the pages of the KV cache or, where the heads are yet to be normed (qk_norm.cuh), to the workspace.
 //
 // The template defines TILE_N, SPLIT_K (a block writes that part of the tile's columns), CHUNK and EPI_BUFS, and takes
 // N away as a macro in favour of the constant COLS, before it includes this file.
@@ -8,10 +8,7 @@
 #include "hopper.cuh"
 #include "mma.cuh"
 
-#define ROPE (EPILOGUE == EPI_ROPE_KV || EPILOGUE == EPI_BIAS_ROPE_KV)
-#define BIAS (EPILOGUE == EPI_BIAS || EPILOGUE == EPI_BIAS_ROPE_KV)
-#define RESIDUAL (EPILOGUE == EPI_RESIDUAL)
-#define SWIGLU (EPILOGUE == EPI_SWIGLU)
+#define ROPE (OP_QKV && !QK_NORM) // here; heads that are normed first are rotated by qk_norm.cuh
 
 constexpr int OUT_N = SWIGLU ? TILE_N / 2 : TILE_N;
 constexpr int CHUNKS = OUT_N / CHUNK / SPLIT_K; // of the columns that this block writes
@@ -24,7 +21,11 @@ static_assert(HEAD_DIM % CHUNK == 0, "a chunk lies within a head");
 #endif
 
 struct Epilogue {
+#if QK_NORM
+  elem *product;
+#else
   const CUtensorMap *y;
+#endif
   u32 bufs;  // of this warp
   u32 bias;  // slice of this tile, in shared memory
   int m, lane;
@@ -55,6 +56,17 @@ DEV uint4 ld_shared(u32 smem) {
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(smem) : "memory");
   return r;
 }
+
+#if BIAS
+// The bias of two adjacent columns from the slice of this tile.
+DEV float2 bias_pair(const Epilogue &e, int col) {
+  float2 v;
+  u32 s;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s) : "r"(e.bias + col * 2));
+  unpack2(elem(), s, v.x, v.y);
+  return v;
+}
+#endif
 
 #if SWIGLU
 // silu(gate) * up of two neighbouring 8-column blocks of accumulators: 8 output columns, of which lane q of a quad holds
@@ -110,6 +122,13 @@ DEV void write_chunk(Epilogue &e, int index, const float *d, int row, int col, c
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const float *g = d + (2 * c + 16 * h) / 2;
+#if BIAS
+      const int at = 2 * col % TILE_N + 2 * c + 16 * h + lane % 4 * 2;
+      const float2 lo = bias_pair(e, at), hi = bias_pair(e, at + 8);
+      const float biased[8] = {g[0] + lo.x, g[1] + lo.y, g[2] + lo.x, g[3] + lo.y,
+                               g[4] + hi.x, g[5] + hi.y, g[6] + hi.x, g[7] + hi.y};
+      g = biased;
+#endif
       v[2 * h] = swiglu_pair(g, lane);
       v[2 * h + 1] = swiglu_pair(g + 2, lane);
     }
@@ -123,11 +142,8 @@ DEV void write_chunk(Epilogue &e, int index, const float *d, int row, int col, c
       const float *g = d + (c + 8 * h) / 2;
       float a0 = g[0], a1 = g[1], b0 = g[2], b1 = g[3];
 #if BIAS
-      float s0, s1;
-      u32 s;
-      asm volatile("ld.shared.u32 %0, [%1];" : "=r"(s) : "r"(e.bias + (col % TILE_N + c + 8 * h + lane % 4 * 2) * 2));
-      unpack2(elem(), s, s0, s1);
-      a0 += s0, a1 += s1, b0 += s0, b1 += s1;
+      const float2 s = bias_pair(e, col % TILE_N + c + 8 * h + lane % 4 * 2);
+      a0 += s.x, a1 += s.y, b0 += s.x, b1 += s.y;
 #endif
 #if RESIDUAL
       float s0, s1;
@@ -162,6 +178,7 @@ DEV void write_chunk(Epilogue &e, int index, const float *d, int row, int col, c
       int r = i / UNITS, u = i % UNITS;
       if (row + r < e.m) {
         int slot = e.slots[row + r], p = slot / PAGE;
+        if (slot < 0) continue;
         i64 line = ((i64)p * KV_HEADS + head) * PAGE + (slot - p * PAGE);
         *(uint4 *)(cache + line * HEAD_DIM + col % HEAD_DIM + u * 8) = ld_shared(buf + swizzled<SWIZZLE_OUT>(i * 16));
       }
@@ -169,11 +186,21 @@ DEV void write_chunk(Epilogue &e, int index, const float *d, int row, int col, c
     return;
   }
 #endif
+#if QK_NORM
+  tma_store_commit();
+  __syncwarp();
+  constexpr int UNITS = CHUNK / 8; // of 16 bytes in a row
+#pragma unroll
+  for (int i = lane; i < 16 * UNITS; i += 32) {
+    int r = row + i / UNITS, c = col + i % UNITS * 8;
+    if (r < e.m && c < COLS) *(uint4 *)(e.product + (i64)r * COLS + c) = ld_shared(buf + swizzled<SWIZZLE_OUT>(i * 16));
+  }
+#else
   fence_proxy_async();
   __syncwarp();
   if (lane == 0) {
     tma_store_2d(e.y, buf, col, row);
     tma_store_commit();
   }
+#endif
 }
-

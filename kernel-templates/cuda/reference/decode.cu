@@ -4,13 +4,13 @@
 #include "common.cuh"
 
 #define WARPS 8
-#define MAX_DIM 256
+#define MAX_DIM ((HEAD_DIM + 31) / 32 * 32)
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32) decode_reference(
     const elem *q, const elem *k_cache, const elem *v_cache, const int *block_table, const int *lens, double *o, int heads,
-    int kv_heads, int head_dim, int page, int max_pages) {
+    int kv_heads, int page, int max_pages) {
   __shared__ double part[WARPS][MAX_DIM], part_max[WARPS], part_sum[WARPS];
-  const int head = (int)(blockIdx.x % heads), batch = (int)(blockIdx.x / heads), kv_head = head / (heads / kv_heads);
+  const int head_dim = HEAD_DIM, head = (int)(blockIdx.x % heads), batch = (int)(blockIdx.x / heads), kv_head = head / (heads / kv_heads);
   const int lane = lane_id(), warp = warp_id(), len = lens[batch];
   const double scale = 1.0 / sqrt((double)head_dim), minus_inf = __longlong_as_double(0xfff0000000000000ll);
   const i64 q_base = ((i64)batch * heads + head) * head_dim;

@@ -1,0 +1,108 @@
+// The products for every shape, type and epilogue that their ops allow: all of it is decided at run time, so one artifact a
+// dtype serves any problem. A block of 256 threads computes 64 × 64 outputs, each thread 4 × 4 in f32, over k in steps
+// of 16 through shared memory; loads are one element each, so no row needs to be aligned.
+//
+// `qkv` takes two launches: the product, with its bias, goes to the workspace in f32; qkv_portable, a block of 128 threads
+// a (row, head), norms and rotates what is to be and writes y and the caches.
+#include "common.cuh"
+
+#define TILE 64
+#define STEP 16
+
+// Null pointers stand for tensors that the problem does not have.
+extern "C" __global__ void __launch_bounds__(256)
+matmul_portable(const operand *__restrict__ x, const operand *__restrict__ w, const elem *__restrict__ bias,
+#if OP_QKV
+                float *__restrict__ product,
+#else
+                const elem *__restrict__ residual, elem *__restrict__ y, int swiglu,
+#endif
+                int m, int n, int k) {
+  __shared__ float xs[STEP][TILE + 1], ws[STEP][TILE + 1];
+  pdl_launch();
+  pdl_wait();
+  const int tiles_n = cdiv(n, TILE);
+  const int row0 = (int)(blockIdx.x / tiles_n) * TILE, col0 = (int)(blockIdx.x % tiles_n) * TILE;
+  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+  float acc[4][4] = {};
+  for (int k0 = 0; k0 < k; k0 += STEP) {
+#pragma unroll
+    for (int i = threadIdx.x; i < TILE * STEP; i += 256) {
+      const int r = i / STEP, c = i % STEP;
+      const bool in = k0 + c < k;
+      xs[c][r] = in && row0 + r < m ? to_f32(x[(i64)(row0 + r) * k + k0 + c]) : 0.0f;
+      ws[c][r] = in && col0 + r < n ? to_f32(w[(i64)(col0 + r) * k + k0 + c]) : 0.0f;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < STEP; c++) {
+      float a[4], b[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) a[i] = xs[c][ty * 4 + i], b[i] = ws[c][tx * 4 + i];
+#pragma unroll
+      for (int i = 0; i < 4; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) acc[i][j] = fmaf(a[i], b[j], acc[i][j]);
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int row = row0 + ty * 4 + i;
+    if (row >= m) continue;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const int col = col0 + tx * 4 + j;
+      if (col >= n) continue;
+      if (bias) acc[i][j] += to_f32(bias[col]);
+#if OP_QKV
+      product[(i64)row * n + col] = acc[i][j];
+#else
+      if (residual) acc[i][j] += to_f32(residual[(i64)row * n + col]);
+      if (!swiglu) y[(i64)row * n + col] = from_f32<elem>(acc[i][j]);
+      else if (j % 2) y[(i64)row * (n / 2) + col / 2] = from_f32<elem>(silu(acc[i][j - 1]) * acc[i][j]); // n is even
+#endif
+    }
+  }
+}
+
+#if OP_QKV
+extern "C" __global__ void __launch_bounds__(128)
+qkv_portable(const float *product, const elem *q_norm, const elem *k_norm, const int *positions, const int *slots,
+             const float *cos_sin, elem *y, elem *k_cache, elem *v_cache, int heads, int kv_heads, int head_dim, int page,
+             float eps) {
+  __shared__ float part[4];
+  pdl_launch();
+  pdl_wait();
+  const int all = heads + 2 * kv_heads, row = blockIdx.x / all, head = blockIdx.x % all;
+  const bool is_q = head < heads, is_v = head >= heads + kv_heads;
+  const float *const from = product + (i64)blockIdx.x * head_dim;
+  elem *to = y + ((i64)row * heads + head) * head_dim;
+  if (!is_q) {
+    const int slot = slots[row], kv_head = head - heads - (is_v ? kv_heads : 0);
+    if (slot < 0) return;
+    to = (is_v ? v_cache : k_cache) + (((i64)(slot / page) * kv_heads + kv_head) * page + slot % page) * head_dim;
+  }
+  const elem *const weight = is_q ? q_norm : k_norm;
+  float scale = 1.0f;
+  if (weight && !is_v) {
+    float sum = 0.0f;
+    for (int c = threadIdx.x; c < head_dim; c += 128) sum = fmaf(from[c], from[c], sum);
+    sum = warp_sum(sum);
+    if (lane_id() == 0) part[warp_id()] = sum;
+    __syncthreads();
+    scale = rsqrtf((part[0] + part[1] + part[2] + part[3]) / head_dim + eps);
+  }
+  const float *const cs = cos_sin + (i64)positions[row] * head_dim;
+  for (int c = 2 * threadIdx.x; c < head_dim; c += 256) {
+    float a = from[c], b = from[c + 1];
+    if (!is_v) {
+      if (weight) a *= scale * to_f32(weight[c]), b *= scale * to_f32(weight[c + 1]);
+      const float r = a * cs[c] - b * cs[c + 1];
+      b = a * cs[c + 1] + b * cs[c];
+      a = r;
+    }
+    to[c] = from_f32<elem>(a), to[c + 1] = from_f32<elem>(b);
+  }
+}
+#endif

@@ -1,0 +1,151 @@
+//! The product that begins an attention layer: Q, K and V of new tokens, rotated, with K and V written to the paged cache.
+
+use super::tensor::IndexFill;
+use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+
+pub(super) static OP: OpDef = OpDef {
+    name: "qkv",
+    summary: "Q, K and V of new tokens, with bias or q/k norms, RoPE and the KV-cache write",
+    dims: &[
+        DimDef::size("m"),
+        DimDef::contract("k"),
+        DimDef::contract("heads"),
+        DimDef::contract("kv_heads"),
+        DimDef::contract("head_dim"),
+        DimDef::option("page", 64),
+        DimDef::option("bias", 0),
+        DimDef::option("qk_norm", 0),
+        DimDef::derived("n", width),
+        DimDef::derived("residual", |_| 0),
+        DimDef::derived("swiglu", |_| 0),
+        DimDef::workload("padding", &["none", "some"]),
+        DimDef::capacity("pages", pages),
+        DimDef::capacity("max_pos", |_| 4096),
+        DimDef::real("eps", 1e-6),
+    ],
+    check,
+    tensors,
+    flops: |p| 2.0 * p.dim("m") as f64 * p.dim("n") as f64 * p.dim("k") as f64,
+    units: |p| (p.dim("m") * p.dim("n") / columns(p)) as u64,
+    unit_cost: |p| (2 * p.dim("k") * columns(p)) as u64,
+    unit,
+    slack: 1.0,
+};
+
+/// Columns of x·Wᵀ: the Q heads, the K heads, the V heads.
+fn width(p: &Problem) -> i64 {
+    (p.dim("heads").saturating_add(2 * p.dim("kv_heads"))).saturating_mul(p.dim("head_dim"))
+}
+
+/// Columns that one unit of the reference covers: a pair that rotates, or the head that is normed.
+fn columns(p: &Problem) -> i64 {
+    if p.dim("qk_norm") == 1 { p.dim("head_dim") } else { 2 }
+}
+
+/// Two times the rows, so that the slots that are written are scattered.
+fn pages(p: &Problem) -> i64 {
+    2 * (p.dim("m") + p.dim("page") - 1) / p.dim("page").max(1)
+}
+
+/// Whether `padding=some` makes `row` one that pads a bucket.
+fn padding(row: u64) -> bool {
+    row % 4 == 3
+}
+
+/// The slots of a test, with -1 where a row pads.
+pub(super) fn padded(slots: &mut [i32]) {
+    slots.iter_mut().enumerate().filter(|(row, _)| padding(*row as u64)).for_each(|(_, slot)| *slot = -1);
+}
+
+fn check(p: &Problem) -> Result<(), String> {
+    let [m, d, page, pages] = ["m", "head_dim", "page", "pages"].map(|name| p.dim(name));
+    if d % 2 != 0 {
+        return Err("RoPE rotates pairs, so head_dim must be even".into());
+    }
+    if p.dim("bias") > 1 || p.dim("qk_norm") > 1 {
+        return Err("bias and qk_norm are 0 or 1".into());
+    }
+    if width(p) > i64::from(i32::MAX) {
+        return Err("(heads + 2·kv_heads)·head_dim must fit 31 bits".into());
+    }
+    if page < 1 || pages.saturating_mul(page) < m {
+        return Err(format!("the cache has {} slots (pages·page) for {m} rows; give pages=", pages * page));
+    }
+    if pages.saturating_mul(page) > i64::from(i32::MAX) {
+        return Err("slots are 32-bit numbers, so pages·page must fit 31 bits".into());
+    }
+    if p.dim("max_pos") < 1 {
+        return Err("max_pos must be at least 1".into());
+    }
+    Ok(())
+}
+
+fn tensors(p: &Problem) -> Vec<Tensor> {
+    let t = Scalar::Elem(p.dtype);
+    let [m, n, k, heads, kv] = ["m", "n", "k", "heads", "kv_heads"].map(|name| p.dim(name));
+    let [d, page, pages, max_pos] = ["head_dim", "page", "pages", "max_pos"].map(|name| p.dim(name));
+    let unit = Fill::Uniform { scale: 3f32.sqrt() };
+    let slots = pages.saturating_mul(page);
+    let (slots, written) = match p.word("padding") {
+        "none" => (IndexFill::Distinct(slots), m),
+        _ => (IndexFill::Padded(slots), m - m / 4),
+    };
+    let mut list = vec![
+        Tensor::input("x", t, &[m, k], unit),
+        Tensor::input("w", t, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }),
+    ];
+    if p.dim("bias") == 1 {
+        list.push(Tensor::input("bias", t, &[n], unit));
+    }
+    if p.dim("qk_norm") == 1 {
+        list.push(Tensor::input("q_norm", t, &[d], unit));
+        list.push(Tensor::input("k_norm", t, &[d], unit));
+    }
+    list.push(Tensor::input("positions", Scalar::I32, &[m], Fill::Index(IndexFill::Below(max_pos))));
+    list.push(Tensor::input("slots", Scalar::I32, &[m], Fill::Index(slots)));
+    let table = Tensor::input("cos_sin", Scalar::F32, &[max_pos, d / 2, 2], Fill::CosSin);
+    list.push(table.touching(m.min(max_pos).saturating_mul(d)));
+    list.push(Tensor::output("y", t, &[m, heads.saturating_mul(d)]));
+    for name in ["k_cache", "v_cache"] {
+        let touched = written.saturating_mul(kv).saturating_mul(d);
+        list.push(Tensor::output(name, t, &[pages, kv, page, d]).touching(touched));
+    }
+    list
+}
+
+fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
+    let [n, k, heads, kv, d, page] = ["n", "k", "heads", "kv_heads", "head_dim", "page"].map(|name| p.dim(name) as u64);
+    let step = columns(p) as u64;
+    let (row, first) = (unit / (n / step), unit % (n / step) * step);
+    let (x, w) = (inputs.get("x"), inputs.get("w"));
+    let product = |col: u64| {
+        let dot: f64 = (0..k).map(|i| x.at(row * k + i) * w.at(col * k + i)).sum();
+        dot + if p.dim("bias") == 1 { inputs.get("bias").at(col) } else { 0.0 }
+    };
+    let mut values: Vec<f64> = (first..first + step).map(product).collect();
+    let (head, from) = (first / d, first % d);
+    if p.dim("qk_norm") == 1 && head < heads + kv {
+        let weight = inputs.get(if head < heads { "q_norm" } else { "k_norm" });
+        let mean = values.iter().map(|v| v * v).sum::<f64>() / d as f64;
+        let scale = 1.0 / (mean + p.real("eps")).sqrt();
+        values.iter_mut().zip(0..).for_each(|(v, c)| *v *= scale * weight.at(c));
+    }
+    let (name, start) = if head < heads {
+        ("y", row * heads * d + first)
+    } else {
+        let slot = inputs.get("slots").at(row);
+        if slot < 0.0 {
+            return;
+        }
+        let slot = slot as u64;
+        let (name, h) = if head < heads + kv { ("k_cache", head - heads) } else { ("v_cache", head - heads - kv) };
+        (name, ((slot / page * kv + h) * page + slot % page) * d + from)
+    };
+    let (table, at) = (inputs.get("cos_sin"), inputs.get("positions").at(row) as u64 * d + from);
+    for (pair, j) in values.chunks_exact(2).zip((0..).step_by(2)) {
+        let rotated = head < heads + kv;
+        let (cos, sin) = if rotated { (table.at(at + j), table.at(at + j + 1)) } else { (1.0, 0.0) };
+        out.push(Expected::new(name, start + j, pair[0] * cos - pair[1] * sin));
+        out.push(Expected::new(name, start + j + 1, pair[0] * sin + pair[1] * cos));
+    }
+}

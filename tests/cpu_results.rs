@@ -1,0 +1,67 @@
+//! The processor's templates compute what their ops say, in shapes that no plan of a model has: odd sizes, every epilogue,
+//! normed heads, rows that pad, another ε; and the portable templates wherever others take the problem too.
+#![cfg(all(feature = "tuner", target_os = "linux"))]
+
+mod common;
+
+use common::{Place, text};
+
+/// Whether `jitune try` finds what the templates write right; of one template where one is named.
+fn right(problem: &str, dtype: &str, template: Option<&str>) -> Result<(), String> {
+    let place = Place::new();
+    let (head, rest) = problem.split_once('|').unwrap_or((problem, ""));
+    let problem = format!("{head} dtype={dtype} | {rest}");
+    let mut args = vec!["try", &problem, "--target", "cpu", "--threads", "2", "--rounds", "0"];
+    args.extend(template.map_or(vec![], |name| vec!["--template", name]));
+    let out = place.jitune(&args).output().unwrap();
+    let said = text(&out);
+    if out.status.success() && said.contains("right") { Ok(()) } else { Err(format!("{problem}: {said}")) }
+}
+
+#[test]
+fn products_are_right_with_every_epilogue() {
+    for (problem, dtype) in [
+        ("matmul m=40 n=202 k=128 epilogue=bias_swiglu", "f32"),
+        ("matmul m=3 n=202 k=77 epilogue=bias_swiglu", "bf16"),
+        ("matmul m=7 n=201 k=77 epilogue=bias_residual", "f16"),
+        ("qkv m=12 k=100 heads=4 kv_heads=2 head_dim=32 bias=1 | padding=some", "f32"),
+        ("qkv m=12 k=100 heads=4 kv_heads=2 head_dim=20 qk_norm=1 | padding=some", "f32"),
+        ("qkv m=40 k=128 heads=4 kv_heads=2 head_dim=64 bias=1 qk_norm=1 | padding=some eps=2e-3", "bf16"),
+    ] {
+        right(problem, dtype, None).unwrap();
+    }
+}
+
+#[test]
+fn norms_take_their_epsilon() {
+    for problem in ["rmsnorm rows=3 cols=101 residual=1", "layernorm rows=3 cols=101"] {
+        for eps in ["0e0", "1e-6", "1e-3"] {
+            right(&format!("{problem} | eps={eps}"), "f32", None).unwrap();
+        }
+    }
+}
+
+#[test]
+fn portable_templates_are_right() {
+    for (problem, template) in [
+        ("matmul m=5 n=70 k=37 epilogue=bias_swiglu", "cpu_matmul_portable"),
+        ("matmul m=3 n=131 k=64 epilogue=bias_residual", "cpu_matmul_portable"),
+        ("qkv m=9 k=33 heads=3 kv_heads=1 head_dim=10 page=3 bias=1 | padding=some", "cpu_matmul_portable"),
+        ("qkv m=9 k=33 heads=2 kv_heads=2 head_dim=10 page=3 qk_norm=1 | padding=some", "cpu_matmul_portable"),
+        ("decode batch=3 context=77 heads=6 kv_heads=2 head_dim=36 page=5 | lens=mixed", "cpu_decode_portable"),
+        // Fewer pages than the table has entries: sequences share them.
+        ("decode batch=3 context=77 heads=6 kv_heads=2 head_dim=36 page=5 | lens=mixed pages=7", "cpu_decode_portable"),
+        ("rmsnorm rows=3 cols=20001 residual=1", "cpu_rows_portable"),
+        ("layernorm rows=3 cols=77 residual=1 | eps=2e-3", "cpu_rows_portable"),
+        ("softmax rows=3 cols=7", "cpu_rows_portable"),
+        ("argmax rows=3 cols=70", "cpu_rows_portable"),
+        ("embedding tokens=3 vocab=5 hidden=7", "cpu_rows_portable"),
+        ("rope tokens=3 heads=2 head_dim=6", "cpu_rows_portable"),
+        ("silu_mul rows=3 cols=7", "cpu_rows_portable"),
+        ("gelu rows=3 cols=77", "cpu_rows_portable"),
+    ] {
+        for dtype in ["f32", "bf16"] {
+            right(problem, dtype, Some(template)).unwrap();
+        }
+    }
+}
