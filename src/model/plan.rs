@@ -1,11 +1,8 @@
 //! The plan: what one forward pass calls, how often, in which phase, for which bucket.
 
 use super::{Model, ModelError};
-use crate::problem::{Dtype, Problem};
+use crate::problem::{Dtype, EPS, Problem};
 use serde::{Deserialize, Serialize};
-
-/// Tokens of a page of the KV cache.
-const PAGE: i64 = 64;
 
 /// Part of inference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,7 +24,7 @@ impl Phase {
     }
 }
 
-/// The batch sizes, prompt lengths and context that a plan covers.
+/// The batch sizes, prompt lengths and context that a plan covers. A size that is named twice is one bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buckets {
     /// Sequences of a decode step.
@@ -36,6 +33,57 @@ pub struct Buckets {
     pub prefill: Vec<i64>,
     /// Tokens in the KV cache while decoding.
     pub context: i64,
+    /// Tokens of a page of the KV cache.
+    pub page: i64,
+}
+
+impl Default for Buckets {
+    fn default() -> Buckets {
+        Buckets { batch: vec![1, 4, 16, 32], prefill: vec![512, 2048], context: 4096, page: 64 }
+    }
+}
+
+impl Buckets {
+    /// Tokens of the longest sequence in them.
+    pub fn longest(&self) -> i64 {
+        self.prefill.iter().copied().fold(self.context, i64::max)
+    }
+
+    fn check(&self, model: &Model) -> Result<(), ModelError> {
+        let page = [self.page];
+        let sizes: [(&str, &[i64]); 4] =
+            [("batch", &self.batch), ("prefill", &self.prefill), ("context", &[self.context]), ("page", &page)];
+        for (name, list) in sizes {
+            if let Some(v) = list.iter().find(|v| **v < 1) {
+                return Err(ModelError::Bucket(format!("--{name} {v}: sizes start at 1")));
+            }
+        }
+        match model.sliding_window {
+            Some(window) if self.longest() > window => Err(ModelError::Bucket(format!(
+                "{} sees only the last {window} tokens (sliding_window), and no kernel here has a window: a prompt or \
+                 context of {} tokens would be computed as another model; --context and --prefill up to {window} are \
+                 exact",
+                model.name,
+                self.longest()
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What no op can say yet, so that it is refused instead of planned as another model.
+fn check_ops(model: &Model) -> Result<(), ModelError> {
+    let eps = format!("rms_norm_eps = {:e}: RMSNorm kernels have {EPS:e} built in", model.rms_norm_eps);
+    let parts = [
+        (model.qk_norm, "the norms of each head of q and k (qk_norm) are in no kernel"),
+        (model.o_bias, "the bias of the attention's output (attention_bias) is in no kernel beside the residual"),
+        (model.mlp_bias, "the biases of gate, up and down (mlp_bias) are in no kernel beside SwiGLU and the residual"),
+        (model.rms_norm_eps != EPS, &eps),
+    ];
+    match parts.iter().find(|(has, _)| *has) {
+        Some((_, why)) => Err(ModelError::Unplanned { model: model.name.clone(), why: (*why).into() }),
+        None => Ok(()),
+    }
 }
 
 /// One problem that a pass calls.
@@ -65,35 +113,41 @@ impl Plan {
     ///
     /// The residual adds are fused into the products that produce the branch (o and down), so the norms stand alone.
     pub fn new(model: &Model, buckets: &Buckets, dtype: Dtype) -> Result<Plan, ModelError> {
-        let positive = |name: &str, list: &[i64]| match list.iter().find(|v| **v < 1) {
-            Some(v) => Err(ModelError::Bucket(format!("--{name} {v}: sizes start at 1"))),
-            None => Ok(()),
-        };
-        positive("batch", &buckets.batch)?;
-        positive("prefill", &buckets.prefill)?;
-        positive("context", &[buckets.context])?;
+        buckets.check(model)?;
+        check_ops(model)?;
         let mut plan = Plan::default();
-        for &batch in &buckets.batch {
-            plan.bucket(model, Phase::Decode, batch, buckets.context, dtype)?;
-        }
-        for &tokens in &buckets.prefill {
-            plan.bucket(model, Phase::Prefill, tokens, buckets.context, dtype)?;
+        for (phase, list) in [(Phase::Decode, &buckets.batch), (Phase::Prefill, &buckets.prefill)] {
+            for (i, &size) in list.iter().enumerate() {
+                if !list[..i].contains(&size) {
+                    plan.bucket(model, phase, size, buckets, dtype)?;
+                }
+            }
         }
         Ok(plan)
     }
 
-    fn bucket(&mut self, m: &Model, phase: Phase, bucket: i64, context: i64, dtype: Dtype) -> Result<(), ModelError> {
+    fn bucket(
+        &mut self,
+        m: &Model,
+        phase: Phase,
+        bucket: i64,
+        buckets: &Buckets,
+        dtype: Dtype,
+    ) -> Result<(), ModelError> {
+        let (context, page) = (buckets.context, buckets.page);
         let (h, hk, d, l) = (m.heads, m.kv_heads, m.head_dim, m.layers);
         let rows = bucket;
         // The last token alone is turned into logits after a prompt.
         let last = if phase == Phase::Decode { bucket } else { 1 };
         let qkv_epilogue = if m.qkv_bias { "bias_rope_kv" } else { "rope_kv" };
         // The cache's size changes nothing about the write, so the test problem has a small one.
-        let pages = 2 * ((rows + PAGE - 1) / PAGE);
+        let pages = 2 * ((rows - 1) / page + 1);
         let max_pos = if context == 4096 { String::new() } else { format!(" max_pos={context}") };
         let attention = match phase {
             Phase::Prefill => format!("attention batch=1 q={rows} kv={rows} heads={h} kv_heads={hk} head_dim={d}"),
-            Phase::Decode => format!("decode batch={rows} context={context} heads={h} kv_heads={hk} head_dim={d}"),
+            Phase::Decode => {
+                format!("decode batch={rows} context={context} heads={h} kv_heads={hk} head_dim={d} page={page}")
+            }
         };
         let (hidden, inter, vocab) = (m.hidden, m.intermediate, m.vocab);
         let list = [
@@ -104,7 +158,7 @@ impl Plan {
                 l,
                 format!(
                     "matmul m={rows} n={} k={hidden} epilogue={qkv_epilogue} heads={h} kv_heads={hk} head_dim={d} \
-                     pages={pages}{max_pos}",
+                     page={page} pages={pages}{max_pos}",
                     (h + 2 * hk) * d
                 ),
             ),
@@ -138,8 +192,9 @@ impl Plan {
         list
     }
 
-    /// Reads a plan file: one problem a line; what follows `#` is a remark.
+    /// Reads a plan file: one problem a line; what follows `#` is a remark. A byte-order mark is passed over.
     pub fn problems_of_text(text: &str) -> Result<Vec<Problem>, (usize, crate::problem::ProblemError)> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut list: Vec<Problem> = Vec::new();
         for (number, line) in text.lines().enumerate() {
             let line = line.split('#').next().unwrap_or("").trim();
@@ -160,15 +215,70 @@ mod tests {
     use super::*;
 
     fn plan(name: &str) -> Plan {
-        let buckets = Buckets { batch: vec![1, 4, 16, 32], prefill: vec![512, 2048], context: 4096 };
-        Plan::new(&Model::load(name).unwrap(), &buckets, Dtype::Bf16).unwrap()
+        Plan::new(&Model::preset(name).unwrap(), &Buckets::default(), Dtype::Bf16).unwrap()
     }
 
     #[test]
-    fn every_preset_has_a_plan() {
+    fn every_preset_has_a_plan_or_says_why_not() {
+        let mut planned = 0;
         for name in Model::presets() {
-            assert!(plan(name).problems().len() > 40, "{name}");
+            match Plan::new(&Model::preset(name).unwrap(), &Buckets::default(), Dtype::Bf16) {
+                Ok(plan) => {
+                    assert!(plan.problems().len() > 40, "{name}");
+                    planned += 1;
+                }
+                Err(e) => assert!(matches!(e, ModelError::Unplanned { .. }), "{name}: {e}"),
+            }
         }
+        assert!(planned >= 9);
+    }
+
+    #[test]
+    fn what_no_op_says_is_refused() {
+        let base = Model::preset("llama-3.2-1b").unwrap();
+        for (model, said) in [
+            (Model { qk_norm: true, ..base.clone() }, "qk_norm"),
+            (Model { o_bias: true, ..base.clone() }, "attention_bias"),
+            (Model { mlp_bias: true, ..base.clone() }, "mlp_bias"),
+            (Model { rms_norm_eps: 1e-6, ..base.clone() }, "rms_norm_eps = 1e-6"),
+        ] {
+            let e = Plan::new(&model, &Buckets::default(), Dtype::Bf16).unwrap_err().to_string();
+            assert!(e.contains(said) && e.contains("llama-3.2-1b"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_window_is_never_exceeded() {
+        let model = Model::preset("mistral-7b-v0.1").unwrap();
+        let plan = |context, prefill| {
+            let buckets = Buckets { context, prefill: vec![prefill], ..Buckets::default() };
+            Plan::new(&model, &buckets, Dtype::Bf16)
+        };
+        assert!(plan(4096, 4096).is_ok());
+        for (context, prefill) in [(4097, 512), (4096, 4097)] {
+            let e = plan(context, prefill).unwrap_err().to_string();
+            assert!(e.contains("sliding_window") && e.contains("4097"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_named_twice_is_one() {
+        let model = Model::preset("llama-3.2-1b").unwrap();
+        let plan =
+            |batch, prefill| Plan::new(&model, &Buckets { batch, prefill, ..Buckets::default() }, Dtype::Bf16).unwrap();
+        assert_eq!(plan(vec![4, 1, 4], vec![512, 512]), plan(vec![4, 1], vec![512]));
+    }
+
+    #[test]
+    fn the_page_is_that_of_the_buckets() {
+        let model = Model::preset("llama-3.2-1b").unwrap();
+        let plan = Plan::new(&model, &Buckets { page: 16, ..Buckets::default() }, Dtype::Bf16).unwrap();
+        let paged: Vec<&Call> =
+            plan.calls.iter().filter(|c| c.problem.has("page") && c.problem.dim("pages") > 0).collect();
+        assert_eq!(paged.len(), 4 + 4 + 2);
+        assert!(paged.iter().all(|c| c.problem.dim("page") == 16));
+        let none = Plan::new(&model, &Buckets { page: 0, ..Buckets::default() }, Dtype::Bf16);
+        assert!(none.unwrap_err().to_string().contains("--page 0"));
     }
 
     #[test]
@@ -185,6 +295,7 @@ mod tests {
     fn plan_files_are_read_with_remarks() {
         let text = "# a plan\nmatmul m=1 n=2 k=3  # qkv\n\nmatmul m=1 n=2 k=3\nargmax rows=1 cols=9\n";
         assert_eq!(Plan::problems_of_text(text).unwrap().len(), 2);
+        assert_eq!(Plan::problems_of_text("\u{feff}argmax rows=1 cols=9").unwrap().len(), 1);
         assert_eq!(Plan::problems_of_text("argmax rows=1 cols=9\nnope\n").unwrap_err().0, 2);
     }
 }
