@@ -204,6 +204,35 @@ fn plans_are_read_from_standard_input() {
 }
 
 #[test]
+fn compile_goes_on_past_what_no_template_takes() {
+    let place = Place::new();
+    let mut found = place.jitune(&["doctor", "--json", "--db", "db"]);
+    let nvrtc = std::env::var_os("JITUNE_NVRTC");
+    found.envs(nvrtc.iter().map(|path| ("JITUNE_NVRTC", path)));
+    let found: serde_json::Value = serde_json::from_slice(&found.output().unwrap().stdout).unwrap();
+    if !found["findings"].as_array().unwrap().iter().any(|f| f["what"] == "NVRTC" && f["here"] == true) {
+        eprintln!("SKIPPED: NVRTC is not here");
+        return;
+    }
+    let odd = "decode batch=1 context=10 heads=4 kv_heads=4 head_dim=7 dtype=bf16";
+    place.file("plan.txt", &format!("{odd}\ngelu rows=4 cols=64\n"));
+    let compile = |more: &[&str]| {
+        let mut command = place.jitune(&[&["compile", "--plan", "plan.txt", "--arch", "sm_80"], more].concat());
+        command.envs(nvrtc.iter().map(|path| ("JITUNE_NVRTC", path)));
+        let out = command.output().unwrap();
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+        (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (out, err) = compile(&[]);
+    assert!(out.contains("gelu rows=4 cols=64 dtype=bf16") && out.contains(", 0 failed or spilled"), "{out}");
+    assert!(err.contains(&format!("no cuda template takes '{odd}'")), "{err}");
+    assert!(err.contains("problems that were not compiled: 1"), "{err}");
+    let (out, _) = compile(&["--json"]);
+    let lines: Vec<serde_json::Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(lines.iter().any(|l| l["error"].as_str().is_some_and(|e| e.contains(odd))), "{out}");
+}
+
+#[test]
 fn reports() {
     let place = Place::new();
     let run = r#"{"kind":"run","at":0,"jitune":"0","command":"c","model":null,"device":null,"rounds":1}"#;
