@@ -47,8 +47,8 @@ const EXTRA: &[&str] = &[
 ];
 
 fn problems() -> Vec<Problem> {
-    let buckets = Buckets { batch: vec![1, 4, 16, 32], prefill: vec![512, 2048], context: 4096 };
-    let mut list = Plan::new(&Model::load("llama-3.2-1b").unwrap(), &buckets, Dtype::Bf16).unwrap().problems();
+    let model = Model::preset("llama-3.2-1b").unwrap();
+    let mut list = Plan::new(&model, &Buckets::default(), Dtype::Bf16).unwrap().problems();
     list.extend(EXTRA.iter().map(|t| t.parse::<Problem>().unwrap()));
     list
 }

@@ -48,8 +48,7 @@ fn size(p: &Problem) -> Option<&'static str> {
 
 /// The problems of a default tuning of a model, and those of one whose heads are normed.
 fn problems(dtype: Dtype) -> Vec<Problem> {
-    let buckets = Buckets { batch: vec![1, 4, 16, 32], prefill: vec![512, 2048], context: 4096 };
-    let mut list = Plan::new(&Model::load("llama-3.2-1b").unwrap(), &buckets, dtype).unwrap().problems();
+    let mut list = Plan::new(&Model::preset("llama-3.2-1b").unwrap(), &Buckets::default(), dtype).unwrap().problems();
     for m in [1, 4, 16, 32, 512, 2048] {
         let text = format!("qkv m={m} k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype={dtype}");
         list.push(text.parse().unwrap());

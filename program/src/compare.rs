@@ -204,10 +204,9 @@ fn failed(e: CompareError) -> CliError {
 
 /// Where the model calls each problem.
 fn calls(which: &Which, target: Target, problems: &[Problem]) -> Result<Vec<Vec<Calls>>, CliError> {
-    if which.model.is_none() || which.plan.is_some() {
-        return Ok(vec![Vec::new(); problems.len()]);
-    }
-    let plan = which.plan_of_model(target)?;
+    let Some(name) = &which.model else { return Ok(vec![Vec::new(); problems.len()]) };
+    // The notes were said when the problems were listed.
+    let (_, plan, _) = which.buckets.plan(name, target)?;
     let of = |p: &Problem| {
         let mine = plan.calls.iter().filter(|c| c.problem == *p);
         mine.map(|c| Calls { role: c.role.clone(), phase: c.phase, bucket: c.bucket, calls: c.calls }).collect()

@@ -9,14 +9,15 @@ use jitune::device::{Device, Target};
 use jitune::problem::Problem;
 use jitune::recipe::Launch;
 use jitune::space;
-use jitune::template::{Library, Template};
+use jitune::template::{Library, Template, TemplateError};
 use rayon::prelude::*;
 
 /// Arguments.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  jitune compile --model llama-3.2-1b --arch sm_80,sm_86,sm_89,sm_90a\n\n\
     Compiles, for every problem and every template that takes it, the configs that the analytic cost puts first, and\n\
-    prints registers, spills, shared memory and predicted occupancy. Exit code 1 when one does not compile or spills.")]
+    prints registers, spills, shared memory and predicted occupancy. Exit code 1 when one does not compile or spills, or\n\
+    when no template takes a problem.")]
 pub struct Args {
     #[command(flatten)]
     which: Which,
@@ -53,16 +54,29 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let library = args.templates.library()?;
     let problems = args.which.problems(Target::Cuda)?;
     let mut jobs = Vec::new();
+    let mut refused: Vec<(&str, Problem, String)> = Vec::new();
     for arch in &args.arch {
         let device = ahead(arch)?;
         for &problem in &problems {
-            for template in library.for_problem(&problem, &device)? {
+            let templates = match library.for_problem(&problem, &device) {
+                Ok(list) => list,
+                Err(e @ TemplateError::NoTemplate { .. }) => {
+                    refused.push((arch, problem, e.to_string()));
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            };
+            let before = jobs.len();
+            for template in templates {
                 let space = space::enumerate(&template.recipe, &problem, &device).map_err(recipe)?;
                 for candidate in space.candidates.into_iter().take(args.top) {
                     let launch = template.recipe.launch(&problem, &device, &candidate.config).map_err(recipe)?;
                     let (device, template) = (device.clone(), template.clone());
                     jobs.push(Job { device, problem, template, candidate, launch });
                 }
+            }
+            if args.top > 0 && jobs.len() == before {
+                refused.push((arch, problem, format!("no config of any template is legal for '{problem}' on {arch}")));
             }
         }
     }
@@ -93,15 +107,25 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             config,
         ]);
     }
+    for (arch, problem, why) in &refused {
+        match args.json {
+            true => println!("{}", serde_json::json!({ "arch": arch, "problem": problem, "error": why })),
+            false => eprintln!("jitune: {why}"),
+        }
+    }
     if !args.json {
         let header = ["arch", "template", "registers", "spills", "smem", "occupancy", "problem", "config"];
         table::print(&header, &rows, &[2, 3, 4, 5]);
         println!("{} compiled, {bad} failed or spilled", jobs.len());
     }
-    match bad {
-        0 => Ok(()),
-        n => Err(CliError::Partly(format!("{n} of {} kernels failed to compile or spill", jobs.len()))),
+    let mut failures = Vec::new();
+    if bad > 0 {
+        failures.push(format!("{bad} of {} kernels failed to compile or spill", jobs.len()));
     }
+    if !refused.is_empty() {
+        failures.push(format!("problems that were not compiled: {}", refused.len()));
+    }
+    if failures.is_empty() { Ok(()) } else { Err(CliError::Partly(failures.join("; "))) }
 }
 
 fn recipe(e: jitune::recipe::RecipeError) -> CliError {

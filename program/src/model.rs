@@ -1,17 +1,16 @@
 //! `jitune model`: the plan of a model.
 
-use super::select::{BucketArgs, Where, Which};
+use super::select::{BucketArgs, Where, say};
 use super::{CliError, table};
 use jitune::device::Device;
-use jitune::model::{Call, Plan};
+use jitune::model::{Call, Model, Plan};
 
 /// Arguments.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  jitune model llama-3.2-1b --batch 1,8 --prefill 1024\n  \
-    jitune model ./my-model --problems > plan.txt   # edit it, then: jitune tune --plan plan.txt")]
+#[command(after_help = help())]
 pub struct Args {
-    /// A preset (llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, qwen2.5-0.5b, qwen2.5-7b, mistral-7b-v0.3) or a folder with
-    /// a Hugging Face config.json.
+    /// A preset (listed below), or a folder with the Hugging Face config.json of a Llama, Mistral, Qwen2 (or 2.5) or dense
+    /// Qwen3.
     model: String,
     #[command(flatten)]
     buckets: BucketArgs,
@@ -28,25 +27,52 @@ pub struct Args {
     json: bool,
 }
 
+fn help() -> String {
+    let presets: Vec<&str> = Model::presets().collect();
+    format!(
+        "Example:\n  jitune model llama-3.2-1b --batch 1,8 --prefill 1024\n  \
+         jitune model ./my-model --problems > plan.txt   # edit it, then: jitune tune --plan plan.txt\n\n\
+         Presets: {}.\n\n\
+         A config.json is planned exactly or refused by the name of the key that stands in the way.",
+        presets.join(", ")
+    )
+}
+
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let device = match &args.arch {
         Some(arch) => super::compile::ahead(arch)?,
         None => args.device.describe()?,
     };
-    let which =
-        Which { model: Some(args.model.clone()), problem: Vec::new(), plan: None, buckets: args.buckets.clone() };
-    let plan = which.plan_of_model(device.target)?;
+    let (model, plan, notes) = args.buckets.plan(&args.model, device.target)?;
+    say(&notes);
     if args.json {
-        let text = serde_json::json!({ "model": args.model, "device": device, "calls": plan.calls });
+        let text = serde_json::json!({
+            "model": args.model, "parameters": model.parameters(), "config": model, "notes": notes, "device": device,
+            "calls": plan.calls,
+        });
         println!("{text}");
     } else if args.problems {
         for p in plan.problems() {
             println!("{p}");
         }
     } else {
+        println!("{}: {}, {} parameters", model.name, model.family.name(), grouped(model.parameters()));
         print(&plan, &device);
     }
     Ok(())
+}
+
+/// A count with its thousands set apart.
+fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
 }
 
 fn print(plan: &Plan, device: &Device) {

@@ -13,13 +13,14 @@ use std::time::Duration;
 /// Which problems.
 #[derive(clap::Args, Clone)]
 pub struct Which {
-    /// A preset (llama-3.2-1b, …) or a folder with a Hugging Face config.json.
+    /// A preset (see `jitune model --help`), or a folder with the Hugging Face config.json of a Llama, Mistral, Qwen2 (or
+    /// 2.5) or dense Qwen3.
     #[arg(long, value_name = "NAME|FOLDER")]
     pub model: Option<String>,
     /// A problem in its text form; may be given several times.
     #[arg(long, value_name = "TEXT", conflicts_with = "model")]
     pub problem: Vec<String>,
-    /// A file with one problem a line, such as an edited output of `jitune model --problems`.
+    /// A file with one problem a line, such as an edited output of `jitune model --problems`; `-` is standard input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "problem"])]
     pub plan: Option<PathBuf>,
     #[command(flatten)]
@@ -38,6 +39,9 @@ pub struct BucketArgs {
     /// Tokens in the KV cache while decoding.
     #[arg(long, default_value_t = 4096)]
     pub context: i64,
+    /// Tokens of a page of the KV cache.
+    #[arg(long, default_value_t = 64)]
+    pub page: i64,
     /// bf16, f16, f32, tf32, or for products e4m3; bf16 on a GPU and f32 on a CPU by default.
     #[arg(long, value_parser = dtype)]
     pub dtype: Option<Dtype>,
@@ -92,7 +96,11 @@ impl Which {
     /// The problems, for a device of this target.
     pub fn problems(&self, target: Target) -> Result<Vec<Problem>, CliError> {
         if let Some(path) = &self.plan {
-            let text = std::fs::read_to_string(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
+            let read = match path.as_os_str().to_str() {
+                Some("-") => std::io::read_to_string(std::io::stdin()),
+                _ => std::fs::read_to_string(path),
+            };
+            let text = read.map_err(|source| CliError::Io { path: path.clone(), source })?;
             let list = Plan::problems_of_text(&text).map_err(|(line, source)| CliError::PlanLine {
                 path: path.clone(),
                 line,
@@ -107,22 +115,39 @@ impl Which {
             return self.problem.iter().map(|t| t.parse().map_err(CliError::from)).collect();
         }
         match &self.model {
-            Some(_) => Ok(self.plan_of_model(target)?.problems()),
+            Some(name) => {
+                let (_, plan, notes) = self.buckets.plan(name, target)?;
+                say(&notes);
+                Ok(plan.problems())
+            }
             None => Err(CliError::Usage("say which problems: --model NAME, --problem TEXT or --plan FILE".into())),
         }
     }
+}
 
-    /// The plan of `--model`.
-    pub fn plan_of_model(&self, target: Target) -> Result<Plan, CliError> {
-        let name = self.model.as_deref().unwrap_or_default();
-        Ok(Plan::new(&Model::load(name)?, &self.buckets.buckets(), self.buckets.dtype(target))?)
-    }
+/// Says notes on standard error.
+pub fn say(notes: &[String]) {
+    notes.iter().for_each(|note| eprintln!("jitune: note: {note}"));
 }
 
 impl BucketArgs {
+    /// The model of that name, its plan, and what is to be said of them.
+    pub fn plan(&self, name: &str, target: Target) -> Result<(Model, Plan, Vec<String>), CliError> {
+        let (model, mut notes) = Model::load(name)?;
+        let buckets = self.buckets();
+        let plan = Plan::new(&model, &buckets, self.dtype(target))?;
+        let (longest, most) = (buckets.longest(), model.max_position_embeddings);
+        if longest > most {
+            notes.push(format!(
+                "{longest} tokens are more than the {most} that {name} was made for (max_position_embeddings)"
+            ));
+        }
+        Ok((model, plan, notes))
+    }
+
     /// The buckets.
     pub fn buckets(&self) -> Buckets {
-        Buckets { batch: self.batch.clone(), prefill: self.prefill.clone(), context: self.context }
+        Buckets { batch: self.batch.clone(), prefill: self.prefill.clone(), context: self.context, page: self.page }
     }
 
     /// The dtype, or the target's usual one.

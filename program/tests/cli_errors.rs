@@ -4,8 +4,9 @@
 mod common;
 
 use common::{Place, text};
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// A command line, what is set for it (`NAME=VALUE`), its exit code, and parts of what it says on standard error.
 struct Case {
@@ -61,7 +62,7 @@ fn run(place: &Place, case: &Case) {
 fn models_problems_and_plans() {
     let place = Place::new();
     let good = r#"{"model_type":"llama","hidden_size":256,"intermediate_size":512,"num_hidden_layers":2,
-        "num_attention_heads":4,"num_key_value_heads":2,"vocab_size":1000,"hidden_act":"silu"}"#;
+        "num_attention_heads":4,"num_key_value_heads":2,"vocab_size":1000,"rms_norm_eps":1e-5,"hidden_act":"silu"}"#;
     let config = |name: &str, from: &str, to: &str| {
         assert!(good.contains(from));
         place.file(&format!("{name}/config.json"), &good.replacen(from, to, 1));
@@ -94,7 +95,7 @@ fn models_problems_and_plans() {
         case("model ./empty --target cpu", 2, &["empty/config.json", "not a configuration"]),
         case("model ./list --target cpu", 2, &["list/config.json"]),
         case("model ./binary --target cpu", 2, &["binary/config.json"]),
-        case("model ./word --target cpu", 2, &["word/config.json", "not a configuration"]),
+        case("model ./word --target cpu", 2, &["word/config.json", "hidden_size = \"wide\" is not a whole number"]),
         case("model ./negative --target cpu", 2, &["hidden_size = -256 must lie in"]),
         case("model ./huge --target cpu", 2, &["huge/config.json"]),
         case("model ./big --target cpu", 2, &["hidden_size = 1000000000 must lie in"]),
@@ -109,6 +110,8 @@ fn models_problems_and_plans() {
         case("model llama-3.2-1b --target cpu --prefill 0", 2, &["0"]),
         case("model llama-3.2-1b --target cpu --context 9223372036854775807", 2, &["9223372036854775807"]),
         case("model llama-3.2-1b --target cpu --prefill 2000000000", 2, &["2000000000"]),
+        case("model llama-3.2-1b --target cpu --page 0", 2, &["--page 0"]),
+        case("model mistral-7b-v0.1 --target cpu --context 8192", 2, &["sliding_window", "8192"]),
         case("model llama-3.2-1b --target cpu --dtype f64", 2, &["one of bf16"]),
         case("model llama-3.2-1b --target tpu", 2, &["cuda or cpu"]),
         case("model llama-3.2-1b --arch sm_70", 2, &["'sm_70' is not supported", "sm_90a"]),
@@ -132,6 +135,7 @@ fn models_problems_and_plans() {
         case("tune --target cpu --db db --plan shape.txt", 2, &["shape.txt:2:", "rows=-4"]),
         case("tune --target cpu --db db --plan void.txt", 2, &["void.txt"]),
         case("tune --target cpu --db db --plan nowhere.txt", 4, &["nowhere.txt"]),
+        case("tune --target cpu --db db --plan -", 2, &["-: no problem in it"]),
         case("tune --target cpu --db db --plan .", 4, &["."]),
         case("tune --target cpu --db db", 2, &["--model"]),
         case("tune --target cpu --db db --model llama-3.2-1b --plan op.txt", 2, &["cannot be used with"]),
@@ -144,6 +148,88 @@ fn models_problems_and_plans() {
         case("dance", 2, &["dance"]),
     ];
     cases.iter().for_each(|c| run(&place, c));
+}
+
+/// What is true of a model beside its plan is said once, on standard error; the plan itself is whole.
+#[test]
+fn models_are_told_with_what_is_to_be_said() {
+    let place = Place::new();
+    let config = "\u{feff}{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":256,\"intermediate_size\":512,
+        \"num_hidden_layers\":2,\"num_attention_heads\":4,\"vocab_size\":1000,\"rms_norm_eps\":1e-5,\"wheels\":4}";
+    place.file("cart/config.json", config);
+    place.file("llama-3.2-1b/config.json", config);
+    let said = |args: &str| {
+        let list = words(args);
+        let out = place.jitune(&list.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (out, err) = said("model llama-3.2-1b --target cpu");
+    assert!(out.starts_with("llama-3.2-1b: llama, 1,235,814,400 parameters\n"), "{out}");
+    assert_eq!(err.matches("note:").count(), 1, "{err}");
+    assert!(err.contains("write ./llama-3.2-1b to mean it"), "{err}");
+    // By its path, the folder is meant.
+    let (out, err) = said("model ./llama-3.2-1b --target cpu --context 2048");
+    assert!(out.starts_with("./llama-3.2-1b: llama, ") && !err.contains("to mean it"), "{out}{err}");
+    assert_eq!(err.matches("note:").count(), 1, "{err}");
+    assert!(err.contains("./llama-3.2-1b/config.json: not known, and passed over: wheels"), "{err}");
+    let (_, err) = said("model ./cart --target cpu");
+    assert!(err.contains("4096 tokens are more than the 2048"), "{err}");
+    let (out, _) = said("model ./cart --target cpu --json --batch 4,4 --prefill 8,8 --context 64 --page 16");
+    let json: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["config"]["family"], "llama");
+    assert_eq!(json["parameters"], 2 * 1000 * 256 + 256 + 2 * (2 * 256 + 4 * 256 * 256 + 3 * 256 * 512));
+    let calls = json["calls"].as_array().unwrap();
+    let of = |role: &str| calls.iter().filter(|c| c["role"] == role).collect::<Vec<_>>();
+    let counts: Vec<i64> = of("down").iter().map(|c| c["calls"].as_i64().unwrap()).collect();
+    assert_eq!(counts, [2, 2]);
+    assert!(of("qkv").iter().all(|c| c["problem"].as_str().unwrap().contains(" page=16 ")));
+}
+
+#[test]
+fn plans_are_read_from_standard_input() {
+    let place = Place::new();
+    let run = |plan: &str, code: i32, said: &str| {
+        let list = ["tune", "--nominal-ceilings", "--target", "cpu", "--trials", "1", "--db", "db", "--plan", "-"];
+        let mut command = place.jitune(&list);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(plan.as_bytes()).unwrap();
+        let out = child.wait_with_output().unwrap();
+        assert_eq!(out.status.code(), Some(code), "{}", text(&out));
+        assert!(text(&out).contains(said), "'{said}' is not said: {}", text(&out));
+    };
+    run("\u{feff}gelu rows=4 cols=64 dtype=f32\n", 0, "1 of 1 problems have winners");
+    run("gelu rows=4 cols=64\nnorm rows=3\n", 2, "-:2:");
+}
+
+#[test]
+fn compile_goes_on_past_what_no_template_takes() {
+    let place = Place::new();
+    let mut found = place.jitune(&["doctor", "--json", "--db", "db"]);
+    let nvrtc = std::env::var_os("JITUNE_NVRTC");
+    found.envs(nvrtc.iter().map(|path| ("JITUNE_NVRTC", path)));
+    let found: serde_json::Value = serde_json::from_slice(&found.output().unwrap().stdout).unwrap();
+    if !found["findings"].as_array().unwrap().iter().any(|f| f["what"] == "NVRTC" && f["here"] == true) {
+        eprintln!("SKIPPED: NVRTC is not here");
+        return;
+    }
+    let odd = "decode batch=1 context=10 heads=4 kv_heads=4 head_dim=7 dtype=bf16";
+    place.file("plan.txt", &format!("{odd}\ngelu rows=4 cols=64\n"));
+    let compile = |more: &[&str]| {
+        let mut command = place.jitune(&[&["compile", "--plan", "plan.txt", "--arch", "sm_80"], more].concat());
+        command.envs(nvrtc.iter().map(|path| ("JITUNE_NVRTC", path)));
+        let out = command.output().unwrap();
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+        (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (out, err) = compile(&[]);
+    assert!(out.contains("gelu rows=4 cols=64 dtype=bf16") && out.contains(", 0 failed or spilled"), "{out}");
+    assert!(err.contains(&format!("no cuda template takes '{odd}'")), "{err}");
+    assert!(err.contains("problems that were not compiled: 1"), "{err}");
+    let (out, _) = compile(&["--json"]);
+    let lines: Vec<serde_json::Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(lines.iter().any(|l| l["error"].as_str().is_some_and(|e| e.contains(odd))), "{out}");
 }
 
 #[test]

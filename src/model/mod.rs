@@ -1,11 +1,17 @@
 //! Models: a preset or a Hugging Face `config.json`, and the plan of problems that one forward pass calls.
 //!
-//! Pure but for reading the file. Knows shapes only; weights never.
+//! Pure but for reading the file. Knows shapes and the numbers that change the computation; weights never.
+//! [`config`] reads a `config.json` or refuses it by name, [`presets`] holds what is built in, [`plan`] derives the problems.
 
+mod config;
 mod plan;
+mod presets;
+mod rope;
 
 pub use plan::{Buckets, Call, Phase, Plan};
+pub use rope::{Rope, Scaling};
 
+use crate::problem::Dtype;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -45,11 +51,53 @@ pub enum ModelError {
     Problem(#[from] crate::problem::ProblemError),
 }
 
-/// The shapes of a decoder-only transformer with RMSNorm, RoPE and SwiGLU (Llama, Mistral, Qwen2).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Who a model is: decoder-only transformers with RMSNorm, RoPE, grouped KV heads and SwiGLU, which differ in what the
+/// fields of [`Model`] say and in what a missing key means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// Llama 2 and 3, SmolLM2 and all that is saved as `LlamaForCausalLM`.
+    Llama,
+    /// Mistral 7B and its like.
+    Mistral,
+    /// Qwen2 and Qwen2.5.
+    Qwen2,
+    /// Qwen3, dense.
+    Qwen3,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+
+    /// The name, which is `model_type` in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::Llama => "llama",
+            Family::Mistral => "mistral",
+            Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
+        }
+    }
+
+    /// The class in `architectures`.
+    pub fn architecture(self) -> &'static str {
+        match self {
+            Family::Llama => "LlamaForCausalLM",
+            Family::Mistral => "MistralForCausalLM",
+            Family::Qwen2 => "Qwen2ForCausalLM",
+            Family::Qwen3 => "Qwen3ForCausalLM",
+        }
+    }
+}
+
+/// A decoder-only transformer: its shapes, and everything else that changes what it computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {
     /// A label.
     pub name: String,
+    /// Who it is.
+    pub family: Family,
     /// Width of the residual stream.
     pub hidden: i64,
     /// Width of the feed-forward layer.
@@ -60,60 +108,54 @@ pub struct Model {
     pub heads: i64,
     /// Key and value heads.
     pub kv_heads: i64,
-    /// Width of a head.
+    /// Width of a head; its product with `heads` need not be `hidden`.
     pub head_dim: i64,
     /// Tokens of the vocabulary.
     pub vocab: i64,
-    /// Whether the QKV product has a bias (Qwen2).
+    /// What RMSNorm adds to the mean of squares.
+    pub rms_norm_eps: f64,
+    /// The rotary embedding of q and k.
+    pub rope: Rope,
+    /// Whether the LM head is the embedding's own weights.
+    pub tie_word_embeddings: bool,
+    /// Whether q, k and v have a bias.
     pub qkv_bias: bool,
+    /// Whether the attention's output product has a bias.
+    pub o_bias: bool,
+    /// Whether gate, up and down have a bias.
+    pub mlp_bias: bool,
+    /// Whether each head of q and of k is normed (RMSNorm with its own weight of `head_dim`) before RoPE.
+    pub qk_norm: bool,
+    /// Tokens that the layers which see least can see, themselves included; all, where it is not set.
+    pub sliding_window: Option<i64>,
+    /// Tokens of the longest sequence that it was made for.
+    pub max_position_embeddings: i64,
+    /// The type in which its weights are stored, where the configuration says so.
+    pub dtype: Option<Dtype>,
 }
-
-const fn preset(shape: [i64; 7], qkv_bias: bool) -> Model {
-    let [hidden, intermediate, layers, heads, kv_heads, head_dim, vocab] = shape;
-    Model { name: String::new(), hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, qkv_bias }
-}
-
-/// The built-in models, by the `config.json` of their repositories.
-static PRESETS: [(&str, Model); 6] = [
-    ("llama-3.2-1b", preset([2048, 8192, 16, 32, 8, 64, 128256], false)),
-    ("llama-3.2-3b", preset([3072, 8192, 28, 24, 8, 128, 128256], false)),
-    ("llama-3.1-8b", preset([4096, 14336, 32, 32, 8, 128, 128256], false)),
-    ("qwen2.5-0.5b", preset([896, 4864, 24, 14, 2, 64, 151936], true)),
-    ("qwen2.5-7b", preset([3584, 18944, 28, 28, 4, 128, 152064], true)),
-    ("mistral-7b-v0.3", preset([4096, 14336, 32, 32, 8, 128, 32768], false)),
-];
-
-/// The fields of a Hugging Face configuration that shapes depend on.
-#[derive(Deserialize)]
-struct HfConfig {
-    #[serde(default)]
-    model_type: String,
-    hidden_size: Option<i64>,
-    intermediate_size: Option<i64>,
-    num_hidden_layers: Option<i64>,
-    num_attention_heads: Option<i64>,
-    num_key_value_heads: Option<i64>,
-    head_dim: Option<i64>,
-    vocab_size: Option<i64>,
-    attention_bias: Option<bool>,
-    hidden_act: Option<String>,
-}
-
-/// Sizes above this are mistakes, and would overflow the products of a plan.
-const MAX_SIZE: i64 = 1 << 24;
 
 impl Model {
     /// The names of the presets.
     pub fn presets() -> impl Iterator<Item = &'static str> {
-        PRESETS.iter().map(|(name, _)| *name)
+        presets::PRESETS.iter().map(|(name, _)| *name)
     }
 
-    /// A preset by name, or the configuration in a folder (or the file itself).
-    pub fn load(name: &str) -> Result<Model, ModelError> {
-        if let Some((found, model)) = PRESETS.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)) {
-            return Ok(Model { name: (*found).into(), ..model.clone() });
-        }
+    /// The preset of that name, in any case of letters.
+    pub fn preset(name: &str) -> Option<Model> {
+        let (found, model) = presets::PRESETS.iter().find(|(n, _)| n.eq_ignore_ascii_case(name))?;
+        Some(Model { name: (*found).into(), ..model.clone() })
+    }
+
+    /// A preset by name, or the configuration in a folder (or the file itself), and beside the model what is to be said of
+    /// how it was found and read.
+    pub fn load(name: &str) -> Result<(Model, Vec<String>), ModelError> {
         let path = Path::new(name);
+        if let Some(model) = Model::preset(name) {
+            let shadowed = path.exists().then(|| {
+                format!("{} is the preset of that name; ./{name} exists too: write ./{name} to mean it", model.name)
+            });
+            return Ok((model, shadowed.into_iter().collect()));
+        }
         let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
         let looks_like_path = path.is_dir() || name.ends_with(".json") || name.contains('/');
         if !looks_like_path {
@@ -121,49 +163,21 @@ impl Model {
             return Err(ModelError::Unknown { name: name.into(), presets });
         }
         let text = std::fs::read_to_string(&file).map_err(|source| ModelError::Io { path: file.clone(), source })?;
-        Model::from_config(name, &file, &text)
+        config::read(name, &file, &text)
     }
 
-    fn from_config(name: &str, file: &Path, text: &str) -> Result<Model, ModelError> {
-        let wrong = |why: String| ModelError::Config { path: file.into(), why };
-        let c: HfConfig = serde_json::from_str(text).map_err(|e| wrong(format!("not a configuration: {e}")))?;
-        if !["llama", "mistral", "qwen2", ""].contains(&c.model_type.as_str()) {
-            return Err(wrong(format!("model_type '{}' is not supported; llama, mistral and qwen2 are", c.model_type)));
-        }
-        if let Some(act) = c.hidden_act.as_deref().filter(|a| !["silu", "swish"].contains(a)) {
-            return Err(wrong(format!("hidden_act '{act}' is not supported; silu is")));
-        }
-        let need = |field: &str, value: Option<i64>| match value {
-            None => Err(wrong(format!("{field} is missing"))),
-            Some(v) if !(1..=MAX_SIZE).contains(&v) => Err(wrong(format!("{field} = {v} must lie in 1..={MAX_SIZE}"))),
-            Some(v) => Ok(v),
-        };
-        let hidden = need("hidden_size", c.hidden_size)?;
-        let heads = need("num_attention_heads", c.num_attention_heads)?;
-        let kv_heads = need("num_key_value_heads", c.num_key_value_heads.or(Some(heads)))?;
-        if heads % kv_heads != 0 {
-            return Err(wrong(format!("{heads} heads are not a multiple of {kv_heads} key-value heads")));
-        }
-        if c.head_dim.is_none() && hidden % heads != 0 {
-            return Err(wrong(format!(
-                "hidden_size {hidden} is not a multiple of {heads} heads, and head_dim is missing"
-            )));
-        }
-        let head_dim = need("head_dim", c.head_dim.or(Some(hidden / heads)))?;
-        if head_dim % 2 != 0 {
-            return Err(wrong(format!("head_dim {head_dim} must be even for RoPE")));
-        }
-        Ok(Model {
-            name: name.into(),
-            hidden,
-            intermediate: need("intermediate_size", c.intermediate_size)?,
-            layers: need("num_hidden_layers", c.num_hidden_layers)?,
-            heads,
-            kv_heads,
-            head_dim,
-            vocab: need("vocab_size", c.vocab_size)?,
-            qkv_bias: c.attention_bias.unwrap_or(c.model_type == "qwen2"),
-        })
+    /// How many weights it has; a tied head counts once.
+    pub fn parameters(&self) -> u64 {
+        let of = |v: i64| v.max(0) as u128;
+        let [hidden, inter, vocab, d] = [self.hidden, self.intermediate, self.vocab, self.head_dim].map(of);
+        let (q, kv) = (of(self.heads) * d, of(self.kv_heads) * d);
+        let when = |has: bool, count: u128| if has { count } else { 0 };
+        let attention = 2 * hidden * (q + kv) + when(self.qkv_bias, q + 2 * kv) + when(self.o_bias, hidden);
+        let mlp = 3 * hidden * inter + when(self.mlp_bias, 2 * inter + hidden);
+        let norms = 2 * hidden + when(self.qk_norm, 2 * d);
+        let embeddings = hidden * vocab * if self.tie_word_embeddings { 1 } else { 2 };
+        let all = embeddings + hidden + of(self.layers) * (attention + mlp + norms);
+        u64::try_from(all).unwrap_or(u64::MAX)
     }
 }
 
@@ -171,25 +185,61 @@ impl Model {
 mod tests {
     use super::*;
 
+    /// The counts that the models' repositories publish (the totals of their safetensors files).
     #[test]
-    fn configs_are_read_and_mistakes_named() {
-        let good = r#"{"model_type":"qwen2","hidden_size":896,"intermediate_size":4864,"num_hidden_layers":24,
-            "num_attention_heads":14,"num_key_value_heads":2,"vocab_size":151936,"hidden_act":"silu"}"#;
-        let m = Model::from_config("qwen2.5-0.5b", Path::new("config.json"), good).unwrap();
-        assert_eq!(m, Model::load("qwen2.5-0.5b").unwrap());
-        for (from, to, said) in [
-            ("896", "-1", "hidden_size = -1"),
-            ("\"hidden_size\":896,", "", "hidden_size is missing"),
-            ("qwen2", "mamba", "'mamba' is not supported"),
-            (":14", ":13", "not a multiple"),
-            ("silu", "gelu", "'gelu' is not supported"),
-            ("896", "\"wide\"", "not a configuration"),
-            ("}", "", "not a configuration"),
-        ] {
-            let text = good.replacen(from, to, 1);
-            let e = Model::from_config("x", Path::new("config.json"), &text).unwrap_err().to_string();
-            assert!(e.contains(said), "{e}");
+    fn parameters_are_the_published_counts() {
+        let published: &[(&str, u64)] = &[
+            ("llama-3.2-1b", 1_235_814_400),
+            ("llama-3.2-3b", 3_212_749_824),
+            ("llama-3.1-8b", 8_030_261_248),
+            ("llama-3.1-70b", 70_553_706_496),
+            ("smollm2-135m", 134_515_008),
+            ("smollm2-360m", 361_821_120),
+            ("smollm2-1.7b", 1_711_376_384),
+            ("mistral-7b-v0.1", 7_241_732_096),
+            ("mistral-7b-v0.3", 7_248_023_552),
+            ("qwen2.5-0.5b", 494_032_768),
+            ("qwen2.5-1.5b", 1_543_714_304),
+            ("qwen2.5-3b", 3_085_938_688),
+            ("qwen2.5-7b", 7_615_616_512),
+            ("qwen2.5-14b", 14_770_033_664),
+            ("qwen2.5-32b", 32_763_876_352),
+            ("qwen3-0.6b", 596_049_920),
+            ("qwen3-1.7b", 1_720_574_976),
+            ("qwen3-4b", 4_022_468_096),
+            ("qwen3-8b", 8_190_735_360),
+            ("qwen3-14b", 14_768_307_200),
+            ("qwen3-32b", 32_762_123_264),
+        ];
+        for (name, count) in published {
+            assert_eq!(Model::preset(name).unwrap().parameters(), *count, "{name}");
         }
+        let named: Vec<&str> = published.iter().map(|(name, _)| *name).collect();
+        assert!(Model::presets().all(|p| named.contains(&p)), "a preset without a published count");
+    }
+
+    #[test]
+    fn every_bias_and_norm_counts() {
+        let plain = Model::preset("llama-3.2-1b").unwrap();
+        let more = |change: fn(&mut Model)| {
+            let mut m = plain.clone();
+            change(&mut m);
+            m.parameters() - plain.parameters()
+        };
+        assert_eq!(more(|m| m.qkv_bias = true), 16 * (32 + 2 * 8) * 64);
+        assert_eq!(more(|m| m.o_bias = true), 16 * 2048);
+        assert_eq!(more(|m| m.mlp_bias = true), 16 * (2 * 8192 + 2048));
+        assert_eq!(more(|m| m.qk_norm = true), 16 * 2 * 64);
+        assert_eq!(more(|m| m.tie_word_embeddings = false), 2048 * 128_256);
+    }
+
+    #[test]
+    fn impossible_sizes_do_not_overflow_the_count() {
+        let mut m = Model::preset("qwen3-0.6b").unwrap();
+        let most = 1 << 24;
+        (m.hidden, m.intermediate, m.layers, m.heads, m.kv_heads, m.head_dim, m.vocab) =
+            (most, most, most, most, most, most, most);
+        assert_eq!(m.parameters(), u64::MAX);
     }
 
     #[test]
@@ -197,5 +247,15 @@ mod tests {
         let e = Model::load("llama-9").unwrap_err().to_string();
         assert!(e.contains("llama-3.2-1b") && e.contains("llama-9"), "{e}");
         assert!(matches!(Model::load("/nowhere/at/all"), Err(ModelError::Io { .. })));
+        assert_eq!(Model::load("LLAMA-3.2-1B").unwrap().0.name, "llama-3.2-1b");
+    }
+
+    #[test]
+    fn models_survive_a_round_trip() {
+        for name in Model::presets() {
+            let model = Model::preset(name).unwrap();
+            let text = serde_json::to_string(&model).unwrap();
+            assert_eq!(serde_json::from_str::<Model>(&text).unwrap(), model, "{text}");
+        }
     }
 }

@@ -24,7 +24,7 @@ impl Phase {
     }
 }
 
-/// The batch sizes, prompt lengths and context that a plan covers.
+/// The batch sizes, prompt lengths and context that a plan covers. A size that is named twice is one bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buckets {
     /// Sequences of a decode step.
@@ -33,6 +33,42 @@ pub struct Buckets {
     pub prefill: Vec<i64>,
     /// Tokens in the KV cache while decoding.
     pub context: i64,
+    /// Tokens of a page of the KV cache.
+    pub page: i64,
+}
+
+impl Default for Buckets {
+    fn default() -> Buckets {
+        Buckets { batch: vec![1, 4, 16, 32], prefill: vec![512, 2048], context: 4096, page: 64 }
+    }
+}
+
+impl Buckets {
+    /// Tokens of the longest sequence in them.
+    pub fn longest(&self) -> i64 {
+        self.prefill.iter().copied().fold(self.context, i64::max)
+    }
+
+    fn check(&self, model: &Model) -> Result<(), ModelError> {
+        let page = [self.page];
+        let sizes: [(&str, &[i64]); 4] =
+            [("batch", &self.batch), ("prefill", &self.prefill), ("context", &[self.context]), ("page", &page)];
+        for (name, list) in sizes {
+            if let Some(v) = list.iter().find(|v| **v < 1) {
+                return Err(ModelError::Bucket(format!("--{name} {v}: sizes start at 1")));
+            }
+        }
+        match model.sliding_window {
+            Some(window) if self.longest() > window => Err(ModelError::Bucket(format!(
+                "{} sees only the last {window} tokens (sliding_window), and no kernel here has a window: a prompt or \
+                 context of {} tokens would be computed as another model; --context and --prefill up to {window} are \
+                 exact",
+                model.name,
+                self.longest()
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// One problem that a pass calls.
@@ -62,47 +98,67 @@ impl Plan {
     ///
     /// The residual adds are fused into the products that produce the branch (o and down), so the norms stand alone.
     pub fn new(model: &Model, buckets: &Buckets, dtype: Dtype) -> Result<Plan, ModelError> {
-        let positive = |name: &str, list: &[i64]| match list.iter().find(|v| **v < 1) {
-            Some(v) => Err(ModelError::Bucket(format!("--{name} {v}: sizes start at 1"))),
-            None => Ok(()),
-        };
-        positive("batch", &buckets.batch)?;
-        positive("prefill", &buckets.prefill)?;
-        positive("context", &[buckets.context])?;
+        buckets.check(model)?;
         let mut plan = Plan::default();
-        for &batch in &buckets.batch {
-            plan.bucket(model, Phase::Decode, batch, buckets.context, dtype)?;
-        }
-        for &tokens in &buckets.prefill {
-            plan.bucket(model, Phase::Prefill, tokens, buckets.context, dtype)?;
+        for (phase, list) in [(Phase::Decode, &buckets.batch), (Phase::Prefill, &buckets.prefill)] {
+            for (i, &size) in list.iter().enumerate() {
+                if !list[..i].contains(&size) {
+                    plan.bucket(model, phase, size, buckets, dtype)?;
+                }
+            }
         }
         Ok(plan)
     }
 
-    fn bucket(&mut self, m: &Model, phase: Phase, bucket: i64, context: i64, dtype: Dtype) -> Result<(), ModelError> {
+    fn bucket(
+        &mut self,
+        m: &Model,
+        phase: Phase,
+        bucket: i64,
+        buckets: &Buckets,
+        dtype: Dtype,
+    ) -> Result<(), ModelError> {
+        let (context, page) = (buckets.context, buckets.page);
         let (h, hk, d, l) = (m.heads, m.kv_heads, m.head_dim, m.layers);
         let rows = bucket;
         // The last token alone is turned into logits after a prompt.
         let last = if phase == Phase::Decode { bucket } else { 1 };
-        let bias = i64::from(m.qkv_bias);
-        let max_pos = if context == 4096 { String::new() } else { format!(" max_pos={context}") };
+        let max_pos = buckets.longest();
         let attention = match phase {
-            Phase::Prefill => format!("attention batch=1 q={rows} kv={rows} heads={h} kv_heads={hk} head_dim={d}"),
-            Phase::Decode => format!("decode batch={rows} context={context} heads={h} kv_heads={hk} head_dim={d}"),
+            // The prompt's keys are where its QKV product wrote them: in the pages of the cache.
+            Phase::Prefill => format!("paged_attention tokens={rows} batch=1 context={rows}"),
+            Phase::Decode => format!("decode batch={rows} context={context}"),
         };
         let (hidden, inter, vocab) = (m.hidden, m.intermediate, m.vocab);
-        let list = [
+        let (bias, qk_norm, eps) = (i64::from(m.qkv_bias), i64::from(m.qk_norm), m.rms_norm_eps);
+        let residual = |biased: bool| if biased { "bias_residual" } else { "residual" };
+        let (o, down) = (residual(m.o_bias), residual(m.mlp_bias));
+        let swiglu = if m.mlp_bias { "bias_swiglu" } else { "swiglu" };
+        let of_heads = format!("heads={h} kv_heads={hk} head_dim={d} page={page}");
+        let mut list = vec![
             ("embedding", 1, format!("embedding tokens={rows} vocab={vocab} hidden={hidden}")),
-            ("norm", 2 * l, format!("rmsnorm rows={rows} cols={hidden}")),
-            ("qkv", l, format!("qkv m={rows} k={hidden} heads={h} kv_heads={hk} head_dim={d} bias={bias}{max_pos}")),
-            ("attention", l, attention),
-            ("o", l, format!("matmul m={rows} n={hidden} k={} epilogue=residual", h * d)),
-            ("gate_up", l, format!("matmul m={rows} n={} k={hidden} epilogue=swiglu", 2 * inter)),
-            ("down", l, format!("matmul m={rows} n={hidden} k={inter} epilogue=residual")),
-            ("norm", 1, format!("rmsnorm rows={last} cols={hidden}")),
+            ("norm", 2 * l, format!("rmsnorm rows={rows} cols={hidden} eps={eps:e}")),
+            (
+                "qkv",
+                l,
+                format!(
+                    "qkv m={rows} k={hidden} {of_heads} bias={bias} qk_norm={qk_norm} max_pos={max_pos} eps={eps:e}"
+                ),
+            ),
+            ("attention", l, format!("{attention} {of_heads}")),
+            ("o", l, format!("matmul m={rows} n={hidden} k={} epilogue={o}", h * d)),
+            ("gate_up", l, format!("matmul m={rows} n={} k={hidden} epilogue={swiglu}", 2 * inter)),
+            ("down", l, format!("matmul m={rows} n={hidden} k={inter} epilogue={down}")),
+        ];
+        if last < rows {
+            // A gather of rows, whatever they are rows of.
+            list.push(("last_rows", 1, format!("embedding tokens={last} vocab={rows} hidden={hidden}")));
+        }
+        list.extend([
+            ("norm", 1, format!("rmsnorm rows={last} cols={hidden} eps={eps:e}")),
             ("lm_head", 1, format!("matmul m={last} n={vocab} k={hidden}")),
             ("argmax", 1, format!("argmax rows={last} cols={vocab}")),
-        ];
+        ]);
         for (role, calls, text) in list {
             let problem: Problem = format!("{text} dtype={dtype}").parse()?;
             let same = |c: &&mut Call| c.problem == problem && c.phase == phase && c.bucket == bucket;
@@ -125,8 +181,9 @@ impl Plan {
         list
     }
 
-    /// Reads a plan file: one problem a line; what follows `#` is a remark.
+    /// Reads a plan file: one problem a line; what follows `#` is a remark. A byte-order mark is passed over.
     pub fn problems_of_text(text: &str) -> Result<Vec<Problem>, (usize, crate::problem::ProblemError)> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut list: Vec<Problem> = Vec::new();
         for (number, line) in text.lines().enumerate() {
             let line = line.split('#').next().unwrap_or("").trim();
@@ -147,8 +204,7 @@ mod tests {
     use super::*;
 
     fn plan(name: &str) -> Plan {
-        let buckets = Buckets { batch: vec![1, 4, 16, 32], prefill: vec![512, 2048], context: 4096 };
-        Plan::new(&Model::load(name).unwrap(), &buckets, Dtype::Bf16).unwrap()
+        Plan::new(&Model::preset(name).unwrap(), &Buckets::default(), Dtype::Bf16).unwrap()
     }
 
     #[test]
@@ -156,6 +212,58 @@ mod tests {
         for name in Model::presets() {
             assert!(plan(name).problems().len() > 40, "{name}");
         }
+    }
+
+    #[test]
+    fn what_a_model_adds_to_a_step_is_in_its_problems() {
+        let base = Model::preset("llama-3.2-1b").unwrap();
+        for (model, role, said) in [
+            (Model { qk_norm: true, ..base.clone() }, "qkv", "qk_norm=1"),
+            (Model { qkv_bias: true, ..base.clone() }, "qkv", "bias=1"),
+            (Model { o_bias: true, ..base.clone() }, "o", "epilogue=bias_residual"),
+            (Model { mlp_bias: true, ..base.clone() }, "gate_up", "epilogue=bias_swiglu"),
+            (Model { mlp_bias: true, ..base.clone() }, "down", "epilogue=bias_residual"),
+            (Model { rms_norm_eps: 1e-6, ..base.clone() }, "norm", "eps=1e-6"),
+            (Model { rms_norm_eps: 1e-5, ..base.clone() }, "qkv", "eps=1e-5"),
+        ] {
+            let plan = Plan::new(&model, &Buckets::default(), Dtype::Bf16).unwrap();
+            let mut of_role = plan.calls.iter().filter(|c| c.role == role);
+            assert!(of_role.all(|c| c.problem.to_string().contains(said)), "{role} {said}");
+        }
+    }
+
+    #[test]
+    fn a_window_is_never_exceeded() {
+        let model = Model::preset("mistral-7b-v0.1").unwrap();
+        let plan = |context, prefill| {
+            let buckets = Buckets { context, prefill: vec![prefill], ..Buckets::default() };
+            Plan::new(&model, &buckets, Dtype::Bf16)
+        };
+        assert!(plan(4096, 4096).is_ok());
+        for (context, prefill) in [(4097, 512), (4096, 4097)] {
+            let e = plan(context, prefill).unwrap_err().to_string();
+            assert!(e.contains("sliding_window") && e.contains("4097"), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_named_twice_is_one() {
+        let model = Model::preset("llama-3.2-1b").unwrap();
+        let plan =
+            |batch, prefill| Plan::new(&model, &Buckets { batch, prefill, ..Buckets::default() }, Dtype::Bf16).unwrap();
+        assert_eq!(plan(vec![4, 1, 4], vec![512, 512]), plan(vec![4, 1], vec![512]));
+    }
+
+    #[test]
+    fn the_page_is_that_of_the_buckets() {
+        let model = Model::preset("llama-3.2-1b").unwrap();
+        let plan = Plan::new(&model, &Buckets { page: 16, ..Buckets::default() }, Dtype::Bf16).unwrap();
+        let paged: Vec<&Call> =
+            plan.calls.iter().filter(|c| c.problem.has("page") && c.problem.dim("pages") > 0).collect();
+        assert_eq!(paged.len(), 4 + 4 + 2);
+        assert!(paged.iter().all(|c| c.problem.dim("page") == 16));
+        let none = Plan::new(&model, &Buckets { page: 0, ..Buckets::default() }, Dtype::Bf16);
+        assert!(none.unwrap_err().to_string().contains("--page 0"));
     }
 
     #[test]
@@ -172,6 +280,7 @@ mod tests {
     fn plan_files_are_read_with_remarks() {
         let text = "# a plan\nmatmul m=1 n=2 k=3  # qkv\n\nmatmul m=1 n=2 k=3\nargmax rows=1 cols=9\n";
         assert_eq!(Plan::problems_of_text(text).unwrap().len(), 2);
+        assert_eq!(Plan::problems_of_text("\u{feff}argmax rows=1 cols=9").unwrap().len(), 1);
         assert_eq!(Plan::problems_of_text("argmax rows=1 cols=9\nnope\n").unwrap_err().0, 2);
     }
 }

@@ -207,10 +207,10 @@ impl Problem {
         }
         for (i, d) in self.op().dims.iter().enumerate() {
             if let DimKind::Computed(default) = d.kind
-                && self.value(i) == default(self)
+                && self.value(i) == default(self).min(MAX_DIM)
                 && !changes.iter().any(|(name, _)| *name == d.name)
             {
-                p.set(d.name, default(&p))?;
+                p.set(d.name, default(&p).min(MAX_DIM))?;
             }
         }
         p.validate()?;

@@ -211,7 +211,7 @@ impl FromStr for Problem {
         }
         for (i, d) in def.dims.iter().enumerate() {
             if let (DimKind::Computed(default), false) = (&d.kind, given[i]) {
-                p.set(d.name, default(&p))?;
+                p.set(d.name, default(&p).min(MAX_DIM))?;
             }
         }
         p.validate()?;
@@ -228,7 +228,9 @@ impl Problem {
             match d.kind {
                 DimKind::Required => write!(f, " {}={value}", d.name),
                 DimKind::Optional(v) if all || i64::from(value) != v => write!(f, " {}={value}", d.name),
-                DimKind::Computed(v) if all || i64::from(value) != v(self) => write!(f, " {}={value}", d.name),
+                DimKind::Computed(v) if all || i64::from(value) != v(self).min(MAX_DIM) => {
+                    write!(f, " {}={value}", d.name)
+                }
                 DimKind::Real(v) if all || units(v) != Some(value) => write!(f, " {}={:e}", d.name, real(value)),
                 DimKind::Word(_) if all || value != 0 => write!(f, " {}={}", d.name, self.word(d.name)),
                 _ => Ok(()),
@@ -295,7 +297,8 @@ mod tests {
             "qkv m=4 k=2048 heads=32 kv_heads=8 head_dim=64 bias=1 dtype=bf16 | pages=16",
             "attention batch=1 q=512 kv=512 heads=32 kv_heads=8 head_dim=64 dtype=bf16",
             "attention batch=1 q=5 kv=7 heads=2 kv_heads=1 head_dim=80 causal=0 dtype=f16",
-            "decode batch=4 context=4096 heads=32 kv_heads=8 head_dim=64 lens=mixed dtype=bf16",
+            "decode batch=4 context=4096 heads=32 kv_heads=8 head_dim=64 dtype=bf16 | lens=mixed pages=4096",
+            "rmsnorm rows=1 cols=2048 dtype=bf16 | eps=1e-6",
             "rmsnorm rows=1 cols=2048 residual=1 dtype=bf16",
             "argmax rows=1 cols=128256 dtype=bf16",
             "matmul m=32 n=4096 k=4096 epilogue=residual dtype=e4m3",
@@ -316,6 +319,9 @@ mod tests {
             ("matmul m=-3 n=2 k=2", "must lie in 1..="),
             ("matmul m=x n=2 k=2", "whole number"),
             ("matmul m=1 n=2 k=2 z=3", "'z=3' is not a dimension"),
+            ("matmul m=1 n=2 k=2 m=3", "given twice"),
+            ("matmul m=1 n=2 k=2 dtype=f32 dtype=f32", "given twice"),
+            ("rmsnorm rows=1 cols=2 | eps=-1", "number in 0..="),
             ("matmul m=1 n=2 k=2 dtype=f64", "one of bf16"),
             ("rmsnorm rows=1 cols=16 dtype=e4m3", "for matmul alone"),
             ("matmul m=1 n=2 k=2 epilogue=swiglu dtype=e4m3", "for matmul alone"),

@@ -75,15 +75,21 @@ fn products<'a>(out: &mut String, parsed: &[(&ProblemLine, Problem, &Row)], best
 
 /// What a reader calls the problem.
 fn title(p: &Problem) -> Option<String> {
-    let [batch, context, d] = ["batch", "context", "head_dim"].map(|name| p.dim(name));
     let dtype = p.dtype;
     Some(match p.op().name {
         "attention" => {
             let causal = if p.dim("causal") == 1 { " causal" } else { "" };
             let kv = if p.dim("kv") == p.dim("q") { String::new() } else { format!(" on {}", p.dim("kv")) };
-            format!("prefill, d{d}{causal} {dtype}, {batch}×{}{kv}", p.dim("q"))
+            format!("prefill, d{}{causal} {dtype}, {}×{}{kv}", p.dim("head_dim"), p.dim("batch"), p.dim("q"))
         }
-        "decode" => format!("decode, d{d} {dtype}, batch {batch}, context {context}"),
+        "paged_attention" => {
+            let [tokens, batch, context, d] = ["tokens", "batch", "context", "head_dim"].map(|name| p.dim(name));
+            format!("paged, d{d} {dtype}, {tokens} tokens of {batch}, context {context}")
+        }
+        "decode" => {
+            let [batch, context, d] = ["batch", "context", "head_dim"].map(|name| p.dim(name));
+            format!("decode, d{d} {dtype}, batch {batch}, context {context}")
+        }
         "rmsnorm" | "layernorm" => {
             let residual = if p.dim("residual") == 1 { "residual add + " } else { "" };
             format!("{residual}{} {dtype}, {}×{}", p.op().name, p.dim("rows"), p.dim("cols"))

@@ -7,7 +7,6 @@ use crate::recipe::Config;
 use crate::source::{Language, Source};
 use std::fmt::Write;
 
-
 pub(super) fn render(
     library: &Library,
     template: &Template,
