@@ -18,7 +18,15 @@ pub(super) static OP: OpDef = OpDef {
         DimDef::capacity("max_pages", max_pages),
         DimDef::capacity("pages", |p| p.dim("batch") * p.dim("max_pages")),
     ],
-    check,
+    check: |p| {
+        if p.dim("max_pages") < max_pages(p) {
+            return Err(format!(
+                "a block table of {} pages a sequence does not hold the context; give max_pages=",
+                p.dim("max_pages")
+            ));
+        }
+        check(p)
+    },
     tensors,
     flops: |p| 4.0 * (tokens(p) * p.dim("heads") * p.dim("head_dim")) as f64,
     units: |p| (p.dim("batch") * p.dim("heads")) as u64,
@@ -36,12 +44,6 @@ pub(super) fn check(p: &Problem) -> Result<(), String> {
     }
     if p.dim("batch") > MAX_BATCH {
         return Err(format!("batch must be at most {MAX_BATCH}"));
-    }
-    if p.dim("max_pages") < max_pages(p) {
-        return Err(format!(
-            "a block table of {} pages a sequence does not hold the context; give max_pages=",
-            p.dim("max_pages")
-        ));
     }
     if p.dim("pages") < 1 {
         return Err("pages must be at least 1".into());
