@@ -12,7 +12,7 @@
 use jitune::backend::cuda;
 use jitune::bundle::Bundle;
 use jitune::device::Target;
-use jitune::problem::{Dtype, Expected, Inputs, Part, Problem, Role, Scalar, Tensor, Tolerance, expected};
+use jitune::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
 use jitune::runtime::{Bound, Kernel, Match, Memory, Queue, Runtime, RuntimeError};
 use std::error::Error;
 use std::hint::black_box;
@@ -166,10 +166,9 @@ fn untuned(runtime: &Runtime) -> Option<Problem> {
 fn refused(runtime: &Runtime) -> Option<(Problem, RuntimeError)> {
     let refuse = |other: Problem| runtime.lookup(&other).err().map(|e| (other, e));
     let wider = |p: Problem| {
-        ["k", "cols", "head_dim", "hidden"].into_iter().find_map(|dim| {
-            let is_size = p.op().dims.iter().any(|d| d.name == dim && d.part == Part::Size);
-            p.with(&[(dim, p.dim(dim) + 8)]).ok().filter(|_| is_size).and_then(refuse)
-        })
+        ["k", "cols", "head_dim", "hidden"]
+            .into_iter()
+            .find_map(|dim| p.has(dim).then(|| p.with(&[(dim, p.dim(dim) + 8)]).ok()).flatten().and_then(refuse))
     };
     let other_dtype = |mut p: Problem| {
         Dtype::ALL.into_iter().find_map(|dtype| {

@@ -156,10 +156,24 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
     }
 }
 
+/// The text of a QKV step as records and rows of 2026-11 have it, when it was an epilogue of `matmul`, in today's form.
+fn of_old_records(text: &str) -> Option<String> {
+    let fields = text.strip_prefix("matmul ")?.split_whitespace();
+    let bias = fields.clone().find_map(|f| match f.strip_prefix("epilogue=")? {
+        "rope_kv" => Some(0),
+        "bias_rope_kv" => Some(1),
+        _ => None,
+    })?;
+    let kept: Vec<&str> = fields.filter(|f| !f.starts_with("epilogue=") && !f.starts_with("n=")).collect();
+    Some(format!("qkv bias={bias} {}", kept.join(" ")))
+}
+
 impl FromStr for Problem {
     type Err = ProblemError;
 
     fn from_str(text: &str) -> Result<Problem, ProblemError> {
+        let old = of_old_records(text.trim());
+        let text = old.as_deref().unwrap_or(text);
         let mut words = text.split_whitespace();
         let name = words.next().ok_or(ProblemError::Empty)?;
         let op = OPS.iter().position(|o| o.name == name).ok_or_else(|| ProblemError::UnknownOp(name.into()))?;
@@ -310,6 +324,13 @@ mod tests {
     }
 
     #[test]
+    fn records_of_an_older_form_are_read() {
+        let old = "matmul m=4 n=3072 k=2048 epilogue=rope_kv heads=32 kv_heads=8 head_dim=64 pages=9 dtype=bf16";
+        let p: Problem = old.parse().unwrap();
+        assert_eq!(p.to_string(), "qkv m=4 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16 | pages=9");
+    }
+
+    #[test]
     fn bad_text_says_what_is_wrong() {
         let cases = [
             ("", "is empty"),
@@ -326,7 +347,7 @@ mod tests {
             ("rmsnorm rows=1 cols=16 dtype=e4m3", "for matmul alone"),
             ("matmul m=1 n=2 k=2 epilogue=swiglu dtype=e4m3", "for matmul alone"),
             ("matmul m=1 n=3 k=2 epilogue=swiglu", "even"),
-            ("matmul m=1 n=2 k=2 epilogue=rope_kv", "bias_swiglu"),
+            ("matmul m=1 n=2 k=2 epilogue=nope", "bias_swiglu"),
             ("qkv m=1 k=2 heads=1 kv_heads=1 head_dim=3", "even"),
             ("qkv m=1 k=2 heads=1 kv_heads=1 head_dim=2 n=6", "not a dimension"),
             ("qkv m=9 k=2 heads=1 kv_heads=1 head_dim=2 page=4 pages=2", "8 slots"),
