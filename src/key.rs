@@ -7,7 +7,7 @@ use jitune_db::Key;
 use std::collections::BTreeMap;
 
 /// Raised when the meaning of stored records changes.
-const SCHEMA: &str = "1";
+const SCHEMA: &str = "2";
 /// Raised when the way of measuring changes so that older times do not compare.
 const METHOD: &str = "2";
 
@@ -21,16 +21,33 @@ pub struct Context {
 }
 
 impl Context {
-    fn compile(&self, problem: &Problem) -> BTreeMap<String, String> {
+    fn compile(&self, library: &Library, problem: &Problem) -> BTreeMap<String, String> {
         let field = |k: &str, v: &str| (k.to_string(), v.to_string());
+        let options = match self.device.target {
+            Target::Cuda => crate::backend::cuda::nvrtc::BASE_OPTIONS.join(" "),
+            Target::Cpu => crate::backend::cpu::cc::BASE_OPTIONS.join(" "),
+        };
         BTreeMap::from([
             field("schema", SCHEMA),
             field("target", self.device.target.name()),
             field("arch", &self.device.arch),
             field("compiler", &self.compiler),
+            field("options", &options),
             // Op, shape, dtype, layout and fusion are all in the text form.
-            field("problem", &problem.to_string()),
+            field("problem", &problem.bucket_text()),
+            field("filled", &problem.rest_text()),
+            field("judge", &short(&library.judge(problem, &self.device))),
         ])
+    }
+
+    fn constants<'t>(
+        &self,
+        library: &Library,
+        problem: &Problem,
+        templates: impl IntoIterator<Item = &'t Template>,
+    ) -> String {
+        let one = |t: &Template| library.constants(t, problem, &self.device);
+        short(&templates.into_iter().map(one).collect::<Vec<_>>().join("\n"))
     }
 
     fn timing(&self) -> BTreeMap<String, String> {
@@ -41,7 +58,8 @@ impl Context {
 
     /// The key of the winner of a problem among `templates`.
     pub fn winner(&self, library: &Library, problem: &Problem, templates: &[std::sync::Arc<Template>]) -> Key {
-        let mut compile = self.compile(problem);
+        let mut compile = self.compile(library, problem);
+        compile.insert("constants".into(), self.constants(library, problem, templates.iter().map(|t| &**t)));
         let list: Vec<String> = templates.iter().map(|t| library.fingerprint(t)).collect();
         compile.insert("templates".into(), short(&list.join("\n")));
         Key { compile, timing: self.timing() }
@@ -49,7 +67,8 @@ impl Context {
 
     /// The key of the trials of one template on a problem; the config is the record's `sub`.
     pub fn trials(&self, library: &Library, problem: &Problem, template: &Template) -> Key {
-        let mut compile = self.compile(problem);
+        let mut compile = self.compile(library, problem);
+        compile.insert("constants".into(), self.constants(library, problem, [template]));
         compile.insert("template".into(), template.name().into());
         compile.insert("source".into(), short(&library.fingerprint(template)));
         Key { compile, timing: self.timing() }
@@ -66,5 +85,62 @@ pub fn compiler(target: Target) -> Result<String, crate::backend::BackendError> 
     match target {
         Target::Cuda => crate::backend::cuda::nvrtc::open().map(|n| format!("nvrtc {}", n.version)),
         Target::Cpu => crate::backend::cpu::cc::open().map(|c| c.version.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu;
+
+    const CODE: &str = "void t(const jt_arg *args, long task, long tasks) {}\n";
+    const DESCRIPTION: &str = "name = 't'\ntarget = 'cpu'\nop = 'rmsnorm'\nsummary = 's'\nwhen = \"dtype == 'f32'\"\n\
+        [tunables]\nv = [1, 2]\n[cost]\nus = '1'\n[[launch]]\nentry = 't'\ngrid = [1, 1, 1]\nblock = 1\nargs = []\n";
+
+    /// The key of a problem of one template, whose pair is as written.
+    fn key(description: &str, code: &str, problem: &str) -> Key {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("t.toml"), description).unwrap();
+        std::fs::write(folder.path().join("t.c"), code).unwrap();
+        let mut library = Library::built_in().unwrap();
+        library.add_folder(folder.path()).unwrap();
+        let template = std::sync::Arc::clone(library.get(Target::Cpu, "t").unwrap());
+        let context = Context { device: cpu::describe(Some(1)), compiler: "cc 1".into() };
+        context.winner(&library, &problem.parse().unwrap(), &[template])
+    }
+
+    #[test]
+    fn what_code_or_judgement_depends_on_is_in_the_key_and_nothing_else_is() {
+        const PROBLEM: &str = "rmsnorm rows=4 cols=64 dtype=f32";
+        let base = key(DESCRIPTION, CODE, PROBLEM);
+        let differs = |description: &str, code: &str, problem: &str| -> Vec<String> {
+            base.diff(&key(description, code, problem)).into_iter().map(|d| d.name).collect()
+        };
+        for text in [DESCRIPTION.replace("'s'", "'other words'"), DESCRIPTION.replace("us = '1'", "us = '2'")] {
+            assert_ne!(text, DESCRIPTION);
+            assert!(differs(&text, CODE, PROBLEM).is_empty(), "{text}");
+        }
+        for (description, code, problem, field) in [
+            (DESCRIPTION.replace("[1, 2]", "[1, 4]"), CODE.to_string(), PROBLEM.to_string(), "templates"),
+            (DESCRIPTION.into(), CODE.replace("{}", "{ }"), PROBLEM.into(), "templates"),
+            (DESCRIPTION.into(), CODE.into(), format!("{PROBLEM} | eps=1e-6"), "filled"),
+        ] {
+            assert_eq!(differs(&description, &code, &problem), [field]);
+        }
+        let field = |name: &str| base.compile[name].clone();
+        assert_eq!(field("options"), cpu::cc::BASE_OPTIONS.join(" "));
+        assert!(field("problem").contains("residual=0") && field("filled") == "eps=1e-5");
+    }
+
+    #[test]
+    fn constants_are_those_that_rendering_writes() {
+        let library = Library::built_in().unwrap();
+        let device = cpu::describe(Some(1));
+        let problem: Problem = "rmsnorm rows=4 cols=64 dtype=f32".parse().unwrap();
+        let template = &library.for_problem(&problem, &device).unwrap()[0];
+        let space = crate::space::enumerate(&template.recipe, &problem, &device).unwrap();
+        let source = library.render(template, &problem, &device, &space.candidates[0].config).unwrap();
+        let constants = library.constants(template, &problem, &device);
+        assert!(source.text.starts_with(&constants) && constants.contains("#define OP_RMSNORM 1"), "{constants}");
     }
 }

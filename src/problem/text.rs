@@ -234,49 +234,52 @@ impl FromStr for Problem {
 }
 
 impl Problem {
-    /// Writes the text; `all`: the dimensions that have their default too.
-    fn write(&self, f: &mut impl fmt::Write, all: bool) -> fmt::Result {
-        let op = self.op();
-        let field = |f: &mut dyn fmt::Write, i: usize, d: &DimDef| {
-            let value = self.dims[i];
+    /// ` name=value` of each dimension before the bar, or after it; `all`: of those that have their default too.
+    fn fields(&self, before: bool, all: bool) -> String {
+        let field = |(i, d): (usize, &DimDef)| {
+            let (name, value) = (d.name, self.dims[i]);
             match d.kind {
-                DimKind::Required => write!(f, " {}={value}", d.name),
-                DimKind::Optional(v) if all || i64::from(value) != v => write!(f, " {}={value}", d.name),
-                DimKind::Computed(v) if all || i64::from(value) != v(self).min(MAX_DIM) => {
-                    write!(f, " {}={value}", d.name)
-                }
-                DimKind::Real(v) if all || units(v) != Some(value) => write!(f, " {}={:e}", d.name, real(value)),
-                DimKind::Word(_) if all || value != 0 => write!(f, " {}={}", d.name, self.word(d.name)),
-                _ => Ok(()),
+                DimKind::Optional(v) if !all && i64::from(value) == v => None,
+                DimKind::Computed(v) if !all && i64::from(value) == v(self).min(MAX_DIM) => None,
+                DimKind::Real(v) if !all && units(v) == Some(value) => None,
+                DimKind::Word(_) if !all && value == 0 => None,
+                DimKind::Derived(_) => None,
+                DimKind::Real(_) => Some(format!(" {name}={:e}", real(value))),
+                DimKind::Word(_) => Some(format!(" {name}={}", self.word(name))),
+                _ => Some(format!(" {name}={value}")),
             }
         };
         let looked_up = |d: &DimDef| matches!(d.part, Part::Contract | Part::Size);
-        f.write_str(op.name)?;
-        for (i, d) in op.dims.iter().enumerate().filter(|(_, d)| looked_up(d)) {
-            field(f, i, d)?;
-        }
-        write!(f, " dtype={}", self.dtype)?;
-        let mut rest = String::new();
-        for (i, d) in op.dims.iter().enumerate().filter(|(_, d)| !looked_up(d)) {
-            field(&mut rest, i, d)?;
-        }
-        if rest.is_empty() { Ok(()) } else { write!(f, " |{rest}") }
+        self.op().dims.iter().enumerate().filter(|(_, d)| looked_up(d) == before).filter_map(field).collect()
+    }
+
+    fn text(&self, all: bool) -> String {
+        let rest = self.fields(false, all);
+        let bar = if rest.is_empty() { "" } else { " |" };
+        format!("{}{} dtype={}{bar}{rest}", self.op().name, self.fields(true, all), self.dtype)
+    }
+
+    /// What a look-up compares, with every dimension.
+    pub fn bucket_text(&self) -> String {
+        format!("{}{} dtype={}", self.op().name, self.fields(true, true), self.dtype)
+    }
+
+    /// What no look-up compares, with every dimension: capacities and workload.
+    pub fn rest_text(&self) -> String {
+        self.fields(false, true).trim_start().to_string()
     }
 
     /// The text with every dimension, so that it reads the same whatever the defaults become: what journals and bundles
     /// hold.
     pub fn full_text(&self) -> String {
-        let mut text = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write(&mut text, true);
-        text
+        self.text(true)
     }
 }
 
 /// What is read by people: dimensions that have their default are left out.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.write(f, false)
+        f.write_str(&self.text(false))
     }
 }
 

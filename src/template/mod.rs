@@ -203,9 +203,25 @@ impl Library {
         render::render(self, template, problem, device, config)
     }
 
-    /// A hash of all that a template's kernels can depend on: its description, its code and every include it reaches.
+    /// A hash of all that a template's kernels can depend on: its description but for summary and cost, its code and every
+    /// include it reaches.
     pub fn fingerprint(&self, template: &Template) -> String {
         render::fingerprint(self, template)
+    }
+
+    /// What is written into the code of a template's kernels for a problem before the template's own constants.
+    pub fn constants(&self, template: &Template, problem: &Problem, device: &Device) -> String {
+        render::constants(template, problem, device)
+    }
+
+    /// A hash of what judges the candidates of a problem: the support code, and on a GPU the reference.
+    pub fn judge(&self, problem: &Problem, device: &Device) -> String {
+        let support = self.support(problem.dtype, device).map(|s| s.hash()).unwrap_or_default();
+        let reference = match device.target {
+            Target::Cuda => self.reference(problem, device).map(|t| self.fingerprint(&t)).unwrap_or_default(),
+            Target::Cpu => String::new(),
+        };
+        format!("{support} {reference}")
     }
 
     /// The device-side support code (fill, compare, ceilings) for a dtype.

@@ -3,7 +3,7 @@
 use super::{Library, Template, TemplateError};
 use crate::device::{Device, Target};
 use crate::problem::{DimKind, Dtype, Problem};
-use crate::recipe::Config;
+use crate::recipe::{Config, Cost, Description};
 use crate::source::{Language, Source};
 use std::fmt::Write;
 
@@ -16,17 +16,11 @@ pub(super) fn render(
 ) -> Result<Source, TemplateError> {
     let d = &template.recipe.description;
     let scope = template.recipe.scope(problem, device, config)?;
-    let mut text = preamble(problem.dtype, device);
+    let mut text = constants(template, problem, device);
     let mut define = |name: &str, value: &dyn std::fmt::Display| {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "#define {} {value}", name.to_uppercase());
     };
-    define(&format!("OP_{}", problem.op().name), &1);
-    for dim in problem.op().dims {
-        if template.recipe.fixes(problem, dim.name) && !matches!(dim.kind, DimKind::Word(_)) {
-            define(dim.name, &problem.dim(dim.name));
-        }
-    }
     for (name, value) in &config.0 {
         define(name, value);
     }
@@ -48,6 +42,19 @@ pub(super) fn render(
     })
 }
 
+/// All that is written before a template's own constants: what every source of a dtype gets, the op, and the dimensions
+/// that the code has as constants.
+pub(super) fn constants(template: &Template, problem: &Problem, device: &Device) -> String {
+    let mut text = preamble(problem.dtype, device);
+    let _ = writeln!(text, "#define OP_{} 1", problem.op().name.to_uppercase());
+    for dim in problem.op().dims {
+        if template.recipe.fixes(problem, dim.name) && !matches!(dim.kind, DimKind::Word(_)) {
+            let _ = writeln!(text, "#define {} {}", dim.name.to_uppercase(), problem.dim(dim.name));
+        }
+    }
+    text
+}
+
 pub(super) fn support(library: &Library, dtype: Dtype, device: &Device) -> Result<Source, TemplateError> {
     let code = &library.support[&device.target];
     // It compares results, and fills what is stored as they are.
@@ -62,7 +69,9 @@ pub(super) fn support(library: &Library, dtype: Dtype, device: &Device) -> Resul
 
 pub(super) fn fingerprint(library: &Library, template: &Template) -> String {
     let d = &template.recipe.description;
-    let mut text = serde_json::to_string(d).unwrap_or_default();
+    // Neither is in any code: the one is read by people, the other only orders the search.
+    let d = Description { summary: String::new(), cost: Cost::default(), ..d.clone() };
+    let mut text = serde_json::to_string(&d).unwrap_or_default();
     // A missing include is an error when the template is rendered; here it only leaves the hash without that text.
     let _ = splice(library, d.target, &d.name, &template.code, &mut Vec::new(), &mut text);
     blake3::hash(text.as_bytes()).to_hex().to_string()

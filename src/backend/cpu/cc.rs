@@ -46,10 +46,18 @@ fn find() -> Option<Compiler> {
 }
 
 /// Options that every C source is compiled with.
+pub const BASE_OPTIONS: [&str; 6] = [
+    "-std=gnu11",
+    "-O3",
+    if cfg!(target_arch = "x86_64") { "-march=native" } else { "-mcpu=native" },
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+];
+
+/// The options that a C source is compiled with.
 pub fn options(source: &Source) -> Vec<String> {
-    let machine = if cfg!(target_arch = "x86_64") { "-march=native" } else { "-mcpu=native" };
-    let mut list: Vec<String> =
-        ["-std=gnu11", "-O3", machine, "-fPIC", "-shared", "-fno-math-errno"].map(String::from).to_vec();
+    let mut list = BASE_OPTIONS.map(String::from).to_vec();
     list.extend(source.options.iter().cloned());
     list
 }

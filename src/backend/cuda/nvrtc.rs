@@ -101,14 +101,13 @@ impl Drop for Program {
     }
 }
 
-/// Options that every CUDA source is compiled with.
+/// Options that every CUDA source is compiled with, beside its architecture.
+pub const BASE_OPTIONS: [&str; 3] = ["-std=c++17", "-default-device", "--ptxas-options=-v"];
+
+/// The options that a CUDA source is compiled with.
 pub fn options(source: &Source) -> Vec<String> {
-    let mut list = vec![
-        format!("--gpu-architecture={}", source.arch),
-        "-std=c++17".into(),
-        "-default-device".into(),
-        "--ptxas-options=-v".into(),
-    ];
+    let mut list = vec![format!("--gpu-architecture={}", source.arch)];
+    list.extend(BASE_OPTIONS.map(String::from));
     list.extend(source.options.iter().cloned());
     list
 }
