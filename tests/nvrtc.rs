@@ -2,7 +2,7 @@
 //! that the analytic cost puts first. Fails, not skips, where NVRTC is missing, unless JITUNE_ALLOW_NO_NVRTC is set.
 
 use jitune::backend::cuda::nvrtc;
-use jitune::device::Device;
+use jitune::device::{Device, Target};
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem};
 use jitune::recipe::{Arg, Config, Launch};
@@ -48,7 +48,7 @@ const EXTRA: &[&str] = &[
 
 fn problems() -> Vec<Problem> {
     let model = Model::preset("llama-3.2-1b").unwrap();
-    let mut list = Plan::new(&model, &Buckets::default(), Dtype::Bf16).unwrap().problems();
+    let mut list = Plan::new(&model, &Buckets::of(Target::Cuda), Dtype::Bf16).unwrap().problems();
     list.extend(EXTRA.iter().map(|t| t.parse::<Problem>().unwrap()));
     list
 }

@@ -30,11 +30,11 @@ pub struct Which {
 /// The buckets of a model's plan.
 #[derive(clap::Args, Clone)]
 pub struct BucketArgs {
-    /// Batch sizes of a decode step.
-    #[arg(long, value_delimiter = ',', default_value = "1,4,16,32")]
+    /// Batch sizes of a decode step; 1,4,16,32,64,128,256 on a GPU and 1,4,16,32 on a CPU by default.
+    #[arg(long, value_delimiter = ',')]
     pub batch: Vec<i64>,
-    /// Prompt lengths.
-    #[arg(long, value_delimiter = ',', default_value = "512,2048")]
+    /// Prompt lengths; 512,1024,2048,4096,8192 on a GPU and 512,2048 on a CPU by default, as far as the model's window goes.
+    #[arg(long, value_delimiter = ',')]
     pub prefill: Vec<i64>,
     /// Tokens in the KV cache while decoding.
     #[arg(long, default_value_t = 4096)]
@@ -134,7 +134,7 @@ impl BucketArgs {
     /// The model of that name, its plan, and what is to be said of them.
     pub fn plan(&self, name: &str, target: Target) -> Result<(Model, Plan, Vec<String>), CliError> {
         let (model, mut notes) = Model::load(name)?;
-        let buckets = self.buckets();
+        let buckets = self.buckets(&model, target);
         let plan = Plan::new(&model, &buckets, self.dtype(target))?;
         let (longest, most) = (buckets.longest(), model.max_position_embeddings);
         if longest > most {
@@ -145,9 +145,18 @@ impl BucketArgs {
         Ok((model, plan, notes))
     }
 
-    /// The buckets.
-    pub fn buckets(&self) -> Buckets {
-        Buckets { batch: self.batch.clone(), prefill: self.prefill.clone(), context: self.context, page: self.page }
+    /// The buckets, those of the target where none are named.
+    fn buckets(&self, model: &Model, target: Target) -> Buckets {
+        let usual = Buckets::of(target);
+        let or = |given: &[i64], usual: Vec<i64>| if given.is_empty() { usual } else { given.to_vec() };
+        let seen = |tokens: &i64| model.sliding_window.is_none_or(|window| *tokens <= window);
+        let prefill = usual.prefill.into_iter().filter(seen).collect();
+        Buckets {
+            batch: or(&self.batch, usual.batch),
+            prefill: or(&self.prefill, prefill),
+            context: self.context,
+            page: self.page,
+        }
     }
 
     /// The dtype, or the target's usual one.

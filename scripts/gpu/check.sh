@@ -6,6 +6,7 @@
 #   counters  hardware counters of counters.plan's products through ncu, jitune's and cuBLASLt's
 #   faults    hanging, faulting and wrong candidates planted at the first, middle and last position
 #   kill      kill -9 of the tuner, 20 times
+#   right     the first candidates of each template, even and ragged, against the f64 reference
 #   sanitize  compute-sanitizer on one kernel of each template, even and ragged, and on a planted bug
 #   bundle    export, verify without NVRTC, verify other sizes that winners answer for, the production example (in $PRODUCTION)
 # Everything is written under FOLDER. NVRTC is found as `jitune doctor` says.
@@ -92,6 +93,16 @@ step_kill() {
   echo "20 kills, $before winners, lost in $lost runs, orphans after $orphans"
   [ $lost = 0 ] && [ $orphans = 0 ] || fail "kill"
   "$jitune" db verify --db "$out/kill-db" || fail "verify after kills"
+}
+
+step_right() {
+  say "every template of sanitize.txt, its first six candidates"
+  local log="$out/right.txt"
+  export jitune
+  right() { "$jitune" try "$2" --template "$1" --top 6 --rounds 0 2>&1 | sed "s/^/$1: /"; [ "${PIPESTATUS[0]}" = 0 ]; }
+  export -f right
+  while read -r template problem; do printf '%s\0%s\0' "$template" "$problem"; done < "$here/sanitize.txt" | xargs -0 -n 2 -P 12 bash -c 'right "$@"' _ > "$log" 2>&1 || fail "right: see $log"
+  grep -c ': .* right' "$log" | sed 's/$/ candidates right/'; grep -iE 'wrong|error|jitune:' "$log" | head -n 20
 }
 
 step_sanitize() {

@@ -1,6 +1,7 @@
 //! The plan: what one forward pass calls, how often, in which phase, for which bucket.
 
 use super::{Model, ModelError};
+use crate::device::Target;
 use crate::problem::{Dtype, Problem};
 use serde::{Deserialize, Serialize};
 
@@ -39,11 +40,21 @@ pub struct Buckets {
 
 impl Default for Buckets {
     fn default() -> Buckets {
-        Buckets { batch: vec![1, 4, 16, 32], prefill: vec![512, 2048], context: 4096, page: 64 }
+        Buckets::of(Target::Cpu)
     }
 }
 
 impl Buckets {
+    /// Those that a target serves well: a GPU's winners answer up to 256 sequences and 8192 tokens of prompts from kernels
+    /// that were measured near there. A processor has few, since one call of a long prompt takes it seconds.
+    pub fn of(target: Target) -> Buckets {
+        let (batch, prefill) = match target {
+            Target::Cuda => (vec![1, 4, 16, 32, 64, 128, 256], vec![512, 1024, 2048, 4096, 8192]),
+            Target::Cpu => (vec![1, 4, 16, 32], vec![512, 2048]),
+        };
+        Buckets { batch, prefill, context: 4096, page: 64 }
+    }
+
     /// Tokens of the longest sequence in them.
     pub fn longest(&self) -> i64 {
         self.prefill.iter().copied().fold(self.context, i64::max)
