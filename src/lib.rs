@@ -15,6 +15,7 @@ pub mod backend;
 pub mod bundle;
 pub mod device;
 pub mod problem;
+pub mod program;
 pub mod recipe;
 pub mod runtime;
 mod sync;

@@ -1,10 +1,11 @@
 //! jitune's own winners as a peer: loaded from a bundle by the production runtime, launched as production launches them,
 //! timed by the same loop as every other peer.
 
-use super::pieces::{Chain, Place};
+use super::pieces::Chain;
 use crate::backend::cuda;
 use crate::bundle::Bundle;
-use crate::problem::{Problem, Role, Scalar};
+use crate::problem::Problem;
+use crate::program::{Life, Named};
 use crate::runtime::{Bound, Memory, Queue, Runtime, View};
 use jitune_peer::{About, Device, Peer, Prepared, Refusal, RefusalKind, RefusedWay, Stream, Task, Way, Work, decode};
 use std::collections::BTreeMap;
@@ -59,7 +60,7 @@ impl Peer for Ours {
         let Some(open) = &self.open else { return Err(Refusal::unsupported("there are no winners")) };
         let problem: Problem = task.problem.parse().map_err(Refusal::failed)?;
         let (mut ways, mut chains, mut refused) = (Vec::new(), Vec::new(), Vec::new());
-        let mut add = |way: &str, chain: Chain| match open.load(task, &problem, &chain) {
+        let mut add = |way: &str, chain: Chain| match open.load(task, &chain) {
             Ok((loaded, how)) => {
                 ways.push(Way::part(way, how, chain.covers));
                 chains.push(loaded);
@@ -100,24 +101,21 @@ struct Output {
 
 impl Open {
     /// Loads a chain: memory for its tensors in every set, inputs filled, launches bound. Says what it is made of.
-    fn load(&self, task: &Task, problem: &Problem, chain: &Chain) -> Result<(Loaded, String), Refusal> {
+    fn load(&self, task: &Task, chain: &Chain) -> Result<(Loaded, String), Refusal> {
         let runtime = &self.runtime;
-        let named = problem.tensors();
-        let mut sizes: Vec<u64> = named.iter().map(|t| t.bytes()).collect();
-        sizes.extend(&chain.temporaries);
-        let place = |p: &Place| match p {
-            Place::Named(name) => named.iter().position(|t| t.name == *name),
-            Place::Temporary(i) => Some(named.len() + i),
+        let named = &chain.program.tensors;
+        let contents = |t: &Named| match t.life {
+            Life::Activation | Life::State => Ok(vec![0xff; t.bytes() as usize]),
+            Life::Weight | Life::Metadata => task.tensor(&t.name)?.load(),
         };
-        let input = |t: &crate::problem::Tensor| match t.role {
-            Role::In => task.tensor(t.name)?.load(),
-            Role::Out => Ok(vec![0xff; t.bytes() as usize]),
-        };
-        let contents = named.iter().map(input).collect::<Result<Vec<_>, Refusal>>()?;
+        let contents = named.iter().map(contents).collect::<Result<Vec<_>, Refusal>>()?;
         let mut sets = Vec::new();
         for _ in 0..task.sets {
-            let memory =
-                sizes.iter().map(|b| runtime.allocate(*b)).collect::<Result<Vec<_>, _>>().map_err(Refusal::failed)?;
+            let memory = named
+                .iter()
+                .map(|t| runtime.allocate(t.bytes()))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(Refusal::failed)?;
             // Every set holds the same values: where they lie is what matters.
             for (bytes, m) in contents.iter().zip(&memory) {
                 m.upload(bytes).map_err(Refusal::failed)?;
@@ -128,26 +126,24 @@ impl Open {
         for _ in 0..task.sets {
             bound.push(Vec::new());
         }
-        for step in &chain.steps {
+        for step in &chain.program.steps {
             let kernel = runtime.lookup(&step.problem).map_err(Refusal::failed)?;
             how.push(format!("{} {}", kernel.template(), kernel.config()));
             let workspace = runtime.workspace(&kernel).map_err(Refusal::failed)?;
             for (memory, list) in sets.iter().zip(&mut bound) {
-                let views: Option<Vec<View>> =
-                    step.tensors.iter().map(|p| Some(memory[place(p)?].test_data())).collect();
-                let views = views.ok_or_else(|| Refusal::failed("a chain names a tensor that is not there"))?;
+                let views: Vec<View> = step.tensors.iter().map(|at| memory[*at].test_data()).collect();
                 list.push(kernel.bind(views, &workspace).map_err(Refusal::failed)?);
             }
         }
         let mut outputs = Vec::new();
         for out in &chain.outputs {
-            let at = place(&out.place).ok_or_else(|| Refusal::failed("a chain has no such output"))?;
-            let scalar = named.iter().find(|t| t.name == out.name).map_or(Scalar::F32, |t| t.scalar);
+            let no_output = || Refusal::failed("a chain has no such output");
+            let at = chain.program.tensor(out.tensor).ok_or_else(no_output)?;
             outputs.push(Output {
                 name: out.name,
                 memory: at,
-                bytes: sizes[at],
-                dtype: super::task::dtype_of(scalar).into(),
+                bytes: named[at].bytes(),
+                dtype: super::task::dtype_of(named[at].scalar).into(),
                 inside: out.inside,
             });
         }

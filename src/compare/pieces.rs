@@ -1,36 +1,18 @@
 //! What a fused problem is made of: the chain of our own kernels that the fusion replaces, so that its gain is a row.
 
 use crate::problem::{Problem, Role};
+use crate::program::Life::{self, Activation, Metadata};
+use crate::program::Program;
 
-/// Kernels that run one after another.
+/// Kernels that run one after another, over the tensors of one problem and what lies between.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chain {
     /// `all`, or what of the problem it computes.
     pub covers: &'static str,
-    /// The kernels in order.
-    pub steps: Vec<Step>,
-    /// Bytes of each intermediate result.
-    pub temporaries: Vec<u64>,
+    /// The kernels. Tensors of the whole problem have its names.
+    pub program: Program,
     /// Where the problem's outputs are found.
     pub outputs: Vec<Out>,
-}
-
-/// One kernel and where its tensors lie, in the order of its problem.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Step {
-    /// What it computes.
-    pub problem: Problem,
-    /// Its tensors.
-    pub tensors: Vec<Place>,
-}
-
-/// Memory of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// A tensor of the whole problem.
-    Named(&'static str),
-    /// An intermediate result.
-    Temporary(usize),
 }
 
 /// An output of the whole problem.
@@ -38,23 +20,26 @@ pub enum Place {
 pub struct Out {
     /// Its name.
     pub name: &'static str,
-    /// Its memory.
-    pub place: Place,
+    /// The tensor of the program that holds it.
+    pub tensor: &'static str,
     /// Where it is the first columns of wider rows: its columns, and theirs.
     pub inside: Option<(u64, u64)>,
 }
+
+/// The program's name of what a product gives before the next kernel takes it.
+const PRODUCT: &str = "product";
 
 impl Chain {
     /// The problem's own kernel.
     pub fn whole(problem: &Problem) -> Chain {
         let tensors = problem.tensors();
+        let life = |role: Role| if role == Role::In { Metadata } else { Activation };
+        let names: Vec<(Life, &str)> = tensors.iter().map(|t| (life(t.role), t.name)).collect();
         let outputs = tensors.iter().filter(|t| t.role == Role::Out);
-        Chain {
-            covers: "all",
-            steps: vec![Step { problem: *problem, tensors: tensors.iter().map(|t| Place::Named(t.name)).collect() }],
-            temporaries: Vec::new(),
-            outputs: outputs.map(|t| Out { name: t.name, place: Place::Named(t.name), inside: None }).collect(),
-        }
+        let outputs = outputs.map(|t| Out { name: t.name, tensor: t.name, inside: None }).collect();
+        let mut program = Program::default();
+        program.step("all", *problem, &names);
+        Chain { covers: "all", program, outputs }
     }
 
     /// The kernels that a fused problem replaces; none for one that is not fused.
@@ -66,56 +51,43 @@ impl Chain {
         }
         let [m, n, k, bias] = ["m", "n", "k", "bias"].map(|name| problem.dim(name));
         let [swiglu, residual] = ["swiglu", "residual"].map(|name| problem.dim(name) == 1);
-        let mut operands = vec![Place::Named("x"), Place::Named("w")];
+        let mut operands = vec![(Metadata, "x"), (Metadata, "w")];
         // The bias stays in the product where another kernel follows.
         let biased = bias == 1 && (op == "qkv" || swiglu || residual);
         if biased {
-            operands.push(Place::Named("bias"));
+            operands.push((Metadata, "bias"));
         }
-        operands.push(Place::Temporary(0));
+        operands.push((Activation, PRODUCT));
         let product = parse(format!("matmul m={m} n={n} k={k} epilogue={}", if biased { "bias" } else { "none" }))?;
-        let first = Step { problem: product, tensors: operands };
-        let bytes = |p: &Problem, name: &str| p.tensors().iter().find(|t| t.name == name).map_or(0, |t| t.bytes());
-        let whole_product = bytes(&product, "y");
+        let mut program = Program::default();
+        program.step("product", product, &operands);
+        let out = |tensor, inside| vec![Out { name: "y", tensor, inside }];
         if swiglu {
             let second = parse(format!("silu_mul rows={m} cols={}", n / 2))?;
-            return Some(Chain {
-                covers: "all",
-                steps: vec![first, Step { problem: second, tensors: vec![Place::Temporary(0), Place::Named("y")] }],
-                temporaries: vec![whole_product],
-                outputs: vec![Out { name: "y", place: Place::Named("y"), inside: None }],
-            });
+            program.step("silu_mul", second, &[(Activation, PRODUCT), (Activation, "y")]);
+            return Some(Chain { covers: "all", program, outputs: out("y", None) });
         }
         // Heads that are normed have no kernel of their own that could stand before the rotation.
         if op == "qkv" && problem.dim("qk_norm") == 0 {
             let [heads, kv, d, max_pos] = ["heads", "kv_heads", "head_dim", "max_pos"].map(|name| problem.dim(name));
             let second = parse(format!("rope tokens={m} heads={} head_dim={d} max_pos={max_pos}", heads + 2 * kv))?;
-            let tensors =
-                vec![Place::Temporary(0), Place::Named("positions"), Place::Named("cos_sin"), Place::Temporary(1)];
-            let columns = (heads * d) as u64;
-            return Some(Chain {
-                covers: "all but the cache write",
-                steps: vec![first, Step { problem: second, tensors }],
-                temporaries: vec![whole_product; 2],
-                outputs: vec![Out { name: "y", place: Place::Temporary(1), inside: Some((columns, n as u64)) }],
-            });
+            let names =
+                [(Activation, PRODUCT), (Metadata, "positions"), (Metadata, "cos_sin"), (Activation, "rotated")];
+            program.step("rope", second, &names);
+            let inside = Some(((heads * d) as u64, n as u64));
+            return Some(Chain { covers: "all but the cache write", program, outputs: out("rotated", inside) });
         }
         if op == "qkv" || problem.word("epilogue") == "none" {
             return None;
         }
-        let plain = Chain {
-            covers: "product",
-            steps: vec![first],
-            temporaries: vec![whole_product],
-            outputs: vec![Out { name: "y", place: Place::Temporary(0), inside: None }],
-        };
+        let plain = Chain { covers: "product", program, outputs: out(PRODUCT, None) };
         // With a bias as well, it is no plain product that a row could be held to.
         (!biased).then_some(plain)
     }
 
     /// The problems that need a winner for it.
     pub fn problems(&self) -> impl Iterator<Item = Problem> + '_ {
-        self.steps.iter().map(|s| s.problem)
+        self.program.steps.iter().map(|s| s.problem)
     }
 }
 
@@ -133,17 +105,15 @@ mod tests {
             "matmul m=4 n=64 k=32 epilogue=residual dtype=f32",
         ] {
             let problem: Problem = text.parse().unwrap();
-            let chain = Chain::unfused(&problem).unwrap();
-            for step in chain.steps.iter().chain(&Chain::whole(&problem).steps) {
-                let tensors = step.problem.tensors();
-                assert_eq!(tensors.len(), step.tensors.len(), "{text}");
-                for (t, place) in tensors.iter().zip(&step.tensors) {
-                    let bytes = match place {
-                        Place::Temporary(i) => chain.temporaries[*i],
-                        Place::Named(name) => problem.tensors().iter().find(|t| t.name == *name).unwrap().bytes(),
-                    };
-                    assert_eq!(t.bytes(), bytes, "{text}: {} of {}", t.name, step.problem);
+            for chain in [Chain::unfused(&problem).unwrap(), Chain::whole(&problem)] {
+                chain.program.check().unwrap();
+                // What has a name of the whole problem is as large as there.
+                for t in problem.tensors() {
+                    if let Some(at) = chain.program.tensor(t.name) {
+                        assert_eq!(chain.program.tensors[at].bytes(), t.bytes(), "{text}: {}", t.name);
+                    }
                 }
+                assert!(chain.outputs.iter().all(|o| chain.program.tensor(o.tensor).is_some()), "{text}");
             }
         }
         assert_eq!(Chain::unfused(&"rmsnorm rows=1 cols=8".parse().unwrap()), None);

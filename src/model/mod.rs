@@ -4,10 +4,12 @@
 //! [`config`] reads a `config.json` or refuses it by name, [`presets`] holds what is built in, [`plan`] derives the problems.
 
 mod config;
+mod pass;
 mod plan;
 mod presets;
 mod rope;
 
+pub use pass::Pass;
 pub use plan::{Buckets, Call, Phase, Plan};
 pub use rope::{Rope, Scaling};
 

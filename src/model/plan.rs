@@ -1,6 +1,6 @@
 //! The plan: what one forward pass calls, how often, in which phase, for which bucket.
 
-use super::{Model, ModelError};
+use super::{Model, ModelError, Pass};
 use crate::device::Target;
 use crate::problem::{Dtype, Problem};
 use serde::{Deserialize, Serialize};
@@ -60,7 +60,7 @@ impl Buckets {
         self.prefill.iter().copied().fold(self.context, i64::max)
     }
 
-    fn check(&self, model: &Model) -> Result<(), ModelError> {
+    pub(super) fn check(&self, model: &Model) -> Result<(), ModelError> {
         let page = [self.page];
         let sizes: [(&str, &[i64]); 4] =
             [("batch", &self.batch), ("prefill", &self.prefill), ("context", &[self.context]), ("page", &page)];
@@ -105,80 +105,25 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of `model` for `buckets` in `dtype`.
-    ///
-    /// The residual adds are fused into the products that produce the branch (o and down), so the norms stand alone.
+    /// The plan of `model` for `buckets` in `dtype`: the problems of its passes, with caches of their default size, since the
+    /// size of a cache changes nothing about the work.
     pub fn new(model: &Model, buckets: &Buckets, dtype: Dtype) -> Result<Plan, ModelError> {
-        buckets.check(model)?;
         let mut plan = Plan::default();
-        for (phase, list) in [(Phase::Decode, &buckets.batch), (Phase::Prefill, &buckets.prefill)] {
-            for (i, &size) in list.iter().enumerate() {
-                if !list[..i].contains(&size) {
-                    plan.bucket(model, phase, size, buckets, dtype)?;
+        for pass in Pass::all(model, buckets, dtype)? {
+            let first = plan.calls.len();
+            for step in &pass.program.steps {
+                let problem = step.problem.at_default_capacity();
+                let mine = plan.calls[first..].iter_mut().find(|c| c.problem == problem);
+                match mine {
+                    Some(call) => call.calls += 1,
+                    None => {
+                        let (role, phase, bucket) = (step.role.clone(), pass.phase, pass.bucket);
+                        plan.calls.push(Call { role, problem, phase, bucket, calls: 1 });
+                    }
                 }
             }
         }
         Ok(plan)
-    }
-
-    fn bucket(
-        &mut self,
-        m: &Model,
-        phase: Phase,
-        bucket: i64,
-        buckets: &Buckets,
-        dtype: Dtype,
-    ) -> Result<(), ModelError> {
-        let (context, page) = (buckets.context, buckets.page);
-        let (h, hk, d, l) = (m.heads, m.kv_heads, m.head_dim, m.layers);
-        let rows = bucket;
-        // The last token alone is turned into logits after a prompt.
-        let last = if phase == Phase::Decode { bucket } else { 1 };
-        let max_pos = buckets.longest();
-        let attention = match phase {
-            // The prompt's keys are where its QKV product wrote them: in the pages of the cache.
-            Phase::Prefill => format!("paged_attention tokens={rows} batch=1 context={rows}"),
-            Phase::Decode => format!("decode batch={rows} context={context}"),
-        };
-        let (hidden, inter, vocab) = (m.hidden, m.intermediate, m.vocab);
-        let (bias, qk_norm, eps) = (i64::from(m.qkv_bias), i64::from(m.qk_norm), m.rms_norm_eps);
-        let residual = |biased: bool| if biased { "bias_residual" } else { "residual" };
-        let (o, down) = (residual(m.o_bias), residual(m.mlp_bias));
-        let swiglu = if m.mlp_bias { "bias_swiglu" } else { "swiglu" };
-        let of_heads = format!("heads={h} kv_heads={hk} head_dim={d} page={page}");
-        let mut list = vec![
-            ("embedding", 1, format!("embedding tokens={rows} vocab={vocab} hidden={hidden}")),
-            ("norm", 2 * l, format!("rmsnorm rows={rows} cols={hidden} eps={eps:e}")),
-            (
-                "qkv",
-                l,
-                format!(
-                    "qkv m={rows} k={hidden} {of_heads} bias={bias} qk_norm={qk_norm} max_pos={max_pos} eps={eps:e}"
-                ),
-            ),
-            ("attention", l, format!("{attention} {of_heads}")),
-            ("o", l, format!("matmul m={rows} n={hidden} k={} epilogue={o}", h * d)),
-            ("gate_up", l, format!("matmul m={rows} n={} k={hidden} epilogue={swiglu}", 2 * inter)),
-            ("down", l, format!("matmul m={rows} n={hidden} k={inter} epilogue={down}")),
-        ];
-        if last < rows {
-            // A gather of rows, whatever they are rows of.
-            list.push(("last_rows", 1, format!("embedding tokens={last} vocab={rows} hidden={hidden}")));
-        }
-        list.extend([
-            ("norm", 1, format!("rmsnorm rows={last} cols={hidden} eps={eps:e}")),
-            ("lm_head", 1, format!("matmul m={last} n={vocab} k={hidden}")),
-            ("argmax", 1, format!("argmax rows={last} cols={vocab}")),
-        ]);
-        for (role, calls, text) in list {
-            let problem: Problem = format!("{text} dtype={dtype}").parse()?;
-            let same = |c: &&mut Call| c.problem == problem && c.phase == phase && c.bucket == bucket;
-            match self.calls.iter_mut().find(same) {
-                Some(call) => call.calls += calls,
-                None => self.calls.push(Call { role: role.into(), problem, phase, bucket, calls }),
-            }
-        }
-        Ok(())
     }
 
     /// Each problem once, in the order of the plan.

@@ -2,7 +2,7 @@
 
 use super::attention::{QUERY, check_heads, softmax_average};
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tensor};
 
 pub(super) static OP: OpDef = OpDef {
     name: "decode",
@@ -77,8 +77,10 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
     vec![
         Tensor::input("q", t, &[b, h, d], QUERY),
         Tensor::input("k_cache", t, &[pages, hk, page, d], unit)
+            .laid(Layout::Paged)
             .touching(read.min(pages.saturating_mul(hk).saturating_mul(page).saturating_mul(d))),
         Tensor::input("v_cache", t, &[pages, hk, page, d], unit)
+            .laid(Layout::Paged)
             .touching(read.min(pages.saturating_mul(hk).saturating_mul(page).saturating_mul(d))),
         Tensor::input("block_table", Scalar::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
         Tensor::input("lens", Scalar::I32, &[b], Fill::Index(lens)),

@@ -1,6 +1,6 @@
 //! y = x·Wᵀ with its epilogues.
 
-use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tensor};
 
 pub(super) static OP: OpDef = OpDef {
     name: "matmul",
@@ -40,12 +40,13 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
     let (operand, t) = (Scalar::Elem(p.dtype), Scalar::Elem(p.dtype.result()));
     let [m, n, k] = ["m", "n", "k"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
+    let columns_of = if p.dim("swiglu") == 1 { Layout::GateUp } else { Layout::RowMajor };
     let mut list = vec![
         Tensor::input("x", operand, &[m, k], unit),
-        Tensor::input("w", operand, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }),
+        Tensor::input("w", operand, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }).laid(columns_of),
     ];
     if p.dim("bias") == 1 {
-        list.push(Tensor::input("bias", t, &[n], unit));
+        list.push(Tensor::input("bias", t, &[n], unit).laid(columns_of));
     }
     if p.dim("residual") == 1 {
         list.push(Tensor::input("residual", t, &[m, n], unit));

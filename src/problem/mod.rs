@@ -19,7 +19,7 @@ mod text;
 pub use dtype::Dtype;
 pub use inputs::{Input, Inputs, hash_uniform};
 pub use reference::{Expected, Tolerance, expected};
-pub use tensor::{Fill, IndexFill, Role, Scalar, Tensor};
+pub use tensor::{Fill, IndexFill, Layout, Role, Scalar, Tensor};
 pub use text::{ProblemError, Variable};
 
 /// Most dimensions an op may have.
@@ -215,6 +215,18 @@ impl Problem {
         }
         p.validate()?;
         Ok(p)
+    }
+
+    /// The same problem with the capacities that have a default at it: what a measurement of it needs, where a call would
+    /// pass a whole cache.
+    pub fn at_default_capacity(&self) -> Problem {
+        let mut p = *self;
+        for (i, d) in self.op().dims.iter().enumerate() {
+            if let DimKind::Computed(default) = d.kind {
+                p.dims[i] = default(&p).clamp(0, MAX_DIM) as i32;
+            }
+        }
+        p
     }
 
     /// What a look-up compares: the op, its types, its contract and its sizes.

@@ -2,7 +2,7 @@
 
 use super::attention::{QUERY, softmax_average};
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor, decode};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tensor, decode};
 
 pub(super) static OP: OpDef = OpDef {
     name: "paged_attention",
@@ -111,8 +111,8 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
     let rows = spread.queries() * h * d;
     vec![
         Tensor::input("q", t, &[tokens, h, d], QUERY).touching(rows),
-        Tensor::input("k_cache", t, &[pages, hk, page, d], unit).touching(read),
-        Tensor::input("v_cache", t, &[pages, hk, page, d], unit).touching(read),
+        Tensor::input("k_cache", t, &[pages, hk, page, d], unit).laid(Layout::Paged).touching(read),
+        Tensor::input("v_cache", t, &[pages, hk, page, d], unit).laid(Layout::Paged).touching(read),
         Tensor::input("block_table", Scalar::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
         Tensor::input("q_starts", Scalar::I32, &[b + 1], Fill::Index(IndexFill::QueryStarts(spread))),
         Tensor::input("kv_lens", Scalar::I32, &[b], Fill::Index(IndexFill::KvLengths(spread))),

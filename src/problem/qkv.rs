@@ -1,7 +1,7 @@
 //! The product that begins an attention layer: Q, K and V of new tokens, rotated, with K and V written to the paged cache.
 
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tensor};
 
 pub(super) static OP: OpDef = OpDef {
     name: "qkv",
@@ -92,14 +92,14 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
     };
     let mut list = vec![
         Tensor::input("x", t, &[m, k], unit),
-        Tensor::input("w", t, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }),
+        Tensor::input("w", t, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }).laid(Layout::RopePairs),
     ];
     if p.dim("bias") == 1 {
-        list.push(Tensor::input("bias", t, &[n], unit));
+        list.push(Tensor::input("bias", t, &[n], unit).laid(Layout::RopePairs));
     }
     if p.dim("qk_norm") == 1 {
-        list.push(Tensor::input("q_norm", t, &[d], unit));
-        list.push(Tensor::input("k_norm", t, &[d], unit));
+        list.push(Tensor::input("q_norm", t, &[d], unit).laid(Layout::RopePairsOfHead));
+        list.push(Tensor::input("k_norm", t, &[d], unit).laid(Layout::RopePairsOfHead));
     }
     list.push(Tensor::input("positions", Scalar::I32, &[m], Fill::Index(IndexFill::Below(max_pos))));
     list.push(Tensor::input("slots", Scalar::I32, &[m], Fill::Index(slots)));
@@ -108,7 +108,7 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
     list.push(Tensor::output("y", t, &[m, heads.saturating_mul(d)]));
     for name in ["k_cache", "v_cache"] {
         let touched = written.saturating_mul(kv).saturating_mul(d);
-        list.push(Tensor::output(name, t, &[pages, kv, page, d]).touching(touched));
+        list.push(Tensor::output(name, t, &[pages, kv, page, d]).laid(Layout::Paged).touching(touched));
     }
     list
 }

@@ -24,6 +24,22 @@ impl Scalar {
     }
 }
 
+/// How a natural tensor, such as a checkpoint has it, is arranged in memory. All are dense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// As it is, row by row.
+    RowMajor,
+    /// The rows of gate and up in turn: row 2j is gate's j, row 2j + 1 up's j.
+    GateUp,
+    /// Rows of the Q heads, the K heads, the V heads; within each head of Q and K row 2j is the natural j, row 2j + 1 the
+    /// natural j + head_dim/2, since kernels rotate adjacent pairs where checkpoints rotate halves.
+    RopePairs,
+    /// The elements of one head in the order of [`Layout::RopePairs`].
+    RopePairsOfHead,
+    /// Pages of a cache: [pages, kv_heads, page, head_dim].
+    Paged,
+}
+
 /// Whether a kernel reads or writes the tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -68,7 +84,7 @@ pub enum IndexFill {
     KvLengths(Spread),
 }
 
-/// One tensor of a problem, dense and row-major.
+/// One tensor of a problem, dense.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     /// Its name in templates.
@@ -81,6 +97,8 @@ pub struct Tensor {
     pub role: Role,
     /// Test data.
     pub fill: Fill,
+    /// How the natural tensor is arranged in it.
+    pub layout: Layout,
     /// Elements that must be read or written at least once; all of them unless the op gathers or scatters.
     pub touched: u64,
 }
@@ -98,7 +116,12 @@ impl Tensor {
         let shape: Vec<u64> = shape.iter().map(|&d| d.max(0) as u64).collect();
         // An impossible shape saturates here and is refused by the problem's validation.
         let touched = shape.iter().fold(1, |all: u64, d| all.saturating_mul(*d));
-        Tensor { name, scalar, shape, role, fill, touched }
+        Tensor { name, scalar, shape, role, fill, layout: Layout::RowMajor, touched }
+    }
+
+    pub(super) fn laid(mut self, layout: Layout) -> Tensor {
+        self.layout = layout;
+        self
     }
 
     pub(super) fn touching(mut self, elements: i64) -> Tensor {

@@ -1,0 +1,307 @@
+//! The forward passes of a model: one program for each phase and bucket.
+
+use super::{Buckets, Model, ModelError, Phase};
+use crate::problem::{Dtype, Problem, ProblemError};
+use crate::program::Life::{Activation, Metadata, State, Weight};
+use crate::program::{Life, Program};
+
+/// One forward pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pass {
+    /// Part of inference.
+    pub phase: Phase,
+    /// Sequences of a decode step, tokens of a prompt.
+    pub bucket: i64,
+    /// What it runs.
+    pub program: Program,
+}
+
+impl Pass {
+    /// All passes of `model` for `buckets` in `dtype`, over one cache that holds the largest of them. A size that is named
+    /// twice is one bucket.
+    ///
+    /// The residual adds are fused into the products that produce the branch (o and down), so the norms stand alone.
+    pub fn all(model: &Model, buckets: &Buckets, dtype: Dtype) -> Result<Vec<Pass>, ModelError> {
+        buckets.check(model)?;
+        let pages = |tokens: i64| (tokens + buckets.page - 1) / buckets.page;
+        let decode = buckets.batch.iter().map(|b| b.saturating_mul(pages(buckets.context)));
+        let most = decode.chain(buckets.prefill.iter().map(|t| pages(*t))).max().unwrap_or(1);
+        let cache =
+            Cache { page: buckets.page, pages: most, max_pages: pages(buckets.longest()), max_pos: buckets.longest() };
+        let mut passes = Vec::new();
+        for (phase, list) in [(Phase::Decode, &buckets.batch), (Phase::Prefill, &buckets.prefill)] {
+            for (_, &bucket) in list.iter().enumerate().filter(|(i, size)| !list[..*i].contains(size)) {
+                passes.push(Pass { phase, bucket, program: program(model, phase, bucket, buckets, cache, dtype)? });
+            }
+        }
+        Ok(passes)
+    }
+}
+
+/// The cache that all passes share.
+#[derive(Clone, Copy)]
+struct Cache {
+    page: i64,
+    pages: i64,
+    /// Entries of a row of the block table.
+    max_pages: i64,
+    max_pos: i64,
+}
+
+fn program(
+    m: &Model,
+    phase: Phase,
+    rows: i64,
+    buckets: &Buckets,
+    cache: Cache,
+    dtype: Dtype,
+) -> Result<Program, ModelError> {
+    let mut program = Program::default();
+    let mut step = |role: &str, text: String, names: &[(Life, &str)]| -> Result<(), ProblemError> {
+        let problem: Problem = format!("{text} dtype={dtype}").parse()?;
+        program.step(role, problem, names);
+        Ok(())
+    };
+    let (h, hk, d, hidden, inter, vocab) = (m.heads, m.kv_heads, m.head_dim, m.hidden, m.intermediate, m.vocab);
+    let (bias, qk_norm, eps) = (i64::from(m.qkv_bias), i64::from(m.qk_norm), m.rms_norm_eps);
+    let Cache { page, pages, max_pages, max_pos } = cache;
+    let of_heads = format!("heads={h} kv_heads={hk} head_dim={d} page={page}");
+    let norm = |rows: i64| format!("rmsnorm rows={rows} cols={hidden} eps={eps:e}");
+    let product = |rows: i64, n: i64, k: i64, [biased, added]: [bool; 2]| {
+        let epilogue = match (biased, added) {
+            (false, false) => "none",
+            (true, false) => "bias",
+            (false, true) => "residual",
+            (true, true) => "bias_residual",
+        };
+        format!("matmul m={rows} n={n} k={k} epilogue={epilogue}")
+    };
+    let attention = match phase {
+        // The prompt's keys are where its QKV step wrote them: in the pages of the cache.
+        Phase::Prefill => format!("paged_attention tokens={rows} batch=1 context={rows}"),
+        Phase::Decode => format!("decode batch={rows} context={}", buckets.context),
+    };
+    let embed = (Weight, "embed_tokens");
+    // The residual stream has a name of its own after each step that adds to it.
+    let mut stream = "embedded".to_string();
+    step(
+        "embedding",
+        format!("embedding tokens={rows} vocab={vocab} hidden={hidden}"),
+        &[(Metadata, "ids"), embed, (Activation, &stream)],
+    )?;
+    for layer in 0..m.layers {
+        let at = |name: &str| format!("layers.{layer}.{name}");
+        let normed = at("attention_input");
+        step("norm", norm(rows), &[(Activation, &stream), (Weight, &at("input_norm")), (Activation, &normed)])?;
+        let (q, k_cache, v_cache) = (at("q"), at("k_cache"), at("v_cache"));
+        let (w, b, q_norm, k_norm) = (at("qkv"), at("qkv_bias"), at("q_norm"), at("k_norm"));
+        let mut names = vec![(Activation, normed.as_str()), (Weight, &w)];
+        if m.qkv_bias {
+            names.push((Weight, &b));
+        }
+        if m.qk_norm {
+            names.extend([(Weight, q_norm.as_str()), (Weight, &k_norm)]);
+        }
+        names.extend([(Metadata, "positions"), (Metadata, "slots"), (Weight, "rope")]);
+        names.extend([(Activation, q.as_str()), (State, &k_cache), (State, &v_cache)]);
+        let text = format!(
+            "qkv m={rows} k={hidden} {of_heads} bias={bias} qk_norm={qk_norm} pages={pages} max_pos={max_pos} eps={eps:e}"
+        );
+        step("qkv", text, &names)?;
+        let attended = at("attended");
+        let mut names = vec![(Activation, q.as_str()), (State, &k_cache), (State, &v_cache), (Metadata, "block_table")];
+        if phase == Phase::Prefill {
+            names.push((Metadata, "q_starts"));
+        }
+        names.extend([(Metadata, "kv_lens"), (Activation, &attended)]);
+        step("attention", format!("{attention} {of_heads} pages={pages} max_pages={max_pages}"), &names)?;
+
+        let (w, b, out) = (at("o"), at("o_bias"), at("after_attention"));
+        let mut names = vec![(Activation, attended.as_str()), (Weight, &w)];
+        if m.o_bias {
+            names.push((Weight, &b));
+        }
+        names.extend([(Activation, stream.as_str()), (Activation, &out)]);
+        step("o", product(rows, hidden, h * d, [m.o_bias, true]), &names)?;
+        stream = out;
+        let (normed, gated) = (at("mlp_input"), at("gated"));
+        step(
+            "norm",
+            norm(rows),
+            &[(Activation, &stream), (Weight, &at("post_attention_norm")), (Activation, &normed)],
+        )?;
+        let (w, b) = (at("gate_up"), at("gate_up_bias"));
+        let mut names = vec![(Activation, normed.as_str()), (Weight, &w)];
+        if m.mlp_bias {
+            names.push((Weight, &b));
+        }
+        names.push((Activation, &gated));
+        let swiglu = if m.mlp_bias { "bias_swiglu" } else { "swiglu" };
+        step("gate_up", format!("matmul m={rows} n={} k={hidden} epilogue={swiglu}", 2 * inter), &names)?;
+        let (w, b, out) = (at("down"), at("down_bias"), at("after_mlp"));
+        let mut names = vec![(Activation, gated.as_str()), (Weight, &w)];
+        if m.mlp_bias {
+            names.push((Weight, &b));
+        }
+        names.extend([(Activation, stream.as_str()), (Activation, &out)]);
+        step("down", product(rows, hidden, inter, [m.mlp_bias, true]), &names)?;
+        stream = out;
+    }
+    // The last token alone is turned into logits after a prompt.
+    let last = if phase == Phase::Decode { rows } else { 1 };
+    if last < rows {
+        // A gather of rows, whatever they are rows of.
+        let text = format!("embedding tokens={last} vocab={rows} hidden={hidden}");
+        step("last_rows", text, &[(Metadata, "last_rows"), (Activation, &stream), (Activation, "last")])?;
+        stream = "last".into();
+    }
+    step("norm", norm(last), &[(Activation, &stream), (Weight, "norm"), (Activation, "head_input")])?;
+    let head = if m.tie_word_embeddings { embed } else { (Weight, "lm_head") };
+    step(
+        "lm_head",
+        product(last, vocab, hidden, [false, false]),
+        &[(Activation, "head_input"), head, (Activation, "logits")],
+    )?;
+    step("argmax", format!("argmax rows={last} cols={vocab}"), &[(Activation, "logits"), (Activation, "tokens")])?;
+    Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::{Layout, Scalar};
+    use crate::program::ProgramError;
+
+    fn passes(model: &Model) -> Vec<Pass> {
+        let buckets = match model.sliding_window {
+            Some(window) => Buckets { prefill: vec![1, window.min(512)], ..Buckets::default() },
+            None => Buckets { prefill: vec![1, 512, 8192], ..Buckets::default() },
+        };
+        Pass::all(model, &buckets, Dtype::Bf16).unwrap()
+    }
+
+    fn tiny(name: &str) -> Model {
+        Model { layers: 2, ..Model::preset(name).unwrap() }
+    }
+
+    #[test]
+    fn every_program_of_every_preset_chains() {
+        for name in Model::presets() {
+            let model = Model::preset(name).unwrap();
+            for pass in passes(&model) {
+                let said = pass.program.check();
+                assert_eq!(said, Ok(()), "{name}, {} {}", pass.phase.name(), pass.bucket);
+            }
+        }
+        let all = Model { qkv_bias: true, o_bias: true, mlp_bias: true, qk_norm: true, ..tiny("llama-3.2-1b") };
+        passes(&all).iter().for_each(|p| p.program.check().unwrap());
+    }
+
+    #[test]
+    fn weights_are_the_parameters() {
+        for name in Model::presets() {
+            let model = Model::preset(name).unwrap();
+            let program = &passes(&model)[0].program;
+            let weights = program.tensors.iter().filter(|t| t.life == Weight && t.name != "rope");
+            let elements: u64 = weights.map(|t| t.shape.iter().product::<u64>()).sum();
+            assert_eq!(elements, model.parameters(), "{name}");
+        }
+    }
+
+    /// What is said of the first pass of a kind after something was broken in it.
+    fn broken(phase: Phase, change: impl Fn(&mut Program)) -> ProgramError {
+        let pass = passes(&tiny("qwen3-0.6b")).into_iter().find(|p| p.phase == phase && p.bucket > 1);
+        let mut program = pass.unwrap().program;
+        program.check().unwrap();
+        change(&mut program);
+        program.check().unwrap_err()
+    }
+
+    #[test]
+    fn what_does_not_chain_is_said() {
+        let at = |p: &Program, role: &str| p.steps.iter().position(|s| s.role == role).unwrap();
+        let named = |p: &Program, name: &str| p.tensor(name).unwrap();
+        type Change<'a> = Box<dyn Fn(&mut Program) + 'a>;
+        let cases: Vec<(&str, Change)> = vec![
+            ("read before any step writes it", Box::new(|p| drop(p.steps.remove(at(p, "qkv"))))),
+            (
+                "spare is used by no step",
+                Box::new(|p| {
+                    let spare = p.tensors[named(p, "norm")].clone();
+                    p.tensors.push(crate::program::Named { name: "spare".into(), ..spare });
+                }),
+            ),
+            (
+                "written a second time",
+                Box::new(|p| {
+                    let again = p.steps[at(p, "gate_up")].clone();
+                    p.steps.insert(at(p, "down"), again);
+                }),
+            ),
+            (
+                "is given, and the step would write it",
+                Box::new(|p| {
+                    let i = named(p, "layers.0.q");
+                    p.tensors[i].life = Weight;
+                }),
+            ),
+            (
+                "has the shape",
+                Box::new(|p| {
+                    let i = at(p, "attention");
+                    p.steps[i].problem = p.steps[i].problem.with(&[("pages", 7)]).unwrap();
+                }),
+            ),
+            (
+                "is laid out as GateUp, and RowMajor",
+                Box::new(|p| {
+                    let (i, w) = (at(p, "down"), named(p, "layers.0.gate_up"));
+                    p.steps[i].tensors[1] = w;
+                }),
+            ),
+            (
+                "is of I32",
+                Box::new(|p| {
+                    let i = named(p, "layers.0.attended");
+                    p.tensors[i].scalar = Scalar::I32;
+                }),
+            ),
+            (
+                "is laid out as RowMajor, and RopePairs",
+                Box::new(|p| {
+                    let i = named(p, "layers.1.qkv");
+                    p.tensors[i].layout = Layout::RowMajor;
+                }),
+            ),
+            (
+                "tensors, ",
+                Box::new(|p| {
+                    let i = at(p, "o");
+                    p.steps[i].tensors.pop();
+                }),
+            ),
+            (
+                "has no tensor",
+                Box::new(|p| {
+                    let i = at(p, "o");
+                    p.steps[i].tensors[0] = usize::MAX;
+                }),
+            ),
+            // The contiguous attention, as prompts were planned once: its keys are nobody's.
+            (
+                "tensors, ",
+                Box::new(|p| {
+                    let i = at(p, "attention");
+                    let text = "attention batch=1 q=512 kv=512 heads=16 kv_heads=8 head_dim=128";
+                    p.steps[i].problem = text.parse().unwrap();
+                }),
+            ),
+        ];
+        for phase in [Phase::Decode, Phase::Prefill] {
+            for (said, change) in &cases {
+                let e = broken(phase, change).to_string();
+                assert!(e.contains(said), "{said}: {e}");
+            }
+        }
+    }
+}
