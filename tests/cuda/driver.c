@@ -476,6 +476,7 @@ result cuTensorMapEncodeTiled(address *map, int type, unsigned rank, address at,
                               const uint64_t *strides, const unsigned *box, const unsigned *steps, int interleave,
                               int swizzle, int promotion, int fill) {
   (void)type, (void)dims, (void)steps, (void)interleave, (void)swizzle, (void)promotion, (void)fill;
+  if (!current()) return fault(INVALID_CONTEXT);
   if (at % 16) return INVALID_VALUE;
   for (unsigned i = 0; i < rank; i++)
     if (box[i] < 1 || box[i] > 256 || (i && strides[i - 1] % 16)) return INVALID_VALUE;

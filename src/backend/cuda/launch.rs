@@ -1,5 +1,6 @@
 //! Checking a launch against a GPU, binding it to addresses, and launching it.
 
+use super::context::Context;
 use super::driver::{Module, StreamRef, check};
 use crate::backend::BackendError;
 use crate::problem::{Dtype, Scalar};
@@ -101,7 +102,7 @@ impl Executable {
             return Err(BackendError::Bind { why });
         }
         match arg {
-            Arg::Map(map) => encode(map, address, self.scalars[map.tensor]),
+            Arg::Map(map) => encode(map, address, self.scalars[map.tensor], &self.module.context),
             _ => Ok(Slot::of(&address.to_le_bytes())),
         }
     }
@@ -146,8 +147,7 @@ fn handle(module: &Module, launch: &Launch, k: &KernelLaunch, tensors: &[Scalar]
             Arg::Tensor(i) | Arg::Map(TensorMap { tensor: i, .. }) if *i >= tensors.len() => {
                 return Err(refused(format!("it takes tensor {i} of {}", tensors.len())));
             }
-            // The address does not matter yet; whatever else is wrong with the map is found here.
-            Arg::Map(map) => drop(encode(map, 1 << 20, tensors[map.tensor])?),
+            Arg::Map(map) => possible(map, tensors[map.tensor]).map_err(refused)?,
             Arg::Workspace(at) if *at > launch.workspace => {
                 return Err(refused(format!("byte {at} of a workspace of {}", launch.workspace)));
             }
@@ -259,7 +259,31 @@ impl Bound {
     }
 }
 
-fn encode(map: &TensorMap, address: u64, scalar: Scalar) -> Result<Slot, BackendError> {
+/// What the driver asks of a tensor map without interleaving, whatever the address (CUDA driver API,
+/// cuTensorMapEncodeTiled).
+fn possible(map: &TensorMap, scalar: Scalar) -> Result<(), String> {
+    let rank = map.dims.len();
+    if !(1..=5).contains(&rank) || map.box_.len() != rank || map.strides.len() + 1 != rank {
+        return Err(format!("a map of {rank} dimensions, or of other numbers of sizes: {map:?}"));
+    }
+    if map.dims.iter().any(|d| *d < 1 || *d > 1 << 32) || map.box_.iter().any(|b| *b < 1 || *b > 256) {
+        return Err(format!("dimensions are 1 to 2^32 and box sizes 1 to 256: {map:?}"));
+    }
+    if map.strides.iter().any(|s| !s.is_multiple_of(ALIGNMENT) || *s >= 1 << 40) {
+        return Err(format!("strides are multiples of {ALIGNMENT} bytes below 2^40: {map:?}"));
+    }
+    let inner = u64::from(map.box_[0]) * scalar.bytes() as u64;
+    let span = if map.swizzle == 0 { inner } else { u64::from(map.swizzle) };
+    if !matches!(map.swizzle, 0 | 32 | 64 | 128) || !inner.is_multiple_of(ALIGNMENT) || inner > span {
+        return Err(format!("{inner} bytes of a box's row do not fit a swizzle of {} bytes: {map:?}", map.swizzle));
+    }
+    Ok(())
+}
+
+/// Encodes a map that is [`possible`].
+fn encode(map: &TensorMap, address: u64, scalar: Scalar, context: &Context) -> Result<Slot, BackendError> {
+    // It takes no handle, but the driver asks what the current context's GPU can do.
+    let _current = context.bind()?;
     use sys::CUtensorMapDataType_enum as Type;
     let kind = match scalar {
         Scalar::Elem(Dtype::Bf16) => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
@@ -275,20 +299,14 @@ fn encode(map: &TensorMap, address: u64, scalar: Scalar) -> Result<Slot, Backend
         128 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
         other => return Err(BackendError::Launch { why: format!("a swizzle of {other} bytes does not exist") }),
     };
-    let rank = map.dims.len();
-    if !(1..=5).contains(&rank) || map.box_.len() != rank || map.strides.len() + 1 != rank {
-        return Err(BackendError::Launch {
-            why: format!("a map of {rank} dimensions, or of other numbers of sizes: {map:?}"),
-        });
-    }
     let steps = [1u32; 5];
     let mut out = sys::CUtensorMap { opaque: [0; 16] };
-    // SAFETY: every array holds as many entries as the rank, and `out` is aligned as the call asks.
+    // SAFETY: every array holds as many entries as the rank (`possible` says so), and `out` is aligned as the call asks.
     let code = unsafe {
         sys::cuTensorMapEncodeTiled(
             &mut out,
             kind,
-            rank as u32,
+            map.dims.len() as u32,
             address as *mut c_void,
             map.dims.as_ptr(),
             map.strides.as_ptr(),
