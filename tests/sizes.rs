@@ -5,11 +5,13 @@
 use jitune::backend::cpu;
 use jitune::device::{Device, Target};
 use jitune::model::{Buckets, Model, Plan};
-use jitune::problem::{Dtype, Problem};
+use jitune::problem::{Dtype, Part, Problem};
 use jitune::recipe::{Config, Recipe};
 use jitune::space;
 use jitune::template::{Library, Template};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// The most tokens of a call.
@@ -109,6 +111,81 @@ fn an_ampere_serves_every_size() {
 #[test]
 fn a_processor_serves_every_size() {
     check(&cpu::describe(Some(2)), Dtype::F32);
+}
+
+/// A winner of the H100 as its record has it.
+struct Stored {
+    winner: jitune::winner::Winner,
+    recipe: Recipe,
+}
+
+/// The winners of a default tuning on an H100.
+fn stored(file: &str) -> Vec<Stored> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning-db/winners/nvidia-h100-80gb-hbm3/2026-11-28");
+    let text = std::fs::read_to_string(folder.join(file)).unwrap();
+    let one = |line: &str| {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap();
+        let winner: jitune::winner::Winner = serde_json::from_value(record["rec"]["body"].clone()).unwrap();
+        Stored { recipe: Recipe::new(winner.description.clone()).unwrap(), winner }
+    };
+    text.lines().map(one).collect()
+}
+
+/// Sizes and caches that nobody tuned, of every op of a model's steps, answered by winners of the H100 that are none of the
+/// portable ones; what differs between two caches is asked with the least and with a large one.
+#[test]
+fn the_winners_of_an_h100_answer_every_size_and_cache() {
+    for file in ["journal.jsonl", "qwen3-0.6b.jsonl"] {
+        let stored = stored(file);
+        let contract = |p: &Problem| -> String {
+            let kept = |d: &&jitune::problem::DimDef| d.part == Part::Contract;
+            let dims = p.op().dims.iter().filter(kept).map(|d| format!("{}={}", d.name, p.dim(d.name)));
+            format!("{} {} {:?}", p.op().name, p.dtype, dims.collect::<Vec<_>>())
+        };
+        let mut families: BTreeMap<String, Vec<&Stored>> = BTreeMap::new();
+        for s in &stored {
+            families.entry(contract(&s.winner.problem)).or_default().push(s);
+        }
+        let answered = |list: &[&Stored], changes: &[(&str, i64)]| {
+            list.iter().rev().any(|s| {
+                let asked = s.winner.problem.with(changes).unwrap_or_else(|e| panic!("{changes:?}: {e}"));
+                let d = &s.winner.device;
+                !s.recipe.description.portable && s.recipe.serves(&s.winner.problem, &asked, d, &s.winner.config)
+            })
+        };
+        let steps = 1..=MOST;
+        let mut ops = std::collections::BTreeSet::new();
+        for list in families.values() {
+            let op = list[0].winner.problem.op().name;
+            ops.insert(op);
+            let asked: Vec<Vec<(&str, i64)>> = match op {
+                "matmul" => steps.clone().map(|m| vec![("m", m)]).collect(),
+                "qkv" => steps.clone().map(|m| vec![("m", m), ("pages", 100_000), ("max_pos", 131_072)]).collect(),
+                "rmsnorm" | "argmax" => steps.clone().map(|rows| vec![("rows", rows)]).collect(),
+                "embedding" => steps.clone().map(|t| vec![("tokens", t), ("vocab", 1 + t * 31)]).collect(),
+                "decode" => {
+                    let batches = (1..=256).flat_map(|b| [1, 63, 4096, 5000, 131_072].map(|c| (b, c)));
+                    let pages = |i: i64| [1, 100, 100_000][i as usize % 3];
+                    batches.map(|(b, c)| vec![("batch", b), ("context", c), ("pages", pages(b))]).collect()
+                }
+                "paged_attention" => {
+                    let sizes =
+                        steps.clone().flat_map(|t| [(1, t), (t.min(256), 5000), (3, 131_072)].map(|(b, c)| (t, b, c)));
+                    sizes.map(|(t, b, c)| vec![("tokens", t), ("batch", b), ("context", c), ("pages", 2048)]).collect()
+                }
+                _ => continue,
+            };
+            let refused: Vec<_> = asked.par_iter().filter(|changes| !answered(list, changes)).collect();
+            assert!(
+                refused.is_empty(),
+                "{file}, {}: {} refused, {:?}",
+                list[0].winner.problem,
+                refused.len(),
+                refused[0]
+            );
+        }
+        assert!(ops.len() >= 7, "{ops:?}");
+    }
 }
 
 #[test]
