@@ -73,7 +73,8 @@ pub fn attempts(
         let recipe = &template.recipe;
         let configs: Vec<Config> = match &options.config {
             Some(config) => {
-                recipe.check(problem, &device, config).map_err(TemplateError::from)?;
+                let instance = recipe.instance(problem, &device, config).map_err(TemplateError::from)?;
+                instance.legal().map_err(|why| TemplateError::from(instance.illegal(&why)))?;
                 vec![config.clone()]
             }
             None => {

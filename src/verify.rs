@@ -172,7 +172,7 @@ impl<'a> Verifier<'a> {
             return Bench::new(library, &self.here).setup(&problem, device, seed).map_err(|e| skipped(&e));
         };
         let recipe = Recipe::new(description.clone()).map_err(|e| failed(&e))?;
-        if problem != held.problem() && !recipe.serves(&held.problem(), &problem, device, &Config::default()) {
+        if problem != held.problem() && recipe.serves(&held.problem(), &problem, device, &Config::default()).is_err() {
             return Err(Finding::Skipped { why: "the bundle's reference does not answer for this size".into() });
         }
         let launch = recipe.launch(&problem, device, &Config::default()).map_err(|e| failed(&e))?;

@@ -77,6 +77,32 @@ fn extreme(values: &[Value], keep: std::cmp::Ordering) -> Result<Value, Error> {
     best.cloned().ok_or_else(|| Error::new(ErrorKind::MissingArgument, "min/max of nothing"))
 }
 
+/// Most bytes of an expression's text.
+const MAX_TEXT: usize = 2000;
+/// Most brackets that may be open at once, and most operators of one operand in a row.
+const MAX_NESTING: usize = 32;
+
+/// How deep a parser of the text would recurse: brackets that are open at once, or words and signs that follow each other
+/// without a value between them.
+fn nesting(text: &str) -> usize {
+    let (mut open, mut row, mut most) = (0usize, 0usize, 0usize);
+    for token in text.split_inclusive(|c: char| "()[]{}-+~ ".contains(c)) {
+        let end = token.chars().last().unwrap_or(' ');
+        match end {
+            '(' | '[' | '{' => open += 1,
+            ')' | ']' | '}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        let value = token.trim_end_matches(|c: char| "()[]{}-+~ ".contains(c));
+        match value {
+            "" | "not" | "if" | "else" => row += usize::from(!token.trim().is_empty()),
+            _ => row = 0,
+        }
+        most = most.max(open).max(row);
+    }
+    most
+}
+
 /// A compiled expression that remembers where it stands, for its errors.
 pub struct Expr {
     compiled: Expression<'static, 'static>,
@@ -89,6 +115,15 @@ pub struct Expr {
 impl Expr {
     /// Compiles `text`, which stands at `place` of `template`.
     pub fn new(template: &str, place: &str, text: &str) -> Result<Expr, RecipeError> {
+        // The parser recurses, so what nests deeply would end the process.
+        if text.len() > MAX_TEXT || nesting(text) > MAX_NESTING {
+            return Err(RecipeError::Expression {
+                template: template.into(),
+                place: place.into(),
+                text: text.chars().take(80).collect(),
+                why: format!("an expression has at most {MAX_TEXT} bytes, nested at most {MAX_NESTING} deep"),
+            });
+        }
         let compiled = ENGINE.compile_expression_owned(text.to_string()).map_err(|e| RecipeError::Expression {
             template: template.into(),
             place: place.into(),
@@ -256,6 +291,23 @@ mod tests {
             let e = Expr::new("tpl", "cost.us", text).unwrap().int(&scope()).unwrap_err().to_string();
             assert!(e.contains("tpl") && e.contains("cost.us"), "{e}");
         }
+    }
+
+    #[test]
+    fn what_nests_deeply_is_refused_before_it_is_parsed() {
+        for text in [
+            "(".repeat(25_000) + "1" + &")".repeat(25_000),
+            "(".repeat(900) + "1" + &")".repeat(900),
+            "[".repeat(900) + "1" + &"]".repeat(900),
+            "not ".repeat(400) + "m",
+            "-".repeat(1500) + "m",
+            "m + ".repeat(20_000) + "m",
+        ] {
+            let e = Expr::new("tpl", "cost.us", &text).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(e.contains("nested at most") && e.len() < 400, "{e}");
+        }
+        let deep = "(".repeat(30) + "m" + &")".repeat(30);
+        assert_eq!(Expr::new("t", "x", &deep).unwrap().int(&scope()).unwrap(), 100);
     }
 
     #[test]

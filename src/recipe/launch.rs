@@ -1,11 +1,15 @@
 //! From a recipe, a problem and a config to the numbers of a launch.
 
-use super::{Config, Description, Expr, ExprText, LaunchSpec, RecipeError, Scope};
+use super::{Description, Expr, ExprText, LaunchSpec, RecipeError, Scope};
 use crate::device::Device;
 use crate::problem::{Part, Problem};
-use minijinja::Value;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+
+/// Most arguments that a launch may list, those that `when` leaves out included.
+pub const MAX_ARGS: usize = 64;
+/// Most launches of one description.
+const MAX_LAUNCHES: usize = 16;
 
 /// Everything that is needed to run a kernel, but addresses and code.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -79,32 +83,31 @@ pub struct Recipe {
     pub(crate) constraints: Vec<(String, Expr)>,
     #[cfg(feature = "tuner")]
     pub(crate) cost: Expr,
-    #[cfg(feature = "tuner")]
-    pub(crate) defines: Vec<(String, Expr)>,
+    pub(super) defines: Vec<(String, Expr)>,
     #[cfg(feature = "tuner")]
     pub(crate) max_registers: Option<Expr>,
-    legal: Expr,
-    workspace: Option<Expr>,
-    launches: Vec<CompiledLaunch>,
+    pub(super) legal: Expr,
+    pub(super) workspace: Option<Expr>,
+    pub(super) launches: Vec<CompiledLaunch>,
 }
 
-struct CompiledLaunch {
-    when: Expr,
-    grid: [Expr; 3],
-    block: Expr,
-    cluster: Expr,
-    smem: Expr,
-    pdl: Expr,
-    args: Vec<CompiledArg>,
+pub(super) struct CompiledLaunch {
+    pub(super) when: Expr,
+    pub(super) grid: [Expr; 3],
+    pub(super) block: Expr,
+    pub(super) cluster: Expr,
+    pub(super) smem: Expr,
+    pub(super) pdl: Expr,
+    pub(super) args: Vec<CompiledArg>,
 }
 
-struct CompiledArg {
-    when: Option<Expr>,
-    value: Option<Expr>,
-    dims: Vec<Expr>,
-    strides: Vec<Expr>,
-    box_: Vec<Expr>,
-    swizzle: Option<Expr>,
+pub(super) struct CompiledArg {
+    pub(super) when: Option<Expr>,
+    pub(super) value: Option<Expr>,
+    pub(super) dims: Vec<Expr>,
+    pub(super) strides: Vec<Expr>,
+    pub(super) box_: Vec<Expr>,
+    pub(super) swizzle: Option<Expr>,
 }
 
 impl Recipe {
@@ -123,6 +126,9 @@ impl Recipe {
         if description.launches.is_empty() {
             return Err(invalid("it has no [[launch]]".into()));
         }
+        if description.launches.len() > MAX_LAUNCHES {
+            return Err(invalid(format!("it has over {MAX_LAUNCHES} [[launch]] tables")));
+        }
         if let Some((tunable, _)) = description.tunables.iter().find(|(_, v)| v.is_empty()) {
             return Err(invalid(format!("tunable {tunable} has no value")));
         }
@@ -133,6 +139,13 @@ impl Recipe {
                 let given = kinds.iter().flatten().count() + [&a.map, &a.tensor].iter().filter(|k| k.is_some()).count();
                 if given != 1 {
                     return Err(invalid(format!("an argument of {} must have exactly one kind", l.entry)));
+                }
+                if l.args.len() > MAX_ARGS {
+                    return Err(invalid(format!(
+                        "{} has {} arguments, {MAX_ARGS} are the most",
+                        l.entry,
+                        l.args.len()
+                    )));
                 }
                 if a.map.is_some() && (a.dims.is_empty() || a.dims.len() > 5 || a.box_.len() != a.dims.len()) {
                     return Err(invalid(format!("a map of {} needs 1 to 5 dims and as many box sizes", l.entry)));
@@ -179,7 +192,6 @@ impl Recipe {
                 .collect::<Result<_, _>>()?,
             #[cfg(feature = "tuner")]
             cost: one("cost.us", &d.cost.us)?,
-            #[cfg(feature = "tuner")]
             defines: d.defines.iter().map(|(n, t)| Ok((n.clone(), one(n, t)?))).collect::<Result<_, _>>()?,
             #[cfg(feature = "tuner")]
             max_registers: d.options.max_registers.as_ref().map(|t| one("max_registers", t)).transpose()?,
@@ -200,119 +212,11 @@ impl Recipe {
         self.when.truth(&Scope::new(problem, device))
     }
 
-    /// Names of a problem, a device and a config, with everything derived.
-    pub fn scope(&self, problem: &Problem, device: &Device, config: &Config) -> Result<Scope, RecipeError> {
-        let scope = Scope::new(problem, device);
-        for (name, value) in &config.0 {
-            scope.push(&name.as_str().into(), Value::from(*value));
-        }
-        for (name, expr) in &self.derive {
-            scope.push(name, expr.value(&scope)?);
-        }
-        Ok(scope)
-    }
-
-    /// Says which constraint refuses the config, if one does; those that only prune the search do not.
-    pub fn check(&self, problem: &Problem, device: &Device, config: &Config) -> Result<(), RecipeError> {
-        let illegal = |constraint: &str| RecipeError::Illegal {
-            template: self.description.name.clone(),
-            config: config.to_string(),
-            constraint: constraint.into(),
-        };
-        if let Some(missing) = self.description.tunables.keys().find(|t| config.get(t).is_none()) {
-            return Err(illegal(&format!("tunable {missing} is not given")));
-        }
-        if let Some(extra) = config.0.keys().find(|t| !self.description.tunables.contains_key(*t)) {
-            return Err(illegal(&format!("it has no tunable {extra}")));
-        }
-        let scope = self.scope(problem, device, config)?;
-        for ((name, expr), constraint) in self.constraints.iter().zip(&self.description.constraints) {
-            if !constraint.prune && !expr.truth(&scope)? {
-                return Err(illegal(name));
-            }
-        }
-        Ok(())
-    }
-
     /// Whether its code serves one value alone of that dimension: all but those that it takes at run time, and those that
     /// no code depends on.
     pub fn fixes(&self, problem: &Problem, name: &str) -> bool {
         let part = problem.op().dims.iter().find(|d| d.name == name).map(|d| d.part);
         matches!(part, Some(Part::Contract | Part::Size)) && !self.description.reuse.dynamic.iter().any(|d| d == name)
-    }
-
-    /// Whether an artifact made for `tuned` may run `asked`: all but the dynamic dimensions agree, and the legality
-    /// predicate and every constraint but those that prune hold.
-    pub fn serves(&self, tuned: &Problem, asked: &Problem, device: &Device, config: &Config) -> bool {
-        let fixed =
-            |p: &Problem| -> Vec<_> { p.variables().into_iter().filter(|(n, _)| self.fixes(tuned, n)).collect() };
-        tuned.op().name == asked.op().name
-            && tuned.dtype == asked.dtype
-            && fixed(tuned) == fixed(asked)
-            && self.takes(asked, device).unwrap_or(false)
-            && self.scope(asked, device, config).and_then(|s| self.legal.truth(&s)).unwrap_or(false)
-            && self.check(asked, device, config).is_ok()
-    }
-
-    /// The launch of `problem` with `config`.
-    pub fn launch(&self, problem: &Problem, device: &Device, config: &Config) -> Result<Launch, RecipeError> {
-        let scope = self.scope(problem, device, config)?;
-        let tensors = problem.tensors();
-        let name = &self.description.name;
-        let position = |tensor: &str| {
-            tensors.iter().position(|t| t.name == tensor).ok_or_else(|| RecipeError::Invalid {
-                template: name.clone(),
-                why: format!("{problem} has no tensor '{tensor}'"),
-            })
-        };
-        let ints = |list: &[Expr]| list.iter().map(|e| e.int(&scope)).collect::<Result<Vec<_>, _>>();
-        let natural = |what: &str, v: i64, least: i64| {
-            u32::try_from(v).ok().filter(|_| v >= least).ok_or_else(|| RecipeError::Invalid {
-                template: name.clone(),
-                why: format!("{what} is {v} for {problem} with [{config}]"),
-            })
-        };
-        let mut kernels = Vec::new();
-        for (spec, l) in self.description.launches.iter().zip(&self.launches) {
-            if !l.when.truth(&scope)? {
-                continue;
-            }
-            let mut args = Vec::new();
-            for (a, c) in spec.args.iter().zip(&l.args) {
-                if let Some(when) = &c.when
-                    && !when.truth(&scope)?
-                {
-                    continue;
-                }
-                args.push(match (&a.map, &a.tensor, &c.value) {
-                    (Some(tensor), ..) => Arg::Map(TensorMap {
-                        tensor: position(tensor)?,
-                        dims: ints(&c.dims)?.into_iter().map(|v| v as u64).collect(),
-                        strides: ints(&c.strides)?.into_iter().map(|v| v as u64).collect(),
-                        box_: ints(&c.box_)?.into_iter().map(|v| v as u32).collect(),
-                        swizzle: c.swizzle.as_ref().map_or(Ok(0), |e| e.int(&scope))? as u32,
-                    }),
-                    (_, Some(tensor), _) => Arg::Tensor(position(tensor)?),
-                    (_, _, Some(value)) if a.f32.is_some() => Arg::F32(value.float(&scope)? as f32),
-                    (_, _, Some(value)) if a.i64.is_some() => Arg::I64(value.int(&scope)?),
-                    (_, _, Some(value)) if a.workspace.is_some() => Arg::Workspace(value.int(&scope)? as u64),
-                    (_, _, Some(value)) => Arg::I32(value.int(&scope)? as i32),
-                    _ => continue,
-                });
-            }
-            let grid = [l.grid[0].int(&scope)?, l.grid[1].int(&scope)?, l.grid[2].int(&scope)?];
-            kernels.push(KernelLaunch {
-                entry: spec.entry.clone(),
-                grid: [natural("grid", grid[0], 1)?, natural("grid", grid[1], 1)?, natural("grid", grid[2], 1)?],
-                block: natural("block", l.block.int(&scope)?, 1)?,
-                cluster: natural("cluster", l.cluster.int(&scope)?, 1)?,
-                smem: natural("smem", l.smem.int(&scope)?, 0)?,
-                pdl: l.pdl.truth(&scope)?,
-                args,
-            });
-        }
-        let workspace = self.workspace.as_ref().map_or(Ok(0), |w| w.int(&scope))?.max(0) as u64;
-        Ok(Launch { kernels, workspace, zero: self.description.workspace.as_ref().is_some_and(|w| w.zero) })
     }
 }
 

@@ -6,13 +6,15 @@
 
 mod description;
 mod expr;
+mod instance;
 mod launch;
 
 pub use description::{
     ArgSpec, Constraint, Cost, Description, ExprText, LaunchSpec, Options, Reuse, Role, WorkspaceSpec,
 };
 pub use expr::{Expr, RecipeError, Scope};
-pub use launch::{Arg, KernelLaunch, Launch, Recipe, TensorMap};
+pub use instance::{Constants, Instance, Refused};
+pub use launch::{Arg, KernelLaunch, Launch, MAX_ARGS, Recipe, TensorMap};
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};

@@ -4,66 +4,10 @@
 use crate::bundle::Held;
 use crate::device::{Device, Target};
 use crate::problem::{Part, Problem};
-use crate::recipe::{Config, Description, Expr, Launch, Recipe, RecipeError};
+use crate::recipe::{Constants, Launch, Recipe};
 
 /// Sizes among which the least that is answered is looked for.
 const MOST_SCANNED: i64 = 4096;
-
-/// A recipe with the constants of its code compiled as expressions.
-pub(super) struct Described {
-    pub recipe: Recipe,
-    constants: Vec<(String, Expr)>,
-}
-
-/// A problem, a device and a config: what a description is evaluated for.
-#[derive(Clone, Copy)]
-pub(super) struct Case<'a> {
-    pub problem: &'a Problem,
-    pub device: &'a Device,
-    pub config: &'a Config,
-}
-
-impl Described {
-    pub fn new(description: Description) -> Result<Described, RecipeError> {
-        let recipe = Recipe::new(description)?;
-        let d = &recipe.description;
-        let constant = |(name, text): (&String, &crate::recipe::ExprText)| {
-            Ok((name.clone(), Expr::new(&d.name, &format!("defines {name}"), &text.0)?))
-        };
-        let constants = d.defines.iter().map(constant).collect::<Result<_, RecipeError>>()?;
-        Ok(Described { recipe, constants })
-    }
-
-    /// The launch of a case.
-    pub fn launch(&self, case: Case<'_>) -> Result<Launch, RecipeError> {
-        self.recipe.launch(case.problem, case.device, case.config)
-    }
-
-    /// The launch of `asked` with the code made for `tuned`; none where the recipe says that it may not run it.
-    pub fn answer(&self, tuned: Case<'_>, asked: &Problem) -> Result<Option<Launch>, String> {
-        if !self.recipe.serves(tuned.problem, asked, tuned.device, tuned.config) {
-            return Ok(None);
-        }
-        // The legality predicate is the template author's word; what was compiled in can be checked.
-        let asked = Case { problem: asked, ..tuned };
-        self.constants_agree(tuned, asked)?;
-        self.launch(asked).map(Some).map_err(|e| e.to_string())
-    }
-
-    /// Says which constant that was compiled in for `made` has another value for `wanted`.
-    pub fn constants_agree(&self, made: Case<'_>, wanted: Case<'_>) -> Result<(), String> {
-        let scope = |c: Case<'_>| self.recipe.scope(c.problem, c.device, c.config).map_err(|e| e.to_string());
-        let (before, after) = (scope(made)?, scope(wanted)?);
-        for (name, expr) in &self.constants {
-            let (a, b) = (expr.value(&before), expr.value(&after));
-            let (a, b) = (a.map_err(|e| e.to_string())?, b.map_err(|e| e.to_string())?);
-            if a != b {
-                return Err(format!("its code was compiled with {name} = {a}, and {b} would be needed"));
-            }
-        }
-        Ok(())
-    }
-}
 
 /// Whether code made for `tuned` is code for `here`.
 pub(super) fn arch(tuned: &Device, here: &Device) -> Result<(), String> {
@@ -102,26 +46,26 @@ pub(super) fn arch(tuned: &Device, here: &Device) -> Result<(), String> {
 /// The launch of a winner on a device as the runtime would do it, or why it cannot be used there.
 pub fn launch_on(held: &Held<'_>, here: &Device) -> Result<Launch, String> {
     arch(held.device(), here)?;
-    let described = Described::new(held.description().clone()).map_err(|e| e.to_string())?;
-    device_for(&described, held, here).map(|(_, launch)| launch)
+    let recipe = Recipe::new(held.description().clone()).map_err(|e| e.to_string())?;
+    fitted(&recipe, held, here).map(|f| f.launch)
 }
 
 /// Sizes beside the tuned one that a winner answers for on a device, with their launches: of each dimension that its code
 /// takes at run time the least, and some around the tuned one.
 pub fn served_on(held: &Held<'_>, here: &Device) -> Result<Vec<(Problem, Launch)>, String> {
     arch(held.device(), here)?;
-    let described = Described::new(held.description().clone()).map_err(|e| e.to_string())?;
-    let (device, _) = device_for(&described, held, here)?;
+    let recipe = Recipe::new(held.description().clone()).map_err(|e| e.to_string())?;
+    let Fitted { device, constants, .. } = fitted(&recipe, held, here)?;
     let problem = held.problem();
-    let tuned = Case { problem: &problem, device: &device, config: held.config() };
-    let dynamic = &described.recipe.description.reuse.dynamic;
+    let dynamic = &recipe.description.reuse.dynamic;
     let sizes = problem.op().dims.iter().filter(|d| d.part == Part::Size && dynamic.iter().any(|n| n == d.name));
     let mut found = Vec::new();
     for d in sizes {
         let t = problem.dim(d.name);
         let answer = |v: i64| {
             let asked = problem.with(&[(d.name, v)]).ok()?;
-            Some((asked, described.answer(tuned, &asked).ok()??))
+            let launch = recipe.answer(&problem, &constants, &asked, &device, held.config()).ok()?;
+            Some((asked, launch))
         };
         let mut tried = vec![1, 2, 3, t / 2, t / 2 + 1, t - 1, t + 1, 2 * t];
         tried.extend((1..t.min(MOST_SCANNED)).find(|v| answer(*v).is_some()));
@@ -141,27 +85,36 @@ pub(super) fn closer(a: &Device, b: &Device, here: &Device) -> bool {
     rank(a) < rank(b)
 }
 
-/// The device that a winner's expressions are evaluated for, and its launch there.
+/// A winner on the device at hand.
+pub(super) struct Fitted {
+    /// What its expressions are evaluated for.
+    pub device: Device,
+    /// What its code was compiled with.
+    pub constants: Constants,
+    /// The launch of the problem that it was tuned for.
+    pub launch: Launch,
+}
+
+/// A winner on the device at hand.
 ///
-/// That is the device at hand with the ceilings of the tuned one (they are measurements, and made the winner). A CPU
-/// kernel whose template refuses other numbers of cores falls back to those it was tuned with: the pool takes the tasks
-/// of any launch.
-pub(super) fn device_for(described: &Described, held: &Held<'_>, here: &Device) -> Result<(Device, Launch), String> {
-    let (problem, config) = (held.problem(), held.config());
-    let tuned = held.device();
+/// Its expressions are evaluated for the device at hand with the ceilings of the tuned one (they are measurements, and made
+/// the winner). A CPU kernel whose template refuses other numbers of cores falls back to those it was tuned with: the pool
+/// takes the tasks of any launch.
+pub(super) fn fitted(recipe: &Recipe, held: &Held<'_>, here: &Device) -> Result<Fitted, String> {
+    let (problem, config, tuned) = (held.problem(), held.config(), held.device());
+    let text = |e: &dyn std::fmt::Display| e.to_string();
+    let constants = recipe.instance(&problem, tuned, config).and_then(|i| i.constants()).map_err(|e| text(&e))?;
     let fits = |on: &Device| -> Result<Launch, String> {
-        let case = |device| Case { problem: &problem, device, config };
-        if !described.recipe.takes(&problem, on).map_err(|e| e.to_string())? {
+        if !recipe.takes(&problem, on).map_err(|e| text(&e))? {
             return Err("its template does not take the problem on this device".into());
         }
-        described.recipe.check(&problem, on, config).map_err(|e| e.to_string())?;
-        described.constants_agree(case(tuned), case(on))?;
-        described.launch(case(on)).map_err(|e| e.to_string())
+        recipe.answer(&problem, &constants, &problem, on, config).map_err(|e| text(&e))
     };
     let on = Device { ceilings: tuned.ceilings, ..here.clone() };
-    match fits(&on) {
-        Ok(launch) => Ok((on, launch)),
-        Err(_) if here.target == Target::Cpu => fits(tuned).map(|launch| (tuned.clone(), launch)),
-        Err(why) => Err(why),
-    }
+    let (device, launch) = match fits(&on) {
+        Ok(launch) => (on, launch),
+        Err(_) if here.target == Target::Cpu => (tuned.clone(), fits(tuned)?),
+        Err(why) => return Err(why),
+    };
+    Ok(Fitted { device, constants, launch })
 }

@@ -1,41 +1,53 @@
 //! A kernel that was found, and its binding to memory.
 
 use super::RuntimeError;
-use super::fit::{Case, Described};
 use crate::backend::{BackendError, Bound, Executable, Module, View};
 use crate::bundle::Held;
 use crate::device::Device;
 use crate::problem::{Problem, Tensor};
-use crate::recipe::{Config, Launch};
+use crate::recipe::{Config, Constants, Launch, Recipe, Refused};
 use std::sync::Arc;
 
 /// One winner, loaded.
 pub(super) struct Code {
     pub problem: Problem,
     pub config: Config,
-    pub described: Arc<Described>,
+    pub recipe: Arc<Recipe>,
     /// What its expressions are evaluated for.
     pub device: Device,
+    /// What it was compiled with.
+    pub constants: Constants,
     pub module: Arc<Module>,
     median_us: f64,
 }
 
 impl Code {
-    pub fn new(held: &Held<'_>, described: Arc<Described>, device: Device, module: Arc<Module>) -> Code {
+    pub fn new(
+        held: &Held<'_>,
+        recipe: Arc<Recipe>,
+        device: Device,
+        constants: Constants,
+        module: Arc<Module>,
+    ) -> Code {
         let (problem, config) = (held.problem(), held.config().clone());
-        Code { problem, config, described, device, module, median_us: held.evidence().median_us }
+        Code { problem, config, recipe, device, constants, module, median_us: held.evidence().median_us }
     }
 
-    /// The case it was tuned for, on the device at hand.
-    pub fn tuned(&self) -> Case<'_> {
-        Case { problem: &self.problem, device: &self.device, config: &self.config }
+    /// The launch of another problem with this code, or why it may not run it.
+    pub fn answer(&self, asked: &Problem) -> Result<Launch, Refused> {
+        self.recipe.answer(&self.problem, &self.constants, asked, &self.device, &self.config)
+    }
+
+    /// Its template's name.
+    pub fn template(&self) -> &str {
+        &self.recipe.description.name
     }
 }
 
 /// Which rung of the ladder an answer stands on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Match {
-    /// Tuned for this very problem.
+    /// Tuned for this very problem, whatever its capacities and its workload were.
     Exact,
     /// Tuned for the nearest problem whose kernel may run this one.
     Bucket {
@@ -74,7 +86,7 @@ impl Kernel {
 
     /// Its template's name.
     pub fn template(&self) -> &str {
-        &self.code.described.recipe.description.name
+        self.code.template()
     }
 
     /// Its config.

@@ -5,9 +5,9 @@
 
 use super::RuntimeError;
 use super::error::Refusal;
-use super::kernel::Code;
+use super::kernel::{Code, Kernel, Match};
+use crate::backend::BackendError;
 use crate::problem::{DimKind, Part, Problem};
-use crate::recipe::{Launch, RecipeError};
 use std::cmp::Reverse;
 use std::sync::Arc;
 
@@ -18,24 +18,39 @@ const OTHER_KIND: f64 = 1e3;
 /// Distances are compared in steps of this, so that 4 and 16 are equally far from 8.
 const STEP: f64 = 1e-9;
 
-/// The winner that serves `asked` and its launch.
-pub(super) fn nearest(codes: &[Arc<Code>], asked: &Problem) -> Result<(Arc<Code>, Launch), RuntimeError> {
+/// The kernel of the nearest winner that serves `asked` and whose launch the device takes.
+pub(super) fn nearest(codes: &[Arc<Code>], asked: &Problem) -> Result<Kernel, RuntimeError> {
     let op = asked.op().name;
-    let mut ranked: Vec<_> =
-        codes.iter().filter(|c| c.problem.op().name == op).map(|c| (rank(&c.problem, asked), c)).collect();
+    // Portable code serves anything, slowly: it answers where nothing else does.
+    let rank = |c: &Arc<Code>| (c.recipe.description.portable, rank(&c.problem, asked));
+    let mut ranked: Vec<_> = codes.iter().filter(|c| c.problem.op().name == op).map(|c| (rank(c), c)).collect();
     ranked.sort_by_key(|(rank, _)| *rank);
     let mut refused = Vec::new();
     for (_, code) in ranked {
-        let why = match serves(code, asked) {
-            Ok(launch) => return Ok((Arc::clone(code), launch)),
+        let why = match kernel(code, asked)? {
+            Ok(kernel) => return Ok(kernel),
             Err(why) => why,
         };
         if refused.len() < NAMED {
-            let template = code.described.recipe.description.name.clone();
-            refused.push(Refusal { problem: code.problem, template, why });
+            refused.push(Refusal { problem: code.problem, template: code.template().into(), why });
         }
     }
     Err(RuntimeError::Untuned { problem: *asked, nearest: refused })
+}
+
+/// A winner's kernel for `asked`, or why it has none: a rule, or a launch that the device refuses.
+fn kernel(code: &Arc<Code>, asked: &Problem) -> Result<Result<Kernel, String>, RuntimeError> {
+    let launch = match code.answer(asked) {
+        Ok(launch) => launch,
+        Err(why) => return Ok(Err(why.to_string())),
+    };
+    let tuned = code.problem;
+    let rung = if tuned.bucket() == asked.bucket() { Match::Exact } else { Match::Bucket { tuned } };
+    match Kernel::new(Arc::clone(code), *asked, launch, rung) {
+        Ok(kernel) => Ok(Ok(kernel)),
+        Err(BackendError::Launch { why } | BackendError::Load { why }) => Ok(Err(why)),
+        Err(other) => Err(other.into()),
+    }
 }
 
 /// How far a tuned problem is from the asked one, then whether it lies above; less is nearer.
@@ -57,41 +72,6 @@ fn rank(tuned: &Problem, asked: &Problem) -> (u64, Reverse<bool>) {
         }
     }
     ((distance / STEP) as u64, Reverse(above > 0.0))
-}
-
-/// The launch of `asked` with this winner's code, or why it may not run.
-fn serves(code: &Code, asked: &Problem) -> Result<Launch, String> {
-    code.described.answer(code.tuned(), asked)?.ok_or_else(|| refusal(code, asked))
-}
-
-/// Which of the conditions of `Recipe::serves` does not hold.
-fn refusal(code: &Code, asked: &Problem) -> String {
-    let (tuned, d) = (&code.problem, &code.described.recipe.description);
-    if tuned.dtype != asked.dtype {
-        return format!("it is for {}", tuned.dtype);
-    }
-    let fixed = |name: &str| code.described.recipe.fixes(tuned, name);
-    let differ: Vec<String> = tuned
-        .variables()
-        .into_iter()
-        .zip(asked.variables())
-        .filter(|((name, t), (_, a))| fixed(name) && t != a)
-        .map(|((name, _), _)| match tuned.word(name) {
-            "" => format!("{name}={}", tuned.dim(name)),
-            word => format!("{name}={word}"),
-        })
-        .collect();
-    if !differ.is_empty() {
-        return format!("its code is for {} alone", differ.join(" "));
-    }
-    if !code.described.recipe.takes(asked, &code.device).unwrap_or(false) {
-        return format!("its template takes only problems with {}", d.when.0);
-    }
-    match code.described.recipe.check(asked, &code.device, &code.config) {
-        Err(RecipeError::Illegal { constraint, .. }) => format!("its config breaks the rule '{constraint}'"),
-        Err(other) => other.to_string(),
-        Ok(()) => format!("it serves only {}", d.reuse.legal.0),
-    }
 }
 
 #[cfg(test)]

@@ -36,8 +36,9 @@ use crate::backend::{BackendError, Machine, Module, cpu, cuda};
 use crate::bundle::{Bundle, Held};
 use crate::device::{Device, Target};
 use crate::problem::Problem;
+use crate::recipe::Recipe;
 use crate::sync::{read, write};
-use fit::{Described, device_for};
+use fit::{Fitted, fitted};
 use kernel::Code;
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
@@ -92,21 +93,21 @@ impl Runtime {
             let at = list.iter().position(|h| fit::closer(held.device(), h.device(), &device)).unwrap_or(list.len());
             list.insert(at, held);
         }
-        let (mut described, mut modules) = (HashMap::new(), HashMap::new());
+        let (mut recipes, mut modules) = (HashMap::new(), HashMap::new());
         let (mut exact, mut codes) = (Table::default(), Vec::new());
         for list in problems {
             // The first that fits; those after it are not needed.
             for held in list {
-                let recipe = match described.get(&held.description_index()) {
+                let recipe = match recipes.get(&held.description_index()) {
                     Some(found) => Arc::clone(found),
                     None => {
-                        let new = Described::new(held.description().clone());
+                        let new = Recipe::new(held.description().clone());
                         let new = Arc::new(new.map_err(|source| RuntimeError::recipe(&held, source))?);
-                        described.insert(held.description_index(), Arc::clone(&new));
+                        recipes.insert(held.description_index(), Arc::clone(&new));
                         new
                     }
                 };
-                let (on, launch) = match device_for(&recipe, &held, &device) {
+                let Fitted { device: on, constants, launch } = match fitted(&recipe, &held, &device) {
                     Ok(found) => found,
                     Err(why) => {
                         skipped.push(Refusal::of(&held, why));
@@ -125,7 +126,7 @@ impl Runtime {
                         new
                     }
                 };
-                let code = Arc::new(Code::new(&held, recipe, on, module));
+                let code = Arc::new(Code::new(&held, recipe, on, constants, module));
                 match Kernel::new(Arc::clone(&code), held.problem(), launch, Match::Exact) {
                     Ok(kernel) => exact.insert(held.problem(), Arc::new(kernel)),
                     Err(BackendError::Launch { why }) => {
@@ -161,16 +162,7 @@ impl Runtime {
             return Ok(Arc::clone(kernel));
         }
         drop(known);
-        let (code, launch) = ladder::nearest(&self.codes, problem)?;
-        let (tuned, template) = (code.problem, code.described.recipe.description.name.clone());
-        let kernel = Kernel::new(code, *problem, launch, Match::Bucket { tuned }).map_err(|e| match e {
-            BackendError::Launch { why } | BackendError::Load { why } => {
-                let nearest = vec![Refusal { problem: tuned, template, why }];
-                RuntimeError::Untuned { problem: *problem, nearest }
-            }
-            other => other.into(),
-        })?;
-        let kernel = Arc::new(kernel);
+        let kernel = Arc::new(ladder::nearest(&self.codes, problem)?);
         let mut known = write(&self.resolved);
         known.insert(*problem, Arc::clone(&kernel));
         Ok(kernel)

@@ -160,7 +160,7 @@ args = [{ tensor = "x" }, { i32 = "m" }]
         assert_eq!(list, ["a=2 b=20", "a=1 b=20", "a=2 b=10", "a=1 b=10"]);
         assert_eq!(space.refused.get("a divides m"), Some(&1));
         for c in &space.candidates {
-            recipe.check(&p, &device, &c.config).unwrap();
+            recipe.instance(&p, &device, &c.config).unwrap().legal().unwrap();
         }
     }
 
@@ -169,7 +169,9 @@ args = [{ tensor = "x" }, { i32 = "m" }]
         let (recipe, p, device) = toy();
         for (config, rule) in [("a=3 b=10", "a divides m"), ("a=1", "b is not given"), ("a=1 b=10 c=1", "no tunable c")]
         {
-            let e = recipe.check(&p, &device, &config.parse().unwrap()).unwrap_err().to_string();
+            let config = config.parse().unwrap();
+            let legal = |i: crate::recipe::Instance| i.legal();
+            let e = recipe.instance(&p, &device, &config).map_err(Into::into).and_then(legal).unwrap_err().to_string();
             assert!(e.contains(rule), "{e}");
         }
     }
@@ -182,7 +184,28 @@ args = [{ tensor = "x" }, { i32 = "m" }]
         let recipe = Recipe::new(description).unwrap();
         let space = enumerate(&recipe, &p, &device).unwrap();
         assert!(space.candidates.iter().all(|c| c.config.get("a") != Some(3)));
-        recipe.check(&p, &device, &"a=3 b=10".parse().unwrap()).unwrap();
+        recipe.instance(&p, &device, &"a=3 b=10".parse().unwrap()).unwrap().legal().unwrap();
+    }
+
+    #[test]
+    fn what_a_launch_cannot_hold_is_refused() {
+        let (_, p, device) = toy();
+        for (from, to, said) in [
+            (r#"{ i32 = "m" }"#, r#"{ i32 = "m * 1073741824" }"#, "a 32-bit argument is 4294967296"),
+            (r#"{ i32 = "m" }"#, r#"{ workspace = "-1" }"#, "workspace offset is -1"),
+            (r#"grid = ["cdiv(m, a)", 1, 1]"#, "grid = [0, 1, 1]", "grid is 0"),
+            (r#"grid = ["cdiv(m, a)", 1, 1]"#, "grid = [4294967296, 1, 1]", "grid is 4294967296"),
+            (r#"{ i32 = "m" }"#, r#"{ map = "x", dims = ["-1"], box = [8] }"#, "a dimension of a map is -1"),
+        ] {
+            let text = TOY.replace(from, to);
+            assert_ne!(text, TOY);
+            let recipe = Recipe::new(toml::from_str(&text).unwrap()).unwrap();
+            let e = recipe.launch(&p, &device, &"a=2 b=20".parse().unwrap()).unwrap_err().to_string();
+            assert!(e.contains(said), "{e}");
+        }
+        let many = TOY.replace(r#"{ i32 = "m" }"#, &[r#"{ i32 = "m" }"#; 64].join(", "));
+        let e = Recipe::new(toml::from_str(&many).unwrap()).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(e.contains("65 arguments, 64 are the most"), "{e}");
     }
 
     #[test]

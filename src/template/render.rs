@@ -15,7 +15,8 @@ pub(super) fn render(
     config: &Config,
 ) -> Result<Source, TemplateError> {
     let d = &template.recipe.description;
-    let scope = template.recipe.scope(problem, device, config)?;
+    let instance = template.recipe.instance(problem, device, config)?;
+    let scope = instance.scope();
     let mut text = constants(template, problem, device);
     let mut define = |name: &str, value: &dyn std::fmt::Display| {
         // Writing to a String cannot fail.
@@ -24,14 +25,14 @@ pub(super) fn render(
     for (name, value) in &config.0 {
         define(name, value);
     }
-    for (name, expr) in &template.recipe.defines {
-        define(name, &expr.value(&scope)?);
+    for (name, value) in instance.constants()?.iter() {
+        define(name, value);
     }
     let mut done = Vec::new();
     splice(library, d.target, &d.name, &template.code, &mut done, &mut text)?;
     let mut options = d.options.flags.clone();
     if let Some(cap) = &template.recipe.max_registers {
-        options.push(format!("-maxrregcount={}", cap.int(&scope)?));
+        options.push(format!("-maxrregcount={}", cap.int(scope)?));
     }
     Ok(Source {
         language: language(d.target),

@@ -354,13 +354,12 @@ fn code_is_loaded_though_files_are_in_the_way_and_each_is_its_own() {
 
 #[test]
 fn the_next_winner_is_taken_where_the_closest_does_not_fit() {
-    // The same problem twice: of this very machine, with a config that its template has no more, and of one that has
-    // other caches.
-    let (mut closest, _) = fake("cpu_rmsnorm", COMPILED[0].1, &make::device(), b"code that is not loaded");
-    closest.config.0.insert("gone".into(), 1);
-    let (mut next, code) = WINNERS[0].clone();
+    // The same problem twice: of this very machine, with a launch that no processor does, and of one that has other caches.
+    let (mut closest, code) = WINNERS[0].clone();
+    closest.description.launches[0].grid[1] = jitune::recipe::ExprText("2".into());
+    let (mut next, _) = WINNERS[0].clone();
     next.device.silicon.insert("l3_bytes".into(), "1".into());
-    let bundle = Bundle::seal([(closest, b"code that is not loaded".to_vec()), (next, code)]).unwrap();
+    let bundle = Bundle::seal([(closest, code.clone()), (next, code)]).unwrap();
     let runtime = Runtime::cpu(&bundle, Some(2)).unwrap();
     assert_eq!((runtime.problems().len(), runtime.skipped().len()), (1, 1));
     assert!(run(&runtime, &problem(COMPILED[0].1), 6) <= 1.0);
