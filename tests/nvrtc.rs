@@ -134,6 +134,8 @@ const PORTABLE: &[&str] = &[
     "matmul m=3 n=10 k=7 dtype=e4m3",
     "qkv m=3 k=7 heads=3 kv_heads=1 head_dim=6 page=5 bias=1 qk_norm=1",
     "decode batch=3 context=7 heads=4 kv_heads=2 head_dim=36 page=5",
+    "paged_attention tokens=5 batch=3 context=7 heads=4 kv_heads=2 head_dim=36 page=5",
+    "attention batch=3 q=5 kv=7 heads=4 kv_heads=2 head_dim=36",
     "rmsnorm rows=3 cols=7",
     "layernorm rows=3 cols=20001 residual=1 dtype=f16",
     "softmax rows=3 cols=7",

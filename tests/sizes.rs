@@ -230,6 +230,14 @@ fn a_portable_template_serves_any_problem_of_its_ops() {
             "decode batch=1 context=1 heads=1 kv_heads=1 head_dim=1",
             "decode batch=65536 context=3 heads=6 kv_heads=2 head_dim=515 page=7",
         ),
+        (
+            "paged_attention tokens=1 batch=1 context=1 heads=1 kv_heads=1 head_dim=1",
+            "paged_attention tokens=8191 batch=300 context=99 heads=6 kv_heads=2 head_dim=515 page=7",
+        ),
+        (
+            "attention batch=1 q=1 kv=1 heads=1 kv_heads=1 head_dim=1",
+            "attention batch=3 q=70 kv=3 heads=6 kv_heads=2 head_dim=1030 causal=0",
+        ),
         ("rmsnorm rows=1 cols=1", "rmsnorm rows=70000 cols=100001 residual=1 | eps=1e-3"),
         ("layernorm rows=1 cols=1", "layernorm rows=70000 cols=3"),
         ("softmax rows=1 cols=1", "softmax rows=70000 cols=3"),
@@ -254,6 +262,28 @@ fn a_portable_template_serves_any_problem_of_its_ops() {
             let config = Config::default();
             assert!(recipes[0].serves(&tuned, &asked, &device, &config).is_ok(), "{asked} on {}", device.arch);
             assert!(!recipes[0].launch(&asked, &device, &config).unwrap().kernels.is_empty());
+        }
+    }
+}
+
+/// What a default tuning stores last: of each op and dtype that a model calls, the winner that answers anything.
+#[test]
+fn every_op_has_a_probe_that_portable_templates_alone_take() {
+    let library = Library::built_in().unwrap();
+    for device in
+        [Device::ahead_of_time("sm_80").unwrap(), Device::ahead_of_time("sm_90a").unwrap(), cpu::describe(None)]
+    {
+        for op in jitune::problem::OPS {
+            for dtype in [Dtype::Bf16, Dtype::F32] {
+                let probe = op.probe(dtype).unwrap_or_else(|| panic!("{} has no probe", op.name));
+                let list = library.for_problem(&probe, &device).unwrap();
+                let names: Vec<&str> = list.iter().map(|t| t.name()).collect();
+                assert!(
+                    list.len() == 1 && list[0].recipe.description.portable,
+                    "{probe} on {}: {names:?}",
+                    device.arch
+                );
+            }
         }
     }
 }

@@ -93,6 +93,17 @@ pub struct Templates {
 }
 
 impl Which {
+    /// The problems, for a device of this target, and where they are a model's, those of the portable winners that answer
+    /// what no bucket does.
+    pub fn whole(&self, target: Target) -> Result<Vec<Problem>, CliError> {
+        let mut list = self.problems(target)?;
+        if self.model.is_some() && self.problem.is_empty() && self.plan.is_none() {
+            let probes = jitune::problem::probes(&list);
+            list.extend(probes.into_iter().filter(|p| !list.contains(p)).collect::<Vec<_>>());
+        }
+        Ok(list)
+    }
+
     /// The problems, for a device of this target.
     pub fn problems(&self, target: Target) -> Result<Vec<Problem>, CliError> {
         if let Some(path) = &self.plan {

@@ -59,7 +59,7 @@ fn search(text: &str) -> Result<Search, String> {
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let target = args.device.target()?;
-    let problems = args.which.problems(target)?;
+    let problems = args.which.whole(target)?;
     let devices = args.device.devices()?;
     let library = args.templates.library()?;
     jitune::key::compiler(target)?;

@@ -48,9 +48,19 @@ fn portable_templates_are_right() {
         ("matmul m=3 n=131 k=64 epilogue=bias_residual", "cpu_matmul_portable"),
         ("qkv m=9 k=33 heads=3 kv_heads=1 head_dim=10 page=3 bias=1 | padding=some", "cpu_matmul_portable"),
         ("qkv m=9 k=33 heads=2 kv_heads=2 head_dim=10 page=3 qk_norm=1 | padding=some", "cpu_matmul_portable"),
-        ("decode batch=3 context=77 heads=6 kv_heads=2 head_dim=36 page=5 | lens=mixed", "cpu_decode_portable"),
+        ("decode batch=3 context=77 heads=6 kv_heads=2 head_dim=36 page=5 | lens=mixed", "cpu_attention_portable"),
         // Fewer pages than the table has entries: sequences share them.
-        ("decode batch=3 context=77 heads=6 kv_heads=2 head_dim=36 page=5 | lens=mixed pages=7", "cpu_decode_portable"),
+        (
+            "decode batch=3 context=77 heads=6 kv_heads=2 head_dim=36 page=5 | lens=mixed pages=7",
+            "cpu_attention_portable",
+        ),
+        (
+            "paged_attention tokens=40 batch=3 context=77 heads=4 kv_heads=2 head_dim=20 page=7 | lens=mixed",
+            "cpu_attention_portable",
+        ),
+        ("attention batch=2 q=17 kv=33 heads=4 kv_heads=2 head_dim=36", "cpu_attention_portable"),
+        ("attention batch=1 q=9 kv=5 heads=2 kv_heads=1 head_dim=8", "cpu_attention_portable"),
+        ("attention batch=1 q=5 kv=9 heads=2 kv_heads=1 head_dim=8 causal=0", "cpu_attention_portable"),
         ("rmsnorm rows=3 cols=20001 residual=1", "cpu_rows_portable"),
         ("layernorm rows=3 cols=77 residual=1 | eps=2e-3", "cpu_rows_portable"),
         ("softmax rows=3 cols=7", "cpu_rows_portable"),

@@ -5,6 +5,7 @@ use super::{DimDef, Expected, Fill, Input, Inputs, OpDef, Problem, Scalar, Tenso
 pub(super) static OP: OpDef = OpDef {
     name: "attention",
     summary: "o = softmax(q·kᵀ/√d)·v over a prompt, causal or full, with grouped KV heads",
+    probe: "attention batch=2 q=3 kv=7 heads=4 kv_heads=2 head_dim=36",
     dims: &[
         DimDef::size("batch"),
         DimDef::size("q"),

@@ -7,6 +7,7 @@ use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tens
 pub(super) static OP: OpDef = OpDef {
     name: "decode",
     summary: "attention of one token per sequence over a paged KV cache with a block table",
+    probe: "decode batch=3 context=7 heads=4 kv_heads=2 head_dim=36 page=5",
     dims: &[
         DimDef::size("batch"),
         DimDef::size("context"),

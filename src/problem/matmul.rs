@@ -5,6 +5,7 @@ use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tens
 pub(super) static OP: OpDef = OpDef {
     name: "matmul",
     summary: "y = x·Wᵀ, with bias, then SwiGLU or a residual add",
+    probe: "matmul m=3 n=10 k=7",
     dims: &[
         DimDef::size("m"),
         DimDef::contract("n"),

@@ -52,6 +52,8 @@ pub struct OpDef {
     pub name: &'static str,
     /// One line for people.
     pub summary: &'static str,
+    /// A small problem of odd sizes, without its dtype: the one that portable code is checked and timed on.
+    pub probe: &'static str,
     /// Its dimensions in the order of the text form.
     pub dims: &'static [DimDef],
     /// Refuses impossible combinations; the text says why.
@@ -68,6 +70,21 @@ pub struct OpDef {
     pub unit: fn(&Problem, &Inputs, u64, &mut Vec<Expected>),
     /// Largest output error that rounding alone explains, relative to a plain op of that dtype.
     pub slack: f64,
+}
+
+impl OpDef {
+    /// The problem of its portable winner in a dtype, where the op has such a dtype.
+    pub fn probe(&self, dtype: Dtype) -> Option<Problem> {
+        format!("{} dtype={dtype}", self.probe).parse().ok()
+    }
+}
+
+/// The problems of the portable winners that go with some problems: one an op and dtype.
+pub fn probes(problems: &[Problem]) -> Vec<Problem> {
+    let mut list: Vec<Problem> = problems.iter().filter_map(|p| p.op().probe(p.dtype)).collect();
+    list.sort();
+    list.dedup();
+    list
 }
 
 /// One dimension of an op.
@@ -227,6 +244,11 @@ impl Problem {
             }
         }
         p
+    }
+
+    /// Whether it is the problem of its op's portable winner.
+    pub fn is_probe(&self) -> bool {
+        self.op().probe(self.dtype).is_some_and(|p| p == *self)
     }
 
     /// What a look-up compares: the op, its types, its contract and its sizes.

@@ -13,6 +13,7 @@ const DIMS: &[DimDef] = &[
 pub(super) static RMSNORM: OpDef = OpDef {
     name: "rmsnorm",
     summary: "y = x/rms(x)·weight, after an optional residual add that is written too",
+    probe: "rmsnorm rows=3 cols=7",
     dims: DIMS,
     check,
     tensors: |p| tensors(p, false),
@@ -26,6 +27,7 @@ pub(super) static RMSNORM: OpDef = OpDef {
 pub(super) static LAYERNORM: OpDef = OpDef {
     name: "layernorm",
     summary: "y = (x − mean)/√var·weight + bias, after an optional residual add that is written too",
+    probe: "layernorm rows=3 cols=7",
     dims: DIMS,
     check,
     tensors: |p| tensors(p, true),

@@ -7,6 +7,7 @@ use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tens
 pub(super) static OP: OpDef = OpDef {
     name: "paged_attention",
     summary: "causal attention of several queries a sequence over a paged KV cache with a block table",
+    probe: "paged_attention tokens=5 batch=2 context=7 heads=4 kv_heads=2 head_dim=36 page=5",
     dims: &[
         DimDef::size("tokens"),
         DimDef::size("batch"),

@@ -17,6 +17,7 @@ fn any(_: &Problem) -> Result<(), String> {
 pub(super) static SILU_MUL: OpDef = OpDef {
     name: "silu_mul",
     summary: "y = silu(gate)·up over interleaved gate and up columns",
+    probe: "silu_mul rows=3 cols=7",
     dims: ROWS_COLS,
     check: any,
     tensors: |p| {
@@ -36,6 +37,7 @@ pub(super) static SILU_MUL: OpDef = OpDef {
 pub(super) static GELU: OpDef = OpDef {
     name: "gelu",
     summary: "y = x·Φ(x), the erf form",
+    probe: "gelu rows=3 cols=7",
     dims: ROWS_COLS,
     check: any,
     tensors: |p| {
@@ -66,6 +68,7 @@ fn erf(x: f64) -> f64 {
 pub(super) static ROPE: OpDef = OpDef {
     name: "rope",
     summary: "rotates adjacent pairs of every head by the token's position",
+    probe: "rope tokens=3 heads=2 head_dim=6",
     dims: &[
         DimDef::size("tokens"),
         DimDef::contract("heads"),
@@ -108,6 +111,7 @@ pub(super) static ROPE: OpDef = OpDef {
 pub(super) static SOFTMAX: OpDef = OpDef {
     name: "softmax",
     summary: "softmax over the last dimension",
+    probe: "softmax rows=3 cols=7",
     dims: ROWS_COLS,
     check: any,
     tensors: |p| {
@@ -130,6 +134,7 @@ pub(super) static SOFTMAX: OpDef = OpDef {
 pub(super) static EMBEDDING: OpDef = OpDef {
     name: "embedding",
     summary: "gathers rows of the embedding table",
+    probe: "embedding tokens=3 vocab=5 hidden=7",
     dims: &[
         DimDef::size("tokens"),
         DimDef { name: "vocab", part: Part::Capacity, kind: DimKind::Required },
@@ -161,6 +166,7 @@ pub(super) static EMBEDDING: OpDef = OpDef {
 pub(super) static ARGMAX: OpDef = OpDef {
     name: "argmax",
     summary: "the index of each row's largest value, the lowest among equals",
+    probe: "argmax rows=3 cols=7",
     dims: ROWS_COLS,
     check: any,
     tensors: |p| {

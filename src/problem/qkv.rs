@@ -6,6 +6,7 @@ use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tens
 pub(super) static OP: OpDef = OpDef {
     name: "qkv",
     summary: "Q, K and V of new tokens, with bias or q/k norms, RoPE and the KV-cache write",
+    probe: "qkv m=3 k=7 heads=3 kv_heads=1 head_dim=6 page=5",
     dims: &[
         DimDef::size("m"),
         DimDef::contract("k"),

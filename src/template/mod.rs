@@ -158,14 +158,14 @@ impl Library {
         self.all(Role::Kernel).find(|t| t.recipe.description.target == target && t.name() == name)
     }
 
-    /// The templates that take a problem on a device, without the portable ones where there are others.
+    /// The templates among which the winner of a problem is looked for: those that take it on the device, without the
+    /// portable ones where there are others. Of an op's probe the portable ones alone, where there are any: its winner is
+    /// the one that answers what no other does.
     pub fn for_problem(&self, problem: &Problem, device: &Device) -> Result<Vec<Arc<Template>>, TemplateError> {
-        let mut found = self.taking(problem, device)?;
-        let portable = |t: &Arc<Template>| t.recipe.description.portable;
-        if !found.iter().all(portable) {
-            found.retain(|t| !portable(t));
-        }
-        Ok(found)
+        let taking = self.taking(problem, device)?;
+        let wanted = problem.is_probe();
+        let chosen: Vec<_> = taking.iter().filter(|t| t.recipe.description.portable == wanted).cloned().collect();
+        Ok(if chosen.is_empty() { taking } else { chosen })
     }
 
     /// The templates that take a problem on a device, the portable ones among them.

@@ -23,7 +23,9 @@ fn run(runtime: &Runtime, p: &Problem, seed: u64) -> f64 {
     let kernel = runtime.lookup(p).unwrap();
     let inputs = Inputs::new(p, seed);
     let memory = runtime.allocate_all(p).unwrap();
-    let bound = kernel.bind(&memory, runtime.workspace(&kernel).unwrap()).unwrap();
+    // SAFETY: indices among the inputs are filled before each launch, within their range.
+    let views = memory.iter().map(|m| unsafe { m.view().assume_in_range() });
+    let bound = kernel.bind(views, runtime.workspace(&kernel).unwrap()).unwrap();
     for _ in 0..2 {
         fill(p, &inputs, &memory);
         bound.launch(Queue::Host).unwrap();
@@ -89,6 +91,46 @@ fn what_nothing_serves_says_what_was_near_and_why_not() {
         for part in parts {
             assert!(e.to_string().contains(part), "{asked}: {e}");
         }
+    }
+}
+
+#[test]
+fn a_portable_winner_answers_what_no_other_does_and_only_that() {
+    let device = make::device();
+    let portable = |op: &str, template: &str| {
+        let op = jitune::problem::OPS.iter().find(|o| o.name == op).unwrap();
+        make::compiled(template, &op.probe(jitune::problem::Dtype::F32).unwrap(), &device)
+    };
+    let mut winners = WINNERS.clone();
+    winners.extend([
+        portable("matmul", "cpu_matmul_portable"),
+        portable("qkv", "cpu_matmul_portable"),
+        portable("decode", "cpu_attention_portable"),
+        portable("paged_attention", "cpu_attention_portable"),
+        portable("rmsnorm", "cpu_rows_portable"),
+    ]);
+    let runtime = Runtime::cpu(&Bundle::seal(winners).unwrap(), Some(2)).unwrap();
+    for (asked, template) in [
+        ("matmul m=5 n=48 k=64 dtype=f32", "cpu_gemm"),
+        ("matmul m=5 n=50 k=63 epilogue=bias_swiglu dtype=f32", "cpu_matmul_portable"),
+        ("matmul m=9 n=48 k=64 epilogue=bias_residual dtype=f32", "cpu_matmul_portable"),
+        ("qkv m=9 k=33 heads=6 kv_heads=3 head_dim=10 page=16 bias=1 qk_norm=1 dtype=f32", "cpu_matmul_portable"),
+        ("decode batch=3 context=70 heads=6 kv_heads=3 head_dim=10 page=16 dtype=f32", "cpu_attention_portable"),
+        (
+            "paged_attention tokens=9 batch=3 context=70 heads=6 kv_heads=3 head_dim=10 page=16 dtype=f32 | lens=mixed",
+            "cpu_attention_portable",
+        ),
+        ("rmsnorm rows=70 cols=97 residual=1 dtype=f32 | eps=1e-3", "cpu_rows_portable"),
+    ] {
+        let p = problem(asked);
+        let kernel = runtime.lookup(&p).unwrap();
+        let fits = if template == "cpu_gemm" {
+            !kernel.template().contains("portable")
+        } else {
+            kernel.template() == template
+        };
+        assert!(fits, "{asked}: {}", kernel.template());
+        assert!(run(&runtime, &p, 3) <= 1.0, "{asked}");
     }
 }
 

@@ -1,6 +1,6 @@
-// Attention of one query token over a paged KV cache for every shape that the op allows: heads, head_dim, page, batch and
-// context are arguments. A block of 128 threads has one query head of one sequence and walks its tokens in chunks of 128:
-// a warp scores every fourth token of a chunk, its lanes striding over the dimensions; then a thread adds up every 128th
+// Attention for every shape that its ops allow, contiguous, paged or of one query a sequence: every dimension is an
+// argument. A block of 128 threads has one head of one query and walks the tokens that the query sees in chunks of 128: a
+// warp scores every fourth token of a chunk, its lanes striding over the dimensions; then a thread adds up every 128th
 // dimension of the output, which waits in shared memory with the query.
 #include "common.cuh"
 
@@ -19,16 +19,40 @@ template <bool MAX> DEV float block_reduce(float v) {
   return v;
 }
 
+#if OP_ATTENTION
+#define SOURCES const elem *k, const elem *v
+#define SIZES int queries, int kv, int causal
+#elif OP_PAGED_ATTENTION
+#define SOURCES const elem *k, const elem *v, const int *block_table, const int *q_starts, const int *kv_lens
+#define SIZES int page, int max_pages, int batch
+#else
+#define SOURCES const elem *k, const elem *v, const int *block_table, const int *lens
+#define SIZES int page, int max_pages
+#endif
+
 extern "C" __global__ void __launch_bounds__(THREADS)
-decode_portable(const elem *q, const elem *k_cache, const elem *v_cache, const int *block_table, const int *lens, elem *o,
-                int heads, int kv_heads, int head_dim, int page, int max_pages, float scale) {
+attention_portable(const elem *q, SOURCES, elem *o, int heads, int kv_heads, int head_dim, SIZES, float scale) {
   extern __shared__ float shared[];
   __shared__ float scores[THREADS];
   __shared__ i64 rows[THREADS]; // first element of each token of the chunk
   float *const query = shared, *const out = shared + head_dim;
   pdl_launch();
   pdl_wait();
-  const int seq = blockIdx.x / heads, head = blockIdx.x % heads, kv_head = head / (heads / kv_heads), len = lens[seq];
+  const int row = blockIdx.x / heads, kv_head = blockIdx.x % heads / (heads / kv_heads);
+#if OP_ATTENTION
+  const int seq = row / queries, seen = row % queries + 1 + kv - queries;
+  const int len = causal ? min(max(seen, 0), kv) : kv;
+#elif OP_PAGED_ATTENTION
+  if (row >= q_starts[batch]) return; // padding
+  int seq = 0; // the last sequence that begins at the row or before it
+  for (int past = batch; past - seq > 1;) {
+    const int middle = (seq + past) / 2;
+    if (q_starts[middle] <= row) seq = middle; else past = middle;
+  }
+  const int len = kv_lens[seq] - (q_starts[seq + 1] - row - 1);
+#else
+  const int seq = row, len = lens[seq];
+#endif
   const int lane = lane_id(), warp = warp_id();
   for (int d = threadIdx.x; d < head_dim; d += THREADS) {
     query[d] = to_f32(q[(i64)blockIdx.x * head_dim + d]) * scale;
@@ -37,13 +61,18 @@ decode_portable(const elem *q, const elem *k_cache, const elem *v_cache, const i
   float top = NEG_INF, sum = 0.0f;
   for (int first = 0; first < len; first += THREADS) {
     const int token = first + threadIdx.x, count = min(THREADS, len - first);
-    if (token < len)
+    if (token < len) {
+#if OP_ATTENTION
+      rows[threadIdx.x] = (((i64)seq * kv_heads + kv_head) * kv + token) * head_dim;
+#else
       rows[threadIdx.x] =
           (((i64)block_table[(i64)seq * max_pages + token / page] * kv_heads + kv_head) * page + token % page) * head_dim;
+#endif
+    }
     __syncthreads();
     for (int t = warp; t < count; t += WARPS) {
       float s = 0.0f;
-      for (int d = lane; d < head_dim; d += 32) s = fmaf(query[d], to_f32(k_cache[rows[t] + d]), s);
+      for (int d = lane; d < head_dim; d += 32) s = fmaf(query[d], to_f32(k[rows[t] + d]), s);
       s = warp_sum(s);
       if (lane == 0) scores[t] = s;
     }
@@ -54,9 +83,9 @@ decode_portable(const elem *q, const elem *k_cache, const elem *v_cache, const i
     scores[threadIdx.x] = p;
     top = new_top, sum = sum * shrink + block_reduce<false>(p); // whose barriers make the scores visible
     for (int d = threadIdx.x; d < head_dim; d += THREADS) {
-      float v = out[d] * shrink;
-      for (int t = 0; t < count; t++) v = fmaf(scores[t], to_f32(v_cache[rows[t] + d]), v);
-      out[d] = v;
+      float acc = out[d] * shrink;
+      for (int t = 0; t < count; t++) acc = fmaf(scores[t], to_f32(v[rows[t] + d]), acc);
+      out[d] = acc;
     }
     __syncthreads();
   }
