@@ -214,7 +214,7 @@ fn compile_goes_on_past_what_no_template_takes() {
         eprintln!("SKIPPED: NVRTC is not here");
         return;
     }
-    let odd = "attention batch=1 q=10 kv=10 heads=4 kv_heads=4 head_dim=1024 dtype=bf16";
+    let odd = "attention batch=1 q=10 kv=10 heads=4 kv_heads=4 head_dim=100000 dtype=bf16";
     place.file("plan.txt", &format!("{odd}\ngelu rows=4 cols=64\n"));
     let compile = |more: &[&str]| {
         let mut command = place.jitune(&[&["compile", "--plan", "plan.txt", "--arch", "sm_80"], more].concat());

@@ -23,7 +23,7 @@ impl Pass {
     /// The residual adds are fused into the products that produce the branch (o and down), so the norms stand alone.
     pub fn all(model: &Model, buckets: &Buckets, dtype: Dtype) -> Result<Vec<Pass>, ModelError> {
         buckets.check(model)?;
-        let pages = |tokens: i64| (tokens + buckets.page - 1) / buckets.page;
+        let pages = |tokens: i64| (tokens - 1) / buckets.page + 1;
         let decode = buckets.batch.iter().map(|b| b.saturating_mul(pages(buckets.context)));
         let most = decode.chain(buckets.prefill.iter().map(|t| pages(*t))).max().unwrap_or(1);
         let cache =

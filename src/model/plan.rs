@@ -2,7 +2,7 @@
 
 use super::{Model, ModelError, Pass};
 use crate::device::Target;
-use crate::problem::{Dtype, Problem};
+use crate::problem::{Dtype, MAX_DIM, Problem};
 use serde::{Deserialize, Serialize};
 
 /// Part of inference.
@@ -67,6 +67,9 @@ impl Buckets {
         for (name, list) in sizes {
             if let Some(v) = list.iter().find(|v| **v < 1) {
                 return Err(ModelError::Bucket(format!("--{name} {v}: sizes start at 1")));
+            }
+            if let Some(v) = list.iter().find(|v| **v > MAX_DIM) {
+                return Err(ModelError::Bucket(format!("--{name} {v}: sizes go to {MAX_DIM}")));
             }
         }
         match model.sliding_window {

@@ -4,6 +4,7 @@
 //! reference. Knows no device, no kernel and no clock. An op is one file with one [`OpDef`]; [`OPS`] lists them.
 
 mod attention;
+mod build;
 mod decode;
 mod dtype;
 mod inputs;
@@ -16,6 +17,7 @@ mod reference;
 mod tensor;
 mod text;
 
+pub use build::{Builder, Heads};
 pub use dtype::Dtype;
 pub use inputs::{Input, Inputs, hash_uniform};
 pub use reference::{Expected, Tolerance, expected};

@@ -392,10 +392,11 @@ fn what_the_driver_would_read_past_or_refuse_is_found_at_the_start() {
     let loads = |change: &dyn Fn(&mut Description), code: &[u8]| -> String {
         let mut w = norm.clone();
         change(&mut w.description);
-        match Runtime::cuda(&Bundle::seal([sealed(w, code.to_vec())]).unwrap(), 0) {
-            Ok(_) => "it loads".into(),
-            Err(e) => e.to_string(),
-        }
+        let bundle = match Bundle::seal([sealed(w, code.to_vec())]) {
+            Ok(bundle) => bundle,
+            Err(e) => return e.to_string(),
+        };
+        Runtime::cuda(&bundle, 0).err().map_or_else(|| "it loads".into(), |e| e.to_string())
     };
     let keep = |_: &mut Description| {};
     let text = |s: &str| ExprText(s.into());
@@ -420,7 +421,7 @@ fn what_the_driver_would_read_past_or_refuse_is_found_at_the_start() {
                 },
                 &sound,
             ),
-            "100 arguments of",
+            "100 arguments, 64 are the most",
         ),
         ("a grid too tall", loads(&|d| d.launches[0].grid[1] = text("65536"), &sound), "65536"),
         ("a block too large", loads(&|d| d.launches[0].block = text("1025"), &sound), "blocks of 1025 threads"),

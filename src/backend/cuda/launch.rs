@@ -4,14 +4,12 @@ use super::context::Context;
 use super::driver::{Module, StreamRef, check};
 use crate::backend::BackendError;
 use crate::problem::{Dtype, Scalar};
-use crate::recipe::{Arg, KernelLaunch, Launch, TensorMap};
+use crate::recipe::{Arg, KernelLaunch, Launch, MAX_ARGS, TensorMap};
 use cudarc::driver::sys;
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::Arc;
 
-/// Most arguments a kernel may have.
-const MAX_ARGS: usize = 64;
 /// Most blocks of a cluster that every GPU with clusters takes.
 const MAX_CLUSTER: u32 = 8;
 /// What the address of every tensor and of the workspace is a multiple of: kernels move 16 bytes at a time, and tensor
