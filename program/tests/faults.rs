@@ -8,9 +8,14 @@ use common::{Place, events, of_kind, text};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::{Mutex, PoisonError};
 
-/// The good candidates by number and how often each does the work: number 2 is by far the fastest.
-const GOOD: [(usize, usize); 4] = [(0, 40), (1, 60), (2, 1), (3, 50)];
+/// The good candidates by number and how often each does the work: number 2 is by far the fastest, also where a busy
+/// machine adds some milliseconds to each.
+const GOOD: [(usize, usize); 4] = [(0, 400), (1, 600), (2, 1), (3, 500)];
+
+/// The winner is found by its time, so no two tests of this file measure at once.
+static MACHINE: Mutex<()> = Mutex::new(());
 
 /// A planted candidate: its number, what its code does instead, the verdict it must get, and a part of the evidence.
 const PLANTED: [(usize, &str, &str, &str); 12] = [
@@ -88,6 +93,7 @@ void cpu_silu_mul(const jt_arg *args, long task, long tasks) {
 
 /// Tunes with the candidates in this order; gives the winner's config and the verdict of each candidate.
 fn tune(order: &[usize]) -> (String, BTreeMap<usize, Value>) {
+    let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let place = Place::new();
     template(&place, order);
     let problem = "silu_mul rows=64 cols=512 dtype=f32";
