@@ -9,7 +9,7 @@
 use gemm::Parallelism;
 use jitune::backend::cpu::{self, Bound, Buffer, Executable, Module, Pool, cc};
 use jitune::device::{Device, DeviceId, Target};
-use jitune::problem::{Dtype, Inputs, Problem, Tolerance};
+use jitune::problem::{Inputs, Problem, Tolerance};
 use jitune::recipe::{Arg, KernelLaunch, Launch};
 use jitune::template::Library;
 use jitune::tune::{self, Event, Observer, Options};
@@ -207,7 +207,7 @@ struct Reading {
 
 impl Ceiling {
     fn new(library: &Library, device: &Device, folder: &Path) -> Res<Ceiling> {
-        let (code, _) = cc::compile(&library.support(Dtype::F32, device)?, folder)?;
+        let (code, _) = cc::compile(&library.support(&"matmul m=1 n=1 k=1 dtype=f32".parse()?, device)?, folder)?;
         let threads = device.units;
         let (from, sink) = (Buffer::new(READ_BYTES)?, Buffer::new(64 * threads as usize)?);
         // SAFETY: the support code, compiled just now.

@@ -12,7 +12,7 @@
 use jitune::backend::cuda;
 use jitune::bundle::Bundle;
 use jitune::device::Target;
-use jitune::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
+use jitune::problem::{Dtype, Expected, Inputs, Problem, Role, Tensor, Tolerance, expected};
 use jitune::runtime::{Bound, Kernel, Match, Memory, Queue, Runtime, RuntimeError};
 use std::error::Error;
 use std::hint::black_box;
@@ -170,12 +170,7 @@ fn refused(runtime: &Runtime) -> Option<(Problem, RuntimeError)> {
             .into_iter()
             .find_map(|dim| p.has(dim).then(|| p.with(&[(dim, p.dim(dim) + 8)]).ok()).flatten().and_then(refuse))
     };
-    let other_dtype = |mut p: Problem| {
-        Dtype::ALL.into_iter().find_map(|dtype| {
-            p.dtype = dtype;
-            refuse(p)
-        })
-    };
+    let other_dtype = |p: Problem| Dtype::ALL.into_iter().find_map(|dtype| p.with_types(dtype).ok().and_then(refuse));
     runtime.problems().find_map(wider).or_else(|| runtime.problems().find_map(other_dtype))
 }
 
@@ -314,11 +309,5 @@ fn compare(problem: &Problem, expected: &[Expected], memory: &[Memory]) -> Resul
 }
 
 fn value(t: &Tensor, bytes: &[u8], index: u64) -> f64 {
-    let at = &bytes[index as usize * t.scalar.bytes()..];
-    match t.scalar {
-        Scalar::Elem(Dtype::Bf16) => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
-        Scalar::Elem(Dtype::F16) => half::f16::from_le_bytes([at[0], at[1]]).to_f64(),
-        Scalar::I32 => f64::from(i32::from_le_bytes([at[0], at[1], at[2], at[3]])),
-        _ => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
-    }
+    t.storage.value(bytes, index)
 }

@@ -12,7 +12,7 @@ use jitune::backend::BackendError;
 use jitune::backend::cuda::{self, Graph, nvrtc};
 use jitune::bundle::Bundle;
 use jitune::device::Device;
-use jitune::problem::{Dtype, Inputs, Problem, Role, Scalar, Tolerance, expected};
+use jitune::problem::{Inputs, Problem, Role, Storage, Tolerance, expected};
 use jitune::runtime::{Memory, Runtime, RuntimeError};
 use jitune::space;
 use jitune::template::Library;
@@ -114,7 +114,7 @@ fn run() -> Res<Vec<String>> {
 /// Small, and without indices, whose range would have to be promised.
 fn usable(p: &Problem) -> bool {
     let tensors = p.tensors();
-    let indices = tensors.iter().any(|t| t.scalar == Scalar::I32 && t.role == Role::In);
+    let indices = tensors.iter().any(|t| t.storage == Storage::I32 && t.role == Role::In);
     !indices && tensors.iter().map(|t| t.bytes()).sum::<u64>() < 64 << 20
 }
 
@@ -242,13 +242,7 @@ fn wrong(problem: &Problem, inputs: &Inputs, memory: &[Memory]) -> Res<Option<St
         m.download(&mut bytes)?;
         let (mut errors, mut squares) = (0.0, 0.0);
         for e in sample.iter().filter(|e| e.tensor == t.name) {
-            let at = &bytes[e.index as usize * t.scalar.bytes()..];
-            let value = match t.scalar {
-                Scalar::Elem(Dtype::Bf16) => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
-                Scalar::Elem(Dtype::F16) => half::f16::from_le_bytes([at[0], at[1]]).to_f64(),
-                Scalar::I32 => f64::from(i32::from_le_bytes([at[0], at[1], at[2], at[3]])),
-                _ => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
-            };
+            let value = t.storage.value(&bytes, e.index);
             errors += (value - e.value).powi(2);
             squares += e.value * e.value;
         }

@@ -4,7 +4,7 @@ use crate::artifact::Artifact;
 use crate::backend::session::{Runnable, Session, Setup};
 use crate::backend::{BackendError, cpu, cuda};
 use crate::device::{Device, DeviceId, Target};
-use crate::problem::{Dtype, Problem};
+use crate::problem::Problem;
 use crate::recipe::{Config, Launch};
 use crate::source::{Language, Source};
 use crate::sync::lock;
@@ -60,8 +60,8 @@ impl<'a, C: Compile> Bench<'a, C> {
     }
 
     /// The code that fills, compares and measures ceilings on a device.
-    pub fn support(&self, dtype: Dtype, device: &Device) -> Result<Artifact, C::Error> {
-        self.compiler.compile("the support code", &self.library.support(dtype, device)?)
+    pub fn support(&self, problem: &Problem, device: &Device) -> Result<Artifact, C::Error> {
+        self.compiler.compile("the support code", &self.library.support(problem, device)?)
     }
 
     /// What a session needs for a problem; on the host's processor the reference is the host's own.
@@ -71,7 +71,7 @@ impl<'a, C: Compile> Bench<'a, C> {
             return Ok(Setup { problem, seed, support: None, reference: None });
         }
         let (source, launch) = reference(self.library, &problem, device)?;
-        let support = Some(self.support(problem.dtype, device)?);
+        let support = Some(self.support(&problem, device)?);
         let artifact = self.compiler.compile("the reference", &source)?;
         Ok(Setup { problem, seed, support, reference: Some(Runnable { artifact, launch }) })
     }

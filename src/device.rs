@@ -1,6 +1,6 @@
 //! What a device is to the pure part of the toolkit: a target, an architecture, a fingerprint and a few numbers.
 
-use crate::problem::Dtype;
+use crate::problem::{Compute, Storage, Types};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -147,14 +147,14 @@ impl Ceilings {
         }
     }
 
-    /// The matrix-product rate for a dtype.
-    pub fn flops(&self, dtype: Dtype) -> f64 {
-        match dtype {
-            Dtype::Bf16 | Dtype::F16 => self.half,
+    /// The matrix-product rate for operands of these types.
+    pub fn flops(&self, types: Types) -> f64 {
+        match (types.factors(), types.compute) {
+            (Storage::Bf16 | Storage::F16, _) => self.half,
             // Tensor cores that have 8-bit floats take twice as many of them.
-            Dtype::E4m3 => self.half * 2.0,
-            Dtype::Tf32 => self.tf32,
-            Dtype::F32 => self.single,
+            (Storage::E4m3, _) => self.half * 2.0,
+            (Storage::F32 | Storage::I32, Compute::Tf32) => self.tf32,
+            (Storage::F32 | Storage::I32, Compute::F32) => self.single,
         }
     }
 }
@@ -196,7 +196,7 @@ impl Device {
 
     /// The least time of a problem on this device in seconds, and whether bytes rather than operations bound it.
     pub fn roofline(&self, problem: &crate::problem::Problem) -> (f64, bool) {
-        let (flops, bytes) = (self.ceilings.flops(problem.dtype), self.ceilings.read);
+        let (flops, bytes) = (self.ceilings.flops(problem.types()), self.ceilings.read);
         let memory = problem.bytes() as f64 / bytes;
         let compute = problem.flops() / flops;
         (memory.max(compute), memory >= compute)

@@ -4,7 +4,7 @@
 //! whether the steps chain: what a step reads is given or was written before, and every tensor is the same to all who use
 //! it. Knows no device, no kernel and no address.
 
-use crate::problem::{Layout, Problem, Role, Scalar, Tensor};
+use crate::problem::{Layout, Problem, Role, Storage, Tensor};
 use serde::Serialize;
 
 /// Steps in the order in which they run.
@@ -24,7 +24,7 @@ pub struct Named {
     /// How long it lives, and who writes it.
     pub life: Life,
     /// Its element type.
-    pub scalar: Scalar,
+    pub storage: Storage,
     /// Its shape, outermost first.
     pub shape: Vec<u64>,
     /// How the natural tensor is arranged in it.
@@ -34,7 +34,7 @@ pub struct Named {
 impl Named {
     /// Size in bytes.
     pub fn bytes(&self) -> u64 {
-        self.shape.iter().fold(self.scalar.bytes() as u64, |all, d| all.saturating_mul(*d))
+        self.storage.bytes(self.shape.iter().fold(1, |all: u64, d| all.saturating_mul(*d)))
     }
 }
 
@@ -90,7 +90,7 @@ impl Program {
                 self.tensors.push(Named {
                     name: (*name).into(),
                     life: *life,
-                    scalar: t.map_or(Scalar::F32, |t| t.scalar),
+                    storage: t.map_or(Storage::F32, |t| t.storage),
                     shape: t.map_or_else(Vec::new, |t| t.shape.clone()),
                     layout: t.map_or(Layout::RowMajor, |t| t.layout),
                 });
@@ -168,8 +168,8 @@ fn same(t: &Tensor, named: &Named) -> Result<(), String> {
         Layout::RowMajor => rows(&t.shape) == rows(&named.shape),
         _ => t.shape == named.shape,
     };
-    if t.scalar != named.scalar {
-        return Err(format!("{} is of {:?}, and {:?} is wanted", named.name, named.scalar, t.scalar));
+    if t.storage != named.storage {
+        return Err(format!("{} is of {:?}, and {:?} is wanted", named.name, named.storage, t.storage));
     }
     if t.layout != named.layout {
         return Err(format!("{} is laid out as {:?}, and {:?} is wanted", named.name, named.layout, t.layout));

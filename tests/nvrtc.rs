@@ -27,6 +27,8 @@ const EXTRA: &[&str] = &[
     "matmul m=100 n=1001 k=77 dtype=bf16",
     "matmul m=4 n=64 k=64 dtype=e4m3",
     "matmul m=300 n=70 k=50 epilogue=bias_residual dtype=e4m3",
+    "matmul m=300 n=70 k=50 epilogue=bias_swiglu dtype=bf16 w=e4m3",
+    "matmul m=300 n=70 k=50 dtype=bf16 y=f32",
     "attention batch=1 q=2048 kv=2048 heads=32 kv_heads=8 head_dim=128 dtype=f16",
     "attention batch=1 q=77 kv=333 heads=6 kv_heads=2 head_dim=80 causal=0 dtype=bf16",
     "attention batch=1 q=512 kv=512 heads=8 kv_heads=8 head_dim=256 dtype=bf16",
@@ -62,7 +64,8 @@ fn sources(arch: &str) -> Sources {
     let mut list = BTreeMap::new();
     let mut add = |name: String, source: Source, launch| list.insert(source.hash(), (name, source, launch));
     for dtype in Dtype::ALL {
-        add(format!("support {dtype}"), library.support(dtype, &device).unwrap(), Launch::default());
+        let p = Problem::matmul(1, 1, 1).dtype(dtype).build().unwrap();
+        add(format!("support {dtype}"), library.support(&p, &device).unwrap(), Launch::default());
     }
     for p in problems() {
         let (reference, none) = (library.reference(&p, &device).unwrap(), Config::default());
@@ -132,6 +135,10 @@ const PORTABLE: &[&str] = &[
     "matmul m=3 n=10 k=7",
     "matmul m=3 n=10 k=7 epilogue=bias_swiglu dtype=f32",
     "matmul m=3 n=10 k=7 dtype=e4m3",
+    "matmul m=3 n=10 k=7 epilogue=bias_swiglu dtype=bf16 w=e4m3 y=f32",
+    "matmul m=3 n=10 k=7 epilogue=bias_residual dtype=f16 w=f32 y=bf16",
+    "matmul m=3 n=10 k=7 dtype=f32 w=bf16 y=f16",
+    "matmul m=3 n=10 k=7 dtype=e4m3 w=f16",
     "qkv m=3 k=7 heads=3 kv_heads=1 head_dim=6 page=5 bias=1 qk_norm=1",
     "decode batch=3 context=7 heads=4 kv_heads=2 head_dim=36 page=5",
     "paged_attention tokens=5 batch=3 context=7 heads=4 kv_heads=2 head_dim=36 page=5",

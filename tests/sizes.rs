@@ -140,7 +140,7 @@ fn the_winners_of_an_h100_answer_every_size_and_cache() {
         let contract = |p: &Problem| -> String {
             let kept = |d: &&jitune::problem::DimDef| d.part == Part::Contract;
             let dims = p.op().dims.iter().filter(kept).map(|d| format!("{}={}", d.name, p.dim(d.name)));
-            format!("{} {} {:?}", p.op().name, p.dtype, dims.collect::<Vec<_>>())
+            format!("{} {} {:?}", p.op().name, p.types(), dims.collect::<Vec<_>>())
         };
         let mut families: BTreeMap<String, Vec<&Stored>> = BTreeMap::new();
         for s in &stored {
@@ -275,7 +275,7 @@ fn every_op_has_a_probe_that_portable_templates_alone_take() {
     {
         for op in jitune::problem::OPS {
             for dtype in [Dtype::Bf16, Dtype::F32] {
-                let probe = op.probe(dtype).unwrap_or_else(|| panic!("{} has no probe", op.name));
+                let probe = op.probe(dtype.into()).unwrap_or_else(|| panic!("{} has no probe", op.name));
                 let list = library.for_problem(&probe, &device).unwrap();
                 let names: Vec<&str> = list.iter().map(|t| t.name()).collect();
                 assert!(

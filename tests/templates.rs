@@ -126,7 +126,7 @@ fn cpu_templates_answer_every_problem() {
     let device = cpu::describe(Some(2));
     let bad: Vec<String> = problems(Dtype::F32)
         .iter()
-        .filter(|p| p.dtype != Dtype::Tf32)
+        .filter(|p| p.types() != Dtype::Tf32.into())
         .flat_map(|p| check(&device, p, &library))
         .collect();
     assert!(bad.is_empty(), "{} problems:\n{}", bad.len(), bad.join("\n"));
@@ -189,7 +189,7 @@ fn a_template_takes_only_the_element_types_that_it_names() {
     let library = Library::built_in().unwrap();
     let device = Device::ahead_of_time("sm_90a").unwrap();
     // Operands of one byte, which code for f32 would read four times past the end of.
-    for epilogue in ["none", "bias", "residual", "bias_residual"] {
+    for epilogue in ["none", "bias", "residual", "bias_residual", "swiglu"] {
         let p: Problem = format!("matmul m=4 n=64 k=64 epilogue={epilogue} dtype=e4m3").parse().unwrap();
         let names: Vec<String> =
             library.for_problem(&p, &device).unwrap().iter().map(|t| t.name().to_string()).collect();
@@ -198,6 +198,24 @@ fn a_template_takes_only_the_element_types_that_it_names() {
         let source = library.render(&reference, &p, &device, &Default::default()).unwrap();
         assert!(source.text.contains("#define DTYPE_E4M3 1") && source.text.contains("operand *x"));
     }
+    // No code for one dtype takes tensors of several, whatever its `when` says, and the code that does is told each.
+    let p: Problem = "matmul m=4 n=64 k=64 dtype=bf16 w=e4m3 y=f32".parse().unwrap();
+    let names: Vec<String> = library.taking(&p, &device).unwrap().iter().map(|t| t.name().to_string()).collect();
+    assert_eq!(names, ["matmul_portable"]);
+    let portable = &library.taking(&p, &device).unwrap()[0];
+    for text in [
+        library.render(portable, &p, &device, &Default::default()).unwrap().text,
+        library.render(&library.reference(&p, &device).unwrap(), &p, &device, &Default::default()).unwrap().text,
+    ] {
+        for said in ["#define DTYPE_F32 1", "#define DTYPE_X_BF16 1", "#define DTYPE_W_E4M3 1"] {
+            assert!(text.contains(said), "{said}");
+        }
+    }
+    let simt = library.get(Target::Cuda, "matmul_simt").unwrap();
+    let mut description = simt.recipe.description.clone();
+    description.when = jitune::recipe::ExprText("dtype != 'e4m3'".into());
+    let loose = jitune::recipe::Recipe::new(description).unwrap();
+    assert!(!loose.takes(&p, &device).unwrap());
     let t = library.get(Target::Cuda, "gelu").unwrap();
     let mut description = t.recipe.description.clone();
     description.when = jitune::recipe::ExprText("rows > 0".into());

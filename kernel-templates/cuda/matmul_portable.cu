@@ -1,17 +1,17 @@
-// The products for every shape, type and epilogue that their ops allow: all of it is decided at run time, so one artifact a
-// dtype serves any problem. A block of 256 threads computes 64 × 64 outputs, each thread 4 × 4 in f32, over k in steps
+// The products for every shape, type and epilogue that their ops allow: all of it is decided at run time, so one artifact for
+// its types serves any problem. A block of 256 threads computes 64 × 64 outputs, each thread 4 × 4 in f32, over k in steps
 // of 16 through shared memory; loads are one element each, so no row needs to be aligned.
 //
 // `qkv` takes two launches: the product, with its bias, goes to the workspace in f32; qkv_portable, a block of 128 threads
 // a (row, head), norms and rotates what is to be and writes y and the caches.
-#include "common.cuh"
+#include "types.cuh"
 
 #define TILE 64
 #define STEP 16
 
 // Null pointers stand for tensors that the problem does not have.
 extern "C" __global__ void __launch_bounds__(256)
-matmul_portable(const operand *__restrict__ x, const operand *__restrict__ w, const elem *__restrict__ bias,
+matmul_portable(const x_elem *__restrict__ x, const w_elem *__restrict__ w, const elem *__restrict__ bias,
 #if OP_QKV
                 float *__restrict__ product,
 #else

@@ -115,7 +115,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         // Before anything was compared: an earlier run's rows stay as they are.
         return Err(CliError::Interrupted);
     }
-    let device = tune::ceilings(&exe, id, &library, problems[0].dtype, scratch.path())?;
+    let device = tune::ceilings(&exe, id, &library, &problems[0], scratch.path())?;
     let bundle = bundle(&db, &library, &device, scratch.path())?;
     let asked: Vec<Asked> = problems
         .iter()

@@ -51,7 +51,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let library = args.templates.library()?;
     let scratch = Folder::temporary()?;
     let exe = std::env::current_exe().map_err(|source| CliError::Io { path: "jitune".into(), source })?;
-    let device = tune::ceilings(&exe, id, &library, problem.dtype, scratch.path())?;
+    let device = tune::ceilings(&exe, id, &library, &problem, scratch.path())?;
     let db = args.store.read()?;
     let winner = stored(&db, &library, &problem, &device)?;
     let bundle = bundle(&db, &library, &device, scratch.path())?;

@@ -97,19 +97,19 @@ fn a_wrong_peer_is_called_wrong_and_a_crash_costs_its_own_rows() {
 #[test]
 fn what_jitune_has_no_template_for_is_compared_without_it() {
     let bench = Bench::new();
-    let eight_bits = "matmul m=4 n=64 k=32 dtype=e4m3";
+    let rounded = "matmul m=4 n=64 k=32 dtype=tf32";
     let mut command = Command::new(env!("CARGO_BIN_EXE_jitune"));
-    command.args(["compare", "--target", "cpu", "--problem", eight_bits, "--quick", "--peers", "right,wrong"]);
+    command.args(["compare", "--target", "cpu", "--problem", rounded, "--quick", "--peers", "right,wrong"]);
     command.arg("--peer-dir").arg(bench.folder.path()).arg("--db").arg(bench.folder.path().join("db"));
     let output = command.arg("-o").arg(bench.out()).output().unwrap();
     // Our own row is missing, and that is said.
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let rows = bench.rows();
-    let right = row(&rows, eight_bits, "right");
+    let right = row(&rows, rounded, "right");
     assert_eq!((right.state, right.ratio), (State::Ok, None), "{right:?}");
     assert!(right.compared > 100 && right.error_max.is_some_and(|e| e < 1e-5) && right.tflops.is_some(), "{right:?}");
-    assert_eq!(row(&rows, eight_bits, "wrong").state, State::Wrong);
-    let ours = row(&rows, eight_bits, "jitune");
+    assert_eq!(row(&rows, rounded, "wrong").state, State::Wrong);
+    let ours = row(&rows, rounded, "jitune");
     assert_eq!((ours.state, ours.why.as_deref()), (State::Unsupported, Some("there are no winners")), "{ours:?}");
     let report = std::fs::read_to_string(bench.out().join("report.md")).unwrap();
     assert!(report.contains("no winner: there are no winners"), "{report}");

@@ -75,3 +75,12 @@ fn portable_templates_are_right() {
         }
     }
 }
+
+#[test]
+fn products_of_tensors_of_several_types_are_right() {
+    for problem in ["matmul m=5 n=70 k=37 epilogue=bias_swiglu", "matmul m=3 n=131 k=64 epilogue=bias_residual"] {
+        for types in ["e4m3", "bf16 y=f32", "bf16 w=e4m3", "f16 w=f32 y=bf16", "f32 w=f16", "e4m3 w=bf16 y=f16"] {
+            right(problem, types, None).unwrap();
+        }
+    }
+}

@@ -4,7 +4,7 @@ use super::memory::View;
 use super::{BackendError, cpu, cuda};
 use crate::bundle::SealedArtifact;
 use crate::device::Target;
-use crate::problem::{Role, Scalar, Tensor};
+use crate::problem::{Role, Storage, Tensor};
 use crate::recipe::Launch;
 use std::sync::Arc;
 
@@ -73,8 +73,8 @@ impl Executable {
     pub(crate) fn new(module: &Module, launch: &Launch, tensors: &[Tensor]) -> Result<Executable, BackendError> {
         let kind = match &module.code {
             Code::Cuda(code) => {
-                let scalars: Vec<Scalar> = tensors.iter().map(|t| t.scalar).collect();
-                Ready::Cuda(cuda::Executable::new(code, launch, &scalars)?)
+                let storages: Vec<Storage> = tensors.iter().map(|t| t.storage).collect();
+                Ready::Cuda(cuda::Executable::new(code, launch, &storages)?)
             }
             Code::Cpu(code) => Ready::Cpu(cpu::Executable::new(code, launch, tensors.len())?),
         };
@@ -82,7 +82,7 @@ impl Executable {
             name: t.name,
             bytes: t.bytes(),
             written: t.role == Role::Out,
-            indices: t.role == Role::In && t.scalar == Scalar::I32,
+            indices: t.role == Role::In && t.storage == Storage::I32,
         };
         let operands = tensors.iter().map(operand).collect();
         Ok(Executable { kind, operands, workspace: launch.workspace, machine: module.machine.clone() })

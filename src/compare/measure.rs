@@ -7,7 +7,7 @@ use super::task::{self, Distance, Prepared};
 use super::{Entrant, OURS, Observer, Options, TUNED, TWIN};
 use crate::backend::session::{Series, gate_clocks};
 use crate::device::Device;
-use crate::problem::{Expected, Problem, Scalar};
+use crate::problem::{Expected, Problem, Storage};
 use crate::report::rows::{Basis, Row, State, Times};
 use jitune_peer::{Answer, Ask, Refusal, RefusalKind, RefusedWay, Way};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -187,7 +187,7 @@ fn check(conversation: &mut Conversation, way: &Way, prepared: &Prepared) -> Res
             Answer::Values { values } if values.len() == mine.len() => values,
             other => return Err(unchecked(format!("it answered {other:?} to a read of {} values", mine.len()))),
         };
-        let d = match tensor.dtype == task::dtype_of(Scalar::I32) {
+        let d = match tensor.dtype == Storage::I32.name() {
             true => task::indices(prepared, &mine, &values),
             false => task::distance(&mine, &values),
         };

@@ -143,7 +143,7 @@ impl Open {
                 name: out.name,
                 memory: at,
                 bytes: named[at].bytes(),
-                dtype: super::task::dtype_of(named[at].scalar).into(),
+                dtype: named[at].storage.name().into(),
                 inside: out.inside,
             });
         }

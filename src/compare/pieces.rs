@@ -44,7 +44,7 @@ impl Chain {
 
     /// The kernels that a fused problem replaces; none for one that is not fused.
     pub fn unfused(problem: &Problem) -> Option<Chain> {
-        let parse = |text: String| format!("{text} dtype={}", problem.dtype).parse::<Problem>().ok();
+        let parse = |text: String| format!("{text} dtype={}", problem.types()).parse::<Problem>().ok();
         let op = problem.op().name;
         if !matches!(op, "matmul" | "qkv") {
             return None;

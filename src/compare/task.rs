@@ -1,7 +1,7 @@
 //! A problem as peers are given it: input files that every peer reads, and what the outputs should be.
 
 use crate::device::{Device, Target};
-use crate::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tolerance, Variable, expected};
+use crate::problem::{Expected, Inputs, Problem, Role, Tolerance, Variable, expected};
 use jitune_peer::{Task, TaskTensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -45,17 +45,6 @@ impl Prepared {
     }
 }
 
-/// The name of a storage type in messages.
-pub fn dtype_of(scalar: Scalar) -> &'static str {
-    match scalar {
-        Scalar::Elem(Dtype::Bf16) => "bf16",
-        Scalar::Elem(Dtype::F16) => "f16",
-        Scalar::Elem(Dtype::E4m3) => "e4m3",
-        Scalar::Elem(Dtype::F32 | Dtype::Tf32) | Scalar::F32 => "f32",
-        Scalar::I32 => "i32",
-    }
-}
-
 /// Writes the inputs of `problem` to `folder` and computes a sample of its outputs.
 pub fn prepare(
     problem: &Problem,
@@ -70,14 +59,14 @@ pub fn prepare(
     for t in problem.tensors() {
         let mut tensor = TaskTensor {
             name: t.name.into(),
-            dtype: dtype_of(t.scalar).into(),
+            dtype: t.storage.name().into(),
             shape: t.shape.clone(),
             role: if t.role == Role::In { "in" } else { "out" }.into(),
             file: None,
         };
         if t.role == Role::In {
             let path = folder.join(t.name);
-            let (file, input, size) = (File::create(&path)?, inputs.get(t.name), t.scalar.bytes());
+            let (file, input, size) = (File::create(&path)?, inputs.get(t.name), t.storage.bytes(1) as usize);
             let (elements, len) = (t.len() as usize, t.bytes());
             file.set_len(len)?;
             (0..elements.div_ceil(CHUNK)).into_par_iter().try_for_each(|i| {
@@ -111,7 +100,7 @@ pub fn prepare(
         task: Task {
             problem: problem.to_string(),
             op: problem.op().name.into(),
-            dtype: problem.dtype.to_string(),
+            dtype: problem.types().to_string(),
             dims,
             words,
             reals,
@@ -138,7 +127,7 @@ fn plain_product(problem: &Problem) -> Option<Problem> {
         _ => return None,
     }
     let [m, n, k] = ["m", "n", "k"].map(|name| problem.dim(name));
-    format!("matmul m={m} n={n} k={k} dtype={}", problem.dtype).parse().ok()
+    format!("matmul m={m} n={n} k={k} dtype={}", problem.types()).parse().ok()
 }
 
 /// How far a peer's values are from the reference.

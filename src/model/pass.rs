@@ -169,7 +169,7 @@ fn program(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::problem::{Layout, Scalar};
+    use crate::problem::{Layout, Storage};
     use crate::program::ProgramError;
 
     fn passes(model: &Model) -> Vec<Pass> {
@@ -263,7 +263,7 @@ mod tests {
                 "is of I32",
                 Box::new(|p| {
                     let i = named(p, "layers.0.attended");
-                    p.tensors[i].scalar = Scalar::I32;
+                    p.tensors[i].storage = Storage::I32;
                 }),
             ),
             (

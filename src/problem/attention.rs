@@ -1,6 +1,6 @@
 //! Attention over a whole prompt (prefill).
 
-use super::{DimDef, Expected, Fill, Input, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Input, Inputs, OpDef, Problem, Tensor};
 
 pub(super) static OP: OpDef = OpDef {
     name: "attention",
@@ -22,6 +22,7 @@ pub(super) static OP: OpDef = OpDef {
     unit_cost: |p| (2 * p.dim("kv") * p.dim("head_dim")) as u64,
     unit,
     slack: 2.0,
+    mixed: false,
 };
 
 pub(super) fn check_heads(p: &Problem) -> Result<(), String> {
@@ -39,7 +40,7 @@ fn check(p: &Problem) -> Result<(), String> {
 }
 
 fn tensors(p: &Problem) -> Vec<Tensor> {
-    let t = Scalar::Elem(p.dtype);
+    let t = p.types.x;
     let [b, q, kv, h, hk, d] = ["batch", "q", "kv", "heads", "kv_heads", "head_dim"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
     vec![

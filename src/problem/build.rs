@@ -1,6 +1,6 @@
 //! Problems by typed constructors, for programs: `Problem::matmul(4, 2048, 2048).residual().dtype(Dtype::Bf16).build()`.
 
-use super::{Dtype, Problem, ProblemError};
+use super::{Dtype, Problem, ProblemError, Types};
 
 /// A problem in the making. What the op does not have, and what is impossible, is said by [`Builder::build`].
 #[derive(Clone, Debug)]
@@ -8,7 +8,7 @@ use super::{Dtype, Problem, ProblemError};
 pub struct Builder {
     op: &'static str,
     fields: Vec<(&'static str, String)>,
-    dtype: Dtype,
+    types: Types,
     /// Of a product: bias, residual, SwiGLU.
     epilogue: [bool; 3],
 }
@@ -26,7 +26,7 @@ pub struct Heads {
 
 fn of(op: &'static str, sizes: &[(&'static str, i64)]) -> Builder {
     let fields = sizes.iter().map(|(name, v)| (*name, v.to_string())).collect();
-    Builder { op, fields, dtype: Dtype::Bf16, epilogue: [false; 3] }
+    Builder { op, fields, types: Dtype::Bf16.into(), epilogue: [false; 3] }
 }
 
 fn with_heads(op: &'static str, sizes: &[(&'static str, i64)], h: Heads) -> Builder {
@@ -108,9 +108,14 @@ impl Builder {
         self
     }
 
-    /// Its element type; bf16 where it is not said.
-    pub fn dtype(mut self, dtype: Dtype) -> Builder {
-        self.dtype = dtype;
+    /// The type of all its tensors; bf16 where it is not said.
+    pub fn dtype(self, dtype: Dtype) -> Builder {
+        self.types(dtype.into())
+    }
+
+    /// The types of its tensors, each of its own.
+    pub fn types(mut self, types: Types) -> Builder {
+        self.types = types;
         self
     }
 
@@ -181,7 +186,7 @@ impl Builder {
             self = self.field("epilogue", epilogue.join("_"));
         }
         let fields: String = self.fields.iter().map(|(name, value)| format!(" {name}={value}")).collect();
-        format!("{}{fields} dtype={}", self.op, self.dtype).parse()
+        format!("{}{fields} dtype={}", self.op, self.types).parse()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::attention::{QUERY, check_heads, softmax_average};
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor};
 
 pub(super) static OP: OpDef = OpDef {
     name: "decode",
@@ -34,6 +34,7 @@ pub(super) static OP: OpDef = OpDef {
     unit_cost: |p| (2 * p.dim("context") * p.dim("head_dim")) as u64,
     unit,
     slack: 2.0,
+    mixed: false,
 };
 
 /// More sequences than any server decodes at once; keeps the sums over them short.
@@ -69,7 +70,7 @@ fn tokens(p: &Problem) -> i64 {
 }
 
 fn tensors(p: &Problem) -> Vec<Tensor> {
-    let t = Scalar::Elem(p.dtype);
+    let t = p.types.x;
     let [b, context, h, hk, d] = ["batch", "context", "heads", "kv_heads", "head_dim"].map(|name| p.dim(name));
     let [page, max_pages, pages] = ["page", "max_pages", "pages"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
@@ -83,8 +84,8 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
         Tensor::input("v_cache", t, &[pages, hk, page, d], unit)
             .laid(Layout::Paged)
             .touching(read.min(pages.saturating_mul(hk).saturating_mul(page).saturating_mul(d))),
-        Tensor::input("block_table", Scalar::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
-        Tensor::input("lens", Scalar::I32, &[b], Fill::Index(lens)),
+        Tensor::input("block_table", Storage::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
+        Tensor::input("lens", Storage::I32, &[b], Fill::Index(lens)),
         Tensor::output("o", t, &[b, h, d]),
     ]
 }

@@ -3,9 +3,9 @@
 //! A value is a hash of (seed, tensor, index), so a reference of a few outputs of a gigabyte product costs only the
 //! rows it reads, and a GPU fills its own memory with the same numbers.
 
-use super::dtype::e4m3_from_f32;
 use super::tensor::IndexFill;
-use super::{Dtype, Fill, Problem, Role, Scalar, Tensor};
+use super::types::e4m3_from_f32;
+use super::{Fill, Problem, Role, Storage, Tensor};
 
 /// The uniform value in [-1, 1) at `index` of the stream `seed`: the top 24 bits of SplitMix64's output function
 /// (Steele, Lea and Flood 2014) of `seed + (index + 1)·0x9E3779B97F4A7C15`, so it is exact in f32.
@@ -31,7 +31,7 @@ pub struct Input {
 }
 
 enum Values {
-    Uniform { seed: u64, scale: f32, round: Dtype },
+    Uniform { seed: u64, scale: f32, round: Storage },
     Ints(Vec<i32>),
     Floats(Vec<f32>),
 }
@@ -50,8 +50,6 @@ impl Input {
     /// The stream's seed and scale when the values are uniform, so that a device can fill the tensor itself.
     pub fn uniform(&self) -> Option<(u64, f32)> {
         match self.values {
-            // A device has no code to fill E4M3.
-            Values::Uniform { round: Dtype::E4m3, .. } => None,
             Values::Uniform { seed, scale, .. } => Some((seed, scale)),
             _ => None,
         }
@@ -60,19 +58,16 @@ impl Input {
     /// Writes elements `start..` to `bytes` in storage form.
     pub fn write(&self, start: u64, bytes: &mut [u8]) {
         let from = start as usize;
-        match (&self.values, self.tensor.scalar) {
-            (Values::Ints(v), _) => store(bytes, &v[from..], |v| v.to_le_bytes()),
-            (Values::Floats(v), _) => store(bytes, &v[from..], |v| v.to_le_bytes()),
-            (&Values::Uniform { seed, scale, .. }, Scalar::Elem(Dtype::Bf16)) => {
-                stream(bytes, seed, start, |u| half::bf16::from_f32(u * scale).to_le_bytes());
-            }
-            (&Values::Uniform { seed, scale, .. }, Scalar::Elem(Dtype::F16)) => {
-                stream(bytes, seed, start, |u| half::f16::from_f32(u * scale).to_le_bytes());
-            }
-            (&Values::Uniform { seed, scale, .. }, Scalar::Elem(Dtype::E4m3)) => {
-                stream(bytes, seed, start, |u| [e4m3_from_f32(u * scale)]);
-            }
-            (&Values::Uniform { seed, scale, .. }, _) => stream(bytes, seed, start, |u| (u * scale).to_le_bytes()),
+        match self.values {
+            Values::Ints(ref v) => store(bytes, &v[from..], |v| v.to_le_bytes()),
+            Values::Floats(ref v) => store(bytes, &v[from..], |v| v.to_le_bytes()),
+            Values::Uniform { seed, scale, round } => match round {
+                Storage::Bf16 => stream(bytes, seed, start, |u| half::bf16::from_f32(u * scale).to_le_bytes()),
+                Storage::F16 => stream(bytes, seed, start, |u| half::f16::from_f32(u * scale).to_le_bytes()),
+                Storage::E4m3 => stream(bytes, seed, start, |u| [e4m3_from_f32(u * scale)]),
+                Storage::F32 => stream(bytes, seed, start, |u| (u * scale).to_le_bytes()),
+                Storage::I32 => stream(bytes, seed, start, |u| ((u * scale).round() as i32).to_le_bytes()),
+            },
         }
     }
 }
@@ -83,7 +78,7 @@ fn store<T: Copy, const SIZE: usize>(bytes: &mut [u8], values: &[T], bits: impl 
     }
 }
 
-/// Each dtype has a loop of its own: a gigabyte of weights must not take longer than the kernels that read it.
+/// Each type has a loop of its own: a gigabyte of weights must not take longer than the kernels that read it.
 fn stream<const SIZE: usize>(bytes: &mut [u8], seed: u64, start: u64, bits: impl Fn(f32) -> [u8; SIZE]) {
     for (to, i) in bytes.as_chunks_mut::<SIZE>().0.iter_mut().zip(start..) {
         *to = bits(hash_uniform(seed, i));
@@ -102,13 +97,7 @@ impl Inputs {
         let list = tensors.enumerate().map(|(i, tensor)| {
             let seed = hash(seed, i as u64);
             let values = match tensor.fill {
-                Fill::Uniform { scale } => {
-                    let round = match tensor.scalar {
-                        Scalar::Elem(d) => d,
-                        _ => Dtype::F32,
-                    };
-                    Values::Uniform { seed, scale, round }
-                }
+                Fill::Uniform { scale } => Values::Uniform { seed, scale, round: tensor.storage },
                 Fill::Index(kind) => Values::Ints(indices(kind, tensor.len(), seed)),
                 Fill::CosSin => Values::Floats(cos_sin(tensor.shape[0], tensor.shape[1])),
                 Fill::Output => Values::Ints(Vec::new()),
@@ -176,22 +165,18 @@ mod tests {
 
     #[test]
     fn any_element_is_what_write_stores() {
-        for dtype in ["bf16", "f16", "f32", "e4m3"] {
-            let p: Problem = format!("matmul m=3 n=1 k=5 dtype={dtype}").parse().unwrap();
+        for (x, w) in [("bf16", "f16"), ("f16", "f32"), ("f32", "e4m3"), ("e4m3", "bf16")] {
+            let p: Problem = format!("matmul m=3 n=3 k=5 dtype={x} w={w}").parse().unwrap();
             let inputs = Inputs::new(&p, 7);
-            let x = inputs.get("x");
-            let size = x.tensor.scalar.bytes();
-            let mut bytes = vec![0; 15 * size];
-            x.write(0, &mut bytes);
-            for i in 0..15 {
-                let at = &bytes[i * size..(i + 1) * size];
-                let stored = match dtype {
-                    "bf16" => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
-                    "f16" => half::f16::from_le_bytes([at[0], at[1]]).to_f64(),
-                    "e4m3" => f64::from(crate::problem::dtype::e4m3_to_f32(at[0])),
-                    _ => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
-                };
-                assert_eq!(stored, x.at(i as u64));
+            for (name, stored) in [("x", x), ("w", w)] {
+                let input = inputs.get(name);
+                assert_eq!(input.tensor.storage.name(), stored);
+                let mut bytes = vec![0; input.tensor.bytes() as usize];
+                input.write(0, &mut bytes);
+                for i in 0..15 {
+                    assert_eq!(input.tensor.storage.value(&bytes, i), input.at(i));
+                }
+                assert!(input.tensor.storage.value(&bytes, 15).is_nan(), "beyond the end");
             }
         }
     }

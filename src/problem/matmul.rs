@@ -1,6 +1,6 @@
 //! y = x·Wᵀ with its epilogues.
 
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Tensor, Types};
 
 pub(super) static OP: OpDef = OpDef {
     name: "matmul",
@@ -25,12 +25,8 @@ pub(super) static OP: OpDef = OpDef {
     unit_cost: |p| (2 * p.dim("k") * columns(p)) as u64,
     unit,
     slack: 1.0,
+    mixed: true,
 };
-
-/// Whether it is a product whose operands alone are in E4M3.
-pub(super) fn takes_e4m3(p: &Problem) -> bool {
-    p.op().name == OP.name && p.dim("swiglu") == 0
-}
 
 /// Columns of x·Wᵀ that one unit of the reference covers.
 fn columns(p: &Problem) -> i64 {
@@ -38,13 +34,13 @@ fn columns(p: &Problem) -> i64 {
 }
 
 fn tensors(p: &Problem) -> Vec<Tensor> {
-    let (operand, t) = (Scalar::Elem(p.dtype), Scalar::Elem(p.dtype.result()));
+    let Types { x, w, y: t, .. } = p.types;
     let [m, n, k] = ["m", "n", "k"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
     let columns_of = if p.dim("swiglu") == 1 { Layout::GateUp } else { Layout::RowMajor };
     let mut list = vec![
-        Tensor::input("x", operand, &[m, k], unit),
-        Tensor::input("w", operand, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }).laid(columns_of),
+        Tensor::input("x", x, &[m, k], unit),
+        Tensor::input("w", w, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }).laid(columns_of),
     ];
     if p.dim("bias") == 1 {
         list.push(Tensor::input("bias", t, &[n], unit).laid(columns_of));

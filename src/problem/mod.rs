@@ -1,4 +1,4 @@
-//! Problems: an op, its dimensions and its dtype, in one small copyable value with one textual form.
+//! Problems: an op, its dimensions and the types of its tensors, in one small copyable value with one textual form.
 //!
 //! Owns what a problem *is*: dimensions, tensors, floating-point operations, compulsory bytes, test inputs and the f64
 //! reference. Knows no device, no kernel and no clock. An op is one file with one [`OpDef`]; [`OPS`] lists them.
@@ -6,7 +6,6 @@
 mod attention;
 mod build;
 mod decode;
-mod dtype;
 mod inputs;
 mod matmul;
 mod norm;
@@ -16,13 +15,14 @@ mod qkv;
 mod reference;
 mod tensor;
 mod text;
+mod types;
 
 pub use build::{Builder, Heads};
-pub use dtype::Dtype;
 pub use inputs::{Input, Inputs, hash_uniform};
 pub use reference::{Expected, Tolerance, expected};
-pub use tensor::{Fill, IndexFill, Layout, Role, Scalar, Tensor};
+pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
+pub use types::{Compute, Dtype, Storage, Types};
 
 /// Most dimensions an op may have.
 pub const MAX_DIMS: usize = 16;
@@ -54,7 +54,7 @@ pub struct OpDef {
     pub name: &'static str,
     /// One line for people.
     pub summary: &'static str,
-    /// A small problem of odd sizes, without its dtype: the one that portable code is checked and timed on.
+    /// A small problem of odd sizes, without its types: the one that portable code is checked and timed on.
     pub probe: &'static str,
     /// Its dimensions in the order of the text form.
     pub dims: &'static [DimDef],
@@ -70,20 +70,22 @@ pub struct OpDef {
     pub unit_cost: fn(&Problem) -> u64,
     /// Computes one unit of the outputs in f64.
     pub unit: fn(&Problem, &Inputs, u64, &mut Vec<Expected>),
-    /// Largest output error that rounding alone explains, relative to a plain op of that dtype.
+    /// Largest output error that rounding alone explains, relative to a plain op of its types.
     pub slack: f64,
+    /// Whether x, w and y may each be stored in a type of its own; otherwise one dtype says them all.
+    pub mixed: bool,
 }
 
 impl OpDef {
-    /// The problem of its portable winner in a dtype, where the op has such a dtype.
-    pub fn probe(&self, dtype: Dtype) -> Option<Problem> {
-        format!("{} dtype={dtype}", self.probe).parse().ok()
+    /// The problem of its portable winner for these types, where the op takes them.
+    pub fn probe(&self, types: Types) -> Option<Problem> {
+        format!("{} dtype={types}", self.probe).parse().ok()
     }
 }
 
-/// The problems of the portable winners that go with some problems: one an op and dtype.
+/// The problems of the portable winners that go with some problems: one for each op and types.
 pub fn probes(problems: &[Problem]) -> Vec<Problem> {
-    let mut list: Vec<Problem> = problems.iter().filter_map(|p| p.op().probe(p.dtype)).collect();
+    let mut list: Vec<Problem> = problems.iter().filter_map(|p| p.op().probe(p.types)).collect();
     list.sort();
     list.dedup();
     list
@@ -169,8 +171,8 @@ impl DimDef {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Problem {
     op: u8,
-    /// The element type of its tensors and the kind of arithmetic.
-    pub dtype: Dtype,
+    /// The types of its tensors and the arithmetic.
+    types: Types,
     dims: [i32; MAX_DIMS],
 }
 
@@ -178,6 +180,18 @@ impl Problem {
     /// The op's definition.
     pub fn op(&self) -> &'static OpDef {
         OPS[self.op as usize]
+    }
+
+    /// The types of its tensors.
+    pub fn types(&self) -> Types {
+        self.types
+    }
+
+    /// The same problem with other types, where the op takes them.
+    pub fn with_types(&self, types: impl Into<Types>) -> Result<Problem, ProblemError> {
+        let p = Problem { types: types.into(), ..*self };
+        p.validate()?;
+        Ok(p)
     }
 
     /// The value of a dimension: an integer, the index of a word, a real number in units of [`REAL_UNIT`].
@@ -250,7 +264,7 @@ impl Problem {
 
     /// Whether it is the problem of its op's portable winner.
     pub fn is_probe(&self) -> bool {
-        self.op().probe(self.dtype).is_some_and(|p| p == *self)
+        self.op().probe(self.types).is_some_and(|p| p == *self)
     }
 
     /// What a look-up compares: the op, its types, its contract and its sizes.
@@ -276,7 +290,7 @@ impl Problem {
 
     /// Compulsory bytes: each touched input element read once, each output element written once.
     pub fn bytes(&self) -> u64 {
-        self.tensors().iter().map(|t| t.touched * t.scalar.bytes() as u64).sum()
+        self.tensors().iter().map(|t| t.storage.bytes(t.touched)).sum()
     }
 }
 

@@ -1,6 +1,6 @@
 //! RMSNorm and LayerNorm, each with or without a fused residual add.
 
-use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Tensor};
 
 const DIMS: &[DimDef] = &[
     DimDef::size("rows"),
@@ -22,6 +22,7 @@ pub(super) static RMSNORM: OpDef = OpDef {
     unit_cost: |p| 3 * p.dim("cols") as u64,
     unit: |p, inputs, row, out| unit(p, inputs, row, out, false),
     slack: 1.0,
+    mixed: false,
 };
 
 pub(super) static LAYERNORM: OpDef = OpDef {
@@ -36,6 +37,7 @@ pub(super) static LAYERNORM: OpDef = OpDef {
     unit_cost: |p| 4 * p.dim("cols") as u64,
     unit: |p, inputs, row, out| unit(p, inputs, row, out, true),
     slack: 1.0,
+    mixed: false,
 };
 
 fn check(p: &Problem) -> Result<(), String> {
@@ -46,7 +48,7 @@ fn check(p: &Problem) -> Result<(), String> {
 }
 
 fn tensors(p: &Problem, layer: bool) -> Vec<Tensor> {
-    let t = Scalar::Elem(p.dtype);
+    let t = p.types.x;
     let (rows, cols) = (p.dim("rows"), p.dim("cols"));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
     let mut list = vec![Tensor::input("x", t, &[rows, cols], unit)];

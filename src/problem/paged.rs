@@ -2,7 +2,7 @@
 
 use super::attention::{QUERY, softmax_average};
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tensor, decode};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, decode};
 
 pub(super) static OP: OpDef = OpDef {
     name: "paged_attention",
@@ -30,6 +30,7 @@ pub(super) static OP: OpDef = OpDef {
     unit_cost: |p| (2 * p.dim("context") * p.dim("head_dim")) as u64,
     unit,
     slack: 2.0,
+    mixed: false,
 };
 
 /// How the queries and the KV tokens of a test spread over its sequences.
@@ -102,7 +103,7 @@ impl Spread {
 }
 
 fn tensors(p: &Problem) -> Vec<Tensor> {
-    let t = Scalar::Elem(p.dtype);
+    let t = p.types.x;
     let [tokens, b, h, hk, d] = ["tokens", "batch", "heads", "kv_heads", "head_dim"].map(|name| p.dim(name));
     let [page, max_pages, pages] = ["page", "max_pages", "pages"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
@@ -114,9 +115,9 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
         Tensor::input("q", t, &[tokens, h, d], QUERY).touching(rows),
         Tensor::input("k_cache", t, &[pages, hk, page, d], unit).laid(Layout::Paged).touching(read),
         Tensor::input("v_cache", t, &[pages, hk, page, d], unit).laid(Layout::Paged).touching(read),
-        Tensor::input("block_table", Scalar::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
-        Tensor::input("q_starts", Scalar::I32, &[b + 1], Fill::Index(IndexFill::QueryStarts(spread))),
-        Tensor::input("kv_lens", Scalar::I32, &[b], Fill::Index(IndexFill::KvLengths(spread))),
+        Tensor::input("block_table", Storage::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
+        Tensor::input("q_starts", Storage::I32, &[b + 1], Fill::Index(IndexFill::QueryStarts(spread))),
+        Tensor::input("kv_lens", Storage::I32, &[b], Fill::Index(IndexFill::KvLengths(spread))),
         Tensor::output("o", t, &[tokens, h, d]).touching(rows),
     ]
 }

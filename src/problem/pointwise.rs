@@ -1,7 +1,7 @@
 //! The unfused pieces that the fusions replace, and the two ends of a model: the embedding gather and arg-max.
 
 use super::tensor::IndexFill;
-use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Part, Problem, Scalar, Tensor};
+use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Part, Problem, Storage, Tensor};
 
 const ROWS_COLS: &[DimDef] = &[DimDef::size("rows"), DimDef::contract("cols")];
 const UNIT: Fill = Fill::Uniform { scale: 1.732_050_8 };
@@ -21,7 +21,7 @@ pub(super) static SILU_MUL: OpDef = OpDef {
     dims: ROWS_COLS,
     check: any,
     tensors: |p| {
-        let (t, (rows, cols)) = (Scalar::Elem(p.dtype), rows_cols(p));
+        let (t, (rows, cols)) = (p.types.x, rows_cols(p));
         vec![Tensor::input("x", t, &[rows, 2 * cols], UNIT), Tensor::output("y", t, &[rows, cols])]
     },
     flops: |p| 5.0 * (p.dim("rows") * p.dim("cols")) as f64,
@@ -32,6 +32,7 @@ pub(super) static SILU_MUL: OpDef = OpDef {
         out.push(Expected::new("y", i, gate / (1.0 + (-gate).exp()) * up));
     },
     slack: 1.0,
+    mixed: false,
 };
 
 pub(super) static GELU: OpDef = OpDef {
@@ -41,7 +42,7 @@ pub(super) static GELU: OpDef = OpDef {
     dims: ROWS_COLS,
     check: any,
     tensors: |p| {
-        let (t, (rows, cols)) = (Scalar::Elem(p.dtype), rows_cols(p));
+        let (t, (rows, cols)) = (p.types.x, rows_cols(p));
         vec![Tensor::input("x", t, &[rows, cols], UNIT), Tensor::output("y", t, &[rows, cols])]
     },
     flops: |p| 8.0 * (p.dim("rows") * p.dim("cols")) as f64,
@@ -52,6 +53,7 @@ pub(super) static GELU: OpDef = OpDef {
         out.push(Expected::new("y", i, 0.5 * x * (1.0 + erf(x / 2f64.sqrt()))));
     },
     slack: 1.0,
+    mixed: false,
 };
 
 /// The error function to 1e-15 by its Maclaurin series; the arguments here stay below 2.
@@ -83,11 +85,12 @@ pub(super) static ROPE: OpDef = OpDef {
     },
     tensors: |p| {
         let [tokens, h, d, max_pos] = ["tokens", "heads", "head_dim", "max_pos"].map(|name| p.dim(name));
-        let t = Scalar::Elem(p.dtype);
+        let t = p.types.x;
         vec![
             Tensor::input("x", t, &[tokens, h, d], UNIT),
-            Tensor::input("positions", Scalar::I32, &[tokens], Fill::Index(IndexFill::Below(max_pos))),
-            Tensor::input("cos_sin", Scalar::F32, &[max_pos, d / 2, 2], Fill::CosSin).touching(tokens.min(max_pos) * d),
+            Tensor::input("positions", Storage::I32, &[tokens], Fill::Index(IndexFill::Below(max_pos))),
+            Tensor::input("cos_sin", Storage::F32, &[max_pos, d / 2, 2], Fill::CosSin)
+                .touching(tokens.min(max_pos) * d),
             Tensor::output("y", t, &[tokens, h, d]),
         ]
     },
@@ -106,6 +109,7 @@ pub(super) static ROPE: OpDef = OpDef {
         out.push(Expected::new("y", at + 1, a * sin + b * cos));
     },
     slack: 1.0,
+    mixed: false,
 };
 
 pub(super) static SOFTMAX: OpDef = OpDef {
@@ -115,7 +119,7 @@ pub(super) static SOFTMAX: OpDef = OpDef {
     dims: ROWS_COLS,
     check: any,
     tensors: |p| {
-        let (t, (rows, cols)) = (Scalar::Elem(p.dtype), rows_cols(p));
+        let (t, (rows, cols)) = (p.types.x, rows_cols(p));
         vec![Tensor::input("x", t, &[rows, cols], Fill::Uniform { scale: 4.0 }), Tensor::output("y", t, &[rows, cols])]
     },
     flops: |p| 5.0 * (p.dim("rows") * p.dim("cols")) as f64,
@@ -129,6 +133,7 @@ pub(super) static SOFTMAX: OpDef = OpDef {
         out.extend(x.iter().zip(row * cols..).map(|(v, i)| Expected::new("y", i, (v - top).exp() / sum)));
     },
     slack: 2.0,
+    mixed: false,
 };
 
 pub(super) static EMBEDDING: OpDef = OpDef {
@@ -143,9 +148,9 @@ pub(super) static EMBEDDING: OpDef = OpDef {
     check: any,
     tensors: |p| {
         let [tokens, vocab, hidden] = ["tokens", "vocab", "hidden"].map(|name| p.dim(name));
-        let t = Scalar::Elem(p.dtype);
+        let t = p.types.x;
         vec![
-            Tensor::input("ids", Scalar::I32, &[tokens], Fill::Index(IndexFill::Below(vocab))),
+            Tensor::input("ids", Storage::I32, &[tokens], Fill::Index(IndexFill::Below(vocab))),
             Tensor::input("table", t, &[vocab, hidden], UNIT).touching(tokens.min(vocab) * hidden),
             Tensor::output("y", t, &[tokens, hidden]),
         ]
@@ -161,6 +166,7 @@ pub(super) static EMBEDDING: OpDef = OpDef {
         );
     },
     slack: 1.0,
+    mixed: false,
 };
 
 pub(super) static ARGMAX: OpDef = OpDef {
@@ -171,7 +177,7 @@ pub(super) static ARGMAX: OpDef = OpDef {
     check: any,
     tensors: |p| {
         let (rows, cols) = rows_cols(p);
-        vec![Tensor::input("x", Scalar::Elem(p.dtype), &[rows, cols], UNIT), Tensor::output("y", Scalar::I32, &[rows])]
+        vec![Tensor::input("x", p.types.x, &[rows, cols], UNIT), Tensor::output("y", Storage::I32, &[rows])]
     },
     flops: |p| (p.dim("rows") * p.dim("cols")) as f64,
     units: |p| p.dim("rows") as u64,
@@ -189,4 +195,5 @@ pub(super) static ARGMAX: OpDef = OpDef {
         out.push(Expected::new("y", row, best.0 as f64));
     },
     slack: 1.0,
+    mixed: false,
 };

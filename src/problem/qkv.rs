@@ -1,7 +1,7 @@
 //! The product that begins an attention layer: Q, K and V of new tokens, rotated, with K and V written to the paged cache.
 
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Scalar, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor};
 
 pub(super) static OP: OpDef = OpDef {
     name: "qkv",
@@ -31,6 +31,7 @@ pub(super) static OP: OpDef = OpDef {
     unit_cost: |p| (2 * p.dim("k") * columns(p)) as u64,
     unit,
     slack: 1.0,
+    mixed: false,
 };
 
 /// Columns of x·Wᵀ: the Q heads, the K heads, the V heads.
@@ -82,7 +83,7 @@ fn check(p: &Problem) -> Result<(), String> {
 }
 
 fn tensors(p: &Problem) -> Vec<Tensor> {
-    let t = Scalar::Elem(p.dtype);
+    let t = p.types.x;
     let [m, n, k, heads, kv] = ["m", "n", "k", "heads", "kv_heads"].map(|name| p.dim(name));
     let [d, page, pages, max_pos] = ["head_dim", "page", "pages", "max_pos"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
@@ -102,9 +103,9 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
         list.push(Tensor::input("q_norm", t, &[d], unit).laid(Layout::RopePairsOfHead));
         list.push(Tensor::input("k_norm", t, &[d], unit).laid(Layout::RopePairsOfHead));
     }
-    list.push(Tensor::input("positions", Scalar::I32, &[m], Fill::Index(IndexFill::Below(max_pos))));
-    list.push(Tensor::input("slots", Scalar::I32, &[m], Fill::Index(slots)));
-    let table = Tensor::input("cos_sin", Scalar::F32, &[max_pos, d / 2, 2], Fill::CosSin);
+    list.push(Tensor::input("positions", Storage::I32, &[m], Fill::Index(IndexFill::Below(max_pos))));
+    list.push(Tensor::input("slots", Storage::I32, &[m], Fill::Index(slots)));
+    let table = Tensor::input("cos_sin", Storage::F32, &[max_pos, d / 2, 2], Fill::CosSin);
     list.push(table.touching(m.min(max_pos).saturating_mul(d)));
     list.push(Tensor::output("y", t, &[m, heads.saturating_mul(d)]));
     for name in ["k_cache", "v_cache"] {

@@ -1,6 +1,6 @@
 //! The f64 reference: which outputs are computed, and how far a result may be from them.
 
-use super::{Dtype, Inputs, Problem, hash_uniform};
+use super::{Compute, Inputs, Problem, Storage, hash_uniform};
 use rayon::prelude::*;
 
 /// One output element as the reference has it.
@@ -57,13 +57,16 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
-    /// The limits of a problem: a few roundings of its dtype. f32 sums of thousands of terms lose some bits more.
+    /// The limits of a problem: a few roundings of its results, or of a factor in TF32 where that is coarser. f32 sums of
+    /// thousands of terms lose some bits more.
     pub fn of(problem: &Problem) -> Tolerance {
-        let (rms, max) = match problem.dtype {
-            Dtype::Bf16 | Dtype::E4m3 => (4e-3, 2e-2),
-            Dtype::F16 => (6e-4, 4e-3),
-            Dtype::Tf32 => (1e-3, 6e-3),
-            Dtype::F32 => (5e-6, 5e-5),
+        let types = problem.types();
+        let (rms, max) = match (types.y, types.compute) {
+            (Storage::Bf16, _) => (4e-3, 2e-2),
+            (Storage::F16, Compute::F32) => (6e-4, 4e-3),
+            (Storage::F16 | Storage::F32, Compute::Tf32) => (1e-3, 6e-3),
+            // Integers are compared whole, and no op gives E4M3.
+            (Storage::F32 | Storage::I32 | Storage::E4m3, _) => (5e-6, 5e-5),
         };
         let slack = problem.op().slack;
         Tolerance { rms: rms * slack, max: max * slack }

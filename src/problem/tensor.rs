@@ -1,28 +1,7 @@
 //! The tensors of a problem: name, element type, shape, and how test data is made.
 
-use super::Dtype;
+use super::Storage;
 use super::paged::Spread;
-
-/// The storage type of one tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scalar {
-    /// The problem's dtype, or that of its results.
-    Elem(Dtype),
-    /// f32 whatever the problem's dtype.
-    F32,
-    /// 32-bit signed integers.
-    I32,
-}
-
-impl Scalar {
-    /// Bytes of one element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Scalar::Elem(d) => d.bytes(),
-            Scalar::F32 | Scalar::I32 => 4,
-        }
-    }
-}
 
 /// How a natural tensor, such as a checkpoint has it, is arranged in memory. All are dense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +69,7 @@ pub struct Tensor {
     /// Its name in templates.
     pub name: &'static str,
     /// Its element type.
-    pub scalar: Scalar,
+    pub storage: Storage,
     /// Its shape, outermost first.
     pub shape: Vec<u64>,
     /// Read or written.
@@ -104,19 +83,19 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    pub(super) fn input(name: &'static str, scalar: Scalar, shape: &[i64], fill: Fill) -> Tensor {
-        Tensor::new(name, scalar, shape, Role::In, fill)
+    pub(super) fn input(name: &'static str, storage: Storage, shape: &[i64], fill: Fill) -> Tensor {
+        Tensor::new(name, storage, shape, Role::In, fill)
     }
 
-    pub(super) fn output(name: &'static str, scalar: Scalar, shape: &[i64]) -> Tensor {
-        Tensor::new(name, scalar, shape, Role::Out, Fill::Output)
+    pub(super) fn output(name: &'static str, storage: Storage, shape: &[i64]) -> Tensor {
+        Tensor::new(name, storage, shape, Role::Out, Fill::Output)
     }
 
-    fn new(name: &'static str, scalar: Scalar, shape: &[i64], role: Role, fill: Fill) -> Tensor {
+    fn new(name: &'static str, storage: Storage, shape: &[i64], role: Role, fill: Fill) -> Tensor {
         let shape: Vec<u64> = shape.iter().map(|&d| d.max(0) as u64).collect();
         // An impossible shape saturates here and is refused by the problem's validation.
         let touched = shape.iter().fold(1, |all: u64, d| all.saturating_mul(*d));
-        Tensor { name, scalar, shape, role, fill, layout: Layout::RowMajor, touched }
+        Tensor { name, storage, shape, role, fill, layout: Layout::RowMajor, touched }
     }
 
     pub(super) fn laid(mut self, layout: Layout) -> Tensor {
@@ -141,6 +120,6 @@ impl Tensor {
 
     /// Size in bytes.
     pub fn bytes(&self) -> u64 {
-        self.len().saturating_mul(self.scalar.bytes() as u64)
+        self.storage.bytes(self.len())
     }
 }

@@ -1,6 +1,8 @@
 //! The textual form of a problem, `matmul m=7 n=1000 k=1544 dtype=f32`, and its checks.
 
-use super::{DimDef, DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT};
+use super::{
+    DimDef, DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT, Storage, Types,
+};
 use std::{fmt, str::FromStr};
 
 /// A problem that cannot be: unknown words, missing or impossible dimensions.
@@ -86,8 +88,11 @@ impl Problem {
 
     pub(super) fn validate(&self) -> Result<(), ProblemError> {
         let impossible = |why: String| ProblemError::Impossible { problem: self.to_string(), why };
-        if self.dtype == Dtype::E4m3 && !super::matmul::takes_e4m3(self) {
-            return Err(impossible("e4m3 is for matmul alone, with any epilogue but swiglu and bias_swiglu".into()));
+        self.types.check().map_err(impossible)?;
+        let said_by_one = self.types.dtype().is_some_and(|d| d != Dtype::E4m3);
+        if !self.op().mixed && !said_by_one {
+            let why = format!("{} is for matmul alone; here all tensors are of one type", self.types);
+            return Err(impossible(why));
         }
         (self.op().check)(self).map_err(impossible)?;
         for t in self.tensors() {
@@ -152,7 +157,11 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
     ProblemError::UnknownField {
         op: op.name,
         field: field.into(),
-        takes: format!("{takes} [dtype={}]", Dtype::names().replace(", ", "|")),
+        takes: format!(
+            "{takes} [dtype={}]{}",
+            Dtype::names().replace(", ", "|"),
+            if op.mixed { " [w=bf16|f16|f32|e4m3] [y=bf16|f16|f32]" } else { "" }
+        ),
     }
 }
 
@@ -177,9 +186,10 @@ impl FromStr for Problem {
         let mut words = text.split_whitespace();
         let name = words.next().ok_or(ProblemError::Empty)?;
         let op = OPS.iter().position(|o| o.name == name).ok_or_else(|| ProblemError::UnknownOp(name.into()))?;
-        let mut p = Problem { op: op as u8, dtype: Dtype::Bf16, dims: [0; MAX_DIMS] };
+        let mut p = Problem { op: op as u8, types: Dtype::Bf16.into(), dims: [0; MAX_DIMS] };
         let def = p.op();
-        let (mut given, mut typed) = ([false; MAX_DIMS], false);
+        let (mut given, mut dtype) = ([false; MAX_DIMS], None);
+        let (mut w, mut y) = (None, None);
         for (i, d) in def.dims.iter().enumerate() {
             p.dims[i] = match d.kind {
                 DimKind::Optional(v) => v as i32,
@@ -194,10 +204,20 @@ impl FromStr for Problem {
                 |why: String| ProblemError::BadValue { op: def.name, field: field.into(), value: value.into(), why };
             let twice = || ProblemError::Twice { op: def.name, field: field.into() };
             if field == "dtype" {
-                if std::mem::replace(&mut typed, true) {
+                let read = Dtype::parse(value).ok_or_else(|| bad(format!("it is one of {}", Dtype::names())))?;
+                if dtype.replace(read).is_some() {
                     return Err(twice());
                 }
-                p.dtype = Dtype::parse(value).ok_or_else(|| bad(format!("it is one of {}", Dtype::names())))?;
+                continue;
+            }
+            if def.mixed && ["w", "y"].contains(&field) {
+                let all = [Storage::Bf16, Storage::F16, Storage::F32, Storage::E4m3];
+                let list = || bad(format!("it is one of {}", all.map(Storage::name).join(", ")));
+                let read = all.into_iter().find(|s| s.name() == value).ok_or_else(list)?;
+                let of = if field == "w" { &mut w } else { &mut y };
+                if of.replace(read).is_some() {
+                    return Err(twice());
+                }
                 continue;
             }
             let i = def.dims.iter().position(|d| d.name == field).ok_or_else(|| unknown_field(def, word))?;
@@ -218,6 +238,8 @@ impl FromStr for Problem {
                 _ => p.set(field, value.parse().map_err(|_| bad("it must be a whole number".into()))?)?,
             }
         }
+        let base = Types::from(dtype.unwrap_or(Dtype::Bf16));
+        p.types = Types { w: w.unwrap_or(base.w), y: y.unwrap_or(base.y), ..base };
         for (i, d) in def.dims.iter().enumerate() {
             if matches!(d.kind, DimKind::Required) && !given[i] {
                 return Err(ProblemError::Missing { op: def.name, field: d.name });
@@ -256,12 +278,12 @@ impl Problem {
     fn text(&self, all: bool) -> String {
         let rest = self.fields(false, all);
         let bar = if rest.is_empty() { "" } else { " |" };
-        format!("{}{} dtype={}{bar}{rest}", self.op().name, self.fields(true, all), self.dtype)
+        format!("{}{} dtype={}{bar}{rest}", self.op().name, self.fields(true, all), self.types)
     }
 
     /// What a look-up compares, with every dimension.
     pub fn bucket_text(&self) -> String {
-        format!("{}{} dtype={}", self.op().name, self.fields(true, true), self.dtype)
+        format!("{}{} dtype={}", self.op().name, self.fields(true, true), self.types)
     }
 
     /// What no look-up compares, with every dimension: capacities and workload.
@@ -319,6 +341,10 @@ mod tests {
             "rmsnorm rows=1 cols=2048 residual=1 dtype=bf16",
             "argmax rows=1 cols=128256 dtype=bf16",
             "matmul m=32 n=4096 k=4096 epilogue=residual dtype=e4m3",
+            "matmul m=32 n=4096 k=4096 dtype=bf16 y=f32",
+            "matmul m=32 n=4096 k=4096 epilogue=swiglu dtype=bf16 w=e4m3",
+            "matmul m=32 n=4096 k=4096 dtype=e4m3 w=bf16 y=f16",
+            "matmul m=32 n=4096 k=4096 dtype=tf32 y=bf16",
         ] {
             let p: Problem = text.parse().unwrap();
             assert_eq!(p.to_string(), text);
@@ -348,7 +374,11 @@ mod tests {
             ("rmsnorm rows=1 cols=2 | eps=-1", "number in 0..="),
             ("matmul m=1 n=2 k=2 dtype=f64", "one of bf16"),
             ("rmsnorm rows=1 cols=16 dtype=e4m3", "for matmul alone"),
-            ("matmul m=1 n=2 k=2 epilogue=swiglu dtype=e4m3", "for matmul alone"),
+            ("rmsnorm rows=1 cols=16 y=f32", "not a dimension of rmsnorm"),
+            ("matmul m=1 n=2 k=2 y=e4m3", "need a scale"),
+            ("matmul m=1 n=2 k=2 y=i32", "one of bf16"),
+            ("matmul m=1 n=2 k=2 w=f16 w=f16", "given twice"),
+            ("matmul m=1 n=2 k=2 dtype=tf32 w=bf16", "f32 by f32"),
             ("matmul m=1 n=3 k=2 epilogue=swiglu", "even"),
             ("matmul m=1 n=2 k=2 epilogue=nope", "bias_swiglu"),
             ("qkv m=1 k=2 heads=1 kv_heads=1 head_dim=3", "even"),

@@ -174,11 +174,11 @@ struct Names {
     stack: RwLock<Vec<(Arc<str>, Value)>>,
 }
 
-/// The attributes of `dev`.
+/// What follows the dot of `dev`, `x`, `w` and `y`.
 #[derive(Debug)]
-struct Numbers(Vec<(&'static str, Value)>);
+struct Attributes(Vec<(&'static str, Value)>);
 
-impl Object for Numbers {
+impl Object for Attributes {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let key = key.as_str()?;
         self.0.iter().find(|(name, _)| *name == key).map(|(_, v)| v.clone())
@@ -213,13 +213,21 @@ impl Scope {
             fixed.insert(name.into(), value);
         }
         fixed.insert("op".into(), Value::from(problem.op().name));
-        fixed.insert("dtype".into(), Value::from(problem.dtype.name()));
-        fixed.insert("elem".into(), Value::from(problem.dtype.bytes() as i64));
+        let types = problem.types();
+        // Of types that no dtype says this is no dtype's name, so that code for one type refuses them.
+        fixed.insert("dtype".into(), Value::from(types.to_string()));
+        fixed.insert("elem".into(), Value::from(types.x.bytes(1) as i64));
+        fixed.insert("compute".into(), Value::from(types.compute.name()));
+        for (name, storage) in [("x", types.x), ("w", types.w), ("y", types.y)] {
+            let (bits, bytes) = (storage.bits() as i64, storage.bytes(1) as i64);
+            let list = vec![("dtype", storage.name().into()), ("bits", bits.into()), ("elem", bytes.into())];
+            fixed.insert(name.into(), Value::from_object(Attributes(list)));
+        }
         let rate = |v: f64| Value::from(v);
         let count = |v: u64| Value::from(v as i64);
         let mut dev = vec![
             ("bw", rate(device.ceilings.read)),
-            ("flops", rate(device.ceilings.flops(problem.dtype))),
+            ("flops", rate(device.ceilings.flops(types))),
             ("l2", count(device.l2)),
         ];
         match device.target {
@@ -238,7 +246,7 @@ impl Scope {
                 ("simd", count(device.simd)),
             ]),
         }
-        fixed.insert("dev".into(), Value::from_object(Numbers(dev)));
+        fixed.insert("dev".into(), Value::from_object(Attributes(dev)));
         Scope(Arc::new(Names { fixed, stack: RwLock::default() }))
     }
 

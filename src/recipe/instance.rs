@@ -2,7 +2,7 @@
 
 use super::{Arg, Config, Expr, KernelLaunch, Launch, Recipe, RecipeError, Scope, TensorMap};
 use crate::device::Device;
-use crate::problem::{Dtype, Problem};
+use crate::problem::{Problem, Types};
 use minijinja::Value;
 use std::fmt;
 
@@ -24,8 +24,8 @@ pub struct Constants(Vec<(String, Value)>);
 pub enum Refused {
     /// It computes another op.
     Op(&'static str),
-    /// It is for another dtype.
-    Dtype(Dtype),
+    /// It is for tensors of other types.
+    Types(Types),
     /// It was compiled for these dimensions alone.
     Fixed(Vec<String>),
     /// Its template does not take the problem on the device; the template's condition.
@@ -51,7 +51,7 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refused::Op(op) => write!(f, "it is for {op}"),
-            Refused::Dtype(dtype) => write!(f, "it is for {dtype}"),
+            Refused::Types(types) => write!(f, "it is for {types}"),
             Refused::Fixed(dims) => write!(f, "its code is for {} alone", dims.join(" ")),
             Refused::When(text) => write!(f, "its template takes only problems with {text}"),
             Refused::Constraint(name) => write!(f, "its config breaks the rule '{name}'"),
@@ -136,8 +136,8 @@ impl Recipe {
         if tuned.op().name != asked.op().name {
             return Err(Refused::Op(tuned.op().name));
         }
-        if tuned.dtype != asked.dtype {
-            return Err(Refused::Dtype(tuned.dtype));
+        if tuned.types() != asked.types() {
+            return Err(Refused::Types(tuned.types()));
         }
         let differ = |((name, t), (_, a)): ((&'static str, crate::problem::Variable), _)| {
             (self.fixes(tuned, name) && t != a).then(|| match tuned.word(name) {

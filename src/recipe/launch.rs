@@ -78,6 +78,8 @@ pub struct TensorMap {
 pub struct Recipe {
     /// The description as data.
     pub description: Description,
+    /// Whether its code knows the type of each tensor, not one dtype for all.
+    pub(crate) types_apart: bool,
     pub(crate) when: Expr,
     pub(crate) derive: Vec<(Arc<str>, Expr)>,
     pub(crate) constraints: Vec<(String, Expr)>,
@@ -175,14 +177,18 @@ impl Recipe {
         };
         let d = &description;
         let when = one("when", &d.when)?;
-        if !when.names.iter().any(|name| name == "dtype") {
+        let named = |name: &&str| when.names.iter().any(|n| n == name);
+        let types_apart = ["x", "w", "y"].iter().all(named);
+        if !types_apart && !named(&"dtype") {
             return Err(invalid(
                 "its `when` does not name dtype, so it would take element types that its code does not know; write the \
-                 ones it does, as in \"dtype in ['bf16', 'f16']\""
+                 ones it does, as in \"dtype in ['bf16', 'f16']\", or where each tensor has its own those of x.dtype, \
+                 w.dtype and y.dtype"
                     .into(),
             ));
         }
         Ok(Recipe {
+            types_apart,
             when,
             derive: d.derive.iter().map(|(n, t)| Ok((n.as_str().into(), one(n, t)?))).collect::<Result<_, _>>()?,
             constraints: d
@@ -207,6 +213,10 @@ impl Recipe {
         let d = &self.description;
         if !d.op.iter().any(|op| op == problem.op().name) || d.target != device.target || !arch_allows(&d.arch, device)
         {
+            return Ok(false);
+        }
+        // Code that knows one dtype has no names for the others.
+        if !self.types_apart && problem.types().dtype().is_none() {
             return Ok(false);
         }
         self.when.truth(&Scope::new(problem, device))

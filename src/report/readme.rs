@@ -49,7 +49,7 @@ fn products<'a>(out: &mut String, parsed: &[(&ProblemLine, Problem, &Row)], best
     let name = |p: &Problem| {
         let op = p.op().name;
         let epilogue = if op == "qkv" { Some(op) } else { Some(p.word("epilogue")).filter(|e| *e != "none") };
-        let base = format!("{}×{} {}", p.dim("n"), p.dim("k"), p.dtype);
+        let base = format!("{}×{} {}", p.dim("n"), p.dim("k"), p.types());
         epilogue.map_or(base.clone(), |e| format!("{base} {e}"))
     };
     let mut names: Vec<String> = Vec::new();
@@ -75,7 +75,7 @@ fn products<'a>(out: &mut String, parsed: &[(&ProblemLine, Problem, &Row)], best
 
 /// What a reader calls the problem.
 fn title(p: &Problem) -> Option<String> {
-    let dtype = p.dtype;
+    let dtype = p.types();
     Some(match p.op().name {
         "attention" => {
             let causal = if p.dim("causal") == 1 { " causal" } else { "" };

@@ -5,7 +5,7 @@ use super::palette::Palette;
 use super::rows::State;
 use super::svg::{Scale, Svg, number};
 use super::{Rows, text};
-use crate::problem::{Dtype, Problem};
+use crate::problem::{Compute, Problem, Storage};
 
 /// What a mark shows.
 struct Mark {
@@ -42,13 +42,13 @@ fn peaks(rows: &Rows) -> Vec<(String, f64)> {
     let Some(device) = &rows.run.device else { return Vec::new() };
     let mut list: Vec<(String, f64)> = Vec::new();
     for p in rows.problems.iter().filter_map(|p| p.problem.parse::<Problem>().ok()) {
-        let name = match p.dtype {
-            Dtype::Bf16 | Dtype::F16 => "bf16/f16",
-            Dtype::Tf32 => "TF32",
-            Dtype::F32 => "f32",
-            Dtype::E4m3 => "e4m3",
+        let name = match (p.types().factors(), p.types().compute) {
+            (Storage::Bf16 | Storage::F16, _) => "bf16/f16",
+            (Storage::E4m3, _) => "e4m3",
+            (Storage::F32 | Storage::I32, Compute::Tf32) => "TF32",
+            (Storage::F32 | Storage::I32, Compute::F32) => "f32",
         };
-        let rate = device.ceilings.flops(p.dtype) / 1e12;
+        let rate = device.ceilings.flops(p.types()) / 1e12;
         if rate > 0.0 && !list.iter().any(|(n, _)| n == name) {
             list.push((name.into(), rate));
         }

@@ -55,7 +55,7 @@ fn kernel(code: &Arc<Code>, asked: &Problem) -> Result<Result<Kernel, String>, R
 
 /// How far a tuned problem is from the asked one, then whether it lies above; less is nearer.
 fn rank(tuned: &Problem, asked: &Problem) -> (u64, Reverse<bool>) {
-    let mut distance = if tuned.dtype == asked.dtype { 0.0 } else { OTHER_KIND };
+    let mut distance = if tuned.types() == asked.types() { 0.0 } else { OTHER_KIND };
     let mut above = 0.0;
     for d in tuned.op().dims {
         let (t, a) = (tuned.dim(d.name), asked.dim(d.name));

@@ -216,7 +216,7 @@ impl Library {
 
     /// A hash of what judges the candidates of a problem: the support code, and on a GPU the reference.
     pub fn judge(&self, problem: &Problem, device: &Device) -> String {
-        let support = self.support(problem.dtype, device).map(|s| s.hash()).unwrap_or_default();
+        let support = self.support(problem, device).map(|s| s.hash()).unwrap_or_default();
         let reference = match device.target {
             Target::Cuda => self.reference(problem, device).map(|t| self.fingerprint(&t)).unwrap_or_default(),
             Target::Cpu => String::new(),
@@ -224,8 +224,8 @@ impl Library {
         format!("{support} {reference}")
     }
 
-    /// The device-side support code (fill, compare, ceilings) for a dtype.
-    pub fn support(&self, dtype: crate::problem::Dtype, device: &Device) -> Result<Source, TemplateError> {
-        render::support(self, dtype, device)
+    /// The device-side support code (fill, compare, ceilings) for a problem's results.
+    pub fn support(&self, problem: &Problem, device: &Device) -> Result<Source, TemplateError> {
+        render::support(self, problem.types().y, device)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Library, Template, TemplateError};
 use crate::device::{Device, Target};
-use crate::problem::{DimKind, Dtype, Problem};
+use crate::problem::{DimKind, Problem, Storage};
 use crate::recipe::{Config, Cost, Description};
 use crate::source::{Language, Source};
 use std::fmt::Write;
@@ -43,10 +43,19 @@ pub(super) fn render(
     })
 }
 
-/// All that is written before a template's own constants: what every source of a dtype gets, the op, and the dimensions
+/// All that is written before a template's own constants: the types, the op, and the dimensions
 /// that the code has as constants.
 pub(super) fn constants(template: &Template, problem: &Problem, device: &Device) -> String {
-    let mut text = preamble(problem.dtype, device);
+    let types = problem.types();
+    let upper = |name: &str| name.to_uppercase();
+    let mut text = match types.dtype().filter(|_| !template.recipe.types_apart) {
+        Some(dtype) => preamble(dtype.name(), device),
+        None => {
+            let apart =
+                format!("#define DTYPE_X_{} 1\n#define DTYPE_W_{} 1\n", upper(types.x.name()), upper(types.w.name()));
+            preamble(types.y.name(), device) + &apart
+        }
+    };
     let _ = writeln!(text, "#define OP_{} 1", problem.op().name.to_uppercase());
     for dim in problem.op().dims {
         if template.recipe.fixes(problem, dim.name) && !matches!(dim.kind, DimKind::Word(_)) {
@@ -56,10 +65,10 @@ pub(super) fn constants(template: &Template, problem: &Problem, device: &Device)
     text
 }
 
-pub(super) fn support(library: &Library, dtype: Dtype, device: &Device) -> Result<Source, TemplateError> {
+pub(super) fn support(library: &Library, results: Storage, device: &Device) -> Result<Source, TemplateError> {
     let code = &library.support[&device.target];
     // It compares results, and fills what is stored as they are.
-    let mut text = preamble(dtype.result(), device);
+    let mut text = preamble(results.name(), device);
     splice(library, device.target, "the support code", code, &mut Vec::new(), &mut text)?;
     let options = match device.target {
         Target::Cuda => Vec::new(),
@@ -85,8 +94,8 @@ fn language(target: Target) -> Language {
     }
 }
 
-fn preamble(dtype: Dtype, device: &Device) -> String {
-    let mut text = format!("#define DTYPE_{} 1\n", dtype.name().to_uppercase());
+fn preamble(dtype: &str, device: &Device) -> String {
+    let mut text = format!("#define DTYPE_{} 1\n", dtype.to_uppercase());
     if device.target == Target::Cuda {
         let _ = writeln!(text, "#define ARCH {}", device.cc * 10);
     }

@@ -5,16 +5,22 @@ use super::compilers::Compilers;
 use super::measurer::Measurer;
 use crate::bench::Bench;
 use crate::device::{Device, DeviceId};
-use crate::problem::Dtype;
+use crate::problem::Problem;
 use crate::template::Library;
 use std::path::Path;
 
-/// Describes a device and measures its ceilings, in workers of the program at `exe`. What is compiled for it
+/// Describes a device and measures its ceilings with the code of this problem's types, in workers of the program at `exe`. What is compiled for it
 /// is left in `folder`.
-pub fn ceilings(exe: &Path, id: DeviceId, library: &Library, dtype: Dtype, folder: &Path) -> Result<Device, TuneError> {
+pub fn ceilings(
+    exe: &Path,
+    id: DeviceId,
+    library: &Library,
+    problem: &Problem,
+    folder: &Path,
+) -> Result<Device, TuneError> {
     let mut measurer = Measurer::start(exe.into(), id)?;
     let compilers = Compilers::start(exe.into(), folder.into(), 1);
-    let support = Bench::new(library, &compilers).support(dtype, measurer.device())?;
+    let support = Bench::new(library, &compilers).support(problem, measurer.device())?;
     measurer.ceilings(support)?;
     Ok(measurer.device().clone())
 }

@@ -286,7 +286,7 @@ impl Tuner<'_> {
         let Queue { problems, todo, report, .. } = queue;
         let mut measurer = Measurer::start(self.exe.clone(), id)?;
         if !self.options.nominal {
-            let support = self.bench().support(problems[todo[0]].dtype, measurer.device())?;
+            let support = self.bench().support(&problems[todo[0]], measurer.device())?;
             measurer.ceilings(support)?;
         }
         let device = measurer.device().clone();
@@ -382,7 +382,7 @@ impl Tuner<'_> {
     /// Configs of the winners of neighbouring problems: same op and template, any shape; the latest first.
     fn remembered(&self, problem: &Problem, templates: &[Arc<Template>]) -> Vec<(usize, Config)> {
         let memory = lock(&self.memory);
-        let near = |r: &&Remembered| r.problem.op().name == problem.op().name && r.problem.dtype == problem.dtype;
+        let near = |r: &&Remembered| r.problem.op().name == problem.op().name && r.problem.types() == problem.types();
         let mut list: Vec<(usize, Config)> = Vec::new();
         for r in memory.iter().rev().filter(near) {
             let Some(place) = templates.iter().position(|t| t.name() == r.template) else { continue };

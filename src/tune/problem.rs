@@ -139,7 +139,7 @@ impl<'a> Tuning<'a> {
         let errors = self.check_again(&chosen, setup)?;
         if self.measurer.device().target == Target::Cpu && !tuner.options.nominal {
             // What a processor reaches changes while others use the machine: a winner is held against the best so far.
-            let support = tuner.bench().support(problem.dtype, self.measurer.device())?;
+            let support = tuner.bench().support(&problem, self.measurer.device())?;
             self.measurer.ceilings(support)?;
         }
         let artifact = chosen.artifact.clone();

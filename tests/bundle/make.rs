@@ -2,7 +2,7 @@
 
 use jitune::backend::cpu;
 use jitune::device::{Device, Target};
-use jitune::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
+use jitune::problem::{Expected, Inputs, Problem, Role, Tensor, Tolerance, expected};
 use jitune::recipe::Config;
 use jitune::runtime::Memory;
 use jitune::space::enumerate;
@@ -140,11 +140,5 @@ pub fn error(p: &Problem, inputs: &Inputs, memory: &[Memory]) -> f64 {
 }
 
 fn value(t: &Tensor, bytes: &[u8], index: u64) -> f64 {
-    let at = &bytes[index as usize * t.scalar.bytes()..];
-    match t.scalar {
-        Scalar::Elem(Dtype::F16) => half::f16::from_le_bytes([at[0], at[1]]).to_f64(),
-        Scalar::Elem(Dtype::Bf16) => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
-        Scalar::I32 => f64::from(i32::from_le_bytes([at[0], at[1], at[2], at[3]])),
-        _ => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
-    }
+    t.storage.value(bytes, index)
 }

@@ -99,7 +99,7 @@ fn a_portable_winner_answers_what_no_other_does_and_only_that() {
     let device = make::device();
     let portable = |op: &str, template: &str| {
         let op = jitune::problem::OPS.iter().find(|o| o.name == op).unwrap();
-        make::compiled(template, &op.probe(jitune::problem::Dtype::F32).unwrap(), &device)
+        make::compiled(template, &op.probe(jitune::problem::Dtype::F32.into()).unwrap(), &device)
     };
     let mut winners = WINNERS.clone();
     winners.extend([

@@ -107,13 +107,15 @@ INLINE void store(elem *p, vf v) {
   UNROLL for (int i = 0; i < VL; i++) p[i] = (_Float16)v[i];
 }
 #endif
-#else
+#elif DTYPE_F32 || DTYPE_TF32
 typedef float elem;
 #define ELEM_BYTES 4
 INLINE float get(const elem *p) { return *p; }
 INLINE void put(elem *p, float v) { *p = v; }
 INLINE vf load(const elem *p) { return load_f32(p); }
 INLINE void store(elem *p, vf v) { store_f32(p, v); }
+#else
+#error "no DTYPE_ of a known element type is defined"
 #endif
 
 // The first `n` < VL elements, zeros after them; and the store that writes only those.

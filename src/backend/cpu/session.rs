@@ -8,7 +8,7 @@ use crate::artifact::Artifact;
 use crate::backend::BackendError;
 use crate::backend::session::{Check, Runnable, Series, Session, Setup, TensorCheck, Tried, code};
 use crate::device::{Ceilings, Device};
-use crate::problem::{Dtype, Expected, Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
+use crate::problem::{Expected, Inputs, Problem, Role, Storage, Tensor, Tolerance, expected};
 use rayon::prelude::*;
 use std::time::Instant;
 
@@ -54,8 +54,8 @@ struct Held {
     key: Option<InputKey>,
 }
 
-/// Seed, scale, bytes and dtype: what a uniform input holds.
-type InputKey = (u64, u32, u64, Dtype);
+/// Seed, scale, bytes and type: what a uniform input holds.
+type InputKey = (u64, u32, u64, Storage);
 
 struct Loaded {
     bound: Vec<Bound>,
@@ -170,10 +170,9 @@ impl CpuSession {
         if !c.measured {
             return Ok(());
         }
-        let inputs: u64 =
-            state.tensors.iter().filter(|t| t.role == Role::In).map(|t| t.touched * t.scalar.bytes() as u64).sum();
+        let inputs: u64 = state.tensors.iter().filter(|t| t.role == Role::In).map(|t| t.storage.bytes(t.touched)).sum();
         let beyond = inputs.saturating_sub(self.device.l3);
-        let floor = (beyond as f64 / c.read).max(state.problem.flops() / c.flops(state.problem.dtype)) * 1e6;
+        let floor = (beyond as f64 / c.read).max(state.problem.flops() / c.flops(state.problem.types())) * 1e6;
         if us < floor * FLOOR_SHARE {
             return Err(BackendError::Measurement(format!("{us:.2} µs is under the floor of {floor:.2} µs")));
         }
@@ -220,18 +219,14 @@ impl Session for CpuSession {
             let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) else {
                 return Ok(Held { buffer: Buffer::new(t.bytes() as usize)?, key: None });
             };
-            let key = match (input.uniform(), t.scalar) {
-                (Some((seed, scale)), Scalar::Elem(d)) => Some((seed, scale.to_bits(), t.bytes(), d)),
-                _ => None,
-            };
+            let key = input.uniform().map(|(seed, scale)| (seed, scale.to_bits(), t.bytes(), t.storage));
             if let Some(at) = kept.iter().position(|h| key.is_some() && h.key == key) {
                 return Ok(kept.remove(at));
             }
             let mut buffer = Buffer::zeroed(t.bytes() as usize)?;
             let each = 1 << 18;
-            let size = t.scalar.bytes();
-            let chunks = buffer.bytes_mut().par_chunks_mut(each * size).enumerate();
-            chunks.for_each(|(i, chunk)| input.write((i * each) as u64, chunk));
+            let chunks = buffer.bytes_mut().par_chunks_mut(t.storage.bytes(each) as usize).enumerate();
+            chunks.for_each(|(i, chunk)| input.write(i as u64 * each, chunk));
             buffer.seal();
             Ok(Held { buffer, key })
         };
@@ -287,25 +282,15 @@ impl Session for CpuSession {
 
 /// Compares the computed elements of one output with what memory holds, and counts what was written.
 fn compare(t: &Tensor, buffer: &Buffer, expected: &[Expected]) -> TensorCheck {
-    let bytes = buffer.bytes();
-    let size = t.scalar.bytes();
-    let value = |i: u64| -> f64 {
-        let at = &bytes[i as usize * size..(i as usize + 1) * size];
-        match t.scalar {
-            Scalar::Elem(Dtype::Bf16) => half::bf16::from_le_bytes([at[0], at[1]]).to_f64(),
-            Scalar::Elem(Dtype::F16) => half::f16::from_le_bytes([at[0], at[1]]).to_f64(),
-            Scalar::I32 => f64::from(i32::from_le_bytes([at[0], at[1], at[2], at[3]])),
-            _ => f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]])),
-        }
-    };
+    let (bytes, size) = (buffer.bytes(), t.storage.bytes(1) as usize);
     let mine: Vec<&Expected> = expected.iter().filter(|e| e.tensor == t.name).collect();
     let squares: f64 = mine.iter().map(|e| e.value * e.value).sum();
     let rms = (squares / mine.len().max(1) as f64).sqrt();
     let mut found = TensorCheck { compared: mine.len() as u64, ..TensorCheck::default() };
     let mut errors = 0.0;
     for e in mine {
-        let got = value(e.index);
-        if t.scalar == Scalar::I32 {
+        let got = t.storage.value(bytes, e.index);
+        if t.storage == Storage::I32 {
             found.mismatches += u64::from(got != e.value);
             continue;
         }

@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::driver::{Module, StreamRef, check};
 use crate::backend::BackendError;
-use crate::problem::{Dtype, Scalar};
+use crate::problem::Storage;
 use crate::recipe::{Arg, KernelLaunch, Launch, MAX_ARGS, TensorMap};
 use cudarc::driver::sys;
 use std::ffi::c_void;
@@ -45,7 +45,7 @@ fn size(arg: &Arg) -> (usize, usize) {
 pub(crate) struct Executable {
     kernels: Vec<KernelLaunch>,
     handles: Vec<Handle>,
-    scalars: Vec<Scalar>,
+    storages: Vec<Storage>,
     module: Arc<Module>,
 }
 
@@ -62,11 +62,11 @@ impl Executable {
     pub(crate) fn new(
         module: &Arc<Module>,
         launch: &Launch,
-        tensors: &[Scalar],
+        tensors: &[Storage],
     ) -> Result<Arc<Executable>, BackendError> {
         let handles = launch.kernels.iter().map(|k| handle(module, launch, k, tensors)).collect::<Result<_, _>>()?;
-        let (kernels, scalars) = (launch.kernels.clone(), tensors.to_vec());
-        Ok(Arc::new(Executable { kernels, handles, scalars, module: Arc::clone(module) }))
+        let (kernels, storages) = (launch.kernels.clone(), tensors.to_vec());
+        Ok(Arc::new(Executable { kernels, handles, storages, module: Arc::clone(module) }))
     }
 
     /// Binds it to the device address of each tensor, in order, and of the workspace (any where none is needed).
@@ -77,8 +77,8 @@ impl Executable {
     /// and tensors whose values say where memory is read or written (pages, slots, ids, lengths) hold values within
     /// their range.
     pub(crate) unsafe fn bind(self: &Arc<Self>, tensors: &[u64], workspace: u64) -> Result<Bound, BackendError> {
-        if self.scalars.len() != tensors.len() {
-            let why = format!("it has {} tensors, {} addresses are given", self.scalars.len(), tensors.len());
+        if self.storages.len() != tensors.len() {
+            let why = format!("it has {} tensors, {} addresses are given", self.storages.len(), tensors.len());
             return Err(BackendError::Bind { why });
         }
         let slot = |arg: &Arg| match arg {
@@ -100,7 +100,7 @@ impl Executable {
             return Err(BackendError::Bind { why });
         }
         match arg {
-            Arg::Map(map) => encode(map, address, self.scalars[map.tensor], &self.module.context),
+            Arg::Map(map) => encode(map, address, self.storages[map.tensor], &self.module.context),
             _ => Ok(Slot::of(&address.to_le_bytes())),
         }
     }
@@ -121,7 +121,7 @@ fn at_workspace(workspace: u64, at: u64) -> Result<Slot, BackendError> {
 }
 
 /// Finds one kernel, and refuses what the driver would refuse at its launch, or read past.
-fn handle(module: &Module, launch: &Launch, k: &KernelLaunch, tensors: &[Scalar]) -> Result<Handle, BackendError> {
+fn handle(module: &Module, launch: &Launch, k: &KernelLaunch, tensors: &[Storage]) -> Result<Handle, BackendError> {
     let refused = |why: String| BackendError::Launch { why: format!("{}: {why}", k.entry) };
     let (function, limits) = (module.function(&k.entry)?, module.context.limits);
     if k.grid.iter().zip(limits.grid).any(|(n, most)| *n == 0 || *n > most) {
@@ -259,7 +259,7 @@ impl Bound {
 
 /// What the driver asks of a tensor map without interleaving, whatever the address (CUDA driver API,
 /// cuTensorMapEncodeTiled).
-fn possible(map: &TensorMap, scalar: Scalar) -> Result<(), String> {
+fn possible(map: &TensorMap, storage: Storage) -> Result<(), String> {
     let rank = map.dims.len();
     if !(1..=5).contains(&rank) || map.box_.len() != rank || map.strides.len() + 1 != rank {
         return Err(format!("a map of {rank} dimensions, or of other numbers of sizes: {map:?}"));
@@ -270,7 +270,7 @@ fn possible(map: &TensorMap, scalar: Scalar) -> Result<(), String> {
     if map.strides.iter().any(|s| !s.is_multiple_of(ALIGNMENT) || *s >= 1 << 40) {
         return Err(format!("strides are multiples of {ALIGNMENT} bytes below 2^40: {map:?}"));
     }
-    let inner = u64::from(map.box_[0]) * scalar.bytes() as u64;
+    let inner = storage.bytes(map.box_[0].into());
     let span = if map.swizzle == 0 { inner } else { u64::from(map.swizzle) };
     if !matches!(map.swizzle, 0 | 32 | 64 | 128) || !inner.is_multiple_of(ALIGNMENT) || inner > span {
         return Err(format!("{inner} bytes of a box's row do not fit a swizzle of {} bytes: {map:?}", map.swizzle));
@@ -279,16 +279,16 @@ fn possible(map: &TensorMap, scalar: Scalar) -> Result<(), String> {
 }
 
 /// Encodes a map that is [`possible`].
-fn encode(map: &TensorMap, address: u64, scalar: Scalar, context: &Context) -> Result<Slot, BackendError> {
+fn encode(map: &TensorMap, address: u64, storage: Storage, context: &Context) -> Result<Slot, BackendError> {
     // It takes no handle, but the driver asks what the current context's GPU can do.
     let _current = context.bind()?;
     use sys::CUtensorMapDataType_enum as Type;
-    let kind = match scalar {
-        Scalar::Elem(Dtype::Bf16) => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        Scalar::Elem(Dtype::F16) => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        Scalar::Elem(Dtype::E4m3) => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
-        Scalar::Elem(Dtype::F32 | Dtype::Tf32) | Scalar::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-        Scalar::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
+    let kind = match storage {
+        Storage::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        Storage::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        Storage::E4m3 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        Storage::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        Storage::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
     };
     let swizzle = match map.swizzle {
         0 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_NONE,

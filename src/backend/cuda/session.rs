@@ -13,7 +13,7 @@ use crate::artifact::Artifact;
 use crate::backend::BackendError;
 use crate::backend::session::{Check, Runnable, Series, Session, Setup, Tried, code, gate_clocks};
 use crate::device::{Ceilings, Device};
-use crate::problem::{Inputs, Problem, Role, Scalar, Tensor, Tolerance, expected};
+use crate::problem::{Inputs, Problem, Role, Storage, Tensor, Tolerance, expected};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -134,8 +134,8 @@ impl CudaSession {
         let entries = candidate.launch.kernels.iter().map(|k| k.entry.as_str());
         // SAFETY: a candidate may do anything; it is tried where it costs a process that can be spared.
         let module = unsafe { Module::load(&self.context, &candidate.bytes()?, entries) }?;
-        let scalars: Vec<Scalar> = tensors.iter().map(|t| t.scalar).collect();
-        Executable::new(&module, &candidate.launch, &scalars)
+        let storages: Vec<Storage> = tensors.iter().map(|t| t.storage).collect();
+        Executable::new(&module, &candidate.launch, &storages)
     }
 
     /// Runs the candidate twice on poisoned outputs and compares both results: the second run also shows a workspace
@@ -251,11 +251,10 @@ impl CudaSession {
     fn plausible(&self, us: f64) -> Result<(), BackendError> {
         let (state, _) = self.parts()?;
         let c = &self.device.ceilings;
-        let inputs: u64 =
-            state.tensors.iter().filter(|t| t.role == Role::In).map(|t| t.touched * t.scalar.bytes() as u64).sum();
+        let inputs: u64 = state.tensors.iter().filter(|t| t.role == Role::In).map(|t| t.storage.bytes(t.touched)).sum();
         // Small inputs may be served from the L2 in part; only what exceeds it must come from memory.
         let beyond = inputs.saturating_sub(if state.cold { 0 } else { self.device.l2 });
-        let floor = (beyond as f64 / c.read).max(state.problem.flops() / c.flops(state.problem.dtype)) * 1e6;
+        let floor = (beyond as f64 / c.read).max(state.problem.flops() / c.flops(state.problem.types())) * 1e6;
         if us < floor * FLOOR_SHARE {
             return Err(BackendError::Measurement(format!("{us:.2} µs is under the floor of {floor:.2} µs")));
         }
@@ -319,7 +318,9 @@ impl Session for CudaSession {
         for set in &sets {
             for input in inputs.iter() {
                 let Some(i) = tensors.iter().position(|t| t.name == input.tensor.name) else { continue };
-                match input.uniform() {
+                // The support code knows f32 and what results are stored as.
+                let known = [Storage::F32, problem.types().y].contains(&input.tensor.storage);
+                match input.uniform().filter(|_| known) {
                     Some((seed, scale)) => support.fill(&input.tensor, set[i], seed, scale, &self.stream)?,
                     None => {
                         let mut bytes = vec![0u8; input.tensor.bytes() as usize];

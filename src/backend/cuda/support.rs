@@ -4,7 +4,7 @@ use super::context::Context;
 use super::driver::{Buffer, Module, Stream, check};
 use crate::backend::BackendError;
 use crate::backend::session::TensorCheck;
-use crate::problem::{Role, Scalar, Tensor};
+use crate::problem::{Role, Storage, Tensor};
 use cudarc::driver::sys;
 use std::ffi::c_void;
 use std::ptr;
@@ -55,9 +55,9 @@ impl Support {
         check("cuLaunchKernel", code)
     }
 
-    /// Fills an input with the uniform stream of `seed`.
+    /// Fills an input with the uniform stream of `seed`. It is stored as f32, or as the results are.
     pub(super) fn fill(&self, t: &Tensor, at: u64, seed: u64, scale: f32, stream: &Stream) -> Result<(), BackendError> {
-        let name = if matches!(t.scalar, Scalar::Elem(_)) { "fill_uniform" } else { "fill_uniform_f32" };
+        let name = if t.storage == Storage::F32 { "fill_uniform_f32" } else { "fill_uniform" };
         self.run(name, &[at, t.len(), seed, u64::from(scale.to_bits())], stream)
     }
 
@@ -83,10 +83,10 @@ impl Support {
         stream: &Stream,
     ) -> Result<TensorCheck, BackendError> {
         debug_assert_eq!(t.role, Role::Out);
-        let name = match t.scalar {
-            Scalar::Elem(_) => "compare",
-            Scalar::F32 => "compare_f32",
-            Scalar::I32 => "compare_i32",
+        let name = match t.storage {
+            Storage::Bf16 | Storage::F16 | Storage::E4m3 => "compare",
+            Storage::F32 => "compare_f32",
+            Storage::I32 => "compare_i32",
         };
         self.stats.fill(0, stream)?;
         self.run(name, &[out, reference, t.len(), reference_stats.address(), self.stats.address()], stream)?;

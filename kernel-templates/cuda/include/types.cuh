@@ -1,0 +1,28 @@
+// For templates whose x and w are each stored in a type of their own: x_elem and w_elem. `elem` is what results, and what is
+// added to them, are stored in.
+#pragma once
+#include "common.cuh"
+
+#if DTYPE_X_BF16
+typedef bf16_t x_elem;
+#elif DTYPE_X_F16
+typedef f16_t x_elem;
+#elif DTYPE_X_F32
+typedef float x_elem;
+#elif DTYPE_X_E4M3
+typedef e4m3_t x_elem;
+#else
+#error "no DTYPE_X_ of a known type is defined"
+#endif
+
+#if DTYPE_W_BF16
+typedef bf16_t w_elem;
+#elif DTYPE_W_F16
+typedef f16_t w_elem;
+#elif DTYPE_W_F32
+typedef float w_elem;
+#elif DTYPE_W_E4M3
+typedef e4m3_t w_elem;
+#else
+#error "no DTYPE_W_ of a known type is defined"
+#endif

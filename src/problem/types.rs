@@ -1,0 +1,276 @@
+//! The types of a problem's tensors.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What the elements of a tensor are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Storage {
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+    /// IEEE single.
+    F32,
+    /// 8 bits with 4 of exponent and 3 of mantissa (E4M3 of Micikevicius et al. 2022, FP8 Formats for Deep Learning: no
+    /// infinities, largest 448).
+    E4m3,
+    /// 32-bit signed integers.
+    I32,
+}
+
+impl Storage {
+    /// The name in text and in expressions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Storage::Bf16 => "bf16",
+            Storage::F16 => "f16",
+            Storage::F32 => "f32",
+            Storage::E4m3 => "e4m3",
+            Storage::I32 => "i32",
+        }
+    }
+
+    /// Bits of an element.
+    pub fn bits(self) -> u64 {
+        match self {
+            Storage::E4m3 => 8,
+            Storage::Bf16 | Storage::F16 => 16,
+            Storage::F32 | Storage::I32 => 32,
+        }
+    }
+
+    /// Bytes of so many elements, the last byte whole.
+    pub fn bytes(self, elements: u64) -> u64 {
+        elements.saturating_mul(self.bits()).div_ceil(8)
+    }
+
+    /// The value of the little-endian element `index` of `bytes`; NaN beyond their end.
+    pub fn value(self, bytes: &[u8], index: u64) -> f64 {
+        fn read<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f64) -> f64 {
+            bytes.first_chunk().map_or(f64::NAN, |b| value(*b))
+        }
+        let at = bytes.get(self.bytes(index) as usize..).unwrap_or_default();
+        match self {
+            Storage::Bf16 => read(at, |b| half::bf16::from_le_bytes(b).to_f64()),
+            Storage::F16 => read(at, |b| half::f16::from_le_bytes(b).to_f64()),
+            Storage::F32 => read(at, |b| f64::from(f32::from_le_bytes(b))),
+            Storage::E4m3 => read(at, |[b]| f64::from(e4m3_to_f32(b))),
+            Storage::I32 => read(at, |b| f64::from(i32::from_le_bytes(b))),
+        }
+    }
+
+    /// `v` rounded to what an element holds.
+    pub fn round(self, v: f32) -> f32 {
+        match self {
+            Storage::Bf16 => half::bf16::from_f32(v).to_f32(),
+            Storage::F16 => half::f16::from_f32(v).to_f32(),
+            Storage::F32 => v,
+            Storage::E4m3 => e4m3_to_f32(e4m3_from_f32(v)),
+            Storage::I32 => v.round(),
+        }
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The arithmetic of products; sums are in f32 always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Compute {
+    /// Factors as they are stored.
+    F32,
+    /// f32 factors rounded to TF32 (10 bits of mantissa), as tensor cores take them.
+    Tf32,
+}
+
+impl Compute {
+    /// The name in expressions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Compute::F32 => "f32",
+            Compute::Tf32 => "tf32",
+        }
+    }
+}
+
+/// The types of a problem, a tensor's each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Types {
+    /// Of the first operand: x, or q with its keys and values.
+    pub x: Storage,
+    /// Of the weights: w.
+    pub w: Storage,
+    /// Of results, and of what is added to them: bias, residual, norms' weights, caches that are written.
+    pub y: Storage,
+    /// Of products.
+    pub compute: Compute,
+}
+
+impl Types {
+    /// The dtype that the text starts from: that of the first operand.
+    pub fn base(self) -> Dtype {
+        match (self.x, self.compute) {
+            (Storage::Bf16, _) => Dtype::Bf16,
+            (Storage::F16, _) => Dtype::F16,
+            (Storage::F32 | Storage::I32, Compute::F32) => Dtype::F32,
+            (Storage::F32 | Storage::I32, Compute::Tf32) => Dtype::Tf32,
+            (Storage::E4m3, _) => Dtype::E4m3,
+        }
+    }
+
+    /// The dtype that says them all, where one does.
+    pub fn dtype(self) -> Option<Dtype> {
+        Some(self.base()).filter(|d| Types::from(*d) == self)
+    }
+
+    /// The type that factors are multiplied in: the wider of the operands'.
+    pub fn factors(self) -> Storage {
+        if self.x.bits() >= self.w.bits() { self.x } else { self.w }
+    }
+
+    /// Says why they cannot be.
+    pub(super) fn check(self) -> Result<(), String> {
+        if self.compute == Compute::Tf32 && (self.x, self.w) != (Storage::F32, Storage::F32) {
+            return Err("tf32 is for products of f32 by f32".into());
+        }
+        match self.y {
+            Storage::Bf16 | Storage::F16 | Storage::F32 => Ok(()),
+            Storage::E4m3 | Storage::I32 => Err(format!("results in {} need a scale, which no op has yet", self.y)),
+        }
+    }
+}
+
+impl From<Dtype> for Types {
+    fn from(dtype: Dtype) -> Types {
+        let all = |s| Types { x: s, w: s, y: s, compute: Compute::F32 };
+        match dtype {
+            Dtype::Bf16 => all(Storage::Bf16),
+            Dtype::F16 => all(Storage::F16),
+            Dtype::F32 => all(Storage::F32),
+            Dtype::Tf32 => Types { compute: Compute::Tf32, ..all(Storage::F32) },
+            Dtype::E4m3 => Types { y: Storage::Bf16, ..all(Storage::E4m3) },
+        }
+    }
+}
+
+/// The base dtype, then what differs from it: `bf16`, `bf16 w=e4m3 y=f32`.
+impl fmt::Display for Types {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let base = Types::from(self.base());
+        write!(f, "{}", self.base())?;
+        if self.w != base.w {
+            write!(f, " w={}", self.w)?;
+        }
+        if self.y != base.y {
+            write!(f, " y={}", self.y)?;
+        }
+        Ok(())
+    }
+}
+
+/// A word for the types of all tensors of a problem, which most problems need no more than.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// All in bfloat16.
+    Bf16,
+    /// All in IEEE half.
+    F16,
+    /// All in f32.
+    F32,
+    /// All in f32, products on the tensor cores in TF32.
+    Tf32,
+    /// A product's operands in E4M3; all else, the result too, in bf16.
+    E4m3,
+}
+
+impl Dtype {
+    /// All of them.
+    pub const ALL: [Dtype; 5] = [Dtype::Bf16, Dtype::F16, Dtype::F32, Dtype::Tf32, Dtype::E4m3];
+
+    /// The name in text.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::Bf16 => "bf16",
+            Dtype::F16 => "f16",
+            Dtype::F32 => "f32",
+            Dtype::Tf32 => "tf32",
+            Dtype::E4m3 => "e4m3",
+        }
+    }
+
+    /// The dtype of that name.
+    pub fn parse(name: &str) -> Option<Dtype> {
+        Dtype::ALL.into_iter().find(|d| d.name() == name)
+    }
+
+    /// All names, for messages.
+    pub fn names() -> String {
+        Dtype::ALL.map(Dtype::name).join(", ")
+    }
+}
+
+const E4M3_MAX: f32 = 448.0;
+/// Below this, 2^-6, values are spaced evenly by 2^-9.
+const E4M3_NORMAL: f32 = 1.0 / 64.0;
+
+/// The nearest E4M3 value, ties to even; what is beyond the largest becomes the largest, NaN stays NaN.
+pub fn e4m3_from_f32(v: f32) -> u8 {
+    let sign = if v.is_sign_negative() { 0x80 } else { 0 };
+    let a = v.abs();
+    if a.is_nan() {
+        return sign | 0x7f;
+    }
+    if a < E4M3_NORMAL {
+        return sign | (a * 512.0).round_ties_even() as u8;
+    }
+    // Adding half a step, and its least bit for ties, carries into the exponent where the mantissa is full.
+    let bits = a.min(E4M3_MAX).to_bits();
+    let rounded = (bits + 0x7_ffff + (bits >> 20 & 1)) >> 20;
+    sign | (rounded - (120 << 3)) as u8
+}
+
+/// The value of an E4M3 byte.
+pub fn e4m3_to_f32(byte: u8) -> f32 {
+    let (exponent, mantissa) = (byte >> 3 & 15, f32::from(byte & 7));
+    let a = match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa / 512.0,
+        _ => (1.0 + mantissa / 8.0) * 2f32.powi(i32::from(exponent) - 7),
+    };
+    if byte & 0x80 == 0 { a } else { -a }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e4m3_rounds_to_the_nearest_of_its_values() {
+        let values: Vec<(u8, f32)> = (0..0x7f).map(|b| (b, e4m3_to_f32(b))).collect();
+        assert!(values.windows(2).all(|w| w[0].1 < w[1].1));
+        for &(byte, v) in &values {
+            assert_eq!((e4m3_from_f32(v), e4m3_from_f32(-v)), (byte, byte | 0x80), "{v}");
+        }
+        for pair in values.windows(2) {
+            let ([(low, a), (high, b)], middle) = ([pair[0], pair[1]], (pair[0].1 + pair[1].1) / 2.0);
+            let even = if low % 2 == 0 { low } else { high };
+            assert_eq!(e4m3_from_f32(middle), even, "between {a} and {b}");
+            assert_eq!(e4m3_from_f32(middle.next_down()), low);
+            assert_eq!(e4m3_from_f32(middle.next_up()), high);
+        }
+        assert_eq!((e4m3_to_f32(0x38), e4m3_to_f32(0x7e), e4m3_to_f32(1)), (1.0, 448.0, 2f32.powi(-9)));
+        assert_eq!((e4m3_from_f32(1e9), e4m3_from_f32(f32::NEG_INFINITY)), (0x7e, 0xfe));
+        assert!(e4m3_to_f32(e4m3_from_f32(f32::NAN)).is_nan());
+    }
+}
