@@ -5,7 +5,8 @@
 
 use super::tensor::IndexFill;
 use super::types::e4m3_from_f32;
-use super::{Fill, Problem, Role, Storage, Tensor};
+use super::{Fill, Layout, Problem, Role, Storage, Tensor};
+use std::ops::Range;
 
 /// The uniform value in [-1, 1) at `index` of the stream `seed`: the top 24 bits of SplitMix64's output function
 /// (Steele, Lea and Flood 2014) of `seed + (index + 1)·0x9E3779B97F4A7C15`, so it is exact in f32.
@@ -115,6 +116,37 @@ impl Inputs {
         self.list.iter().find(|i| i.tensor.name == name).unwrap_or_else(|| unreachable!("no input named {name}"))
     }
 
+    /// The elements of each paged cache that hold no token of any sequence, in order: memory of others, or that nobody wrote.
+    /// Whoever tests a kernel fills them with NaN, which is 0xff in each byte of any float.
+    pub fn unused(&self) -> Vec<Range<u64>> {
+        let named = |names: &[&str]| self.list.iter().find(|i| names.contains(&i.tensor.name));
+        let cache = self.list.iter().find(|i| i.tensor.layout == Layout::Paged);
+        let (Some(cache), Some(table), Some(lens)) = (cache, named(&["block_table"]), named(&["lens", "kv_lens"]))
+        else {
+            return Vec::new();
+        };
+        let &[pages, kv_heads, page, head_dim] = &cache.tensor.shape[..] else { return Vec::new() };
+        let mut tokens = vec![0; pages as usize];
+        let width = table.tensor.shape[1];
+        for sequence in 0..lens.tensor.len() {
+            let length = lens.at(sequence) as u64;
+            for i in 0..length.div_ceil(page).min(width) {
+                let held = &mut tokens[table.at(sequence * width + i) as usize];
+                *held = page.min(length - i * page).max(*held);
+            }
+        }
+        let mut list: Vec<Range<u64>> = Vec::new();
+        for (head, held) in (0..).zip(tokens.into_iter().flat_map(|held| (0..kv_heads).map(move |_| held))) {
+            let (start, end) = ((head * page + held) * head_dim, (head + 1) * page * head_dim);
+            match list.last_mut().filter(|last| last.end == start) {
+                Some(last) => last.end = end,
+                None if start < end => list.push(start..end),
+                None => {}
+            }
+        }
+        list
+    }
+
     /// All inputs in order.
     pub fn iter(&self) -> impl Iterator<Item = &Input> {
         self.list.iter()
@@ -179,6 +211,32 @@ mod tests {
                 assert!(input.tensor.storage.value(&bytes, 15).is_nan(), "beyond the end");
             }
         }
+    }
+
+    #[test]
+    fn what_no_token_lies_in_is_unused() {
+        // Lengths 7, 6, 4 and 2 in pages of 4: six of the eight pages hold tokens, three of them in part.
+        let p: Problem = "decode batch=4 context=7 heads=2 kv_heads=2 head_dim=3 page=4 | lens=mixed".parse().unwrap();
+        let inputs = Inputs::new(&p, 5);
+        let (table, lens) = (inputs.get("block_table"), inputs.get("lens"));
+        let mut used = vec![false; inputs.get("k_cache").tensor.len() as usize];
+        for b in 0..4 {
+            for token in 0..lens.at(b) as u64 {
+                let page = table.at(b * 2 + token / 4) as u64;
+                for head in 0..2 {
+                    let row = (page * 2 + head) * 4 + token % 4;
+                    used[(row * 3) as usize..(row * 3 + 3) as usize].fill(true);
+                }
+            }
+        }
+        let mut unused = vec![false; used.len()];
+        for range in inputs.unused() {
+            unused[range.start as usize..range.end as usize].fill(true);
+        }
+        assert!(used.iter().zip(&unused).all(|(a, b)| a != b));
+        assert_eq!(used.iter().filter(|u| **u).count(), (7 + 6 + 4 + 2) * 2 * 3);
+        let full: Problem = "decode batch=4 context=8 heads=2 kv_heads=2 head_dim=3 page=4".parse().unwrap();
+        assert_eq!(Inputs::new(&full, 5).unused(), []);
     }
 
     #[test]

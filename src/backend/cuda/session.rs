@@ -13,7 +13,7 @@ use crate::artifact::Artifact;
 use crate::backend::BackendError;
 use crate::backend::session::{Check, Runnable, Series, Session, Setup, Tried, code, gate_clocks};
 use crate::device::{Ceilings, Device};
-use crate::problem::{Inputs, Problem, Role, Storage, Tensor, Tolerance, expected};
+use crate::problem::{Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -306,6 +306,7 @@ impl Session for CudaSession {
         let problem = setup.problem;
         let tensors = problem.tensors();
         let inputs = Inputs::new(&problem, setup.seed);
+        let unused = inputs.unused();
         let twice_l2 = 2 * self.device.l2;
         let (memory, sets) = self.layout(&problem, &tensors)?;
         let cold = problem.bytes() * sets.len() as u64 >= twice_l2;
@@ -328,6 +329,13 @@ impl Session for CudaSession {
                         // SAFETY: the tensor lies inside its set's memory.
                         unsafe { super::driver::copy_in(&self.context, set[i], &bytes) }?;
                     }
+                }
+                for range in if input.tensor.layout == Layout::Paged { &unused[..] } else { &[] } {
+                    let bytes = |elements| input.tensor.storage.bytes(elements);
+                    let (at, len) = (set[i] + bytes(range.start), bytes(range.end - range.start));
+                    // NaN in any float: a kernel that lets them into a sum is wrong.
+                    // SAFETY: the range lies inside the tensor, and the state keeps its memory.
+                    unsafe { super::driver::fill(at, len, 0xff, &self.stream) }?;
                 }
             }
         }
