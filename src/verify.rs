@@ -1,14 +1,15 @@
-//! Verification of a bundle's winners on this machine: results against the reference on fresh inputs, and times against
-//! the stored evidence.
+//! Verification of a bundle's winners on this machine: results against the reference on fresh inputs, at the tuned sizes
+//! and at those that the runtime answers with them, and times against the stored evidence or another bundle's answer.
 
 use crate::artifact::{Artifact, ArtifactInfo};
 use crate::backend::BackendError;
 use crate::backend::session::{Runnable, Session, Setup};
 use crate::bench::{Bench, Here};
-use crate::bundle::Held;
-use crate::problem::Problem;
+use crate::bundle::{Bundle, Held};
+use crate::device::DeviceId;
+use crate::problem::{Part, Problem, hash_uniform};
 use crate::recipe::{Config, Launch, Recipe};
-use crate::runtime::{launch_on, served_on};
+use crate::runtime::{Match, Runtime, launch_on, served_on};
 use crate::template::Library;
 use std::cell::OnceCell;
 
@@ -92,6 +93,116 @@ pub struct Verified {
     pub finding: Finding,
 }
 
+/// A bundle's answers on one device, as production gets them.
+pub struct Answers<'b> {
+    bundle: &'b Bundle<'b>,
+    runtime: Runtime,
+}
+
+impl<'b> Answers<'b> {
+    /// Opens a runtime of its own on that device.
+    pub fn new(bundle: &'b Bundle<'b>, device: DeviceId) -> Result<Answers<'b>, crate::runtime::RuntimeError> {
+        let runtime = match device {
+            DeviceId::Cuda(ordinal) => Runtime::cuda(bundle, ordinal)?,
+            DeviceId::Cpu(0) => Runtime::cpu(bundle, None)?,
+            DeviceId::Cpu(threads) => Runtime::cpu(bundle, Some(threads))?,
+        };
+        Ok(Answers { bundle, runtime })
+    }
+
+    /// The winner that answers for a problem, and its launch there.
+    pub fn of(&self, problem: &Problem) -> Result<(Held<'b>, Launch), String> {
+        let kernel = self.runtime.lookup(problem).map_err(|e| e.to_string())?;
+        let tuned = match kernel.rung() {
+            Match::Bucket { tuned } => tuned,
+            Match::Exact => *problem,
+        };
+        let device = self.runtime.device();
+        let here = |h: &Held<'_>| {
+            h.problem().bucket() == tuned.bucket()
+                && h.description().name == kernel.template()
+                && h.config() == kernel.config()
+                && launch_on(h, device).is_ok()
+        };
+        let held = self.bundle.winners().find(here).ok_or("the winner that answers is not found in the bundle")?;
+        Ok((held, kernel.launch_spec().clone()))
+    }
+
+    /// The tuned problems that are not of portable winners, each contract's together.
+    fn contracts(&self) -> Vec<Vec<Problem>> {
+        let same = |a: &Problem, b: &Problem| {
+            let kept = |d: &&crate::problem::DimDef| d.part == Part::Contract;
+            let fixed = |p: &Problem| p.op().dims.iter().filter(kept).map(|d| p.dim(d.name)).collect::<Vec<_>>();
+            a.op().name == b.op().name && a.types() == b.types() && fixed(a) == fixed(b)
+        };
+        let mut list: Vec<Vec<Problem>> = Vec::new();
+        for p in self.runtime.problems().filter(|p| !p.is_probe()) {
+            match list.iter_mut().find(|l| same(&l[0], &p)) {
+                Some(of) => of.push(p),
+                None => list.push(vec![p]),
+            }
+        }
+        list
+    }
+
+    /// Each product of the bundle, `qkv` among them, at every m from 1 to `most`.
+    pub fn every(&self, most: i64) -> Vec<Problem> {
+        let products = self.contracts().into_iter().filter(|of| of[0].has("m"));
+        products.flat_map(|of| (1..=most).filter_map(move |m| of[0].with(&[("m", m)]).ok())).collect()
+    }
+
+    /// Problems whose contract the bundle has, at sizes drawn by a seed: an op, a contract of it, and of each size a number
+    /// whose logarithm is uniform up to that of the largest tuned.
+    pub fn drawn(&self, count: usize, seed: u64) -> Vec<Problem> {
+        let contracts = self.contracts();
+        let mut ops: Vec<&str> = contracts.iter().map(|of| of[0].op().name).collect();
+        ops.sort_unstable();
+        ops.dedup();
+        let mut draws = 0;
+        let mut unit = || {
+            draws += 1;
+            (f64::from(hash_uniform(seed, draws)) + 1.0) / 2.0
+        };
+        let mut list = Vec::new();
+        // Sizes that do not go together are drawn again.
+        for _ in 0..count * 20 {
+            if list.len() == count || ops.is_empty() {
+                break;
+            }
+            let pick = |among: usize, unit: f64| ((unit * among as f64) as usize).min(among - 1);
+            let op = ops[pick(ops.len(), unit())];
+            let of: Vec<&Vec<Problem>> = contracts.iter().filter(|of| of[0].op().name == op).collect();
+            let of = of[pick(of.len(), unit())];
+            let size = |d: &crate::problem::DimDef| {
+                let most = of.iter().map(|p| p.dim(d.name)).max().unwrap_or(1) as f64;
+                (d.name, ((most + 1.0).ln() * unit()).exp() as i64)
+            };
+            let sizes: Vec<(&str, i64)> = of[0].op().dims.iter().filter(|d| d.part == Part::Size).map(size).collect();
+            list.extend(of[0].with(&sizes).ok().filter(|p| !list.contains(p)));
+        }
+        list
+    }
+}
+
+/// The times of two bundles' answers for a problem, interleaved.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Beside {
+    /// The problem.
+    pub problem: Problem,
+    /// Template and config of the one's answer, and of the other's.
+    pub answers: [String; 2],
+    /// Their medians in microseconds.
+    pub us: [f64; 2],
+}
+
+impl Beside {
+    /// How many times the other's time the one's answer takes.
+    pub fn ratio(&self) -> f64 {
+        self.us[0] / self.us[1]
+    }
+}
+
 /// Verifies winners on one device.
 pub struct Verifier<'a> {
     session: &'a mut dyn Session,
@@ -127,6 +238,43 @@ impl<'a> Verifier<'a> {
             line
         };
         served.into_iter().map(one).collect()
+    }
+
+    /// Verifies the results of what a bundle answers for a problem. Where it has no answer that is what is found.
+    pub fn asked(&mut self, answers: &Answers<'_>, problem: &Problem) -> Verified {
+        let (held, launch) = match answers.of(problem) {
+            Ok(found) => found,
+            Err(why) => return refused(*problem, self.session.device().arch.clone(), why),
+        };
+        let tuned = Some(held.problem()).filter(|t| t.bucket() != problem.bucket());
+        let mut line = Verified { tuned, ..blank(&held, *problem) };
+        line.finding = self.check(&held, launch, &mut line).unwrap_or_else(|why| why);
+        line
+    }
+
+    /// Times two bundles' answers for a problem in turn, after checking both.
+    pub fn beside(&mut self, one: &Answers<'_>, other: &Answers<'_>, problem: &Problem) -> Result<Beside, Finding> {
+        let mut runnables = Vec::new();
+        let mut names = Vec::new();
+        for answers in [one, other] {
+            let (held, launch) = answers.of(problem).map_err(|why| Finding::Failed { why })?;
+            if runnables.is_empty() {
+                let setup = self.setup(&held, *problem)?;
+                self.session.prepare(&setup).map_err(|e| failed(&e))?;
+            }
+            let runnable = Runnable { artifact: self.put(held.artifact().bytes)?, launch };
+            let tried = self.session.attempt(&runnable, 0).map_err(|e| failed(&e))?;
+            if let Some(why) = tried.check.wrong {
+                return Err(Finding::Wrong { why: format!("{} [{}]: {why}", held.description().name, held.config()) });
+            }
+            runnables.push(runnable);
+            names.push(format!("{} {}", held.description().name, held.config()));
+        }
+        let series = self.session.finals(&runnables, ROUNDS).map_err(|e| failed(&e))?;
+        let (Ok(answers), [one, other]) = (names.try_into(), &series[..]) else {
+            return Err(Finding::Failed { why: "two series were asked for".into() });
+        };
+        Ok(Beside { problem: *problem, answers, us: [one.median(), other.median()] })
     }
 
     /// Runs `launch` on the problem of `line`.
@@ -187,6 +335,12 @@ impl<'a> Verifier<'a> {
 
 fn failed(e: &dyn std::fmt::Display) -> Finding {
     Finding::Failed { why: e.to_string() }
+}
+
+fn refused(problem: Problem, arch: String, why: String) -> Verified {
+    let finding = Finding::Failed { why };
+    let template = String::new();
+    Verified { problem, template, arch, tuned: None, stored_us: None, now_us: None, error_rms: None, finding }
 }
 
 fn blank(held: &Held<'_>, problem: Problem) -> Verified {

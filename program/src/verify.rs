@@ -2,13 +2,15 @@
 //! inputs, and its time against the stored evidence.
 
 use super::export::unusable;
+use super::progress::Live;
 use super::select::Where;
 use super::{CliError, table};
 use jitune::bench;
 use jitune::bundle::Bundle;
 use jitune::device::{DeviceId, Target};
 use jitune::problem::Problem;
-use jitune::verify::{Finding, Options, Verified, Verifier};
+use jitune::verify::{Answers, Finding, Options, Verified, Verifier};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Arguments.
@@ -31,10 +33,31 @@ pub struct Args {
     /// Check results at other sizes too that each winner answers for: the least, and some around its own.
     #[arg(long)]
     served: bool,
+    /// Check the results of what the bundle answers at so many sizes drawn by the seed.
+    #[arg(long, value_name = "SIZES", default_value_t = 0)]
+    draw: usize,
+    /// Check the results of what the bundle answers for each product at every m up to this.
+    #[arg(long, value_name = "M", default_value_t = 0)]
+    every: i64,
+    /// Seed of inputs and of what is drawn; the time by default, which is printed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Time each winner beside what this bundle answers, in turn.
+    #[arg(long, value_name = "BUNDLE")]
+    beside: Option<PathBuf>,
+    /// With --beside: how many times a winner's time the other's answer may take.
+    #[arg(long, default_value_t = 1.25, value_name = "RATIO")]
+    worst: f64,
+    /// With --beside: the same in geometric mean.
+    #[arg(long, default_value_t = 1.1, value_name = "RATIO")]
+    mean: f64,
     /// Print JSON lines.
     #[arg(long)]
     json: bool,
 }
+
+/// Sizes beyond which neither a drawing nor a row of them makes sense.
+const MOST: usize = 1 << 20;
 
 fn text(finding: &Finding) -> String {
     match finding {
@@ -51,12 +74,22 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     if !(args.slack >= 1.0 && args.slack.is_finite()) {
         return Err(CliError::Usage(format!("--slack {}: it must be at least 1", args.slack)));
     }
+    if args.draw > MOST || !(0..=MOST as i64).contains(&args.every) {
+        return Err(CliError::Usage(format!("--draw and --every take at most {MOST}")));
+    }
     let bundle = Bundle::open(&args.file).map_err(|e| unusable(&args.file, e))?;
-    let mut session = bench::session(device(&bundle, args)?)?;
-    let options = Options { seed: jitune_db::now(), slack: args.slack, timing: !args.no_timing };
+    let id = device(&bundle, args)?;
+    let mut session = bench::session(id)?;
+    let seed = args.seed.unwrap_or_else(jitune_db::now);
+    let options = Options { seed, slack: args.slack, timing: !args.no_timing };
     if !args.json {
         let (file, d) = (args.file.display(), session.device());
-        println!("{file}: every byte is as it was sealed; verifying on {} ({})\n", d.name, d.arch);
+        println!("{file}: every byte is as it was sealed; verifying on {} ({}), seed {seed}\n", d.name, d.arch);
+    }
+    if let Some(path) = &args.beside {
+        let other = Bundle::open(path).map_err(|e| unusable(path, e))?;
+        let (one, other) = (open(&other, path, id)?, open(&bundle, &args.file, id)?);
+        return beside(&mut Verifier::new(session.as_mut(), options)?, &bundle, &one, &other, args);
     }
     let mut verifier = Verifier::new(session.as_mut(), options)?;
     let mut lines = Vec::new();
@@ -73,7 +106,96 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     if !args.json {
         show(&lines);
     }
+    if args.draw > 0 || args.every > 0 {
+        lines.extend(asked(&mut verifier, &open(&bundle, &args.file, id)?, args, seed));
+        if !args.json {
+            summary(&lines);
+        }
+    }
     verdict(&args.file, &lines)
+}
+
+fn open<'b>(bundle: &'b Bundle<'b>, path: &Path, device: DeviceId) -> Result<Answers<'b>, CliError> {
+    Answers::new(bundle, device).map_err(|e| CliError::Partly(format!("{}: {e}", path.display())))
+}
+
+/// What the bundle answers at sizes that it need not hold. Of those that are right only their number is shown.
+fn asked(verifier: &mut Verifier<'_>, answers: &Answers<'_>, args: &Args, seed: u64) -> Vec<Verified> {
+    let problems = [answers.every(args.every), answers.drawn(args.draw, seed)].concat();
+    let bar = Live::new("{pos} of {len} sizes, {eta} left [{wide_bar}]");
+    bar.set_length(problems.len() as u64);
+    let one = |problem| {
+        let line = verifier.asked(answers, problem);
+        bar.inc(1);
+        match args.json {
+            true => println!("{}", serde_json::json!(line)),
+            false if line.finding != Finding::Good => bar.suspend(|| println!("{problem}: {}", text(&line.finding))),
+            false => {}
+        }
+        line
+    };
+    let lines = problems.iter().map(one).collect();
+    bar.finish_and_clear();
+    lines
+}
+
+/// Each winner's time beside what the other bundle answers.
+fn beside(
+    verifier: &mut Verifier<'_>,
+    bundle: &Bundle<'_>,
+    one: &Answers<'_>,
+    other: &Answers<'_>,
+    args: &Args,
+) -> Result<(), CliError> {
+    let (mut rows, mut ratios, mut bad) = (Vec::new(), Vec::new(), 0);
+    for problem in bundle.winners().map(|held| held.problem()).filter(|p| !p.is_probe()) {
+        match verifier.beside(one, other, &problem) {
+            Ok(b) => {
+                if args.json {
+                    println!("{}", serde_json::json!(b));
+                }
+                let [us, others] = b.us.map(table::us);
+                let [answer, winner] = b.answers.clone();
+                rows.push(vec![us, others, format!("{:.3}", b.ratio()), problem.to_string(), answer, winner]);
+                ratios.push(b.ratio());
+            }
+            Err(why) => {
+                bad += 1;
+                eprintln!("{problem}: {}", text(&why));
+            }
+        }
+    }
+    let mean = (ratios.iter().map(|r| r.ln()).sum::<f64>() / ratios.len().max(1) as f64).exp();
+    let worst = ratios.iter().copied().fold(0.0, f64::max);
+    if !args.json {
+        let head = ["answer us", "winner us", "ratio", "problem", "answer", "winner"];
+        table::print(&head, &rows, &[0, 1, 2]);
+        println!("\n{} problems: {mean:.3} in geometric mean, {worst:.3} at worst", ratios.len());
+    }
+    let file = args.file.display();
+    match (bad, ratios.is_empty(), mean <= args.mean && worst <= args.worst) {
+        (0, false, true) => Ok(()),
+        (0, true, _) => Err(CliError::Partly(format!("{file}: no winner is for this machine"))),
+        (0, _, _) => Err(CliError::Partly(format!("{mean:.3} in mean or {worst:.3} at worst is over the limit"))),
+        (n, ..) => Err(CliError::Partly(format!("{n} problems could not be timed"))),
+    }
+}
+
+/// How many of each op were right, and how near.
+fn summary(lines: &[Verified]) {
+    let mut ops: BTreeMap<&str, (usize, usize, f64)> = BTreeMap::new();
+    for line in lines {
+        let (good, all, worst) = ops.entry(line.problem.op().name).or_default();
+        *all += 1;
+        *good += usize::from(line.finding == Finding::Good);
+        *worst = line.error_rms.unwrap_or(0.0).max(*worst);
+    }
+    let row = |(op, (good, all, worst)): (&&str, &(usize, usize, f64))| {
+        vec![op.to_string(), good.to_string(), all.to_string(), format!("{worst:.1e}")]
+    };
+    let rows: Vec<Vec<String>> = ops.iter().map(row).collect();
+    println!();
+    table::print(&["op", "good", "of", "worst error"], &rows, &[1, 2, 3]);
 }
 
 fn device(bundle: &Bundle<'_>, args: &Args) -> Result<DeviceId, CliError> {

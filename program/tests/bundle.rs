@@ -86,6 +86,33 @@ fn stored_winners_are_exported_inspected_and_verified() {
     let good = text.matches(" good").count();
     // Norms at 1, 2, 3, 5, 8 rows and more, products at what their rules allow.
     assert!(code == 0 && good > 20 && text.contains("rmsnorm rows=1 cols=96 dtype=f32"), "{text}");
+    let drawn = ["verify", "--target", "cpu", "--threads", "2", "--no-timing", "--draw", "20", "--seed", "7"];
+    let (code, text) = jitune(path, &[&drawn[..], &["--every", "3", "--json", "all.jitune"]].concat());
+    let lines: Vec<serde_json::Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    let asked: Vec<&str> = lines.iter().map(|l| l["problem"].as_str().unwrap()).collect();
+    let good = lines.iter().filter(|l| l["verdict"] == "good").count();
+    // What no winner answers for is found too.
+    let refused = lines.iter().filter(|l| l["verdict"] == "failed").count();
+    assert!(good > 15 && good + refused + 1 >= lines.len() && lines.len() > 26 && code <= 1, "{code} {text}");
+    assert!(["m=1 ", "m=2 ", "m=3 "].iter().all(|m| asked.iter().any(|p| p.contains(m))), "{asked:?}");
+    let (_, again) = jitune(path, &[&drawn[..], &["--every", "3", "--json", "all.jitune"]].concat());
+    let again: Vec<serde_json::Value> = again.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+    assert!(asked.iter().copied().eq(again.iter().map(|l| l["problem"].as_str().unwrap())), "the seed decides");
+}
+
+#[test]
+fn two_bundles_are_timed_beside_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    Bundle::seal([WINNERS[0].clone()]).unwrap().write(path.join("m.jitune")).unwrap();
+    let beside = |limits: &[&str]| {
+        let args = ["verify", "--target", "cpu", "--threads", "2", "--beside", "m.jitune", "m.jitune"];
+        jitune(path, &[&args[..], limits].concat())
+    };
+    let (code, text) = beside(&["--worst", "1e3", "--mean", "1e3"]);
+    assert!(code == 0 && text.contains("1 problems: ") && text.contains("rmsnorm rows=4"), "{text}");
+    let (code, text) = beside(&["--worst", "1e-3"]);
+    assert!(code == 1 && text.contains("over the limit"), "{text}");
 }
 
 #[test]
@@ -114,6 +141,11 @@ fn a_size_that_is_answered_wrongly_is_found() {
     let expect = [of(4, "good"), of(5, "wrong"), of(8, "wrong")];
     assert!(verdicts.iter().copied().eq(expect.iter().map(|(p, v)| (p.as_str(), *v))), "{verdicts:?}");
     assert_eq!((code, lines[1]["tuned"].as_str()), (1, Some(full(4).as_str())));
+    let (code, text) = jitune(path, &["verify", "--no-timing", "--draw", "4", "--seed", "3", "m.jitune"]);
+    assert!(
+        code == 1 && text.contains("rmsnorm") && text.matches("WRONG").count() + text.matches("FAILED").count() > 0,
+        "{text}"
+    );
 }
 
 #[test]
