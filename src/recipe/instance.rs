@@ -207,6 +207,11 @@ impl Instance<'_> {
         &self.scope
     }
 
+    /// The time in microseconds that the description predicts.
+    pub fn cost_us(&self) -> Result<f64, RecipeError> {
+        self.recipe.cost.float(&self.scope)
+    }
+
     /// The constants that the description computes for the code.
     pub fn constants(&self) -> Result<Constants, RecipeError> {
         let one = |(name, expr): &(String, Expr)| Ok((name.clone(), expr.value(&self.scope)?));

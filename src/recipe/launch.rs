@@ -83,7 +83,6 @@ pub struct Recipe {
     pub(crate) when: Expr,
     pub(crate) derive: Vec<(Arc<str>, Expr)>,
     pub(crate) constraints: Vec<(String, Expr)>,
-    #[cfg(feature = "tuner")]
     pub(crate) cost: Expr,
     pub(super) defines: Vec<(String, Expr)>,
     #[cfg(feature = "tuner")]
@@ -196,7 +195,6 @@ impl Recipe {
                 .iter()
                 .map(|c| Ok((c.name.clone(), one(&c.name, &c.expr)?)))
                 .collect::<Result<_, _>>()?,
-            #[cfg(feature = "tuner")]
             cost: one("cost.us", &d.cost.us)?,
             defines: d.defines.iter().map(|(n, t)| Ok((n.clone(), one(n, t)?))).collect::<Result<_, _>>()?,
             #[cfg(feature = "tuner")]
