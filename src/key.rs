@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 /// Raised when the meaning of stored records changes.
 const SCHEMA: &str = "2";
+/// Raised when verdicts of before are not to be believed: until 1 some were kept that were not the candidate's fault.
+const JUDGING: &str = "2";
 /// Raised when the way of measuring changes so that older times do not compare.
 const METHOD: &str = "2";
 
@@ -69,6 +71,7 @@ impl Context {
     pub fn trials(&self, library: &Library, problem: &Problem, template: &Template) -> Key {
         let mut compile = self.compile(library, problem);
         compile.insert("constants".into(), self.constants(library, problem, [template]));
+        compile.insert("judging".into(), JUDGING.into());
         compile.insert("template".into(), template.name().into());
         compile.insert("source".into(), short(&library.fingerprint(template)));
         Key { compile, timing: self.timing() }

@@ -51,6 +51,11 @@ pub enum Verdict {
         /// How.
         how: String,
     },
+    /// The machine kept it from being tried. Never stored.
+    NotJudged {
+        /// How.
+        why: String,
+    },
 }
 
 impl Verdict {
@@ -80,6 +85,54 @@ impl Verdict {
             Verdict::Timeout { .. } => "timeout",
             Verdict::Fault { .. } => "fault",
             Verdict::WorkerLost { .. } => "worker lost",
+            Verdict::NotJudged { .. } => "not judged",
+        }
+    }
+}
+
+/// A verdict, and what it is worth.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Judged {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Whether it is the candidate's.
+    pub standing: Standing,
+}
+
+/// Whether a verdict is the candidate's own. Nothing else is remembered of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It is: measured, wrong, a compiler's diagnosis, a rule of ours.
+    Own,
+    /// It came twice, in two workers; it is, if the machine turns out to work.
+    Twice,
+    /// It may be the machine's, or somebody else's.
+    Open,
+}
+
+impl From<Failure> for Judged {
+    fn from(f: Failure) -> Judged {
+        let standing = match f.kind {
+            FailureKind::Compile | FailureKind::Unfit => Standing::Own,
+            FailureKind::Refused
+            | FailureKind::Compiler
+            | FailureKind::Fault
+            | FailureKind::Measurement
+            | FailureKind::Environment
+            | FailureKind::Storage => Standing::Open,
+        };
+        Judged { verdict: Verdict::from(f), standing }
+    }
+}
+
+impl Judged {
+    /// What two tries in a row, each in a worker of its own, say together.
+    pub fn again(self, second: Judged) -> Judged {
+        let same = self.verdict.reason() == second.verdict.reason();
+        let repeated = same && !matches!(second.verdict, Verdict::NotJudged { .. });
+        match (self.standing, second.standing) {
+            (Standing::Open, Standing::Open) if repeated => Judged { standing: Standing::Twice, ..second },
+            _ => second,
         }
     }
 }
@@ -89,16 +142,49 @@ impl From<Failure> for Verdict {
         match f.kind {
             FailureKind::Compile => Verdict::CompileError { log: f.message },
             FailureKind::Fault => Verdict::Fault { message: f.message },
-            _ => Verdict::Rejected { why: f.message },
+            FailureKind::Unfit | FailureKind::Refused => Verdict::Rejected { why: f.message },
+            FailureKind::Compiler | FailureKind::Measurement | FailureKind::Environment | FailureKind::Storage => {
+                Verdict::NotJudged { why: f.message }
+            }
         }
     }
 }
 
-impl From<Lost> for Verdict {
-    fn from(lost: Lost) -> Verdict {
-        match lost {
+impl From<Lost> for Judged {
+    fn from(lost: Lost) -> Judged {
+        let verdict = match lost {
             Lost::Timeout { after } => Verdict::Timeout { seconds: after.as_secs_f64() },
-            other => Verdict::WorkerLost { how: other.to_string() },
+            lost if lost.from_outside() => Verdict::NotJudged { why: lost.to_string() },
+            lost => Verdict::WorkerLost { how: lost.to_string() },
+        };
+        Judged { verdict, standing: Standing::Open }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn only_what_is_the_candidates_own_is_remembered() {
+        let ended = |signal| Judged::from(Lost::Ended { how: String::new(), signal });
+        let late = || Judged::from(Lost::Timeout { after: Duration::from_secs(5) });
+        let failed = |kind| Judged::from(Failure { kind, message: String::new() });
+        for own in [FailureKind::Compile, FailureKind::Unfit] {
+            assert_eq!(failed(own).standing, Standing::Own);
         }
+        for open in [FailureKind::Compiler, FailureKind::Measurement, FailureKind::Environment, FailureKind::Storage] {
+            assert_eq!(failed(open).again(failed(open)).standing, Standing::Open, "{open:?}");
+        }
+        // A crash, a hang or a refusal once may be the machine's; one that comes again in another worker is not.
+        assert_eq!(ended(Some(11)).standing, Standing::Open);
+        assert_eq!(ended(Some(11)).again(ended(Some(11))).standing, Standing::Twice);
+        assert_eq!(late().again(late()).standing, Standing::Twice);
+        assert_eq!(failed(FailureKind::Refused).again(failed(FailureKind::Refused)).standing, Standing::Twice);
+        assert_eq!(late().again(ended(Some(11))).standing, Standing::Open);
+        // Killed by somebody else, however often.
+        assert_eq!(ended(Some(9)).again(ended(Some(9))).standing, Standing::Open);
+        assert_eq!(ended(Some(9)).verdict.reason(), "not judged");
     }
 }

@@ -76,6 +76,10 @@ pub struct Evidence {
     pub rejected: BTreeMap<String, u32>,
     /// Legal configs of all templates together.
     pub space: u64,
+    /// Whether the search was cut off before its end, by time, an interruption or a machine that failed: the next run goes
+    /// on with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cut_off: bool,
     /// What the compiler said.
     pub compiler_report: ArtifactInfo,
     /// Compiler, driver, operating system, version of jitune.

@@ -42,7 +42,10 @@ pub struct Args {
     /// Seconds after which a candidate counts as hanging.
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     patience: f64,
-    /// Tune problems again that have a winner.
+    /// Seed of the search and of the inputs.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Tune problems again that have a winner, and believe nothing that was found before.
     #[arg(long)]
     again: bool,
     /// Use nominal ceilings in place of measured ones: a quicker start, and rough rooflines.
@@ -80,6 +83,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         compilers: args.compilers,
         patience: Duration::from_secs_f64(args.patience),
         again: args.again,
+        seed: args.seed,
         nominal: args.nominal_ceilings,
         ..Options::default()
     };
@@ -143,6 +147,10 @@ fn show(report: &Report, problems: usize) {
         let (read, copy) = (table::bytes(d.ceilings.read), table::bytes(d.ceilings.copy));
         let single = table::flops(d.ceilings.single);
         println!("{} ({}), {kind}: read {read}, copy {copy}, f32 products {single}", d.name, d.arch);
+    }
+    let cut_off = winners.iter().filter(|w| w.evidence.cut_off).count();
+    if cut_off > 0 {
+        println!("{cut_off} of the winners' searches were cut off; run again to go on with them");
     }
     let tried: u32 = winners.iter().map(|w| w.evidence.trials).sum();
     println!(

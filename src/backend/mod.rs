@@ -66,6 +66,12 @@ pub enum BackendError {
         /// The names tried.
         tried: String,
     },
+    /// The compiler did not get to judge the source: it was killed, or lacked memory, space or a part of itself.
+    #[error("the compiler could not do its work: {why}")]
+    Compiler {
+        /// How it ended, and its last words.
+        why: String,
+    },
     /// The compiler refused the source.
     #[error("the compiler refused the source:\n{log}")]
     Compile {

@@ -8,6 +8,7 @@ use crate::device::{Device, DeviceId};
 use crate::problem::Problem;
 use crate::template::Library;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Describes a device and measures its ceilings with the code of this problem's types, in workers of the program at `exe`. What is compiled for it
 /// is left in `folder`.
@@ -18,8 +19,8 @@ pub fn ceilings(
     problem: &Problem,
     folder: &Path,
 ) -> Result<Device, TuneError> {
-    let mut measurer = Measurer::start(exe.into(), id)?;
-    let compilers = Compilers::start(exe.into(), folder.into(), 1);
+    let mut measurer = Measurer::start(exe.into(), id, Arc::default())?;
+    let compilers = Compilers::start(exe.into(), folder.into(), 1, Arc::default());
     let support = Bench::new(library, &compilers).support(problem, measurer.device())?;
     measurer.ceilings(support)?;
     Ok(measurer.device().clone())

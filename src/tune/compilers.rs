@@ -1,15 +1,16 @@
 //! The compilers: workers that turn sources into artifacts, each source once.
 
-use super::{Compiling, TuneError};
+use super::{Compiling, LOOK, TuneError};
 use crate::artifact::Artifact;
 use crate::bench::Compile;
 use crate::source::Source;
 use crate::sync::lock;
-use crate::verdict::Verdict;
+use crate::verdict::{Judged, Standing};
 use crate::worker::{Answer, Duty, Failure, FailureKind, Request, Worker};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,11 +20,14 @@ const DEADLINE: Duration = Duration::from_secs(90);
 /// What one compile worker may come to use; the pool is no larger than memory allows at this each.
 pub const WORKER_MEMORY: u64 = 1 << 30;
 
+/// Pauses before a compilation is tried again that the machine kept from its end, in milliseconds.
+const AGAIN: [u64; 2] = [100, 1000];
+
 /// Why there is no artifact.
 #[derive(Clone, Debug)]
 pub enum NotCompiled {
-    /// The candidate's own doing.
-    Judged(Verdict),
+    /// What came of trying.
+    Judged(Judged),
     /// The machine's: no candidate is to blame, and none may be remembered for it.
     Broken(Failure),
 }
@@ -39,7 +43,10 @@ enum Slot {
 
 #[derive(Default)]
 struct Jobs {
-    queue: VecDeque<(String, Source)>,
+    /// What is waited for, the first asked first.
+    asked: VecDeque<(String, Source)>,
+    /// What will be, for when nothing is.
+    foreseen: VecDeque<(String, Source)>,
     slots: HashMap<String, Slot>,
     stop: bool,
     spent: Compiling,
@@ -48,6 +55,8 @@ struct Jobs {
 struct Shared {
     jobs: Mutex<Jobs>,
     wake: Condvar,
+    /// Set where everything is to end at once.
+    halt: Arc<AtomicBool>,
 }
 
 /// Compile workers and their queue.
@@ -57,9 +66,10 @@ pub struct Compilers {
 }
 
 impl Compilers {
-    /// Starts `workers` compile workers of the program at `exe`, which leave artifacts in `folder`.
-    pub fn start(exe: PathBuf, folder: PathBuf, workers: usize) -> Compilers {
-        let shared = Arc::new(Shared { jobs: Mutex::default(), wake: Condvar::new() });
+    /// Starts `workers` compile workers of the program at `exe`, which leave artifacts in `folder`. Once `halt` is set
+    /// whoever waits for them is told, and the compilers at work are killed.
+    pub fn start(exe: PathBuf, folder: PathBuf, workers: usize, halt: Arc<AtomicBool>) -> Compilers {
+        let shared = Arc::new(Shared { jobs: Mutex::default(), wake: Condvar::new(), halt });
         let spawn = |_| {
             let (shared, exe, folder) = (shared.clone(), exe.clone(), folder.clone());
             std::thread::spawn(move || work(&shared, &exe, &folder))
@@ -84,11 +94,12 @@ impl Compilers {
             }
             Some(Slot::Waiting(list)) => {
                 list.extend(reply);
-                if urgent && let Some(at) = jobs.queue.iter().position(|(h, _)| *h == hash) {
-                    // It was only foreseen until now: it moves ahead of what still is.
-                    if let Some(job) = jobs.queue.remove(at) {
-                        jobs.queue.push_front(job);
-                    }
+                // It was only foreseen until now.
+                if urgent
+                    && let Some(at) = jobs.foreseen.iter().position(|(h, _)| *h == hash)
+                    && let Some(job) = jobs.foreseen.remove(at)
+                {
+                    jobs.asked.push_back(job);
                 }
                 return;
             }
@@ -97,20 +108,27 @@ impl Compilers {
         jobs.slots.insert(hash.clone(), Slot::Waiting(reply.into_iter().collect()));
         let job = (hash, source.clone());
         if urgent {
-            jobs.queue.push_front(job)
+            jobs.asked.push_back(job)
         } else {
-            jobs.queue.push_back(job)
+            jobs.foreseen.push_back(job)
         }
         self.shared.wake.notify_one();
     }
 
-    /// Drops everything that is not being compiled yet.
-    pub fn clear(&self) {
+    /// Drops of these sources, by hash, those that are not being compiled yet.
+    pub fn cancel(&self, hashes: &[String]) {
         let mut jobs = lock(&self.shared.jobs);
-        let dropped: Vec<String> = jobs.queue.drain(..).map(|(h, _)| h).collect();
-        for hash in dropped {
+        let (dropped, kept): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut jobs.asked).into_iter().partition(|(h, _)| hashes.contains(h));
+        jobs.asked = kept;
+        for (hash, _) in dropped {
             jobs.slots.remove(&hash);
         }
+    }
+
+    /// Whether everything is to end at once.
+    pub fn halted(&self) -> bool {
+        self.shared.halt.load(Ordering::Relaxed)
     }
 
     /// What they did so far.
@@ -125,21 +143,24 @@ impl Compile for Compilers {
     fn compile(&self, what: &str, source: &Source) -> Result<Artifact, TuneError> {
         let (reply, outcome) = channel();
         self.submit(source, Some((reply, 0)));
-        match outcome.recv() {
-            Ok((_, Ok(artifact))) => Ok(artifact),
-            Ok((_, Err(NotCompiled::Broken(f)))) => Err(TuneError::Device(f)),
-            Ok((_, Err(NotCompiled::Judged(verdict)))) => {
-                Err(TuneError::Support { what: what.into(), why: format!("{verdict:?}") })
-            }
-            Err(_) => Err(TuneError::Interrupted),
+        loop {
+            return match outcome.recv_timeout(LOOK) {
+                Ok((_, Ok(artifact))) => Ok(artifact),
+                Ok((_, Err(NotCompiled::Broken(f)))) => Err(TuneError::Device(f)),
+                Ok((_, Err(NotCompiled::Judged(judged)))) => {
+                    Err(TuneError::Support { what: what.into(), why: format!("{:?}", judged.verdict) })
+                }
+                Err(RecvTimeoutError::Timeout) if !self.halted() => continue,
+                Err(_) => Err(TuneError::Interrupted),
+            };
         }
     }
 }
 
 impl Drop for Compilers {
     fn drop(&mut self) {
-        self.clear();
         lock(&self.shared.jobs).stop = true;
+        self.shared.halt.store(true, Ordering::Relaxed);
         self.shared.wake.notify_all();
         for t in self.threads.drain(..) {
             let _ = t.join();
@@ -156,7 +177,10 @@ fn work(shared: &Shared, exe: &Path, folder: &Path) {
                 if jobs.stop {
                     return;
                 }
-                if let Some(job) = jobs.queue.pop_front() {
+                if let Some(job) = jobs.asked.pop_front() {
+                    break job;
+                }
+                if let Some(job) = jobs.foreseen.pop_front() {
                     break job;
                 }
                 jobs = shared.wake.wait(jobs).unwrap_or_else(PoisonError::into_inner);
@@ -164,7 +188,7 @@ fn work(shared: &Shared, exe: &Path, folder: &Path) {
         };
         let (hash, source) = job;
         let start = Instant::now();
-        let outcome = compile(&mut worker, exe, folder, source);
+        let outcome = compile(&mut worker, exe, folder, &source, &shared.halt);
         let mut jobs = lock(&shared.jobs);
         jobs.spent.seconds += start.elapsed().as_secs_f64();
         jobs.spent.sources += 1;
@@ -176,21 +200,48 @@ fn work(shared: &Shared, exe: &Path, folder: &Path) {
     }
 }
 
-fn compile(worker: &mut Option<Worker>, exe: &Path, folder: &Path, source: Source) -> Outcome {
+/// Compiles; what the machine may have kept from its end is tried again, each time in a new worker.
+fn compile(worker: &mut Option<Worker>, exe: &Path, folder: &Path, source: &Source, halt: &AtomicBool) -> Outcome {
+    let mut outcome = once(worker, exe, folder, source, halt);
+    for pause_ms in AGAIN {
+        let open = match &outcome {
+            Ok(_) => false,
+            Err(NotCompiled::Judged(judged)) => judged.standing == Standing::Open,
+            Err(NotCompiled::Broken(_)) => true,
+        };
+        if !open || halt.load(Ordering::Relaxed) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(pause_ms));
+        *worker = None;
+        outcome = match (outcome, once(worker, exe, folder, source, halt)) {
+            (Err(NotCompiled::Judged(first)), Err(NotCompiled::Judged(second))) => {
+                Err(NotCompiled::Judged(first.again(second)))
+            }
+            (_, second) => second,
+        };
+    }
+    outcome
+}
+
+fn once(worker: &mut Option<Worker>, exe: &Path, folder: &Path, source: &Source, halt: &AtomicBool) -> Outcome {
     let broken = |message: String| NotCompiled::Broken(Failure { kind: FailureKind::Environment, message });
     if worker.is_none() {
         *worker = Some(Worker::start(exe, Duty::Compile).map_err(|lost| broken(lost.to_string()))?);
     }
     let Some(w) = worker else { return Err(broken("a compile worker is not started".into())) };
-    let request = Request::Compile { source: Box::new(source), folder: folder.to_path_buf() };
-    match w.ask(&request, DEADLINE) {
+    let request = Request::Compile { source: Box::new(source.clone()), folder: folder.to_path_buf() };
+    match w.ask(&request, DEADLINE, halt) {
         Ok(Answer::Compiled(artifact)) => Ok(*artifact),
         Ok(Answer::Failed(f)) if f.is_of_the_machine() => Err(NotCompiled::Broken(f)),
-        Ok(Answer::Failed(f)) => Err(NotCompiled::Judged(Verdict::from(f))),
-        Ok(_) => Err(broken("a compile worker answered something else".into())),
+        Ok(Answer::Failed(f)) => Err(NotCompiled::Judged(Judged::from(f))),
+        Ok(_) => {
+            *worker = None;
+            Err(broken("a compile worker answered something else".into()))
+        }
         Err(lost) => {
             *worker = None;
-            Err(NotCompiled::Judged(Verdict::from(lost)))
+            Err(NotCompiled::Judged(Judged::from(lost)))
         }
     }
 }

@@ -34,6 +34,12 @@ pub enum TuneError {
         /// How many, by reason.
         rejected: String,
     },
+    /// The time was up before a candidate was tried.
+    #[error("'{problem}': the time was up before a candidate was tried; run again to go on, or give more --budget")]
+    NoTime {
+        /// The problem.
+        problem: Problem,
+    },
     /// Every config is illegal.
     #[error("no config of any template is legal for '{problem}' on this device")]
     EmptySpace {

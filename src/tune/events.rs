@@ -52,6 +52,15 @@ pub enum Event {
         /// Candidates so far.
         trials: u32,
     },
+    /// A candidate won the finals, and then was not right: the next finalist is looked at.
+    Unstable {
+        /// The problem.
+        problem: Problem,
+        /// Template and config.
+        config: String,
+        /// What it was then.
+        verdict: Verdict,
+    },
     /// A problem has its winner.
     Won {
         /// Its place in the plan.

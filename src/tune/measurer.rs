@@ -4,15 +4,17 @@ use super::TuneError;
 use crate::artifact::Artifact;
 use crate::backend::session::{Runnable, Series, Setup, Tried};
 use crate::device::{Ceilings, Device, DeviceId};
-use crate::verdict::Verdict;
+use crate::verdict::{Judged, Standing, Verdict};
 use crate::worker::{Answer, Duty, Failure, FailureKind, Lost, Request, Worker};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long describing a device or measuring its ceilings may take.
 const SLOW: Duration = Duration::from_secs(120);
 /// Workers that may be lost in a row without a right candidate in between before the device is given up.
-const LOST_IN_A_ROW: u32 = 12;
+const LOST_IN_A_ROW: u32 = 24;
 
 /// Where the time of a measuring worker went, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -50,15 +52,18 @@ pub struct Measurer {
     setup: Option<Setup>,
     canary: Option<Runnable>,
     lost: u32,
+    /// Set where everything is to end at once.
+    halt: Arc<AtomicBool>,
     /// Where the time went.
     pub spent: Spent,
 }
 
 impl Measurer {
-    /// Starts the worker and asks for the device.
-    pub fn start(exe: PathBuf, id: DeviceId) -> Result<Measurer, TuneError> {
+    /// Starts the worker and asks for the device. Once `halt` is set every question ends with
+    /// [`TuneError::Interrupted`], and the worker with it.
+    pub fn start(exe: PathBuf, id: DeviceId, halt: Arc<AtomicBool>) -> Result<Measurer, TuneError> {
         let mut worker = Worker::start(&exe, Duty::Measure(id))?;
-        let device = match worker.ask(&Request::Device, SLOW)? {
+        let device = match worker.ask(&Request::Device, SLOW, &halt)? {
             Answer::Device(d) => *d,
             Answer::Failed(f) => return Err(TuneError::Device(f)),
             _ => return Err(unexpected()),
@@ -71,6 +76,7 @@ impl Measurer {
             setup: None,
             canary: None,
             lost: 0,
+            halt,
             spent: Spent::default(),
         })
     }
@@ -92,38 +98,65 @@ impl Measurer {
         }
     }
 
-    /// Makes a problem ready.
+    /// Makes a problem ready. A worker that is lost over it twice costs this problem alone.
     pub fn prepare(&mut self, setup: Setup) -> Result<(), TuneError> {
         let start = std::time::Instant::now();
-        let answer = self.ask(&Request::Prepare(Box::new(setup.clone())), SLOW);
+        self.canary = None;
+        let request = Request::Prepare(Box::new(setup.clone()));
+        let mut answer = self.ask(&request, SLOW);
+        if let Err(TuneError::Lost(_)) = answer {
+            answer = self.assume_again().and_then(|()| self.ask(&request, SLOW));
+        }
         self.spent.preparing += start.elapsed().as_secs_f64();
         self.setup = Some(setup);
-        self.canary = None;
-        match answer? {
-            Answer::Done => Ok(()),
-            Answer::Failed(f) => Err(TuneError::Prepare(f)),
-            _ => Err(unexpected()),
+        match answer {
+            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Failed(f)) => Err(TuneError::Prepare(f)),
+            Ok(_) => Err(unexpected()),
+            Err(TuneError::Lost(lost)) => {
+                Err(TuneError::Prepare(Failure { kind: FailureKind::Environment, message: lost.to_string() }))
+            }
+            Err(e) => Err(e),
         }
     }
 
-    /// Checks a candidate and times it. A candidate that costs the worker is answered with its verdict; an error means
-    /// that the device itself no longer works.
-    pub fn attempt(&mut self, candidate: &Runnable, rounds: u32, deadline: Duration) -> Result<Verdict, TuneError> {
+    /// Starts a worker where there is none, with the ceilings that are known.
+    fn assume_again(&mut self) -> Result<(), TuneError> {
+        match self.ask(&Request::Assume(self.device.ceilings), SLOW)? {
+            Answer::Failed(f) => Err(TuneError::Device(f)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks a candidate and times it. What may be the machine's doing is tried again, with twice the time, in another
+    /// worker, where a candidate that is known to be right has just run. An error means that the device itself no longer
+    /// works.
+    pub(crate) fn attempt(
+        &mut self,
+        candidate: &Runnable,
+        rounds: u32,
+        deadline: Duration,
+    ) -> Result<Judged, TuneError> {
+        let first = self.once(candidate, rounds, deadline)?;
+        if first.standing != Standing::Open {
+            return Ok(first);
+        }
+        self.recover()?;
+        let second = self.once(candidate, rounds, deadline * 2)?;
+        if second.standing == Standing::Open {
+            self.recover()?;
+        }
+        Ok(first.again(second))
+    }
+
+    fn once(&mut self, candidate: &Runnable, rounds: u32, deadline: Duration) -> Result<Judged, TuneError> {
         let request = Request::Attempt { candidate: Box::new(candidate.clone()), rounds };
         match self.ask(&request, deadline) {
-            Ok(Answer::Tried(tried)) => Ok(self.judge(candidate, *tried)),
-            Ok(Answer::Failed(f)) if f.kind == FailureKind::Fault => {
-                let verdict = Verdict::from(f);
-                self.recover()?;
-                Ok(verdict)
-            }
+            Ok(Answer::Tried(tried)) => Ok(Judged { verdict: self.judge(candidate, *tried), standing: Standing::Own }),
             Ok(Answer::Failed(f)) if f.is_of_the_machine() => Err(TuneError::Device(f)),
-            Ok(Answer::Failed(f)) => Ok(Verdict::from(f)),
+            Ok(Answer::Failed(f)) => Ok(Judged::from(f)),
             Ok(_) => Err(unexpected()),
-            Err(TuneError::Lost(lost)) => {
-                self.recover()?;
-                Ok(Verdict::from(lost))
-            }
+            Err(TuneError::Lost(lost)) => Ok(Judged::from(lost)),
             Err(e) => Err(e),
         }
     }
@@ -168,7 +201,7 @@ impl Measurer {
             self.worker = Some(Worker::start(&self.exe, Duty::Measure(self.id))?);
         }
         let Some(worker) = &mut self.worker else { return Err(unexpected()) };
-        let answer = worker.ask(request, deadline);
+        let answer = worker.ask(request, deadline, &self.halt);
         if answer.is_err() || matches!(&answer, Ok(Answer::Failed(f)) if f.kind == FailureKind::Fault) {
             self.worker = None;
         }
@@ -184,6 +217,7 @@ impl Measurer {
             return Err(TuneError::Sick(format!("{LOST_IN_A_ROW} workers in a row were lost")));
         }
         let mut last = String::new();
+        let halt = self.halt.clone();
         for pause_ms in [0, 500, 1500, 3000] {
             std::thread::sleep(Duration::from_millis(pause_ms));
             match self.revive() {
@@ -191,9 +225,13 @@ impl Measurer {
                     self.spent.recovering += start.elapsed().as_secs_f64();
                     return Ok(());
                 }
+                Err(TuneError::Interrupted) => return Err(TuneError::Interrupted),
                 Err(e) => last = e.to_string(),
             }
             self.worker = None;
+            if halt.load(Ordering::Relaxed) {
+                return Err(TuneError::Interrupted);
+            }
         }
         Err(TuneError::Sick(last))
     }
@@ -204,7 +242,7 @@ impl Measurer {
             Answer::Failed(f) => Err(TuneError::Device(f)),
             _ => Ok(()),
         };
-        done(self.ask(&Request::Assume(self.device.ceilings), SLOW)?)?;
+        self.assume_again()?;
         if let Some(setup) = self.setup.clone() {
             done(self.ask(&Request::Prepare(Box::new(setup)), SLOW)?)?;
         }
@@ -226,6 +264,9 @@ fn unexpected() -> TuneError {
 
 impl From<Lost> for TuneError {
     fn from(lost: Lost) -> TuneError {
-        TuneError::Lost(lost)
+        match lost {
+            Lost::Interrupted => TuneError::Interrupted,
+            lost => TuneError::Lost(lost),
+        }
     }
 }

@@ -39,6 +39,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// The least time of a run whose ceilings are measured: in less it is better spent on candidates.
+const MEASURED_FROM: Duration = Duration::from_secs(5);
+/// How often whoever waits looks whether it still should.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long after the end of the time, or after it was told to stop, a run may take to bring in what is at hand.
+const GRACE: Duration = Duration::from_millis(1300);
 /// How many times its roofline a candidate may take beyond the patience.
 const PATIENT_ROOFLINES: f64 = 400.0;
 /// About how many launches trying a problem comes to: a GPU's rounds hold many, a processor's few.
@@ -73,6 +79,8 @@ pub struct Options {
     pub nominal: bool,
     /// Only look up what is stored.
     pub stored_only: bool,
+    /// Seed of the search and of the inputs: with the same one two runs try the same.
+    pub seed: u64,
 }
 
 impl Default for Options {
@@ -89,6 +97,7 @@ impl Default for Options {
             again: false,
             nominal: false,
             stored_only: false,
+            seed: 1,
         }
     }
 }
@@ -126,7 +135,8 @@ pub(crate) struct Tuner<'a> {
     trials: usize,
     compilers: Compilers,
     start: Instant,
-    seed: u64,
+    /// Set once everything is to end at once.
+    halt: Arc<AtomicBool>,
     compiler: String,
     /// What won so far, the latest last.
     memory: Mutex<Vec<Remembered>>,
@@ -152,6 +162,7 @@ pub fn run(
     // measures.
     let spare = if target == Target::Cuda { devices.len() } else { 0 };
     let compilers = options.compilers.unwrap_or_else(|| cores.saturating_sub(spare).max(1)).min(by_memory);
+    let halt = Arc::new(AtomicBool::new(false));
     let tuner = Tuner {
         db,
         library,
@@ -160,15 +171,21 @@ pub fn run(
         stop,
         budget: options.budget.unwrap_or_else(|| default_budget(target)),
         trials: options.trials.unwrap_or(if target == Target::Cuda { 64 } else { 16 }).max(1),
-        compilers: Compilers::start(exe.clone(), scratch.path().to_path_buf(), compilers),
+        compilers: Compilers::start(exe.clone(), scratch.path().to_path_buf(), compilers, halt.clone()),
         exe,
         devices,
         start,
-        seed: jitune_db::now(),
+        halt,
         compiler,
         memory: Mutex::default(),
     };
-    let report = tuner.run_all(problems);
+    let done = AtomicBool::new(false);
+    let report = std::thread::scope(|scope| {
+        scope.spawn(|| tuner.watch(&done));
+        let report = tuner.run_all(problems);
+        done.store(true, Ordering::Relaxed);
+        report
+    });
     drop(tuner);
     report
 }
@@ -201,6 +218,26 @@ impl Tuner<'_> {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Whether the time of all problems together is up.
+    fn time_is_up(&self) -> bool {
+        self.start.elapsed() >= self.budget
+    }
+
+    /// Ends everything that still runs a moment after the time is up, or after the run was told to stop.
+    fn watch(&self, done: &AtomicBool) {
+        let mut since: Option<Instant> = None;
+        while !done.load(Ordering::Relaxed) {
+            if self.stopped() || self.time_is_up() {
+                let since = since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= GRACE {
+                    self.halt.store(true, Ordering::Relaxed);
+                    return;
+                }
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     fn context(&self, device: &Device) -> Context {
         Context { device: device.clone(), compiler: self.compiler.clone() }
     }
@@ -224,7 +261,7 @@ impl Tuner<'_> {
         let mut kinds: Vec<(Device, Vec<DeviceId>)> = Vec::new();
         for &id in &self.devices {
             // Describing a device is cheap and needs no measurement, so a second run over stored winners ends at once.
-            let device = Measurer::start(self.exe.clone(), id)?.device().clone();
+            let device = Measurer::start(self.exe.clone(), id, self.halt.clone())?.device().clone();
             match kinds.iter_mut().find(|(d, _)| d.silicon == device.silicon && d.arch == device.arch) {
                 Some((_, list)) => list.push(id),
                 None => kinds.push((device, vec![id])),
@@ -260,32 +297,41 @@ impl Tuner<'_> {
         let (mut todo, mut stored) = (Vec::new(), 0);
         for (index, &problem) in problems.iter().enumerate() {
             match self.stored(&problem, device) {
-                Ok(Some(winner)) if !self.options.again => {
+                Ok(Some(winner)) if !self.options.again && (!winner.evidence.cut_off || self.options.stored_only) => {
                     self.remember(&winner);
                     self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: true });
                     lock(report).winners[index] = Some(winner);
                     stored += 1;
                 }
-                Ok(_) => todo.push(index),
+                Ok(winner) => {
+                    // One whose search was cut off serves as long as no better one is found.
+                    lock(report).winners[index] = winner.filter(|_| !self.options.again);
+                    todo.push(index);
+                }
                 Err(e) => self.failed(index, problem, &e, report),
             }
         }
         lock(report).stored += stored;
         self.tell(Event::Plan { problems: problems.len(), stored });
+        // What has no winner yet comes first.
+        todo.sort_by_key(|&index| lock(report).winners[index].is_some());
         todo
     }
 
     fn failed(&self, index: usize, problem: Problem, error: &TuneError, report: &Mutex<Report>) {
         let error = error.to_string();
-        self.tell(Event::Failed { index, problem, error: error.clone() });
-        lock(report).failed.push(Failed { problem, error });
+        let mut report = lock(report);
+        if report.winners[index].is_none() {
+            self.tell(Event::Failed { index, problem, error: error.clone() });
+            report.failed.push(Failed { problem, error });
+        }
     }
 
     /// One device's thread: its worker lives and dies here.
     fn device_thread(&self, id: DeviceId, queue: &Queue<'_>) -> Result<(), TuneError> {
         let Queue { problems, todo, report, .. } = queue;
-        let mut measurer = Measurer::start(self.exe.clone(), id)?;
-        if !self.options.nominal {
+        let mut measurer = Measurer::start(self.exe.clone(), id, self.halt.clone())?;
+        if !self.options.nominal && self.budget >= MEASURED_FROM {
             let support = self.bench().support(&problems[todo[0]], measurer.device())?;
             measurer.ceilings(support)?;
         }
@@ -298,6 +344,10 @@ impl Tuner<'_> {
                 break;
             }
             let problem = problems[index];
+            if self.time_is_up() {
+                self.failed(index, problem, &TuneError::NoTime { problem }, report);
+                continue;
+            }
             if device.target == Target::Cuda
                 && let Some(&next) = todo.get(at + 1)
             {
@@ -314,7 +364,8 @@ impl Tuner<'_> {
                     self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: false });
                     lock(report).winners[index] = Some(winner);
                 }
-                Err(TuneError::Interrupted) => break,
+                Err(TuneError::Interrupted) if self.stopped() => break,
+                Err(TuneError::Interrupted) => self.failed(index, problem, &TuneError::NoTime { problem }, report),
                 // The next problem would meet the same.
                 Err(TuneError::Device(f)) if f.is_of_the_machine() => return Err(TuneError::Device(f)),
                 Err(e @ (TuneError::Sick(_) | TuneError::Db(_) | TuneError::Io { .. } | TuneError::Lost(_))) => {
@@ -361,7 +412,7 @@ impl Tuner<'_> {
     }
 
     fn searcher(&self, space: &JoinedSpace, remembered: &[(usize, Config)]) -> Searcher {
-        Searcher::new(space.points.clone(), self.options.search, self.trials, remembered, self.seed)
+        Searcher::new(space.points.clone(), self.options.search, self.trials, remembered, self.options.seed)
     }
 
     /// The stored winner of a problem, if there is one whose artifact is there too.

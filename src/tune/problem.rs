@@ -1,5 +1,6 @@
 //! Tuning one problem: the loop, readable top to bottom.
 
+use super::LOOK;
 use super::compilers::{NotCompiled, Outcome};
 use super::measurer::Measurer;
 use super::search::{Point, Searcher};
@@ -9,11 +10,11 @@ use crate::artifact::Artifact;
 use crate::backend::session::{Runnable, Series, Setup};
 use crate::device::Target;
 use crate::journal;
-use crate::verdict::Verdict;
+use crate::verdict::{Judged, Standing, Verdict};
 use crate::winner::{Evidence, Winner};
 use jitune_db::Key;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// Rounds of a first timing.
@@ -22,6 +23,8 @@ const SCREEN_ROUNDS: u32 = 5;
 const FINAL_ROUNDS: u32 = 24;
 /// Candidates in the finals, and how far behind the best they may be.
 const FINALISTS: usize = 4;
+/// Candidates in a row that may be left unjudged before the machine is given up.
+const UNJUDGED_IN_A_ROW: u32 = 8;
 const FINAL_MARGIN: f64 = 1.08;
 /// Problems up to this size are checked once more on other inputs; for larger ones making them costs too much, and the
 /// check runs on the same inputs again.
@@ -31,6 +34,7 @@ const FRESH_BYTES: u64 = 128 << 20;
 struct Right {
     point: Point,
     us: f64,
+    samples_us: Vec<f64>,
     /// Absent where its verdict is of an earlier run.
     artifact: Option<Artifact>,
     errors: Errors,
@@ -62,6 +66,13 @@ pub(super) struct Tuning<'a> {
     known: Vec<HashMap<String, Verdict>>,
     searcher: Searcher,
     right: Vec<Right>,
+    /// What was seen twice, in two workers, of candidates: written down once another candidate has shown that the machine
+    /// works.
+    doubted: Vec<(Point, Verdict)>,
+    /// Candidates in a row that the machine kept from being judged.
+    unjudged: u32,
+    /// Whether a candidate was left without a verdict of its own, by time, an interruption or the machine.
+    cut_off: bool,
     rejected: BTreeMap<String, u32>,
     tried: u32,
     roofline_us: f64,
@@ -83,7 +94,9 @@ impl<'a> Tuning<'a> {
         for t in &space.templates {
             let key = context.trials(tuner.library, &space.problem, t);
             let mut seen = HashMap::new();
-            for record in tuner.db.trials(&key)? {
+            // Told to tune again, it believes nothing that was found before.
+            let records = if tuner.options.again { Vec::new() } else { tuner.db.trials(&key)? };
+            for record in records {
                 if let (Some(verdict), Some(config)) = (journal::verdict(&record), record.sub) {
                     seen.insert(config, verdict);
                 }
@@ -101,6 +114,9 @@ impl<'a> Tuning<'a> {
             known,
             searcher,
             right: Vec::new(),
+            doubted: Vec::new(),
+            unjudged: 0,
+            cut_off: false,
             rejected: BTreeMap::new(),
             tried: 0,
             roofline_us,
@@ -114,7 +130,7 @@ impl<'a> Tuning<'a> {
         let (tuner, problem) = (self.tuner, self.space.problem);
         let (space, budget_s) = (self.space.points.len() as u64, self.budget.as_secs_f64());
         tuner.tell(Event::Problem { index, problem, space, budget_s });
-        let setup = tuner.bench().setup(&problem, self.measurer.device(), tuner.seed)?;
+        let setup = tuner.bench().setup(&problem, self.measurer.device(), tuner.options.seed)?;
         self.measurer.prepare(setup.clone())?;
         loop {
             let batch = self.searcher.next_batch();
@@ -126,18 +142,33 @@ impl<'a> Tuning<'a> {
                 break;
             }
             if self.is_late() || tuner.stopped() {
+                self.cut_off = true;
                 break;
             }
         }
-        if self.right.is_empty() {
-            return Err(match tuner.stopped() {
-                true => TuneError::Interrupted,
-                false => TuneError::NoneRight { problem, rejected: summary(&self.rejected) },
-            });
-        }
-        let chosen = self.finals()?;
-        let errors = self.check_again(&chosen, setup)?;
-        if self.measurer.device().target == Target::Cpu && !tuner.options.nominal {
+        let (chosen, errors) = loop {
+            if self.right.is_empty() {
+                return Err(match (tuner.stopped(), tuner.time_is_up()) {
+                    (true, _) => TuneError::Interrupted,
+                    (false, true) if self.rejected.is_empty() => TuneError::NoTime { problem },
+                    _ => TuneError::NoneRight { problem, rejected: summary(&self.rejected) },
+                });
+            }
+            let chosen = if tuner.stopped() || tuner.time_is_up() { self.best_so_far()? } else { self.finals()? };
+            match self.check_again(&chosen, setup.clone()) {
+                Ok(errors) => break (chosen, errors),
+                // The next of the finalists may hold what this one promised.
+                Err(TuneError::Unstable { config, verdict, .. }) if self.right.len() > 1 => {
+                    *self.rejected.entry(verdict.reason().into()).or_default() += 1;
+                    self.right.retain(|r| r.point != chosen.point);
+                    tuner.tell(Event::Unstable { problem, config, verdict: *verdict });
+                }
+                Err(e) => return Err(e),
+            }
+        };
+        self.settle()?;
+        let spare = !tuner.stopped() && !tuner.time_is_up();
+        if self.measurer.device().target == Target::Cpu && !tuner.options.nominal && spare {
             // What a processor reaches changes while others use the machine: a winner is held against the best so far.
             let support = tuner.bench().support(&problem, self.measurer.device())?;
             self.measurer.ceilings(support)?;
@@ -148,9 +179,9 @@ impl<'a> Tuning<'a> {
         Ok(winner)
     }
 
-    /// The time is up, and something works.
+    /// The time is up: the problem's, and something works, or that of all.
     fn is_late(&self) -> bool {
-        self.start.elapsed() > self.budget && !self.right.is_empty()
+        self.start.elapsed() > self.budget && !self.right.is_empty() || self.tuner.time_is_up()
     }
 
     fn best_us(&self) -> f64 {
@@ -165,7 +196,7 @@ impl<'a> Tuning<'a> {
     /// since there the compilers use the device itself.
     fn run_batch(&mut self, batch: &[Point]) -> Result<(), TuneError> {
         let (reply, outcomes) = channel();
-        let mut waiting = 0;
+        let (mut waiting, mut hashes) = (0, Vec::new());
         for (number, point) in batch.iter().enumerate() {
             if let Some(verdict) = self.known[point.template].get(&point.config.to_string()).cloned() {
                 self.account(point, verdict, None);
@@ -176,24 +207,34 @@ impl<'a> Tuning<'a> {
             match self.tuner.library.render(template, &self.space.problem, device, &point.config) {
                 Ok(source) => {
                     self.tuner.compilers.submit(&source, Some((reply.clone(), number)));
+                    hashes.push(source.hash());
                     waiting += 1;
                 }
-                Err(e) => self.judged(point, Verdict::Rejected { why: e.to_string() }, None)?,
+                Err(e) => self.refused(point, e.to_string())?,
             }
         }
         drop(reply);
         let exclusive = self.measurer.device().target == Target::Cpu;
         let mut ready = Vec::new();
-        for _ in 0..waiting {
+        while waiting > 0 {
+            // Once the problem's time is up the rest is not waited for, as soon as there is something to choose from.
+            let any = !ready.is_empty() || !self.right.is_empty();
+            if self.tuner.stopped() || self.is_late() || self.start.elapsed() > self.budget && any {
+                self.tuner.compilers.cancel(&hashes);
+                self.cut_off = true;
+                break;
+            }
             let begun = Instant::now();
-            let next = outcomes.recv();
+            let next = outcomes.recv_timeout(LOOK);
             self.measurer.spent.waiting += begun.elapsed().as_secs_f64();
-            // The compilers only drop a sender when they are told to stop.
-            let Ok((number, outcome)) = next else { return Err(TuneError::Interrupted) };
-            if exclusive {
-                ready.push((number, outcome));
-            } else {
-                self.take(&batch[number], outcome)?;
+            match next {
+                Ok((number, outcome)) => {
+                    waiting -= 1;
+                    if exclusive { ready.push((number, outcome)) } else { self.take(&batch[number], outcome)? }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // The compilers only drop a sender when they are told to stop.
+                Err(RecvTimeoutError::Disconnected) => return Err(TuneError::Interrupted),
             }
         }
         // The cheapest by prediction first, however the compilers finished.
@@ -204,30 +245,52 @@ impl<'a> Tuning<'a> {
     /// Judges a candidate that the compilers are done with. Once the time is up, what is left is let go, unjudged.
     fn take(&mut self, point: &Point, outcome: Outcome) -> Result<(), TuneError> {
         if self.tuner.stopped() || self.is_late() {
+            self.cut_off = true;
             return Ok(());
         }
         let artifact = match outcome {
-            Ok(a) if a.info.spills > 0 => {
-                let why = format!("spills {} bytes", a.info.spills);
-                return self.judged(point, Verdict::Rejected { why }, None);
-            }
+            Ok(a) if a.info.spills > 0 => return self.refused(point, format!("spills {} bytes", a.info.spills)),
             Ok(a) => a,
             Err(NotCompiled::Broken(f)) => return Err(TuneError::Device(f)),
-            Err(NotCompiled::Judged(verdict)) => return self.judged(point, verdict, None),
+            Err(NotCompiled::Judged(judged)) => return self.judged(point, judged, None),
         };
         let runnable = match self.runnable(point, &artifact) {
             Ok(r) => r,
-            Err(e) => return self.judged(point, Verdict::Rejected { why: e.to_string() }, None),
+            Err(e) => return self.refused(point, e.to_string()),
         };
-        let verdict = self.measurer.attempt(&runnable, SCREEN_ROUNDS, self.tuner.deadline(self.roofline_us))?;
-        self.judged(point, verdict, Some(artifact))
+        let judged = self.measurer.attempt(&runnable, SCREEN_ROUNDS, self.tuner.deadline(self.roofline_us))?;
+        self.judged(point, judged, Some(artifact))
     }
 
-    /// Writes a new verdict down and takes it into account.
-    fn judged(&mut self, point: &Point, verdict: Verdict, artifact: Option<Artifact>) -> Result<(), TuneError> {
-        self.write(point, &verdict)?;
+    /// A candidate that a rule of ours refuses.
+    fn refused(&mut self, point: &Point, why: String) -> Result<(), TuneError> {
+        self.judged(point, Judged { verdict: Verdict::Rejected { why }, standing: Standing::Own }, None)
+    }
+
+    /// Takes a new verdict into account, and writes it down where it is the candidate's own.
+    fn judged(&mut self, point: &Point, judged: Judged, artifact: Option<Artifact>) -> Result<(), TuneError> {
+        let Judged { verdict, standing } = judged;
+        self.unjudged = if standing == Standing::Open { self.unjudged + 1 } else { 0 };
+        if self.unjudged > UNJUDGED_IN_A_ROW {
+            let why = match &verdict {
+                Verdict::NotJudged { why } => why.clone(),
+                other => format!("{other:?}"),
+            };
+            return Err(TuneError::Sick(format!("{UNJUDGED_IN_A_ROW} candidates in a row could not be judged: {why}")));
+        }
+        match standing {
+            Standing::Own => self.write(point, &verdict)?,
+            Standing::Twice => self.doubted.push((point.clone(), verdict.clone())),
+            Standing::Open => self.cut_off = true,
+        }
+        let measured = matches!(verdict, Verdict::Measured { .. });
         self.account(point, verdict, artifact);
-        Ok(())
+        if measured { self.settle() } else { Ok(()) }
+    }
+
+    /// The machine works, since a candidate was right just now: what was seen twice before is the candidates' own.
+    fn settle(&mut self) -> Result<(), TuneError> {
+        std::mem::take(&mut self.doubted).into_iter().try_for_each(|(point, verdict)| self.write(&point, &verdict))
     }
 
     fn write(&self, point: &Point, verdict: &Verdict) -> Result<(), TuneError> {
@@ -239,10 +302,11 @@ impl<'a> Tuning<'a> {
     fn account(&mut self, point: &Point, verdict: Verdict, artifact: Option<Artifact>) {
         self.tried += 1;
         match (&verdict, verdict.median_us()) {
-            (Verdict::Measured { error_rms, error_max, compared, .. }, Some(us)) => {
+            (Verdict::Measured { samples_us, error_rms, error_max, compared }, Some(us)) => {
                 self.searcher.tell(point, us);
                 let errors = Errors { rms: *error_rms, max: *error_max, compared: *compared };
-                self.right.push(Right { point: point.clone(), us, artifact, errors });
+                let samples_us = samples_us.clone();
+                self.right.push(Right { point: point.clone(), us, samples_us, artifact, errors });
             }
             _ => *self.rejected.entry(verdict.reason().into()).or_default() += 1,
         }
@@ -268,21 +332,11 @@ impl<'a> Tuning<'a> {
     fn finals(&mut self) -> Result<Chosen, TuneError> {
         self.right.sort_by(|a, b| a.us.total_cmp(&b.us));
         let limit = self.right[0].us * FINAL_MARGIN;
-        self.right.retain(|r| r.us <= limit);
-        self.right.truncate(FINALISTS);
         let (mut finalists, mut runnables) = (Vec::new(), Vec::new());
-        for Right { point, artifact, .. } in &self.right {
-            let template = &self.space.templates[point.template];
-            let artifact = match artifact {
-                Some(a) => a.clone(),
-                // Its verdict is remembered from an earlier run: only the artifact is made again.
-                None => {
-                    let device = self.measurer.device();
-                    self.tuner.bench().artifact(template, &self.space.problem, device, &point.config)?
-                }
-            };
-            runnables.push(self.runnable(point, &artifact)?);
-            finalists.push((point.clone(), artifact));
+        for right in self.right.iter().filter(|r| r.us <= limit).take(FINALISTS) {
+            let artifact = self.artifact(right)?;
+            runnables.push(self.runnable(&right.point, &artifact)?);
+            finalists.push((right.point.clone(), artifact));
         }
         let deadline = self.tuner.deadline(self.roofline_us) * 4;
         let mut series = self.measurer.finals(&runnables, FINAL_ROUNDS, deadline)?;
@@ -296,14 +350,38 @@ impl<'a> Tuning<'a> {
         Ok(Chosen { point, artifact, series: series.swap_remove(tied[0]), ties })
     }
 
+    /// The best of the first timings, where there is no time for finals.
+    fn best_so_far(&mut self) -> Result<Chosen, TuneError> {
+        self.cut_off = true;
+        self.right.sort_by(|a, b| a.us.total_cmp(&b.us));
+        let right = &self.right[0];
+        let series = Series { us: right.samples_us.clone(), ..Series::default() };
+        Ok(Chosen { point: right.point.clone(), artifact: self.artifact(right)?, series, ties: Vec::new() })
+    }
+
+    /// The code of a candidate that is right.
+    fn artifact(&self, right: &Right) -> Result<Artifact, TuneError> {
+        match &right.artifact {
+            Some(a) => Ok(a.clone()),
+            // Its verdict is remembered from an earlier run: only the artifact is made again.
+            None => {
+                let (template, device) = (&self.space.templates[right.point.template], self.measurer.device());
+                self.tuner.bench().artifact(template, &self.space.problem, device, &right.point.config)
+            }
+        }
+    }
+
     /// The winner is checked once more after all timing, on other inputs where that is affordable.
     fn check_again(&mut self, chosen: &Chosen, setup: Setup) -> Result<Errors, TuneError> {
-        if self.space.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
+        let quick = self.tuner.stopped() || self.tuner.time_is_up();
+        if !quick && self.space.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
             let fresh = Setup { seed: setup.seed.wrapping_add(0x5eed), ..setup };
             self.measurer.prepare(fresh)?;
         }
         let runnable = self.runnable(&chosen.point, &chosen.artifact)?;
-        match self.measurer.attempt(&runnable, 0, self.tuner.deadline(self.roofline_us))? {
+        let Judged { verdict, standing } =
+            self.measurer.attempt(&runnable, 0, self.tuner.deadline(self.roofline_us))?;
+        match verdict {
             Verdict::Measured { error_rms, error_max, compared, .. } => {
                 let earlier = self.right.iter().find(|r| r.point == chosen.point);
                 let before = earlier.map_or_else(Errors::default, |r| r.errors);
@@ -312,7 +390,9 @@ impl<'a> Tuning<'a> {
             }
             other => {
                 // It was right and is not any more: a race. It loses its standing, in the journal too.
-                self.write(&chosen.point, &other)?;
+                if standing != Standing::Open {
+                    self.write(&chosen.point, &other)?;
+                }
                 let config = self.name(&chosen.point);
                 Err(TuneError::Unstable { problem: self.space.problem, config, verdict: Box::new(other) })
             }
@@ -347,6 +427,7 @@ impl<'a> Tuning<'a> {
                 trials: self.tried,
                 rejected: self.rejected.clone(),
                 space: self.space.points.len() as u64,
+                cut_off: self.cut_off,
                 compiler_report: artifact.info,
                 environment: self.tuner.environment(),
                 seconds: self.start.elapsed().as_secs_f64(),

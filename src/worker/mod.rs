@@ -159,8 +159,12 @@ impl Failure {
 pub enum FailureKind {
     /// The source does not compile.
     Compile,
-    /// The candidate cannot run here: spills, resources, geometry.
+    /// The candidate cannot run here, by a rule of our own: spills, geometry, arguments.
     Unfit,
+    /// A loader or a driver refused the candidate, which may be the machine's doing.
+    Refused,
+    /// The compiler did not get to judge the source.
+    Compiler,
     /// The device context is lost; the worker ends.
     Fault,
     /// The measurement is refused.
@@ -176,9 +180,12 @@ impl From<&BackendError> for Failure {
         let kind = match e {
             e if e.is_fault() => FailureKind::Fault,
             BackendError::Compile { .. } => FailureKind::Compile,
-            BackendError::Unfit { .. } | BackendError::Launch { .. } | BackendError::Load { .. } => FailureKind::Unfit,
-            // A launch that the driver refuses (too many resources, bad geometry) is the candidate's fault.
-            BackendError::Driver { .. } => FailureKind::Unfit,
+            BackendError::Compiler { .. } => FailureKind::Compiler,
+            BackendError::Unfit { .. } | BackendError::Launch { .. } => FailureKind::Unfit,
+            BackendError::Load { .. } => FailureKind::Refused,
+            // What the driver says of a kernel: a bad value, image or PTX, no code for this GPU, a symbol that is not found,
+            // more resources than there are. Its other errors say nothing of one.
+            BackendError::Driver { code: 1 | 200 | 209 | 218 | 500 | 701 | 720, .. } => FailureKind::Refused,
             BackendError::Measurement(_) => FailureKind::Measurement,
             BackendError::Io { .. } => FailureKind::Storage,
             _ => FailureKind::Environment,

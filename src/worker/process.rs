@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether waiting still makes sense.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A process that gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +29,8 @@ pub enum Lost {
     Ended {
         /// Exit code or signal.
         how: String,
+        /// The signal, where it was one.
+        signal: Option<i32>,
     },
     /// It could not be started.
     #[error("a worker cannot be started: {why}")]
@@ -36,6 +38,14 @@ pub enum Lost {
         /// The system's error.
         why: String,
     },
+}
+
+impl Lost {
+    /// Whether somebody else may have ended it: a user, or a system that is out of memory.
+    pub fn from_outside(&self) -> bool {
+        // SIGHUP, SIGINT, SIGQUIT, SIGKILL and SIGTERM, which no fault of the process raises.
+        matches!(self, Lost::Interrupted | Lost::Start { .. } | Lost::Ended { signal: Some(1 | 2 | 3 | 9 | 15), .. })
+    }
 }
 
 /// A running process. Where it dies with the thread that started it, it must be started, used and dropped on one thread
@@ -73,12 +83,8 @@ impl<A: Send + 'static> Process<A> {
         Ok(Process { child, reaped: false, input, answers })
     }
 
-    /// Sends a request and waits for the answer at most `deadline`. After an error the process is gone.
-    pub fn ask(&mut self, send: impl FnOnce(&mut ChildStdin) -> io::Result<()>, deadline: Duration) -> Result<A, Lost> {
-        self.ask_unless(send, deadline, &|| false)
-    }
-
-    /// The same, but gives up soon after `stopped` has become true.
+    /// Sends a request and waits for the answer at most `deadline`, but gives up soon after `stopped` has become true. After an
+    /// error the process is gone.
     pub fn ask_unless(
         &mut self,
         send: impl FnOnce(&mut ChildStdin) -> io::Result<()>,
@@ -116,12 +122,13 @@ impl<A: Send + 'static> Process<A> {
             std::thread::sleep(Duration::from_millis(10));
         }
         let own = self.has_ended();
-        let how = match self.kill().filter(|_| own).map(|status| (status.code(), status.signal())) {
+        let status = self.kill().filter(|_| own).map(|status| (status.code(), status.signal()));
+        let how = match status {
             Some((Some(code), _)) => format!("exit code {code}"),
             Some((_, Some(signal))) => format!("signal {signal}{}", signal_name(signal)),
             _ => "closed its pipe".into(),
         };
-        Lost::Ended { how }
+        Lost::Ended { how, signal: status.and_then(|(_, signal)| signal) }
     }
 }
 
@@ -189,10 +196,10 @@ mod tests {
         shell.args(["-c", "sleep 1000 >/dev/null 2>&1 </dev/null & echo $!; read line; exit 3"]);
         let mut process = Process::start(shell, started).unwrap();
         let second = Duration::from_secs(10);
-        let pid = process.ask(|_| Ok(()), second).unwrap();
+        let pid = process.ask_unless(|_| Ok(()), second, &|| false).unwrap();
         assert!(runs(pid) && !process.has_ended() && !process.reaped);
-        let lost = process.ask(|input| io::Write::write_all(input, b"go\n"), second).unwrap_err();
-        assert_eq!(lost, Lost::Ended { how: "exit code 3".into() });
+        let lost = process.ask_unless(|input| io::Write::write_all(input, b"go\n"), second, &|| false).unwrap_err();
+        assert_eq!(lost, Lost::Ended { how: "exit code 3".into(), signal: None });
         // What it left behind ends with it, not when the handle is dropped: by then the number may be another's.
         assert!(process.reaped);
         let begun = Instant::now();

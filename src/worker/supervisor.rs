@@ -4,6 +4,7 @@ use super::process::{Lost, Process};
 use super::{Answer, Duty, Request, WORD, frame};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A running worker. Must be started, used and dropped on one thread that outlives it: the kernel ties its life to that
@@ -21,8 +22,8 @@ impl Worker {
         Ok(Worker { process: Process::start(command, frame::receive)? })
     }
 
-    /// Asks and waits for the answer at most `deadline`. After an error the worker is gone.
-    pub fn ask(&mut self, request: &Request, deadline: Duration) -> Result<Answer, Lost> {
-        self.process.ask(|to| frame::send(to, request), deadline)
+    /// Asks and waits for the answer at most `deadline`, and not once `halt` is set. After an error the worker is gone.
+    pub fn ask(&mut self, request: &Request, deadline: Duration, halt: &AtomicBool) -> Result<Answer, Lost> {
+        self.process.ask_unless(|to| frame::send(to, request), deadline, &|| halt.load(Ordering::Relaxed))
     }
 }

@@ -3,9 +3,11 @@
 use crate::artifact::ArtifactInfo;
 use crate::backend::BackendError;
 use crate::source::Source;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 /// A C compiler and what it says of itself.
 #[derive(Clone, Debug)]
@@ -18,6 +20,11 @@ pub struct Compiler {
 
 /// Programs that are tried, after `$JITUNE_CC`.
 const NAMES: [&str; 3] = ["cc", "gcc", "clang"];
+
+/// How long a compiler may take to say its version.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most bytes of it that are read.
+const MOST_WORDS: u64 = 1 << 12;
 
 /// What a compiler says when it cannot write.
 const FULL: [&str; 4] = ["No space left on device", "Disk quota exceeded", "File too large", "Read-only file system"];
@@ -39,10 +46,39 @@ fn find() -> Option<Compiler> {
         None => NAMES.map(PathBuf::from).to_vec(),
     };
     candidates.into_iter().find_map(|path| {
-        let out = Command::new(&path).arg("--version").stdin(Stdio::null()).output().ok()?;
-        let version = String::from_utf8_lossy(&out.stdout).lines().next()?.trim().to_string();
-        (out.status.success() && !version.is_empty()).then_some(Compiler { path, version })
+        let version = first_words(&path)?;
+        (!version.is_empty()).then_some(Compiler { path, version })
     })
+}
+
+/// The first line that a program says of its version; none where it does not answer soon, or fails.
+fn first_words(path: &Path) -> Option<String> {
+    let mut child = Command::new(path)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let begun = Instant::now();
+    // A version fits the pipe, so the program can end before it is read.
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(5)),
+            _ => {
+                // Nobody waits for what it would say.
+                let _ = child.kill();
+                let _ = child.wait();
+                return None;
+            }
+        }
+    };
+    let mut text = Vec::new();
+    // What it left running may hold the pipe open: no more is read than a version has.
+    child.stdout.take()?.take(MOST_WORDS).read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    Some(text.lines().next()?.trim().to_string()).filter(|_| status.success())
 }
 
 /// Options that every C source is compiled with.
@@ -60,6 +96,21 @@ pub fn options(source: &Source) -> Vec<String> {
     let mut list = BASE_OPTIONS.map(String::from).to_vec();
     list.extend(source.options.iter().cloned());
     list
+}
+
+/// Whether a line of its messages says what is wrong with a source or an option, and not with the compiler's own run: it
+/// names a line of a file, a symbol, or what it does not recognize.
+fn diagnosis(line: &str) -> bool {
+    let of_a_line = || {
+        let (place, said) = line.split_once(" error: ").or_else(|| line.split_once(" Error: ")).unwrap_or(("", ""));
+        let place = place.trim_end_matches(" fatal").trim_end_matches(':');
+        let numbered = place.rsplit(':').next().is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+        numbered && !said.is_empty()
+    };
+    ["undefined reference", "multiple definition", "unrecognized", "unknown argument", "undefined symbol"]
+        .iter()
+        .any(|known| line.contains(known))
+        || of_a_line()
 }
 
 /// Compiles a source to a shared object, in `folder` for its two files.
@@ -92,6 +143,10 @@ pub fn compile(source: &Source, folder: &Path) -> Result<(Vec<u8>, ArtifactInfo)
             // The source is not to blame.
             let source = std::io::Error::new(std::io::ErrorKind::StorageFull, line.to_string());
             return Err(BackendError::Io { path: folder.to_path_buf(), source });
+        }
+        if !log.lines().any(diagnosis) {
+            let why = format!("{}, {}", out.status, log.lines().last().unwrap_or("without a word"));
+            return Err(BackendError::Compiler { why });
         }
         let log: String = log.lines().take(40).collect::<Vec<_>>().join("\n");
         return Err(BackendError::Compile { log });

@@ -122,7 +122,7 @@ pub fn compile(source: &Source) -> Result<(Vec<u8>, ArtifactInfo), BackendError>
     let options: Vec<CString> = options(source).iter().map(|o| text(o)).collect::<Result<_, _>>()?;
     let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
     let mut program = Program(ptr::null_mut());
-    let failed = |call: &str, code: sys::nvrtcResult| BackendError::Compile { log: format!("{call}: {code:?}") };
+    let failed = |call: &str, code: sys::nvrtcResult| BackendError::Compiler { why: format!("{call}: {code:?}") };
     // SAFETY: all strings outlive the calls, and the arrays are as long as said.
     let (compiled, log) = unsafe {
         let made = sys::nvrtcCreateProgram(&mut program.0, code.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null());
@@ -137,8 +137,13 @@ pub fn compile(source: &Source) -> Result<(Vec<u8>, ArtifactInfo), BackendError>
         let log = CStr::from_bytes_until_nul(&log).map(|c| c.to_string_lossy().into_owned()).unwrap_or_default();
         (compiled, log)
     };
-    if compiled != sys::nvrtcResult::NVRTC_SUCCESS {
-        return Err(BackendError::Compile { log: clip(&log) });
+    match compiled {
+        sys::nvrtcResult::NVRTC_SUCCESS => {}
+        // The source, or an option that it comes with.
+        sys::nvrtcResult::NVRTC_ERROR_COMPILATION | sys::nvrtcResult::NVRTC_ERROR_INVALID_OPTION => {
+            return Err(BackendError::Compile { log: clip(&log) });
+        }
+        other => return Err(failed("nvrtcCompileProgram", other)),
     }
     let mut cubin = Vec::new();
     // SAFETY: the second call writes as many bytes as the first one said.
