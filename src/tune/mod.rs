@@ -43,8 +43,9 @@ use std::time::{Duration, Instant};
 const MEASURED_FROM: Duration = Duration::from_secs(5);
 /// How often whoever waits looks whether it still should.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long after the end of the time, or after it was told to stop, a run may take to bring in what is at hand.
-const GRACE: Duration = Duration::from_millis(1300);
+/// How long after the end of the time a run may take to bring in what is at hand, and how long after it was told to stop.
+const GRACE: Duration = Duration::from_millis(2300);
+const GRACE_TO_STOP: Duration = Duration::from_millis(1300);
 /// How many times its roofline a candidate may take beyond the patience.
 const PATIENT_ROOFLINES: f64 = 400.0;
 /// About how many launches trying a problem comes to: a GPU's rounds hold many, a processor's few.
@@ -225,14 +226,12 @@ impl Tuner<'_> {
 
     /// Ends everything that still runs a moment after the time is up, or after the run was told to stop.
     fn watch(&self, done: &AtomicBool) {
-        let mut since: Option<Instant> = None;
+        let mut stopped: Option<Instant> = None;
         while !done.load(Ordering::Relaxed) {
-            if self.stopped() || self.time_is_up() {
-                let since = since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= GRACE {
-                    self.halt.store(true, Ordering::Relaxed);
-                    return;
-                }
+            let told = self.stopped() && stopped.get_or_insert_with(Instant::now).elapsed() >= GRACE_TO_STOP;
+            if told || self.start.elapsed().saturating_sub(GRACE) >= self.budget {
+                self.halt.store(true, Ordering::Relaxed);
+                return;
             }
             std::thread::sleep(LOOK);
         }

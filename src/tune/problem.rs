@@ -66,6 +66,8 @@ pub(super) struct Tuning<'a> {
     known: Vec<HashMap<String, Verdict>>,
     searcher: Searcher,
     right: Vec<Right>,
+    /// What the measuring worker is still to make ready.
+    unprepared: Option<Setup>,
     /// What was seen twice, in two workers, of candidates: written down once another candidate has shown that the machine
     /// works.
     doubted: Vec<(Point, Verdict)>,
@@ -114,6 +116,7 @@ impl<'a> Tuning<'a> {
             known,
             searcher,
             right: Vec::new(),
+            unprepared: None,
             doubted: Vec::new(),
             unjudged: 0,
             cut_off: false,
@@ -131,7 +134,7 @@ impl<'a> Tuning<'a> {
         let (space, budget_s) = (self.space.points.len() as u64, self.budget.as_secs_f64());
         tuner.tell(Event::Problem { index, problem, space, budget_s });
         let setup = tuner.bench().setup(&problem, self.measurer.device(), tuner.options.seed)?;
-        self.measurer.prepare(setup.clone())?;
+        self.unprepared = Some(setup.clone());
         loop {
             let batch = self.searcher.next_batch();
             if batch.is_empty() {
@@ -179,9 +182,9 @@ impl<'a> Tuning<'a> {
         Ok(winner)
     }
 
-    /// The time is up: the problem's, and something works, or that of all.
+    /// The time is up, and something works.
     fn is_late(&self) -> bool {
-        self.start.elapsed() > self.budget && !self.right.is_empty() || self.tuner.time_is_up()
+        (self.start.elapsed() > self.budget || self.tuner.time_is_up()) && !self.right.is_empty()
     }
 
     fn best_us(&self) -> f64 {
@@ -214,6 +217,10 @@ impl<'a> Tuning<'a> {
             }
         }
         drop(reply);
+        // Made while the first candidates are compiled.
+        if let Some(setup) = self.unprepared.take() {
+            self.measurer.prepare(setup)?;
+        }
         let exclusive = self.measurer.device().target == Target::Cpu;
         let mut ready = Vec::new();
         while waiting > 0 {

@@ -216,7 +216,7 @@ impl Session for CpuSession {
         let inputs = Inputs::new(&problem, setup.seed);
         let unused = inputs.unused();
         let kept = &mut self.kept;
-        let mut hold = |t: &Tensor| -> Result<Held, BackendError> {
+        let mut hold = |t: &Tensor, like: Option<&Held>| -> Result<Held, BackendError> {
             let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) else {
                 return Ok(Held { buffer: Buffer::new(t.bytes() as usize)?, key: None });
             };
@@ -228,8 +228,14 @@ impl Session for CpuSession {
             }
             let mut buffer = Buffer::zeroed(t.bytes() as usize)?;
             let each = 1 << 18;
-            let chunks = buffer.bytes_mut().par_chunks_mut(t.storage.bytes(each) as usize).enumerate();
-            chunks.for_each(|(i, chunk)| input.write(i as u64 * each, chunk));
+            let size = t.storage.bytes(each) as usize;
+            let chunks = buffer.bytes_mut().par_chunks_mut(size).enumerate();
+            match like {
+                Some(like) => chunks
+                    .zip(like.buffer.bytes().par_chunks(size))
+                    .for_each(|((_, to), from)| to.copy_from_slice(from)),
+                None => chunks.for_each(|(i, chunk)| input.write(i as u64 * each, chunk)),
+            }
             for range in unused {
                 // NaN in any float: a kernel that lets them into a sum is wrong.
                 buffer.bytes_mut()[t.storage.bytes(range.start) as usize..t.storage.bytes(range.end) as usize]
@@ -238,7 +244,11 @@ impl Session for CpuSession {
             buffer.seal();
             Ok(Held { buffer, key })
         };
-        let sets = (0..sets).map(|_| tensors.iter().map(&mut hold).collect()).collect::<Result<Vec<Vec<Held>>, _>>()?;
+        let first = tensors.iter().map(|t| hold(t, None)).collect::<Result<Vec<Held>, _>>()?;
+        // All hold the same: copies cost a fraction of what values do.
+        let copy = |_| tensors.iter().zip(&first).map(|(t, like)| hold(t, Some(like))).collect();
+        let rest = (1..sets).map(copy).collect::<Result<Vec<Vec<Held>>, _>>()?;
+        let sets: Vec<Vec<Held>> = std::iter::once(first).chain(rest).collect();
         let cold = problem.bytes() * sets.len() as u64 >= rotated;
         if !cold && self.flush.is_none() {
             self.flush = Some(Buffer::new(rotated as usize)?);
