@@ -13,12 +13,14 @@ use jitune::backend::cuda::{self, Graph, nvrtc};
 use jitune::bundle::Bundle;
 use jitune::device::Device;
 use jitune::problem::{Inputs, Problem, Role, Storage, Tolerance, expected};
+use jitune::recipe::Config;
 use jitune::runtime::{Memory, Runtime, RuntimeError};
 use jitune::space;
-use jitune::template::Library;
+use jitune::template::{Library, Template};
 use jitune::winner::{Evidence, Winner};
 use std::error::Error;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 type Res<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -118,7 +120,7 @@ fn usable(p: &Problem) -> bool {
     !indices && tensors.iter().map(|t| t.bytes()).sum::<u64>() < 64 << 20
 }
 
-/// Winners that nobody tuned: the first config by cost of a template for each problem.
+/// Winners that nobody tuned: of each problem the first template that has a config, and its first by cost.
 fn own() -> Res<Bundle<'static>> {
     let library = Library::built_in()?;
     let mut parts: Vec<(Winner, Vec<u8>)> = Vec::new();
@@ -137,11 +139,14 @@ fn own() -> Res<Bundle<'static>> {
 }
 
 fn compiled(library: &Library, problem: &Problem, device: &Device) -> Res<(Winner, Vec<u8>)> {
-    let templates = library.for_problem(problem, device)?;
-    let template = templates.first().ok_or_else(|| format!("no template takes '{problem}'"))?;
-    let all = space::enumerate(&template.recipe, problem, device)?.candidates;
-    let config = all.into_iter().next().ok_or_else(|| format!("no config for '{problem}'"))?.config;
-    let (code, _) = nvrtc::compile(&library.render(template, problem, device, &config)?)?;
+    // A template may take a problem and have no config for it on this device.
+    let first = |template: Arc<Template>| -> Res<Option<(Arc<Template>, Config)>> {
+        let all = space::enumerate(&template.recipe, problem, device)?.candidates;
+        Ok(all.into_iter().next().map(|c| (template, c.config)))
+    };
+    let found = library.for_problem(problem, device)?.into_iter().find_map(|template| first(template).transpose());
+    let (template, config) = found.ok_or_else(|| format!("no config for '{problem}'"))??;
+    let (code, _) = nvrtc::compile(&library.render(&template, problem, device, &config)?)?;
     let evidence = Evidence { samples_us: vec![1.0], median_us: 1.0, ..Evidence::default() };
     let winner = Winner {
         problem: *problem,

@@ -3,13 +3,13 @@
 
 use crate::artifact::{Artifact, ArtifactInfo};
 use crate::backend::BackendError;
-use crate::backend::session::{Runnable, Session, Setup};
+use crate::backend::session::{Runnable, Series, Session, Setup};
 use crate::bench::{Bench, Here};
 use crate::bundle::{Bundle, Held};
 use crate::device::DeviceId;
 use crate::problem::{Part, Problem, hash_uniform};
 use crate::recipe::{Config, Launch, Recipe};
-use crate::runtime::{Match, Runtime, launch_on, served_on};
+use crate::runtime::{Runtime, launch_on, served_on};
 use crate::template::Library;
 use std::cell::OnceCell;
 
@@ -113,31 +113,22 @@ impl<'b> Answers<'b> {
     /// The winner that answers for a problem, and its launch there.
     pub fn of(&self, problem: &Problem) -> Result<(Held<'b>, Launch), String> {
         let kernel = self.runtime.lookup(problem).map_err(|e| e.to_string())?;
-        let tuned = match kernel.rung() {
-            Match::Bucket { tuned } => tuned,
-            Match::Exact => *problem,
-        };
-        let device = self.runtime.device();
-        let here = |h: &Held<'_>| {
-            h.problem().bucket() == tuned.bucket()
-                && h.description().name == kernel.template()
-                && h.config() == kernel.config()
-                && launch_on(h, device).is_ok()
-        };
-        let held = self.bundle.winners().find(here).ok_or("the winner that answers is not found in the bundle")?;
+        let held = self.bundle.winners().nth(kernel.winner()).ok_or("the winner that answers is not in the bundle")?;
         Ok((held, kernel.launch_spec().clone()))
+    }
+
+    /// The winner whose reference judges what `held` answers for a problem: one of the problem's contract, since the reference
+    /// that goes with portable code is compiled for its probe.
+    pub fn judge(&self, held: Held<'b>, problem: &Problem) -> Held<'b> {
+        let same = |h: &Held<'_>| same_contract(&h.problem(), problem) && h.device().arch == held.device().arch;
+        if same(&held) { held } else { self.bundle.winners().find(same).unwrap_or(held) }
     }
 
     /// The tuned problems that are not of portable winners, each contract's together.
     fn contracts(&self) -> Vec<Vec<Problem>> {
-        let same = |a: &Problem, b: &Problem| {
-            let kept = |d: &&crate::problem::DimDef| d.part == Part::Contract;
-            let fixed = |p: &Problem| p.op().dims.iter().filter(kept).map(|d| p.dim(d.name)).collect::<Vec<_>>();
-            a.op().name == b.op().name && a.types() == b.types() && fixed(a) == fixed(b)
-        };
         let mut list: Vec<Vec<Problem>> = Vec::new();
         for p in self.runtime.problems().filter(|p| !p.is_probe()) {
-            match list.iter_mut().find(|l| same(&l[0], &p)) {
+            match list.iter_mut().find(|l| same_contract(&l[0], &p)) {
                 Some(of) => of.push(p),
                 None => list.push(vec![p]),
             }
@@ -184,6 +175,12 @@ impl<'b> Answers<'b> {
     }
 }
 
+fn same_contract(a: &Problem, b: &Problem) -> bool {
+    let kept = |d: &&crate::problem::DimDef| d.part == Part::Contract;
+    let fixed = |p: &Problem| p.op().dims.iter().filter(kept).map(|d| p.dim(d.name)).collect::<Vec<_>>();
+    a.op().name == b.op().name && a.types() == b.types() && fixed(a) == fixed(b)
+}
+
 /// The times of two bundles' answers for a problem, interleaved.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
@@ -223,7 +220,7 @@ impl<'a> Verifier<'a> {
         let mut line = Verified { stored_us: Some(held.evidence().median_us), ..blank(held, held.problem()) };
         line.finding = match launch_on(held, self.session.device()) {
             Err(why) => Finding::Skipped { why },
-            Ok(launch) => self.check(held, launch, &mut line).unwrap_or_else(|why| why),
+            Ok(launch) => self.check(held, held, launch, &mut line).unwrap_or_else(|why| why),
         };
         line
     }
@@ -234,7 +231,7 @@ impl<'a> Verifier<'a> {
         let served = served_on(held, self.session.device()).unwrap_or_default();
         let one = |(asked, launch)| {
             let mut line = Verified { tuned: Some(held.problem()), ..blank(held, asked) };
-            line.finding = self.check(held, launch, &mut line).unwrap_or_else(|why| why);
+            line.finding = self.check(held, held, launch, &mut line).unwrap_or_else(|why| why);
             line
         };
         served.into_iter().map(one).collect()
@@ -248,20 +245,21 @@ impl<'a> Verifier<'a> {
         };
         let tuned = Some(held.problem()).filter(|t| t.bucket() != problem.bucket());
         let mut line = Verified { tuned, ..blank(&held, *problem) };
-        line.finding = self.check(&held, launch, &mut line).unwrap_or_else(|why| why);
+        let judge = answers.judge(held, problem);
+        line.finding = self.check(&judge, &held, launch, &mut line).unwrap_or_else(|why| why);
         line
     }
 
-    /// Times two bundles' answers for a problem in turn, after checking both.
+    /// Times two bundles' answers for a problem in turn, after checking both. A round runs the one, the other, the other and the
+    /// one, so that neither has the better place.
     pub fn beside(&mut self, one: &Answers<'_>, other: &Answers<'_>, problem: &Problem) -> Result<Beside, Finding> {
+        let unanswered = |why| Finding::Failed { why };
+        let found = [one.of(problem).map_err(unanswered)?, other.of(problem).map_err(unanswered)?];
+        let setup = self.setup(&other.judge(found[1].0, problem), *problem)?;
+        self.session.prepare(&setup).map_err(|e| failed(&e))?;
         let mut runnables = Vec::new();
         let mut names = Vec::new();
-        for answers in [one, other] {
-            let (held, launch) = answers.of(problem).map_err(|why| Finding::Failed { why })?;
-            if runnables.is_empty() {
-                let setup = self.setup(&held, *problem)?;
-                self.session.prepare(&setup).map_err(|e| failed(&e))?;
-            }
+        for (held, launch) in found {
             let runnable = Runnable { artifact: self.put(held.artifact().bytes)?, launch };
             let tried = self.session.attempt(&runnable, 0).map_err(|e| failed(&e))?;
             if let Some(why) = tried.check.wrong {
@@ -270,16 +268,24 @@ impl<'a> Verifier<'a> {
             runnables.push(runnable);
             names.push(format!("{} {}", held.description().name, held.config()));
         }
-        let series = self.session.finals(&runnables, ROUNDS).map_err(|e| failed(&e))?;
-        let (Ok(answers), [one, other]) = (names.try_into(), &series[..]) else {
-            return Err(Finding::Failed { why: "two series were asked for".into() });
+        let turns = [0, 1, 1, 0].map(|i| runnables[i].clone());
+        let series = self.session.finals(&turns, ROUNDS).map_err(|e| failed(&e))?;
+        let (Ok(answers), [a, b, c, d]) = (names.try_into(), &series[..]) else {
+            return Err(Finding::Failed { why: "four series were asked for".into() });
         };
-        Ok(Beside { problem: *problem, answers, us: [one.median(), other.median()] })
+        let median = |x: &Series, y: &Series| Series { us: [&x.us[..], &y.us].concat(), ..Series::default() }.median();
+        Ok(Beside { problem: *problem, answers, us: [median(a, d), median(b, c)] })
     }
 
-    /// Runs `launch` on the problem of `line`.
-    fn check(&mut self, held: &Held<'_>, launch: Launch, line: &mut Verified) -> Result<Finding, Finding> {
-        let setup = self.setup(held, line.problem)?;
+    /// Runs `launch` on the problem of `line`, and compares with the reference of `judge`.
+    fn check(
+        &mut self,
+        judge: &Held<'_>,
+        held: &Held<'_>,
+        launch: Launch,
+        line: &mut Verified,
+    ) -> Result<Finding, Finding> {
+        let setup = self.setup(judge, line.problem)?;
         self.session.prepare(&setup).map_err(|e| match e {
             e @ BackendError::OutOfMemory { .. } => Finding::Skipped { why: e.to_string() },
             e => failed(&e),

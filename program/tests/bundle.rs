@@ -5,12 +5,13 @@
 mod make;
 
 use jitune::bundle::Bundle;
-use jitune::device::Device;
+use jitune::device::{Device, DeviceId};
 use jitune::journal;
 use jitune::key::Context;
 use jitune::problem::Problem;
 use jitune::recipe::ExprText;
 use jitune::runtime::Runtime;
+use jitune::verify::Answers;
 use jitune::winner::Winner;
 use jitune_db::{Db, OpenOptions};
 use make::{COMPILED, LIBRARY, WINNERS, fake};
@@ -98,6 +99,31 @@ fn stored_winners_are_exported_inspected_and_verified() {
     let (_, again) = jitune(path, &[&drawn[..], &["--every", "3", "--json", "all.jitune"]].concat());
     let again: Vec<serde_json::Value> = again.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
     assert!(asked.iter().copied().eq(again.iter().map(|l| l["problem"].as_str().unwrap())), "the seed decides");
+}
+
+/// The answer comes from the closest device's winner, and portable code, whose own reference is its probe's, is judged by a
+/// winner of the problem's contract.
+#[test]
+fn an_answer_is_of_the_winner_that_is_launched_and_judged_by_its_contract() {
+    let device = make::device();
+    let probe = WINNERS[5].0.problem.op().probe(WINNERS[5].0.problem.types()).unwrap();
+    let (mut far, _) = WINNERS[5].clone();
+    // Of another machine with the same processor, with the same config: its code is another, and is not what is launched.
+    far.device.silicon.insert("caches".into(), "others".into());
+    let code = [&WINNERS[4].1[..], b" far"].concat();
+    far.artifact = blake3::hash(&code).to_hex().to_string();
+    let portable = make::compiled("cpu_matmul_portable", &probe, &device);
+    let bundle = Bundle::seal([(far, code), WINNERS[5].clone(), portable]).unwrap();
+    let first = bundle.winners().find(|h| h.problem() == WINNERS[5].0.problem).unwrap();
+    assert_ne!(first.artifact().hash(), WINNERS[5].0.artifact, "the other machine's comes first in the file");
+    let answers = Answers::new(&bundle, DeviceId::Cpu(make::THREADS)).unwrap();
+    let of = |m: i64| answers.of(&WINNERS[5].0.problem.with(&[("m", m)]).unwrap()).unwrap().0;
+    assert_eq!(of(16).artifact().hash(), WINNERS[5].0.artifact);
+    assert_eq!(of(40).artifact().hash(), WINNERS[5].0.artifact);
+    let few = WINNERS[5].0.problem.with(&[("m", 1)]).unwrap();
+    let held = of(1);
+    assert!(held.description().portable && held.problem() == probe);
+    assert_eq!(answers.judge(held, &few).problem(), WINNERS[5].0.problem);
 }
 
 #[test]

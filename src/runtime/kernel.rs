@@ -18,11 +18,14 @@ pub(super) struct Code {
     /// What it was compiled with.
     pub constants: Constants,
     pub module: Arc<Module>,
+    winner: usize,
     median_us: f64,
 }
 
 impl Code {
+    /// Of the bundle's winner at place `winner`.
     pub fn new(
+        winner: usize,
         held: &Held<'_>,
         recipe: Arc<Recipe>,
         device: Device,
@@ -30,7 +33,7 @@ impl Code {
         module: Arc<Module>,
     ) -> Code {
         let (problem, config) = (held.problem(), held.config().clone());
-        Code { problem, config, recipe, device, constants, module, median_us: held.evidence().median_us }
+        Code { problem, config, recipe, device, constants, module, winner, median_us: held.evidence().median_us }
     }
 
     /// The launch of another problem with this code, or why it may not run it.
@@ -87,6 +90,11 @@ impl Kernel {
     /// Its template's name.
     pub fn template(&self) -> &str {
         self.code.template()
+    }
+
+    /// The place in its bundle of the winner whose code it runs.
+    pub fn winner(&self) -> usize {
+        self.code.winner
     }
 
     /// Its config.

@@ -78,9 +78,9 @@ impl Runtime {
         let mut skipped = Vec::new();
         // Of each problem the winners for such code, the closest to this device first. Problems stay in the order of the
         // file, so that equal distances are decided alike everywhere.
-        let mut problems: Vec<Vec<Held<'_>>> = Vec::new();
+        let mut problems: Vec<Vec<(usize, Held<'_>)>> = Vec::new();
         let mut places: HashMap<Problem, usize> = HashMap::new();
-        for held in bundle.winners() {
+        for (number, held) in bundle.winners().enumerate() {
             if let Err(why) = fit::arch(held.device(), &device) {
                 skipped.push(Refusal::of(&held, why));
                 continue;
@@ -90,14 +90,15 @@ impl Runtime {
                 problems.push(Vec::new());
             }
             let list = &mut problems[place];
-            let at = list.iter().position(|h| fit::closer(held.device(), h.device(), &device)).unwrap_or(list.len());
-            list.insert(at, held);
+            let at =
+                list.iter().position(|(_, h)| fit::closer(held.device(), h.device(), &device)).unwrap_or(list.len());
+            list.insert(at, (number, held));
         }
         let (mut recipes, mut modules) = (HashMap::new(), HashMap::new());
         let (mut exact, mut codes) = (Table::default(), Vec::new());
         for list in problems {
             // The first that fits; those after it are not needed.
-            for held in list {
+            for (number, held) in list {
                 let recipe = match recipes.get(&held.description_index()) {
                     Some(found) => Arc::clone(found),
                     None => {
@@ -126,7 +127,7 @@ impl Runtime {
                         new
                     }
                 };
-                let code = Arc::new(Code::new(&held, recipe, on, constants, module));
+                let code = Arc::new(Code::new(number, &held, recipe, on, constants, module));
                 match Kernel::new(Arc::clone(&code), held.problem(), launch, Match::Exact) {
                     Ok(kernel) => exact.insert(held.problem(), Arc::new(kernel)),
                     Err(BackendError::Launch { why }) => {
