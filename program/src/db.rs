@@ -88,20 +88,32 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         }
         Command::Merge { files } => {
             let db = args.store.open()?;
+            let mut skipped = 0;
             for path in files {
                 let file = File::open(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
-                let merged = db.merge(BufReader::new(file))?;
+                let merged = db.merge(BufReader::new(file));
+                let merged = merged.map_err(|source| CliError::Merge { path: path.clone(), source })?;
                 let text = format!(
-                    "{}: {} added, {} there already, {} older, {} bad lines",
+                    "{}: {} added, {} there already, {} older, {} not taken",
                     path.display(),
                     merged.added,
                     merged.same,
                     merged.older,
-                    merged.bad_lines.len()
+                    merged.skipped
                 );
                 report(args, &serde_json::json!(merged), &text);
+                for bad in merged.bad_lines.iter().take(3) {
+                    eprintln!("jitune: {}:{}: {}", path.display(), bad.line, bad.why);
+                }
+                skipped += merged.skipped;
             }
-            Ok(db.close()?)
+            db.close()?;
+            match skipped {
+                0 => Ok(()),
+                n => {
+                    Err(CliError::Partly(format!("{n} lines were not taken; --json names the first hundred of a file")))
+                }
+            }
         }
         Command::Gc { dry_run, trials_older_than, grace } => {
             let db = args.store.open()?;

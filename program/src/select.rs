@@ -3,6 +3,7 @@
 use super::CliError;
 use jitune::backend::{cpu, cuda};
 use jitune::device::{Device, DeviceId, Target};
+use jitune::journal;
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem};
 use jitune::template::Library;
@@ -229,13 +230,13 @@ impl Store {
 
     /// Opens the database to write.
     pub fn open(&self) -> Result<Db, CliError> {
-        let options = OpenOptions { wait: Duration::from_secs(self.db_wait), read_only: false };
+        let options = OpenOptions { wait: Duration::from_secs(self.db_wait), ..journal::options() };
         Ok(Db::open(&self.path()?, options)?)
     }
 
     /// Opens it to read; works beside a running tuner.
     pub fn read(&self) -> Result<Db, CliError> {
-        Ok(Db::open(&self.path()?, OpenOptions::read_only())?)
+        Ok(Db::open(&self.path()?, OpenOptions { read_only: true, ..journal::options() })?)
     }
 }
 

@@ -5,11 +5,12 @@
 //! (`opening`), nor the long operations (`exchange`, `gc`, `verify`).
 
 use crate::{
-    ArtifactHash, Error, Key, Kind, OpenOptions, OpenReport, Record, Result,
+    ArtifactHash, Error, Key, Kind, OpenOptions, OpenReport, Reader, Record, Result,
     artifacts::{self, Loaded},
+    disk::Disk,
     error::io_at,
     index::{self, Fault, Index},
-    journal::{Journal, sync_dir},
+    journal::Journal,
     line,
     lock::Lock,
     opening::{IndexState, load, map_of, rebuild},
@@ -52,6 +53,7 @@ pub struct Stats {
 pub struct Db {
     pub(crate) dir: PathBuf,
     state: Mutex<State>,
+    pub(crate) disk: Disk,
     /// Held until the last field goes; `None` in read-only mode.
     lock: Option<Lock>,
 }
@@ -70,24 +72,26 @@ impl Db {
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
         let dir = path.as_ref().to_path_buf();
         if options.read_only {
-            return Self::open_read_only(dir);
+            return Self::open_read_only(dir, options.reader);
         }
         create_folder(&dir)?;
         let lock = Lock::take(&dir, options.wait)?;
-        let mut journal = Journal::open(&dir, false)?;
+        let mut journal = Journal::open(&dir, false, options.reader)?;
         let (index, state, bad_lines) = load(&mut journal, &dir)?;
         let report = OpenReport { bad_lines, bad_artifacts: Vec::new(), index: state };
+        let disk = journal.disk().clone();
         let state = Mutex::new(State { journal, index, report });
-        Ok(Self { dir, state, lock: Some(lock) })
+        Ok(Self { dir, state, disk, lock: Some(lock) })
     }
 
-    fn open_read_only(dir: PathBuf) -> Result<Self> {
-        let journal = Journal::open(&dir, true)?;
+    fn open_read_only(dir: PathBuf, reader: Reader) -> Result<Self> {
+        let journal = Journal::open(&dir, true, reader)?;
         let (map, bad_lines) = map_of(&journal)?;
         let index = IndexState::InMemory("the database was opened read-only".into());
         let report = OpenReport { bad_lines, bad_artifacts: Vec::new(), index };
+        let disk = journal.disk().clone();
         let state = Mutex::new(State { journal, index: Index::Memory(map), report });
-        Ok(Self { dir, state, lock: None })
+        Ok(Self { dir, state, disk, lock: None })
     }
 
     /// The folder.
@@ -136,6 +140,9 @@ impl Db {
     fn put(&self, record: &Record, durable: bool) -> Result<u64> {
         self.writable("store a record")?;
         let mut state = self.state();
+        if !(state.journal.reader().reads)(record) {
+            return Err(Error::InvalidRecord { why: "the reader that the database was opened with refuses it".into() });
+        }
         let id = record.key.id();
         let slot = index::slot_of(record.kind, &id, record.sub.as_deref());
         let (mut bytes, mut hash) = line::encode(record)?;
@@ -158,10 +165,10 @@ impl Db {
     pub(crate) fn append(&self, state: &mut State, bytes: &[u8], hash: [u8; 32], durable: bool) -> Result<()> {
         let offset = state.journal.append(bytes, durable)?;
         let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-        let head = line::check(text).ok().and_then(|sealed| sealed.head());
+        let head = line::check(text).and_then(|sealed| sealed.head(&state.journal.reader()));
         let taken = match head {
-            Some(head) => state.index.take_up(&head, hash, offset, text.len()),
-            None => Err("a line just written does not read back".into()),
+            Ok(head) => state.index.take_up(&head, hash, offset, text.len()),
+            Err(why) => Err(format!("a line just written does not read back: {why}")),
         };
         match taken {
             Ok(_) => Ok(()),
@@ -172,7 +179,7 @@ impl Db {
     /// Stores bytes under their hash; durable when it returns.
     pub fn put_artifact(&self, bytes: &[u8]) -> Result<ArtifactHash> {
         self.writable("store an artifact")?;
-        artifacts::put(&self.dir, bytes)
+        artifacts::put(&self.dir, &self.disk, bytes)
     }
 
     /// The bytes of an artifact, checked against the hash. Corrupt bytes go to
@@ -184,7 +191,7 @@ impl Db {
             Loaded::Corrupt => {
                 let mut path = self.artifact_path(hash);
                 if !self.is_read_only() {
-                    path = artifacts::quarantine(&self.dir, &path)?;
+                    path = artifacts::quarantine(&self.dir, &self.disk, &path)?;
                 }
                 self.state().report.bad_artifacts.push(path);
                 Ok(None)
@@ -246,7 +253,7 @@ impl Db {
         if self.is_read_only() {
             return Err(Error::ReadOnly { doing, path: self.dir.clone() });
         }
-        Ok(())
+        self.disk.usable()
     }
 
     /// Replaces a failed index by a map in memory.
@@ -295,7 +302,7 @@ fn create_folder(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(io_at("create the database folder", dir))?;
     // Best effort: the parent may be readable by others only.
     if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-        let _ = sync_dir(parent);
+        let _ = Disk::of(parent).sync_dir(parent);
     }
     Ok(())
 }

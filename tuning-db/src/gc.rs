@@ -3,9 +3,7 @@
 //! It runs only under the exclusive lock, since a read-only handle is refused,
 //! and it makes the shorter journal durable before it deletes an artifact.
 
-use crate::{
-    ArtifactHash, Db, Kind, Result, artifacts, db::State, error::io_at, index, journal::sync_dir, line::Sealed, recover,
-};
+use crate::{ArtifactHash, Db, Kind, Result, artifacts, db::State, error::io_at, index, line::Sealed, recover};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -134,7 +132,7 @@ impl Db {
             }
         }
         if !options.dry_run && report.artifacts_dropped > 0 {
-            sync_dir(&self.dir.join(artifacts::FOLDER))?;
+            self.disk.sync_dir(&self.dir.join(artifacts::FOLDER))?;
         }
         Ok(())
     }

@@ -32,6 +32,8 @@ const FORMAT: u32 = 1;
 const CACHE_BYTES: u64 = 32 << 20;
 /// Longest wait for sled to let go of its files when it is closed.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// Threads that sled starts.
+const SLED_THREADS: usize = 7;
 /// Entries per batch when sled is filled.
 const BATCH: usize = 4096;
 
@@ -212,6 +214,9 @@ impl Index {
 #[derive(Serialize, Deserialize, PartialEq)]
 struct Seal {
     format: u32,
+    /// Which records were current: those that this version of the caller's reader reads.
+    #[serde(default)]
+    reader: String,
     journal_len: u64,
     journal_tail: String,
     index: String,
@@ -232,6 +237,9 @@ pub(crate) fn open_sealed(dir: &Path, journal: &Journal) -> Result<(Index, u64),
     let seal: Seal = serde_json::from_str(&text).map_err(|_| "its seal is damaged")?;
     if seal.format != FORMAT {
         return Err(format!("its format is {}, this program's is {FORMAT}", seal.format));
+    }
+    if seal.reader != journal.reader().version {
+        return Err("it was made for another version of the program".into());
     }
     if seal.journal_len > journal.len() {
         return Err("it covers more than the journal holds".into());
@@ -288,9 +296,31 @@ fn discard(dir: &Path) -> io::Result<()> {
 }
 
 fn open_sled(folder: &Path) -> Result<sled::Db, Fault> {
+    threads_to_spare()?;
     // No periodic flush: the journal is what is durable, and an index that was
     // not closed is rebuilt.
     sled::Config::new().path(folder).cache_capacity(CACHE_BYTES).flush_every_ms(None).open().map_err(|e| e.to_string())
+}
+
+/// sled waits for its threads for ever when the system gives it none, so they are asked for before.
+fn threads_to_spare() -> Result<(), Fault> {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
+    let mut threads = Vec::new();
+    let mut refused = None;
+    for _ in 0..SLED_THREADS {
+        let wait = wait.clone();
+        // All of them stand at once: each ends when the sender is dropped.
+        match std::thread::Builder::new().spawn(move || drop(wait.lock().map(|wait| wait.recv()))) {
+            Ok(thread) => threads.push(thread),
+            Err(e) => refused = Some(format!("the system gives no thread for it: {e}")),
+        }
+    }
+    drop(go);
+    for thread in threads {
+        let _ = thread.join();
+    }
+    refused.map_or(Ok(()), Err)
 }
 
 /// Closes the index and, where it is sled, seals it. Without a seal the next
@@ -306,7 +336,8 @@ pub(crate) fn close(index: Index, dir: &Path, journal: &Journal) {
     let (Some(journal_tail), Ok(index)) = (journal.tail_digest(journal.len()), hash_folder(&folder)) else {
         return;
     };
-    let seal = Seal { format: FORMAT, journal_len: journal.len(), journal_tail, index };
+    let reader = journal.reader().version.into();
+    let seal = Seal { format: FORMAT, reader, journal_len: journal.len(), journal_tail, index };
     if let Ok(text) = serde_json::to_string(&seal) {
         let _ = fs::write(dir.join(SEAL), text + "\n");
     }

@@ -141,7 +141,7 @@ impl Db {
 pub(crate) fn fetch(journal: &Journal, slot: &[u8], entry: &Entry) -> Option<Record> {
     let bytes = journal.read(entry.offset, entry.len as usize)?;
     let sealed = line::check(&bytes).ok()?;
-    let record = sealed.record().filter(|_| sealed.hash == entry.hash)?;
+    let record = sealed.record().filter(|record| sealed.hash == entry.hash && (journal.reader().reads)(record))?;
     let own = index::slot_of(record.kind, &record.key.id(), record.sub.as_deref());
     (own == slot).then_some(record)
 }

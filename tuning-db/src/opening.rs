@@ -7,6 +7,7 @@ use crate::{
     Result,
     index::{self, Fault, Index, Map},
     journal::Journal,
+    record::Reader,
     recover::{self, BadLine, Cleaned},
 };
 use serde::Serialize;
@@ -25,11 +26,13 @@ pub struct OpenOptions {
     /// access and beside a running writer. It sees the journal as it was at the
     /// moment of opening.
     pub read_only: bool,
+    /// Which records the caller can make sense of; every one by default.
+    pub reader: Reader,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { wait: Duration::from_secs(10), read_only: false }
+        Self { wait: Duration::from_secs(10), read_only: false, reader: Reader::default() }
     }
 }
 
