@@ -92,7 +92,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             for path in files {
                 let file = File::open(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
                 let merged = db.merge(BufReader::new(file));
-                let merged = merged.map_err(|source| CliError::Merge { path: path.clone(), source })?;
+                let merged = merged.map_err(|source| CliError::Merge { path: path.clone(), source: source.into() })?;
                 let text = format!(
                     "{}: {} added, {} there already, {} older, {} not taken",
                     path.display(),
@@ -103,7 +103,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
                 );
                 report(args, &serde_json::json!(merged), &text);
                 for bad in merged.bad_lines.iter().take(3) {
-                    eprintln!("jitune: {}:{}: {}", path.display(), bad.line, bad.why);
+                    err!("jitune: {}:{}: {}", path.display(), bad.line, bad.why);
                 }
                 skipped += merged.skipped;
             }
@@ -131,9 +131,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 
 fn report(args: &Args, value: &serde_json::Value, text: &str) {
     if args.json {
-        println!("{value}");
+        out!("{value}");
     } else {
-        println!("{text}");
+        out!("{text}");
     }
 }
 
@@ -161,7 +161,7 @@ fn list(args: &Args) -> Result<(), CliError> {
                 "template": w.template(), "config": w.config, "median_us": e.median_us,
                 "roofline_share": e.roofline_share, "at": record.at, "artifact": w.artifact,
             });
-            println!("{line}");
+            out!("{line}");
         }
         return Ok(());
     }
@@ -186,7 +186,7 @@ fn show(args: &Args, text: &str) -> Result<(), CliError> {
         if w.problem.to_string().contains(text) {
             found += 1;
             let value = serde_json::to_string_pretty(&record).map_err(|e| CliError::Usage(e.to_string()))?;
-            println!("{value}");
+            out!("{value}");
         }
     }
     match found {

@@ -63,7 +63,7 @@ pub enum CliError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: jitune_db::Error,
+        source: Box<jitune_db::Error>,
     },
     /// A file.
     #[error("{path}: {source}")]
@@ -130,6 +130,7 @@ fn target(e: &BackendError) -> u8 {
         | BackendError::NoGpu { .. }
         | BackendError::NoNvrtc { .. }
         | BackendError::NoCompiler { .. }
+        | BackendError::Threads { .. }
         | BackendError::OutOfMemory { .. } => 3,
         BackendError::Io { .. } => 4,
         BackendError::Compile { .. } | BackendError::Unfit { .. } | BackendError::Launch { .. } => 1,

@@ -2,6 +2,7 @@
 
 use super::{Compiling, TuneError};
 use crate::artifact::Artifact;
+use crate::backend::BackendError;
 use crate::bench::Compile;
 use crate::source::Source;
 use crate::sync::lock;
@@ -58,14 +59,19 @@ pub struct Compilers {
 
 impl Compilers {
     /// Starts `workers` compile workers of the program at `exe`, which leave artifacts in `folder`.
-    pub fn start(exe: PathBuf, folder: PathBuf, workers: usize) -> Compilers {
+    pub fn start(exe: PathBuf, folder: PathBuf, workers: usize) -> Result<Compilers, TuneError> {
         let shared = Arc::new(Shared { jobs: Mutex::default(), wake: Condvar::new() });
         let spawn = |_| {
             let (shared, exe, folder) = (shared.clone(), exe.clone(), folder.clone());
-            std::thread::spawn(move || work(&shared, &exe, &folder))
+            std::thread::Builder::new().spawn(move || work(&shared, &exe, &folder))
         };
-        let threads = (0..workers.max(1)).map(spawn).collect();
-        Compilers { shared, threads }
+        // Fewer than asked serve as well.
+        let (threads, refused): (Vec<_>, Vec<_>) = (0..workers.max(1)).map(spawn).partition(Result::is_ok);
+        let threads: Vec<_> = threads.into_iter().flatten().collect();
+        match refused.into_iter().find_map(Result::err) {
+            Some(e) if threads.is_empty() => Err(BackendError::Threads { asked: workers, why: e.to_string() }.into()),
+            _ => Ok(Compilers { shared, threads }),
+        }
     }
 
     /// Asks for a source. The outcome goes to `reply` with its number, at once when it is known already. Without a reply

@@ -60,7 +60,7 @@ impl<A: Send + 'static> Process<A> {
         let input = child.stdin.take();
         let output = child.stdout.take();
         let (tell, answers) = channel();
-        std::thread::spawn(move || {
+        let reader = std::thread::Builder::new().spawn(move || {
             let Some(mut output) = output else { return };
             loop {
                 let answer = receive(&mut output);
@@ -70,7 +70,11 @@ impl<A: Send + 'static> Process<A> {
                 }
             }
         });
-        Ok(Process { child, reaped: false, input, answers })
+        // Without its reader it is dropped, which ends it.
+        let process = Process { child, reaped: false, input, answers };
+        reader
+            .map_err(|e| Lost::Start { why: format!("{program}: the system gives no thread to read from it: {e}") })?;
+        Ok(process)
     }
 
     /// Sends a request and waits for the answer at most `deadline`. After an error the process is gone.

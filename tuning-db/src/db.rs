@@ -13,7 +13,7 @@ use crate::{
     journal::Journal,
     line,
     lock::Lock,
-    opening::{IndexState, load, map_of, rebuild},
+    opening::{IndexState, index_of, load},
     recover::{self, QUARANTINE},
 };
 use serde::Serialize;
@@ -86,11 +86,11 @@ impl Db {
 
     fn open_read_only(dir: PathBuf, reader: Reader) -> Result<Self> {
         let journal = Journal::open(&dir, true, reader)?;
-        let (map, bad_lines) = map_of(&journal)?;
-        let index = IndexState::InMemory("the database was opened read-only".into());
-        let report = OpenReport { bad_lines, bad_artifacts: Vec::new(), index };
+        let (index, bad_lines) = index_of(&journal)?;
+        let made = IndexState::InMemory("the database was opened read-only".into());
+        let report = OpenReport { bad_lines, bad_artifacts: Vec::new(), index: made };
         let disk = journal.disk().clone();
-        let state = Mutex::new(State { journal, index: Index::Memory(map), report });
+        let state = Mutex::new(State { journal, index, report });
         Ok(Self { dir, state, disk, lock: None })
     }
 
@@ -147,7 +147,7 @@ impl Db {
         let slot = index::slot_of(record.kind, &id, record.sub.as_deref());
         let (mut bytes, mut hash) = line::encode(record)?;
         let mut at = record.at;
-        if let Some(old) = self.entry(&mut state, &slot)? {
+        if let Some(old) = state.entry(&slot) {
             if old.hash == hash {
                 // Already there; a trial put again as durable as asked.
                 return if durable { state.journal.sync().map(|()| at) } else { Ok(at) };
@@ -166,14 +166,12 @@ impl Db {
         let offset = state.journal.append(bytes, durable)?;
         let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let head = line::check(text).and_then(|sealed| sealed.head(&state.journal.reader()));
-        let taken = match head {
-            Ok(head) => state.index.take_up(&head, hash, offset, text.len()),
-            Err(why) => Err(format!("a line just written does not read back: {why}")),
-        };
-        match taken {
-            Ok(_) => Ok(()),
-            Err(why) => self.fall_back(state, why),
+        match head {
+            Ok(head) => drop(state.index.take_up(&head, hash, offset, text.len())),
+            // It was checked before it was written, so the journal says something else than was written.
+            Err(why) => self.reload(state, format!("a line just written does not read back: {why}"))?,
         }
+        Ok(())
     }
 
     /// Stores bytes under their hash; durable when it returns.
@@ -221,8 +219,8 @@ impl Db {
 
     /// Sizes and counts.
     pub fn stats(&self) -> Result<Stats> {
-        let mut state = self.state();
-        let winners = self.entries(&mut state, &[index::WINNERS])?;
+        let state = self.state();
+        let winners = state.entries(&[index::WINNERS]);
         let live = winners.iter().filter(|(_, e)| e.kind == Kind::Winner).count() as u64;
         let files = artifacts::list(&self.dir)?;
         let stored = files.iter().filter(|f| f.hash.is_some());
@@ -230,8 +228,8 @@ impl Db {
             journal_bytes: state.journal.len(),
             winners: live,
             withdrawn: winners.len() as u64 - live,
-            trials: self.entries(&mut state, &[index::TRIALS])?.len() as u64,
-            keys: self.read(&mut state, |i| i.prefix(&[index::KEYS]))?.len() as u64,
+            trials: state.entries(&[index::TRIALS]).len() as u64,
+            keys: state.index.prefix(&[index::KEYS]).count() as u64,
             artifacts: stored.clone().count() as u64,
             artifact_bytes: stored.map(|f| f.bytes).sum(),
             quarantined: fs::read_dir(self.dir.join(QUARANTINE)).map_or(0, |d| d.count() as u64),
@@ -256,28 +254,16 @@ impl Db {
         self.disk.usable()
     }
 
-    /// Replaces a failed index by a map in memory.
-    pub(crate) fn fall_back(&self, state: &mut State, why: Fault) -> Result<()> {
-        let (map, _) = map_of(&state.journal)?;
-        state.index = Index::Memory(map);
-        state.report.index = IndexState::InMemory(why);
-        Ok(())
-    }
-
     /// Cleans the journal and rebuilds the index.
     pub(crate) fn reload(&self, state: &mut State, why: Fault) -> Result<()> {
         if self.is_read_only() {
-            let (map, bad) = map_of(&state.journal)?;
-            state.index = Index::Memory(map);
-            state.report.bad_lines = bad;
+            (state.index, state.report.bad_lines) = index_of(&state.journal)?;
             return Ok(());
         }
         let bad = recover::clean(&mut state.journal, &self.dir, 0)?.bad;
         state.report.bad_lines.extend(bad);
-        drop(std::mem::replace(&mut state.index, Index::memory()));
-        let (index, now) = rebuild(&state.journal, &self.dir, why)?;
-        state.index = index;
-        state.report.index = now;
+        state.index = index_of(&state.journal)?.0;
+        state.report.index = IndexState::Rebuilt(why);
         Ok(())
     }
 }
@@ -288,9 +274,8 @@ impl Drop for Db {
             return;
         }
         let mut state = self.state();
-        let index = std::mem::replace(&mut state.index, Index::memory());
         if state.journal.sync().is_ok() {
-            index::close(index, &self.dir, &state.journal);
+            index::close(&state.index, &self.dir, &state.journal);
         }
     }
 }

@@ -3,8 +3,8 @@
 //!
 //! It does not hold the findings that cost one entry only (a bad line, a torn
 //! tail, a corrupt artifact): those are reports, not errors, because the store
-//! goes on without the entry. sled's errors never appear here either: an index
-//! that fails is rebuilt from the journal or replaced by one in memory.
+//! goes on without the entry. Nor does the index have errors: one that cannot be
+//! read is made again from the journal.
 
 use crate::{files, holder::Holder};
 use std::{io, path::PathBuf, time::Duration};

@@ -89,7 +89,7 @@ impl Db {
             };
             let slot = index::slot_of(head.kind, &head.key.id(), head.sub.as_deref());
             let mut take = || -> Result<()> {
-                let old = self.entry(&mut state, &slot)?;
+                let old = state.entry(&slot);
                 if let Some(old) = old {
                     if old.hash == sealed.hash {
                         report.same += 1;
@@ -128,10 +128,10 @@ impl Db {
         type Place = (u8, String, Option<String>);
         let mut sorted: BTreeMap<Place, (Vec<u8>, Entry)> = BTreeMap::new();
         for tag in [index::WINNERS, index::TRIALS] {
-            for (slot, _) in self.entries(&mut state, &[tag])? {
+            for (slot, _) in state.entries(&[tag]) {
                 // Through the checked look-up first: it mends what is damaged.
                 let Some(record) = self.current(&mut state, &slot)? else { continue };
-                let Some(entry) = self.entry(&mut state, &slot)? else { continue };
+                let Some(entry) = state.entry(&slot) else { continue };
                 if filter(&record) {
                     let place = u8::from(record.kind == Kind::Trial);
                     sorted.insert((place, record.key.canonical(), record.sub), (slot, entry));

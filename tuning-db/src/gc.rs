@@ -66,7 +66,7 @@ impl Db {
         let mut state = self.state();
         // Decide from a clean journal and an index known to be right.
         self.reload(&mut state, "garbage was collected".into())?;
-        let live = self.live(&mut state, &options)?;
+        let live = live(&state, &options);
         let mut keep: Vec<Range<u64>> = Vec::new();
         let mut named = HashSet::new();
         let mut report = GcReport { journal_bytes_before: state.journal.len(), ..GcReport::default() };
@@ -92,20 +92,6 @@ impl Db {
         }
         self.sweep(&named, &options, &mut report)?;
         Ok(report)
-    }
-
-    /// Offset and hash of each line to keep.
-    fn live(&self, state: &mut State, options: &GcOptions) -> Result<BTreeMap<u64, [u8; 32]>> {
-        let mut live = BTreeMap::new();
-        for tag in [index::WINNERS, index::TRIALS] {
-            for (_, entry) in self.entries(state, &[tag])? {
-                let old = options.trials_before.is_some_and(|limit| entry.at < limit);
-                if entry.kind != Kind::Trial || !old {
-                    live.insert(entry.offset, entry.hash);
-                }
-            }
-        }
-        Ok(live)
     }
 
     fn sweep(&self, named: &HashSet<ArtifactHash>, options: &GcOptions, report: &mut GcReport) -> Result<()> {
@@ -136,6 +122,20 @@ impl Db {
         }
         Ok(())
     }
+}
+
+/// Offset and hash of each line to keep.
+fn live(state: &State, options: &GcOptions) -> BTreeMap<u64, [u8; 32]> {
+    let mut live = BTreeMap::new();
+    for tag in [index::WINNERS, index::TRIALS] {
+        for (_, entry) in state.entries(&[tag]) {
+            let old = options.trials_before.is_some_and(|limit| entry.at < limit);
+            if entry.kind != Kind::Trial || !old {
+                live.insert(entry.offset, entry.hash);
+            }
+        }
+    }
+    live
 }
 
 fn names_in(sealed: &Sealed<'_>, out: &mut HashSet<ArtifactHash>) {

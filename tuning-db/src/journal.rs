@@ -95,10 +95,6 @@ impl Journal {
         self.len
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Appends one line (with its newline) by one write; `durable` syncs it too.
     /// After a failure the journal is as it was before.
     pub(crate) fn append(&mut self, line: &[u8], durable: bool) -> Result<u64> {

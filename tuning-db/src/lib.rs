@@ -33,7 +33,7 @@
 //!
 //! ```text
 //! journal.jsonl      the truth: one checksummed JSON line a record, append-only
-//! index/ index.seal  look-ups (sled); rebuilt from the journal on any doubt
+//! index.bin          look-ups, kept between runs; rebuilt from the journal on any doubt
 //! artifacts/ab/<hex> content-addressed bytes, checked on every load
 //! quarantine/        what was damaged, moved aside
 //! LOCK               one writer at a time; says who

@@ -11,7 +11,8 @@ pub fn serve(peer: impl Peer) -> ExitCode {
     match serve_on(peer, std::io::stdin().lock(), std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("peer: {e}");
+            // Standard error may be full or closed.
+            let _ = writeln!(std::io::stderr(), "peer: {e}");
             ExitCode::from(4)
         }
     }

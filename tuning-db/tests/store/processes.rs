@@ -44,7 +44,6 @@ fn child() {
                 say(format!("ack {n}"));
             }
         }
-        "threads" => say(db.report().index.to_string()),
         "fill" => {
             for n in first.. {
                 let mut record = winner(n, n);
@@ -157,35 +156,6 @@ fn after_a_failed_sync_nothing_is_written_until_it_is_opened_again() {
         assert!(child.wait().unwrap().success(), "{case}: {lines:?}");
         assert_eq!(lines, ["open", "refused", "goes on"], "{case}");
     }
-}
-
-/// No thread but the first ones, which the tests themselves run on.
-const NO_THREADS: &str = r#"
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <pthread.h>
-static int left = 1;
-int pthread_create(pthread_t* t, const pthread_attr_t* a, void* (*f)(void*), void* x) {
-  if (__sync_fetch_and_sub(&left, 1) <= 0) return EAGAIN;
-  return ((int (*)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*))dlsym(RTLD_NEXT, "pthread_create"))(t, a, f, x);
-}
-"#;
-
-#[test]
-fn without_threads_to_spare_look_ups_go_through_memory() {
-    let (_temp, dir, want) = crate::filled(2);
-    // A limit of the user's processes does not bind root, so that the system's refusal is played.
-    let library = dir.with_extension("so");
-    let source = dir.with_extension("c");
-    fs::write(&source, NO_THREADS).unwrap();
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).arg("-ldl").status();
-    assert!(built.expect("a C compiler").success());
-    let mut child = spawn("threads", &dir, 0, &format!("export LD_PRELOAD='{}';", library.display()));
-    let lines: Vec<String> = said(&mut child).collect();
-    assert!(child.wait().unwrap().success(), "{lines:?}");
-    assert!(lines[1].contains("in memory") && lines[1].contains("thread"), "{lines:?}");
-    assert_eq!(answers(&open(&dir)), want);
 }
 
 /// Starts the child through `sh -c`, after `setup` (a shell command).
