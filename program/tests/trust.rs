@@ -294,3 +294,23 @@ fn numbers_that_mean_nothing_are_refused_by_name() {
         assert!(String::from_utf8_lossy(&out.stderr).contains(said), "{line}: {}", text(&out));
     }
 }
+
+/// A report is as large as what it shows: one row's number does not make it eat the machine.
+#[test]
+fn rows_that_nobody_measured_make_no_report() {
+    let place = Place::new();
+    let run = r#"{"kind":"run","at":0,"jitune":"0","command":"c","model":null,"device":null,"rounds":1}"#;
+    for us in ["1e308", "-1e308", "1e-308", "0", "1e18"] {
+        let times = format!(r#"{{"median_us":{us},"low_us":{us},"high_us":{us},"samples_us":[{us}]}}"#);
+        let row = format!(
+            r#"{{"kind":"row","problem":"gelu rows=1 cols=8","peer":"jitune","way":"tuned","covers":"all","state":"ok","kernel":{times}}}"#
+        );
+        place.file("rows.jsonl", &format!("{run}\n{row}\n"));
+        let mut command = Command::new("sh");
+        command.arg("-c").arg("ulimit -v 1000000; exec \"$0\" report --from rows.jsonl");
+        let out = command.arg(env!("CARGO_BIN_EXE_jitune")).current_dir(place.path()).output().unwrap();
+        quiet(&out, us);
+        assert_eq!(out.status.code(), Some(4), "{us}: {}", text(&out));
+        assert!(String::from_utf8_lossy(&out.stderr).contains("line 2: a time in us"), "{us}: {}", text(&out));
+    }
+}

@@ -113,7 +113,7 @@ impl<A: Send + 'static> Process<A> {
             self.kill();
             return Err(Lost::Ended { how: format!("its request cannot be written: {e}") });
         }
-        if !self.input.as_ref().is_some_and(|input| input.send(request).is_ok()) {
+        if self.input.as_ref().is_none_or(|input| input.send(request).is_err()) {
             return Err(self.ended());
         }
         let begun = Instant::now();
