@@ -1,7 +1,7 @@
 //! Tunes two kernels for the host's processor, seals the winners, and looks them up, all in one process:
 //! `cargo run --release --features tuner --example tune_as_library -- FOLDER`. The folder keeps what was found.
 
-use jitune::db::{Db, OpenOptions};
+use jitune::db::Db;
 use jitune::device::DeviceId;
 use jitune::problem::Problem;
 use jitune::runtime::Runtime;
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 pub fn tune(folder: &Path) -> Result<(tune::Report, Vec<String>), Box<dyn Error>> {
     let problems: [Problem; 2] =
         ["matmul m=1 n=256 k=256 dtype=f32".parse()?, "rmsnorm rows=8 cols=256 dtype=f32".parse()?];
-    let (db, library) = (Db::open(folder, OpenOptions::default())?, Library::built_in()?);
+    let (db, library) = (Db::open(folder, jitune::journal::options())?, Library::built_in()?);
     let options = tune::Options {
         devices: vec![DeviceId::Cpu(0)],
         budget: Some(Duration::from_secs(4)),

@@ -9,11 +9,41 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub struct Artifact {
     /// Its file.
+    #[serde(with = "any_path")]
     pub path: PathBuf,
     /// The blake3 hash that its bytes must have, in hex.
     pub hash: String,
     /// What the compiler said.
     pub info: ArtifactInfo,
+}
+
+/// Paths in messages between processes: text where they are, else their bytes, so that a folder may have any name.
+pub(crate) mod any_path {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum AnyPath {
+        Text(String),
+        Bytes(Vec<u8>),
+    }
+
+    pub fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        match path.to_str() {
+            Some(text) => text.serialize(to),
+            None => path.as_os_str().as_bytes().serialize(to),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        Ok(match AnyPath::deserialize(from)? {
+            AnyPath::Text(text) => text.into(),
+            AnyPath::Bytes(bytes) => OsString::from_vec(bytes).into(),
+        })
+    }
 }
 
 impl Artifact {

@@ -7,7 +7,7 @@ use jitune_db::Key;
 use std::collections::BTreeMap;
 
 /// Raised when the meaning of stored records changes.
-const SCHEMA: &str = "2";
+pub(crate) const SCHEMA: &str = "2";
 /// Raised when verdicts of before are not to be believed: until 1 some were kept that were not the candidate's fault.
 const JUDGING: &str = "2";
 /// Raised when the way of measuring changes so that older times do not compare.

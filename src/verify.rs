@@ -302,7 +302,7 @@ impl<'a> Verifier<'a> {
             let median = series.first().map_or(f64::INFINITY, |s| s.median());
             let best = line.now_us.map_or(median, |us| us.min(median));
             line.now_us = Some(best);
-            if best <= stored_us * self.options.slack {
+            if !is_slower(best, stored_us, self.options.slack) {
                 return Ok(Finding::Good);
             }
         }
@@ -339,6 +339,12 @@ impl<'a> Verifier<'a> {
     }
 }
 
+/// Whether a time is longer than a stored one by more than noise. A share of a microsecond is noise: what takes less than
+/// two is slower only when it is half a microsecond slower too.
+fn is_slower(now_us: f64, stored_us: f64, slack: f64) -> bool {
+    now_us > stored_us * slack && (stored_us >= 2.0 || now_us > stored_us + 0.5)
+}
+
 fn failed(e: &dyn std::fmt::Display) -> Finding {
     Finding::Failed { why: e.to_string() }
 }
@@ -359,5 +365,27 @@ fn blank(held: &Held<'_>, problem: Problem) -> Verified {
         now_us: None,
         error_rms: None,
         finding: Finding::Good,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_slower;
+
+    #[test]
+    fn a_share_of_a_microsecond_is_noise() {
+        for (now, stored, slower) in [
+            (0.97, 0.70, false),
+            (1.19, 0.70, false),
+            (1.21, 0.70, true),
+            (2.40, 1.90, false),
+            (2.60, 2.00, false),
+            (2.61, 2.00, true),
+            (13.1, 10.0, true),
+            (12.9, 10.0, false),
+            (f64::INFINITY, 0.5, true),
+        ] {
+            assert_eq!(is_slower(now, stored, 1.3), slower, "{now} {stored}");
+        }
     }
 }

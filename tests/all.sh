@@ -75,7 +75,7 @@ runtime_tree() {
     tree() { cargo tree --locked -p jitune --prefix none "$@"; }
     crates=$(tree -e normal) && features=$(tree -e features) || return 1
     foreign=$(
-        printf '%s\n' "$crates" | grep -E '^(sled|clap|jitune-db|jitune-peer|nvml-wrapper|indicatif) '
+        printf '%s\n' "$crates" | grep -E '^(clap|jitune-db|jitune-peer|nvml-wrapper|indicatif) '
         printf '%s\n' "$features" | grep -E '^cudarc feature "nvrtc"'
     )
     [ -z "$foreign" ] || { printf 'the library brings in:\n%s\n' "$foreign"; return 1; }

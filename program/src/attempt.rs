@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let (_, fastest) = right
             .min_by(|(a, _), (b, _)| a.total_cmp(b))
             .ok_or_else(|| CliError::Partly("no candidate is right".into()))?;
-        println!("{}", fastest.config);
+        out!("{}", fastest.config);
         return Ok(());
     }
     let rows: Vec<Vec<String>> = list.iter().map(row).collect();

@@ -2,7 +2,7 @@
 
 use super::export::{failed as not_exported, unusable};
 use super::progress::{Live, Progress, left};
-use super::select::{Store, Templates, Where, Which};
+use super::select::{Store, Templates, Where, Which, within};
 use super::{CliError, table};
 use jitune::bench::Folder;
 use jitune::compare::{self, Asked, Chain, CompareError, KNOWN, Options, Places, Profiler};
@@ -52,13 +52,13 @@ pub struct Args {
     #[arg(long, value_name = "PEER.KEY=VALUE")]
     set: Vec<String>,
     /// Rounds of each problem; 21 by default, 5 with --quick.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
     /// Seconds after which a problem's rounds end early; 12 by default, 3 with --quick.
-    #[arg(long)]
+    #[arg(long, value_parser = within(0.0, 86400.0))]
     seconds: Option<f64>,
     /// Seconds that a peer may warm up on a problem; 5 by default, 0.5 with --quick.
-    #[arg(long)]
+    #[arg(long, value_parser = within(0.0, 3600.0))]
     warm: Option<f64>,
     /// A short comparison: fewer rounds, and of a model the buckets --batch 1 and --prefill 512 alone.
     #[arg(long)]
@@ -105,7 +105,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     };
     let io = |path: &Path, source| CliError::Io { path: path.into(), source };
     std::fs::create_dir_all(&args.output).map_err(|e| io(&args.output, e))?;
-    let scratch = Folder::temporary()?;
+    let scratch = scratch()?;
     let exe = std::env::current_exe().map_err(|e| io(Path::new("jitune"), e))?;
     let stop = super::tune::on_signals()?;
 
@@ -146,7 +146,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let run = Run {
         at: jitune_db::now(),
         jitune: env!("CARGO_PKG_VERSION").into(),
-        command: std::env::args().skip(1).fold("jitune".into(), |all, word| format!("{all} {word}")),
+        command: std::env::args_os()
+            .skip(1)
+            .fold("jitune".into(), |all, word| format!("{all} {}", word.to_string_lossy())),
         model: which.model.clone(),
         device: Some(device),
         host: host(target),
@@ -171,7 +173,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let files = super::report::write(&args.output, &rows)?;
     if !args.json {
         super::report::show(&rows);
-        println!("written: {}", files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
+        out!("written: {}", files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
     }
     if stop.load(Ordering::Relaxed) {
         return Err(CliError::Interrupted);
@@ -179,6 +181,18 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     match teller.bad {
         0 => Ok(()),
         n => Err(CliError::Partly(format!("{n} of jitune's own results are wrong or missing"))),
+    }
+}
+
+/// A folder for what peers are told of.
+pub(super) fn scratch() -> Result<Folder, CliError> {
+    let folder = Folder::temporary()?;
+    match folder.path().to_str() {
+        Some(_) => Ok(folder),
+        None => {
+            let folder = folder.path().display();
+            Err(CliError::Usage(format!("TMPDIR: peers are told paths as text, and {folder} is none")))
+        }
     }
 }
 
@@ -356,7 +370,7 @@ impl compare::Observer for Teller {
         }
         if self.json {
             if let Ok(text) = line.text() {
-                println!("{text}");
+                out!("{text}");
             }
             return;
         }

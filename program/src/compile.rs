@@ -87,7 +87,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let fine = matches!(outcome, Ok(info) if info.spills == 0);
         bad += usize::from(!fine);
         if args.json {
-            println!("{}", json(job, outcome));
+            out!("{}", json(job, outcome));
             continue;
         }
         let (registers, spills, smem, occupancy) = match outcome {
@@ -109,14 +109,14 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
     for (arch, problem, why) in &refused {
         match args.json {
-            true => println!("{}", serde_json::json!({ "arch": arch, "problem": problem, "error": why })),
-            false => eprintln!("jitune: {why}"),
+            true => out!("{}", serde_json::json!({ "arch": arch, "problem": problem, "error": why })),
+            false => err!("jitune: {why}"),
         }
     }
     if !args.json {
         let header = ["arch", "template", "registers", "spills", "smem", "occupancy", "problem", "config"];
         table::print(&header, &rows, &[2, 3, 4, 5]);
-        println!("{} compiled, {bad} failed or spilled", jobs.len());
+        out!("{} compiled, {bad} failed or spilled", jobs.len());
     }
     let mut failures = Vec::new();
     if bad > 0 {

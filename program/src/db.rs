@@ -88,20 +88,32 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         }
         Command::Merge { files } => {
             let db = args.store.open()?;
+            let mut skipped = 0;
             for path in files {
                 let file = File::open(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
-                let merged = db.merge(BufReader::new(file))?;
+                let merged = db.merge(BufReader::new(file));
+                let merged = merged.map_err(|source| CliError::Merge { path: path.clone(), source: source.into() })?;
                 let text = format!(
-                    "{}: {} added, {} there already, {} older, {} bad lines",
+                    "{}: {} added, {} there already, {} older, {} not taken",
                     path.display(),
                     merged.added,
                     merged.same,
                     merged.older,
-                    merged.bad_lines.len()
+                    merged.skipped
                 );
                 report(args, &serde_json::json!(merged), &text);
+                for bad in merged.bad_lines.iter().take(3) {
+                    err!("jitune: {}:{}: {}", path.display(), bad.line, bad.why);
+                }
+                skipped += merged.skipped;
             }
-            Ok(db.close()?)
+            db.close()?;
+            match skipped {
+                0 => Ok(()),
+                n => {
+                    Err(CliError::Partly(format!("{n} lines were not taken; --json names the first hundred of a file")))
+                }
+            }
         }
         Command::Gc { dry_run, trials_older_than, grace } => {
             let db = args.store.open()?;
@@ -119,9 +131,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 
 fn report(args: &Args, value: &serde_json::Value, text: &str) {
     if args.json {
-        println!("{value}");
+        out!("{value}");
     } else {
-        println!("{text}");
+        out!("{text}");
     }
 }
 
@@ -149,7 +161,7 @@ fn list(args: &Args) -> Result<(), CliError> {
                 "template": w.template(), "config": w.config, "median_us": e.median_us,
                 "roofline_share": e.roofline_share, "at": record.at, "artifact": w.artifact,
             });
-            println!("{line}");
+            out!("{line}");
         }
         return Ok(());
     }
@@ -174,7 +186,7 @@ fn show(args: &Args, text: &str) -> Result<(), CliError> {
         if w.problem.to_string().contains(text) {
             found += 1;
             let value = serde_json::to_string_pretty(&record).map_err(|e| CliError::Usage(e.to_string()))?;
-            println!("{value}");
+            out!("{value}");
         }
     }
     match found {

@@ -39,7 +39,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let found =
             |f: &Finding| serde_json::json!({"what": f.what, "here": f.here, "detail": f.detail, "remedy": f.remedy});
         let findings: Vec<_> = list.iter().map(found).collect();
-        println!("{}", serde_json::json!({"findings": findings, "can_tune": {"cuda": cuda, "cpu": cpu}}));
+        out!("{}", serde_json::json!({"findings": findings, "can_tune": {"cuda": cuda, "cpu": cpu}}));
     } else {
         let row = |f: &Finding| {
             vec![if f.here { "ok" } else { "--" }.into(), f.what.into(), f.detail.clone(), f.remedy.clone()]
@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let rows: Vec<Vec<String>> = list.iter().map(row).collect();
         table::print(&["", "what", "found", "to bring it"], &rows, &[]);
         let word = |b: bool| if b { "can" } else { "cannot" };
-        println!("This machine {} tune for its GPU and {} tune for its CPU.", word(cuda), word(cpu));
+        out!("This machine {} tune for its GPU and {} tune for its CPU.", word(cuda), word(cpu));
     }
     match cuda || cpu {
         true => Ok(()),
@@ -78,7 +78,10 @@ fn look(args: &Args) -> Vec<Finding> {
         finding("NVML", nvml, |v| format!("driver {v}"), "comes with the NVIDIA driver"),
         finding(
             "NVRTC",
-            nvrtc::open().map_err(|_| "libnvrtc is not found".to_string()),
+            nvrtc::open().map_err(|_| match std::env::var_os("JITUNE_NVRTC").filter(|v| !v.is_empty()) {
+                Some(given) => format!("libnvrtc is not in {}, as JITUNE_NVRTC says", given.to_string_lossy()),
+                None => "libnvrtc is not found".to_string(),
+            }),
             |n| format!("{} at {}", n.version, n.path),
             "pip install nvidia-cuda-nvrtc, then set JITUNE_NVRTC to its lib folder",
         ),

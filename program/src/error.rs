@@ -57,6 +57,14 @@ pub enum CliError {
     /// The database.
     #[error("{0}")]
     Db(#[from] jitune_db::Error),
+    /// A file that was to be merged.
+    #[error("{path}: {source}")]
+    Merge {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<jitune_db::Error>,
+    },
     /// A file.
     #[error("{path}: {source}")]
     Io {
@@ -100,7 +108,11 @@ impl CliError {
             CliError::Bench(BenchError::Template(e)) => template(e),
             CliError::Bench(BenchError::Target(e)) => target(e),
             CliError::Bench(_) => 5,
-            CliError::Db(_) | CliError::Io { .. } | CliError::Rows { .. } | CliError::Report(_) => 4,
+            CliError::Db(_)
+            | CliError::Merge { .. }
+            | CliError::Io { .. }
+            | CliError::Rows { .. }
+            | CliError::Report(_) => 4,
             CliError::Partly(_) => 1,
             CliError::Interrupted => 130,
         }
@@ -118,6 +130,7 @@ fn target(e: &BackendError) -> u8 {
         | BackendError::NoGpu { .. }
         | BackendError::NoNvrtc { .. }
         | BackendError::NoCompiler { .. }
+        | BackendError::Threads { .. }
         | BackendError::OutOfMemory { .. } => 3,
         BackendError::Io { .. } => 4,
         BackendError::Compile { .. } | BackendError::Unfit { .. } | BackendError::Launch { .. } => 1,

@@ -36,21 +36,21 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let diffs: Vec<Vec<String>> = near.iter().map(|(_, d)| d.iter().map(ToString::to_string).collect()).collect();
         if args.json {
             let hit = found.as_ref().map(|r| &r.body);
-            println!(
+            out!(
                 "{}",
                 serde_json::json!({"problem": problem, "key": key, "id": key.id().to_string(), "hit": hit, "near": diffs})
             );
             continue;
         }
-        println!("{problem}\n  key {}", key.id());
+        out!("{problem}\n  key {}", key.id());
         for (name, value) in key.compile.iter().filter(|(n, _)| *n != "problem") {
-            println!("    compile.{name} = {value}");
+            out!("    compile.{name} = {value}");
         }
         for (name, value) in &key.timing {
-            println!("    timing.{name} = {value}");
+            out!("    timing.{name} = {value}");
         }
         match found.as_ref().and_then(journal::winner) {
-            Some(w) => println!(
+            Some(w) => out!(
                 "  hit: {} [{}], {:.2} us, {:.0}% of the roofline, {} trials",
                 w.template(),
                 w.config,
@@ -59,12 +59,12 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
                 w.evidence.trials
             ),
             None => {
-                println!("  miss");
+                out!("  miss");
                 for diff in diffs {
-                    println!("    a stored record differs in: {}", diff.join("; "));
+                    out!("    a stored record differs in: {}", diff.join("; "));
                 }
                 if near.is_empty() {
-                    println!("    nothing is stored for this problem; `jitune tune --problem '{problem}'` does it");
+                    out!("    nothing is stored for this problem; `jitune tune --problem '{problem}'` does it");
                 }
             }
         }

@@ -119,14 +119,14 @@ fn asked(args: &Args, arches: &[String], every: bool) -> Result<Option<Vec<Probl
 
 fn say(args: &Args, bundle: &Bundle<'_>, missing: &[(Problem, String)], unverified: &[String]) {
     for why in unverified {
-        eprintln!(
+        err!(
             "jitune: warning: the file can be verified only where NVRTC is: {}",
             why.lines().next().unwrap_or_default()
         );
     }
     if args.json {
         let left_out: Vec<_> = missing.iter().map(|(p, why)| serde_json::json!({"problem": p, "why": why})).collect();
-        println!(
+        out!(
             "{}",
             serde_json::json!({
                 "file": args.output, "bytes": bundle.as_bytes().len(), "winners": bundle.len(),
@@ -140,7 +140,7 @@ fn say(args: &Args, bundle: &Bundle<'_>, missing: &[(Problem, String)], unverifi
         table::print(&["left out", "why"], &rows, &[]);
     }
     let arches: Vec<String> = bundle.arches().iter().map(|(t, a)| format!("{} {a}", t.name())).collect();
-    println!(
+    out!(
         "{}: {} winners for {}, {} artifacts, {} bytes",
         args.output.display(),
         bundle.len(),

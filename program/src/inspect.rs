@@ -20,25 +20,25 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let bundle = Bundle::open(&args.file).map_err(|e| unusable(&args.file, e))?;
     if args.json {
-        println!("{}", json(&bundle));
+        out!("{}", json(&bundle));
         return Ok(());
     }
     let arches: Vec<String> = bundle.arches().iter().map(|(t, a)| format!("{} {a}", t.name())).collect();
-    println!("file        {}, {} bytes, format {VERSION}", args.file.display(), bundle.as_bytes().len());
-    println!("sealed by   jitune {}, newest winner of {} (Unix seconds)", bundle.sealed_by(), bundle.created());
-    println!("holds       {} winners for {}", bundle.len(), arches.join(", "));
+    out!("file        {}, {} bytes, format {VERSION}", args.file.display(), bundle.as_bytes().len());
+    out!("sealed by   jitune {}, newest winner of {} (Unix seconds)", bundle.sealed_by(), bundle.created());
+    out!("holds       {} winners for {}", bundle.len(), arches.join(", "));
     for (role, name) in
         [(ArtifactRole::Kernel, "kernels"), (ArtifactRole::Reference, "references"), (ArtifactRole::Support, "support")]
     {
         let (count, bytes) =
             bundle.artifacts().filter(|a| a.role == role).fold((0, 0), |(n, b), a| (n + 1, b + a.bytes.len()));
         if count > 0 {
-            println!("            {count} {name}, {bytes} bytes");
+            out!("            {count} {name}, {bytes} bytes");
         }
     }
     let mut devices: Vec<&str> = bundle.devices().iter().map(|d| d.name.as_str()).collect();
     devices.dedup();
-    println!("tuned on    {}\n", devices.join(", "));
+    out!("tuned on    {}\n", devices.join(", "));
     let row = |h: Held<'_>| {
         let e = h.evidence();
         vec![

@@ -1,5 +1,10 @@
 //! The command line: raw arguments become a validated plan, the library does the work, and one place decides exit codes.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+#[macro_use]
+mod out;
+
 mod attempt;
 mod compare;
 mod compile;
@@ -89,11 +94,11 @@ fn main() -> ExitCode {
         Command::Profile(args) => profile::run(&args),
         Command::Peer => return jitune_peer::serve(jitune::compare::Ours::default()),
     };
-    match done {
+    match done.and_then(|()| out::finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             if !e.is_quiet() {
-                eprintln!("jitune: {e}");
+                err!("jitune: {e}");
             }
             ExitCode::from(e.exit_code())
         }

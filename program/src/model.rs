@@ -50,13 +50,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             "model": args.model, "parameters": model.parameters(), "config": model, "notes": notes, "device": device,
             "calls": plan.calls,
         });
-        println!("{text}");
+        out!("{text}");
     } else if args.problems {
         for p in plan.problems() {
-            println!("{p}");
+            out!("{p}");
         }
     } else {
-        println!("{}: {}, {} parameters", model.name, model.family.name(), grouped(model.parameters()));
+        out!("{}: {}, {} parameters", model.name, model.family.name(), grouped(model.parameters()));
         print(&plan, &device);
     }
     Ok(())
@@ -77,7 +77,7 @@ fn grouped(count: u64) -> String {
 
 fn print(plan: &Plan, device: &Device) {
     let measured = if device.ceilings.measured { "measured" } else { "nominal" };
-    println!(
+    out!(
         "{} ({}), {} ceilings: read {}, matrix products {}",
         device.name,
         device.arch,
@@ -113,7 +113,7 @@ fn print(plan: &Plan, device: &Device) {
         }
     }
     for (phase, bucket, time) in passes {
-        println!("one {} pass, bucket {bucket}: roofline {} us", phase.name(), table::us(time * 1e6));
+        out!("one {} pass, bucket {bucket}: roofline {} us", phase.name(), table::us(time * 1e6));
     }
     debug_assert!(total > 0.0);
 }

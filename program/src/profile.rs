@@ -3,7 +3,6 @@
 use super::compare::{bundle, on};
 use super::select::{Store, Templates, Where};
 use super::{CliError, table};
-use jitune::bench::Folder;
 use jitune::compare::{self, Options, Places, Profiled, Profiler};
 use jitune::device::{Device, Target};
 use jitune::journal;
@@ -49,7 +48,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let problem: Problem = args.problem.parse()?;
     let id = args.device.first()?;
     let library = args.templates.library()?;
-    let scratch = Folder::temporary()?;
+    let scratch = super::compare::scratch()?;
     let exe = std::env::current_exe().map_err(|source| CliError::Io { path: "jitune".into(), source })?;
     let device = tune::ceilings(&exe, id, &library, &problem, scratch.path())?;
     let db = args.store.read()?;
@@ -94,7 +93,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         .and_then(|()| compare::mix(&code));
     if args.json {
         let ways: Vec<_> = kernels.iter().map(|(way, k)| serde_json::json!({"way": way, "kernels": k})).collect();
-        println!(
+        out!(
             "{}",
             serde_json::json!({
                 "problem": problem, "device": device, "winner": winner, "peer": args.peer, "ways": ways,
@@ -108,11 +107,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         counters(&args.peer, way, list);
     }
     if let Some(why) = why {
-        println!("\nno counters: {why}");
+        out!("\nno counters: {why}");
     }
     match mix {
         Some(mix) => instructions(&mix),
-        None if args.peer == compare::OURS => println!("\nno instruction mix: no nvdisasm or cuobjdump in PATH"),
+        None if args.peer == compare::OURS => out!("\nno instruction mix: no nvdisasm or cuobjdump in PATH"),
         None => {}
     }
     Ok(())
@@ -134,9 +133,9 @@ fn stored(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Res
 fn card(w: &Winner, device: &Device) {
     let e = &w.evidence;
     let (roofline, memory) = device.roofline(&w.problem);
-    println!("{}\non {} ({})", w.problem, device.name, device.arch);
-    println!("{} {}\n", w.template(), w.config);
-    let line = |name: &str, text: String| println!("{name:<22}{text}");
+    out!("{}\non {} ({})", w.problem, device.name, device.arch);
+    out!("{} {}\n", w.template(), w.config);
+    let line = |name: &str, text: String| out!("{name:<22}{text}");
     line("time", format!("{} us, median of {} rounds", table::us(e.median_us), e.samples_us.len()));
     let bound = if memory { "bytes" } else { "operations" };
     line(
@@ -167,7 +166,7 @@ fn card(w: &Winner, device: &Device) {
 }
 
 fn counters(peer: &str, way: &str, kernels: &[Profiled]) {
-    println!("\n{peer}/{way}, as ncu counts one call on cold caches:");
+    out!("\n{peer}/{way}, as ncu counts one call on cold caches:");
     let number = |k: &Profiled, name: &str, scale: f64| {
         k.metrics.get(name).map_or("-".to_string(), |v| format!("{:.1}", v * scale))
     };
@@ -190,7 +189,7 @@ fn counters(peer: &str, way: &str, kernels: &[Profiled]) {
 
 fn instructions(mix: &BTreeMap<String, u64>) {
     let all = mix.get("all").copied().unwrap_or(1).max(1);
-    println!("\n{all} instructions (as they stand in the code, not as often as they run):");
+    out!("\n{all} instructions (as they stand in the code, not as often as they run):");
     let mut list: Vec<(&String, &u64)> = mix.iter().filter(|(name, _)| *name != "all").collect();
     list.sort_by(|a, b| b.1.cmp(a.1));
     let row = |(name, n): (&String, &u64)| {

@@ -3,7 +3,7 @@
 use super::table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jitune::tune::{Event, Observer};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// How progress is shown.
@@ -47,7 +47,7 @@ impl Live {
             self.bar.println(text);
         } else {
             // Progress that cannot be written is no reason to stop.
-            let _ = writeln!(std::io::stderr(), "{text}");
+            err!("{text}");
         }
     }
 }
@@ -146,7 +146,7 @@ impl Observer for Progress {
             Progress::Human(h) => h.show(event),
             Progress::Json => {
                 if let Ok(text) = serde_json::to_string(event) {
-                    let _ = writeln!(std::io::stdout(), "{text}");
+                    out!("{text}");
                 }
             }
         }

@@ -28,17 +28,17 @@ pub struct Args {
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let rows = read(&args.from)?;
     if args.readme {
-        print!("{}", readme::tables(&rows));
+        crate::out::write(format_args!("{}", readme::tables(&rows)));
         return Ok(());
     }
     let beside = args.from.parent().unwrap_or(Path::new(""));
     let files = write(args.output.as_deref().unwrap_or(beside), &rows)?;
     if args.json {
-        println!("{}", serde_json::json!({ "summary": Summary::of(&rows), "cut": rows.cut(), "files": files }));
+        out!("{}", serde_json::json!({ "summary": Summary::of(&rows), "cut": rows.cut(), "files": files }));
         return Ok(());
     }
     show(&rows);
-    println!("written: {}", files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
+    out!("written: {}", files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
     Ok(())
 }
 
@@ -66,6 +66,6 @@ pub(super) fn write(folder: &Path, rows: &Rows) -> Result<Vec<PathBuf>, CliError
 pub(super) fn show(rows: &Rows) {
     let summary = Summary::of(rows);
     table::print(&terminal::HEADER, &terminal::rows(rows, &summary), &terminal::RIGHT);
-    println!();
-    terminal::closing(rows, &summary).iter().for_each(|line| println!("{line}"));
+    out!("");
+    terminal::closing(rows, &summary).iter().for_each(|line| out!("{line}"));
 }

@@ -3,6 +3,7 @@
 use super::CliError;
 use jitune::backend::{cpu, cuda};
 use jitune::device::{Device, DeviceId, Target};
+use jitune::journal;
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem};
 use jitune::template::Library;
@@ -58,11 +59,40 @@ pub struct Where {
     #[arg(long, value_parser = target)]
     pub target: Option<Target>,
     /// `all`, or ordinals such as 0,2.
-    #[arg(long, default_value = "0", value_name = "LIST")]
-    pub gpus: String,
+    #[arg(long, default_value = "0", value_name = "LIST", value_parser = gpus)]
+    pub gpus: Gpus,
     /// Threads of the CPU target; all by default.
     #[arg(long)]
     pub threads: Option<usize>,
+}
+
+/// GPUs as they are asked for.
+#[derive(Clone, Debug)]
+pub enum Gpus {
+    /// Every GPU.
+    All,
+    /// These, each once.
+    These(Vec<usize>),
+}
+
+fn gpus(text: &str) -> Result<Gpus, String> {
+    if text == "all" {
+        return Ok(Gpus::All);
+    }
+    let list = text.split(',').map(|t| t.trim().parse()).collect::<Result<Vec<usize>, _>>();
+    let list = list.map_err(|_| "it is `all`, or ordinals such as 0,2".to_string())?;
+    match list.iter().enumerate().find(|(i, gpu)| list[..*i].contains(gpu)) {
+        Some((_, twice)) => Err(format!("{twice} stands twice in it")),
+        None => Ok(Gpus::These(list)),
+    }
+}
+
+/// A number between two others, bounds included; neither NaN nor infinite.
+pub fn within(least: f64, most: f64) -> impl Fn(&str) -> Result<f64, String> + Clone + Send + Sync + 'static {
+    move |text| match text.parse::<f64>() {
+        Ok(value) if (least..=most).contains(&value) => Ok(value),
+        _ => Err(format!("it must lie in {least}..={most}")),
+    }
 }
 
 fn target(text: &str) -> Result<Target, String> {
@@ -138,7 +168,7 @@ impl Which {
 
 /// Says notes on standard error.
 pub fn say(notes: &[String]) {
-    notes.iter().for_each(|note| eprintln!("jitune: note: {note}"));
+    notes.iter().for_each(|note| err!("jitune: note: {note}"));
 }
 
 impl BucketArgs {
@@ -190,13 +220,11 @@ impl Where {
         if self.target()? == Target::Cpu {
             return Ok(vec![DeviceId::Cpu(self.threads.unwrap_or(0))]);
         }
-        let ordinals = || self.gpus.split(',').map(|t| t.trim().parse::<usize>()).collect::<Result<Vec<_>, _>>();
-        let asked = if self.gpus == "all" { None } else { Some(ordinals()) };
-        let asked = asked
-            .transpose()
-            .map_err(|_| CliError::Usage(format!("--gpus {}: `all`, or ordinals such as 0,2", self.gpus)))?;
         let count = cuda::gpu_count()?;
-        let list = asked.unwrap_or_else(|| (0..count).collect());
+        let list = match &self.gpus {
+            Gpus::All => (0..count).collect(),
+            Gpus::These(list) => list.clone(),
+        };
         match list.iter().find(|i| **i >= count) {
             Some(&ordinal) => Err(jitune::backend::BackendError::NoGpu { ordinal, count }.into()),
             None if list.is_empty() => Err(jitune::backend::BackendError::NoGpu { ordinal: 0, count }.into()),
@@ -229,13 +257,13 @@ impl Store {
 
     /// Opens the database to write.
     pub fn open(&self) -> Result<Db, CliError> {
-        let options = OpenOptions { wait: Duration::from_secs(self.db_wait), read_only: false };
+        let options = OpenOptions { wait: Duration::from_secs(self.db_wait), ..journal::options() };
         Ok(Db::open(&self.path()?, options)?)
     }
 
     /// Opens it to read; works beside a running tuner.
     pub fn read(&self) -> Result<Db, CliError> {
-        Ok(Db::open(&self.path()?, OpenOptions::read_only())?)
+        Ok(Db::open(&self.path()?, OpenOptions { read_only: true, ..journal::options() })?)
     }
 }
 

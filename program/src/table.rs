@@ -19,7 +19,7 @@ pub fn print(header: &[&str], rows: &[Vec<String>], right: &[usize]) {
             out.push_str(after);
             out.push_str("  ");
         }
-        println!("{}", out.trim_end());
+        out!("{}", out.trim_end());
     };
     line(header.to_vec());
     for row in rows {

@@ -1,7 +1,7 @@
 //! `jitune tune`: the main job.
 
 use super::progress::Progress;
-use super::select::{Store, Templates, Where, Which};
+use super::select::{Store, Templates, Where, Which, within};
 use super::{CliError, table};
 use jitune::tune::{self, Options, Report, Search};
 use jitune::winner::Winner;
@@ -34,13 +34,13 @@ pub struct Args {
     #[arg(long, value_parser = search, default_value = "auto", value_name = "auto|exhaustive|random|evolve")]
     search: Search,
     /// Stop a problem that comes this close to its roofline.
-    #[arg(long, default_value_t = 0.03, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.03, value_name = "SHARE", value_parser = within(0.0, 1.0))]
     near_roofline: f64,
     /// Compile workers; as many as cores and memory allow by default.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     compilers: Option<usize>,
     /// Seconds after which a candidate counts as hanging.
-    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = within(0.05, 3600.0))]
     patience: f64,
     /// Seed of the search and of the inputs.
     #[arg(long, default_value_t = 1)]
@@ -66,12 +66,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let devices = args.device.devices()?;
     let library = args.templates.library()?;
     jitune::key::compiler(target)?;
-    if !(0.05..=3600.0).contains(&args.patience) {
-        return Err(CliError::Usage(format!("--patience {}: it must lie in 0.05..=3600 seconds", args.patience)));
-    }
     let db = args.store.open()?;
     for line in &db.report().bad_lines {
-        eprintln!("jitune: warning: a damaged line of the journal was set aside: {line}");
+        err!("jitune: warning: a damaged line of the journal was set aside: {line}");
     }
     let budget = args.budget.map_or_else(|| tune::default_budget(target), Duration::from_secs);
     let options = Options {
@@ -94,7 +91,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let report = report?;
     db.close()?;
     if args.json {
-        println!("{}", serde_json::json!({ "event": "report", "report": report }));
+        out!("{}", serde_json::json!({ "event": "report", "report": report }));
     } else {
         show(&report, problems.len());
     }
@@ -139,21 +136,21 @@ fn show(report: &Report, problems: usize) {
     let rows: Vec<Vec<String>> = winners.iter().map(row).collect();
     table::print(&["us", "rate", "of ceiling", "trials", "rejected", "problem", "winner"], &rows, &[0, 1, 2, 3]);
     for f in &report.failed {
-        println!("no winner: {}: {}", f.problem, f.error);
+        out!("no winner: {}: {}", f.problem, f.error);
     }
-    println!();
+    out!("");
     for d in &report.devices {
         let kind = if d.ceilings.measured { "measured ceilings" } else { "nominal ceilings" };
         let (read, copy) = (table::bytes(d.ceilings.read), table::bytes(d.ceilings.copy));
         let single = table::flops(d.ceilings.single);
-        println!("{} ({}), {kind}: read {read}, copy {copy}, f32 products {single}", d.name, d.arch);
+        out!("{} ({}), {kind}: read {read}, copy {copy}, f32 products {single}", d.name, d.arch);
     }
     let cut_off = winners.iter().filter(|w| w.evidence.cut_off).count();
     if cut_off > 0 {
-        println!("{cut_off} of the winners' searches were cut off; run again to go on with them");
+        out!("{cut_off} of the winners' searches were cut off; run again to go on with them");
     }
     let tried: u32 = winners.iter().map(|w| w.evidence.trials).sum();
-    println!(
+    out!(
         "{} of {problems} problems have winners ({} stored before), {tried} candidates tried, {:.1} s",
         winners.len(),
         report.stored,
@@ -161,7 +158,7 @@ fn show(report: &Report, problems: usize) {
     );
     if report.compiling.sources > 0 {
         let s = &report.spent;
-        println!(
+        out!(
             "time of the measuring workers: preparing {:.1} s, verifying {:.1} s, measuring {:.1} s, waiting for compilers \
              {:.1} s, recovering {:.1} s; compiling {:.1} s over all workers for {} sources",
             s.preparing,

@@ -3,7 +3,7 @@
 
 use super::export::unusable;
 use super::progress::Live;
-use super::select::Where;
+use super::select::{Where, within};
 use super::{CliError, table};
 use jitune::bench;
 use jitune::bundle::Bundle;
@@ -25,7 +25,7 @@ pub struct Args {
     #[command(flatten)]
     device: Where,
     /// How many times the stored time a winner may take.
-    #[arg(long, default_value_t = 1.3, value_name = "RATIO")]
+    #[arg(long, default_value_t = 1.3, value_name = "RATIO", value_parser = within(1.0, 1000.0))]
     slack: f64,
     /// Check results alone.
     #[arg(long)]
@@ -71,9 +71,6 @@ fn text(finding: &Finding) -> String {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    if !(args.slack >= 1.0 && args.slack.is_finite()) {
-        return Err(CliError::Usage(format!("--slack {}: it must be at least 1", args.slack)));
-    }
     if args.draw > MOST || !(0..=MOST as i64).contains(&args.every) {
         return Err(CliError::Usage(format!("--draw and --every take at most {MOST}")));
     }
@@ -84,7 +81,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let options = Options { seed, slack: args.slack, timing: !args.no_timing };
     if !args.json {
         let (file, d) = (args.file.display(), session.device());
-        println!("{file}: every byte is as it was sealed; verifying on {} ({}), seed {seed}\n", d.name, d.arch);
+        out!("{file}: every byte is as it was sealed; verifying on {} ({}), seed {seed}\n", d.name, d.arch);
     }
     if let Some(path) = &args.beside {
         let other = Bundle::open(path).map_err(|e| unusable(path, e))?;
@@ -100,7 +97,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             lines.extend(verifier.served(&held));
         }
         if args.json {
-            lines[from..].iter().for_each(|line| println!("{}", serde_json::json!(line)));
+            lines[from..].iter().for_each(|line| out!("{}", serde_json::json!(line)));
         }
     }
     if !args.json {
@@ -128,8 +125,8 @@ fn asked(verifier: &mut Verifier<'_>, answers: &Answers<'_>, args: &Args, seed: 
         let line = verifier.asked(answers, problem);
         bar.inc(1);
         match args.json {
-            true => println!("{}", serde_json::json!(line)),
-            false if line.finding != Finding::Good => bar.suspend(|| println!("{problem}: {}", text(&line.finding))),
+            true => out!("{}", serde_json::json!(line)),
+            false if line.finding != Finding::Good => bar.suspend(|| out!("{problem}: {}", text(&line.finding))),
             false => {}
         }
         line
@@ -152,7 +149,7 @@ fn beside(
         match verifier.beside(one, other, &problem) {
             Ok(b) => {
                 if args.json {
-                    println!("{}", serde_json::json!(b));
+                    out!("{}", serde_json::json!(b));
                 }
                 let [us, others] = b.us.map(table::us);
                 let [answer, winner] = b.answers.clone();
@@ -161,7 +158,7 @@ fn beside(
             }
             Err(why) => {
                 bad += 1;
-                eprintln!("{problem}: {}", text(&why));
+                err!("{problem}: {}", text(&why));
             }
         }
     }
@@ -170,7 +167,7 @@ fn beside(
     if !args.json {
         let head = ["answer us", "winner us", "ratio", "problem", "answer", "winner"];
         table::print(&head, &rows, &[0, 1, 2]);
-        println!("\n{} problems: {mean:.3} in geometric mean, {worst:.3} at worst", ratios.len());
+        out!("\n{} problems: {mean:.3} in geometric mean, {worst:.3} at worst", ratios.len());
     }
     let file = args.file.display();
     match (bad, ratios.is_empty(), mean <= args.mean && worst <= args.worst) {
@@ -194,7 +191,7 @@ fn summary(lines: &[Verified]) {
         vec![op.to_string(), good.to_string(), all.to_string(), format!("{worst:.1e}")]
     };
     let rows: Vec<Vec<String>> = ops.iter().map(row).collect();
-    println!();
+    out!("");
     table::print(&["op", "good", "of", "worst error"], &rows, &[1, 2, 3]);
 }
 

@@ -204,7 +204,7 @@ fn what_is_wrong_has_a_clear_message_and_an_exit_code() {
         (&["verify", "slow.jitune", "--no-timing"], 0, "good"),
         (&["verify", "--target", "cpu", "other.jitune"], 1, "no winner is for this machine"),
         (&["verify", "damaged.jitune"], 4, "damaged"),
-        (&["verify", "--target", "cuda", "--gpus", "x", "other.jitune"], 2, "--gpus x"),
+        (&["verify", "--target", "cuda", "--gpus", "x", "other.jitune"], 2, "--gpus"),
         (&["inspect", "damaged.jitune"], 4, "damaged"),
         (&["inspect", "absent.jitune"], 4, "absent.jitune"),
         (&["verify", "--slack", "0.5", "slow.jitune"], 2, "--slack"),

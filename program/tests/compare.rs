@@ -10,6 +10,24 @@ use std::time::{Duration, Instant};
 const FIRST: &str = "matmul m=4 n=64 k=32 dtype=f32";
 const SECOND: &str = "matmul m=2 n=64 k=32 dtype=f32";
 
+/// Peers that say what cannot be.
+const HOSTILE: [&str; 14] = [
+    "us=-5",
+    "us=0",
+    "us=1e-300",
+    "us=1e308",
+    "us=1e9",
+    "none",
+    "twice",
+    "stale",
+    "endless",
+    "wide",
+    "many",
+    "count",
+    "short",
+    "nofile",
+];
+
 struct Bench {
     folder: tempfile::TempDir,
 }
@@ -20,7 +38,7 @@ impl Bench {
         let script = folder.path().join("peer.py");
         std::fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compare/peer.py"), &script).unwrap();
         std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
-        for name in ["right", "wrong", "crash", "slow", "stuck", "partial"] {
+        for name in ["right", "wrong", "crash", "slow", "stuck", "partial"].iter().chain(&HOSTILE) {
             symlink(&script, folder.path().join(format!("jitune-peer-{name}"))).unwrap();
         }
         Bench { folder }
@@ -175,5 +193,54 @@ fn bad_input_is_said_in_one_line() {
         let output = bench.run("right", &more);
         assert_eq!(output.status.code(), Some(2), "{}", text(&output));
         assert!(text(&output).contains(part), "{}", text(&output));
+    }
+}
+
+#[test]
+fn what_cannot_be_is_no_row_that_is_called_ok() {
+    let bench = Bench::new();
+    let begun = Instant::now();
+    let peers: Vec<&str> = HOSTILE.iter().copied().chain(["right"]).collect();
+    let output = bench.run(&peers.join(","), &[]);
+    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
+    assert!(output.status.success(), "{}", text(&output));
+    let rows = bench.rows();
+    for problem in [FIRST, SECOND] {
+        assert_eq!(row(&rows, problem, "right").state, State::Ok);
+        for (name, why) in [
+            ("us=-5", "-5e0 us"),
+            ("us=0", "0e0 us"),
+            ("us=1e-300", "1e-300 us"),
+            ("us=1e308", "1e308 us"),
+            ("us=1e9", "1e9 us"),
+            ("none", "no call"),
+            ("twice", "without being asked"),
+            ("stale", "it answered request"),
+            ("endless", "without being asked"),
+            ("wide", "a line of over"),
+            ("many", ""),
+            ("count", "to a read of"),
+            ("short", "bytes, not"),
+            ("nofile", "No such file"),
+        ] {
+            let row = row(&rows, problem, name);
+            let said = row.why.as_deref().unwrap_or_default();
+            assert!(row.state == State::Failed && row.kernel.is_none() && said.contains(why), "{name}: {row:?}");
+        }
+    }
+}
+
+/// No tensor travels as text: what has millions of elements is compared element by element.
+#[test]
+fn outputs_of_any_size_are_compared() {
+    let bench = Bench::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_jitune"));
+    command.args(["compare", "--target", "cpu", "--threads", "2", "--quick", "--rounds", "2", "--budget", "6"]);
+    command.args(["--problem", "gelu rows=2560 cols=2560 dtype=f32", "--peers", "absent"]);
+    command.arg("--db").arg(bench.folder.path().join("db")).arg("-o").arg(bench.out());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    for row in bench.rows().rows.iter().filter(|r| r.way == "tuned") {
+        assert_eq!((row.state, row.compared), (State::Ok, 2560 * 2560), "{row:?}");
     }
 }

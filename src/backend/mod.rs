@@ -53,7 +53,7 @@ pub enum BackendError {
     },
     /// NVRTC is not here.
     #[error(
-        "NVRTC is not found (looked at $JITUNE_NVRTC, the loader's path, {places}); \
+        "NVRTC is not found (looked at {places}); \
          `pip install nvidia-cuda-nvrtc` and set JITUNE_NVRTC to the folder that holds libnvrtc.so"
     )]
     NoNvrtc {

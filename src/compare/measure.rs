@@ -2,14 +2,14 @@
 //! meanwhile meets all of them alike.
 
 use super::monitor::Monitor;
-use super::peers::{Conversation, Unanswered};
+use super::peers::{Conversation, Unanswered, short};
 use super::task::{self, Distance, Prepared};
 use super::{Entrant, OURS, Observer, Options, TUNED, TWIN};
 use crate::backend::session::{Series, gate_clocks};
 use crate::device::Device;
 use crate::problem::{Expected, Problem, Storage};
 use crate::report::rows::{Basis, Row, State, Times};
-use jitune_peer::{Answer, Ask, Refusal, RefusalKind, RefusedWay, Way};
+use jitune_peer::{Answer, Ask, Refusal, RefusalKind, RefusedWay, Round, Way};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ pub fn measure(
                     }
                 }
             }
-            Ok(other) => rows.push(failed(&blank, format!("it answered {other:?}"))),
+            Ok(other) => rows.push(failed(&blank, format!("it answered {}", short(&other)))),
             Err(Unanswered::Refused(why)) => {
                 let state = if why.kind == RefusalKind::Unsupported { State::Unsupported } else { State::Failed };
                 rows.push(Row { state, why: Some(why.why), covers: "all".into(), ..blank });
@@ -181,12 +181,8 @@ fn check(conversation: &mut Conversation, way: &Way, prepared: &Prepared) -> Res
         if mine.is_empty() {
             continue;
         }
-        let indices = mine.iter().map(|e| e.index).collect();
-        let ask = Ask::Read { way: way.way.clone(), tensor: tensor.name.clone(), indices };
-        let values = match conversation.ask(&ask, STEP)? {
-            Answer::Values { values } if values.len() == mine.len() => values,
-            other => return Err(unchecked(format!("it answered {other:?} to a read of {} values", mine.len()))),
-        };
+        let indices: Vec<u64> = mine.iter().map(|e| e.index).collect();
+        let values = conversation.read(&way.way, &tensor.name, &indices, STEP)?;
         let d = match tensor.dtype == Storage::I32.name() {
             true => task::indices(prepared, &mine, &values),
             false => task::distance(&mine, &values),
@@ -227,7 +223,13 @@ fn rounds(
             let n = lanes.len();
             let lane = &mut lanes[(i + round as usize) % n];
             let Some(conversation) = &mut entrants[lane.entrant].conversation else { continue };
-            match conversation.ask(&Ask::Round { way: lane.row.way.clone() }, STEP) {
+            let asked = Instant::now();
+            let answer = conversation.ask(&Ask::Round { way: lane.row.way.clone() }, STEP);
+            let waited = asked.elapsed();
+            match answer {
+                Ok(Answer::Round(r)) if impossible(&r, waited).is_some() => {
+                    lane.row = failed(&lane.row, impossible(&r, waited).unwrap_or_default());
+                }
                 Ok(Answer::Round(r)) => {
                     let mhz = monitor.clock();
                     if let Some(us) = r.kernel_us {
@@ -237,7 +239,7 @@ fn rounds(
                     lane.called.us.push(r.called_us);
                     lane.called.mhz.push(mhz);
                 }
-                Ok(other) => lane.row = failed(&lane.row, format!("it answered {other:?}")),
+                Ok(other) => lane.row = failed(&lane.row, format!("it answered {}", short(&other))),
                 Err(Unanswered::Refused(why)) => lane.row = failed(&lane.row, why.why),
                 Err(lost) => {
                     lane.row = failed(&lane.row, lost.to_string());
@@ -248,6 +250,19 @@ fn rounds(
         part_with_lost(lanes, entrants, rows);
     }
     false
+}
+
+/// Why times cannot be those of a round that was waited for so long.
+fn impossible(round: &Round, waited: Duration) -> Option<String> {
+    // No call is shorter than a nanosecond. The peer's clock and ours may differ a little.
+    let most = waited.as_secs_f64() * 1e6 * 1.1 + 1000.0;
+    let bad = |us: &f64| !(*us >= 1e-3 && *us * f64::from(round.calls) <= most);
+    let found = [Some(round.called_us), round.kernel_us].into_iter().flatten().find(bad);
+    match (found, round.calls) {
+        (_, 0) => Some("it says that a round made no call".into()),
+        (Some(us), calls) => Some(format!("{calls} calls of {us:e} us are no round that was waited for {most:.0} us")),
+        (None, _) => None,
+    }
 }
 
 /// Makes rows of the lanes that failed and of those whose process is gone.

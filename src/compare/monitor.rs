@@ -34,9 +34,9 @@ impl Monitor {
             Device::Cuda(ordinal) => Sensors::open(ordinal),
             Device::Cpu(_) => None,
         };
-        let thread = open().map(|sensors| {
+        let thread = open().and_then(|sensors| {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || watch(&sensors, &shared))
+            std::thread::Builder::new().spawn(move || watch(&sensors, &shared)).ok()
         });
         Monitor { shared, thread, clock: open() }
     }

@@ -2,18 +2,20 @@
 
 use crate::device::Target;
 use crate::worker::{Lost, Process};
-use jitune_peer::{About, Answer, Ask, Device, PROTOCOL, Refusal, RefusalKind};
+use jitune_peer::{About, Answer, Ask, Device, Numbered, PROTOCOL, Refusal, RefusalKind, numbers};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// The longest line a peer may answer.
-const MAX_LINE: usize = 64 << 20;
+/// The longest line a peer may answer: names and reasons, no tensor.
+const MAX_LINE: usize = 1 << 20;
+/// Most ways of a peer to compute one problem, refused ones counted.
+const MAX_WAYS: usize = 64;
 /// How long a peer may take to open its device: large frameworks load for many seconds.
 const HELLO: Duration = Duration::from_secs(120);
 /// Lines of a peer's standard error that are shown when it is lost.
@@ -117,7 +119,9 @@ impl Places {
 
 /// A peer that answered `hello`.
 pub struct Conversation {
-    process: Process<Answer>,
+    process: Process<Numbered<Answer>>,
+    /// The number of the last request.
+    id: u64,
     stop: Arc<AtomicBool>,
     log: PathBuf,
     /// Who it is.
@@ -153,7 +157,7 @@ impl Conversation {
         let mut rest = Vec::new();
         let process = Process::start(command, move |out| next_line(out, &mut rest))
             .map_err(|e| Unanswered::Refused(Refusal { kind: RefusalKind::Missing, why: e.to_string(), fix: None }))?;
-        let mut this = Conversation { process, stop: Arc::clone(stop), log, about: About::default() };
+        let mut this = Conversation { process, id: 0, stop: Arc::clone(stop), log, about: About::default() };
         match this.ask(&Ask::Hello { protocol: PROTOCOL, device, options }, HELLO)? {
             Answer::Hello(about) => {
                 this.about = about;
@@ -165,17 +169,53 @@ impl Conversation {
 
     /// Asks, and waits at most `deadline`; after [`Unanswered::Lost`] the peer is gone.
     pub fn ask(&mut self, ask: &Ask, deadline: Duration) -> Result<Answer, Unanswered> {
-        let send = |to: &mut std::process::ChildStdin| {
-            let mut line = serde_json::to_vec(ask).map_err(std::io::Error::other)?;
-            line.push(b'\n');
-            to.write_all(&line)?;
-            to.flush()
+        self.id += 1;
+        let request = Numbered { id: self.id, message: ask };
+        let send = |to: &mut Vec<u8>| {
+            serde_json::to_writer(&mut *to, &request).map_err(std::io::Error::other)?;
+            to.push(b'\n');
+            Ok(())
         };
         let stopped = || self.stop.load(Ordering::Relaxed);
+        let odd = |how: String| Err(Unanswered::Lost { how });
         match self.process.ask_unless(send, deadline, &stopped) {
-            Ok(Answer::Refused(why)) => Err(Unanswered::Refused(why)),
-            Ok(answer) => Ok(answer),
+            Ok(Numbered { id, .. }) if id != self.id => {
+                odd(format!("it answered request {id} when it was asked request {}", self.id))
+            }
+            Ok(Numbered { message: Answer::Refused(why), .. }) => Err(Unanswered::Refused(why)),
+            Ok(Numbered { message: Answer::Prepared { ways, refused }, .. })
+                if ways.len() + refused.len() > MAX_WAYS =>
+            {
+                odd(format!("it has {} ways, and {MAX_WAYS} are the most", ways.len() + refused.len()))
+            }
+            Ok(answer) => Ok(answer.message),
             Err(lost) => Err(Unanswered::Lost { how: self.told(&lost) }),
+        }
+    }
+
+    /// Elements of an output of one call; they come in a file.
+    pub fn read(
+        &mut self,
+        way: &str,
+        tensor: &str,
+        indices: &[u64],
+        deadline: Duration,
+    ) -> Result<Vec<Option<f64>>, Unanswered> {
+        let [file, values] = ["indices", "values"].map(|name| self.log.with_extension(name));
+        let count = indices.len() as u64;
+        numbers::write_indices(&file, indices).map_err(Unanswered::Refused)?;
+        // What an earlier answer left is no answer.
+        let _ = std::fs::remove_file(&values);
+        let (way, tensor) = (way.to_string(), tensor.to_string());
+        let answer = self.ask(&Ask::Read { way, tensor, count, indices: file, values: values.clone() }, deadline)?;
+        match answer {
+            Answer::Values { count: written } if written == count => {
+                numbers::read_values(&values, count).map_err(Unanswered::Refused)
+            }
+            other => {
+                let why = format!("it answered {} to a read of {count} values", short(&other));
+                Err(Unanswered::Refused(Refusal::failed(why)))
+            }
         }
     }
 
@@ -197,8 +237,15 @@ impl Conversation {
     }
 }
 
+/// An answer as it is shown where another was expected.
+pub fn short(answer: &Answer) -> String {
+    const SHOWN: usize = 200;
+    let text = format!("{answer:?}");
+    if text.chars().count() <= SHOWN { text } else { text.chars().take(SHOWN).chain(['…']).collect() }
+}
+
 /// The next line as an answer; `rest` keeps what came after it.
-fn next_line(from: &mut impl Read, rest: &mut Vec<u8>) -> std::io::Result<Option<Answer>> {
+fn next_line(from: &mut impl Read, rest: &mut Vec<u8>) -> std::io::Result<Option<Numbered<Answer>>> {
     let mut searched = 0;
     loop {
         if let Some(end) = rest[searched..].iter().position(|b| *b == b'\n').map(|i| searched + i) {
@@ -223,13 +270,13 @@ mod tests {
 
     #[test]
     fn lines_are_taken_one_by_one_however_they_arrive() {
-        let text = b"{\"answer\":\"done\"}\n{\"answer\":\"values\",\"values\":[1.0,null]}\nrubbish\n";
+        let text = b"{\"id\":1,\"answer\":\"done\"}\n{\"id\":2,\"answer\":\"values\",\"count\":2}\nrubbish\n";
         for size in [1, 3, 1000] {
             let mut from = Chunks(text, size);
             let mut rest = Vec::new();
-            assert_eq!(next_line(&mut from, &mut rest).unwrap(), Some(Answer::Done));
-            let values = vec![Some(1.0), None];
-            assert_eq!(next_line(&mut from, &mut rest).unwrap(), Some(Answer::Values { values }));
+            let message = |id, message| Some(Numbered { id, message });
+            assert_eq!(next_line(&mut from, &mut rest).unwrap(), message(1, Answer::Done));
+            assert_eq!(next_line(&mut from, &mut rest).unwrap(), message(2, Answer::Values { count: 2 }));
             assert!(next_line(&mut from, &mut rest).is_err());
             assert_eq!(next_line(&mut from, &mut rest).unwrap(), None);
         }

@@ -60,9 +60,16 @@ fn visible(p: &Problem, i: i64) -> i64 {
     if p.dim("causal") == 1 { (i + 1 + kv - q).clamp(0, kv) } else { kv }
 }
 
+/// Pairs of a query and a key that it sees: the sum of [`visible`] over the queries.
+fn pairs(p: &Problem) -> i64 {
+    let (q, kv) = (p.dim("q"), p.dim("kv"));
+    // Of a causal one the last query sees all keys, and each before it one less, down to none.
+    let first = (kv - q).max(0);
+    if p.dim("causal") == 1 { (kv * (kv + 1) - first * (first + 1)) / 2 } else { q * kv }
+}
+
 fn flops(p: &Problem) -> f64 {
-    let pairs: i64 =
-        if p.dim("causal") == 1 { (0..p.dim("q")).map(|i| visible(p, i)).sum() } else { p.dim("q") * p.dim("kv") };
+    let pairs = pairs(p);
     4.0 * (p.dim("batch") * p.dim("heads") * p.dim("head_dim")) as f64 * pairs as f64
 }
 
@@ -98,4 +105,31 @@ pub(super) fn softmax_average(q: &[f64], keys: u64, k: &Input, v: &Input, row: i
         acc.iter_mut().for_each(|a| *a /= sum);
     }
     acc
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pairs_are_the_sum_over_the_queries() {
+        for (q, kv) in (1..=24).flat_map(|q| (1..=24).map(move |kv| (q, kv))) {
+            for causal in [0, 1] {
+                let text = format!("attention batch=1 q={q} kv={kv} heads=1 kv_heads=1 head_dim=8 causal={causal}");
+                let p: Problem = text.parse().unwrap();
+                assert_eq!(pairs(&p), (0..q).map(|i| visible(&p, i)).sum::<i64>(), "{p}");
+            }
+        }
+    }
+
+    /// No operation is counted one by one: the largest sizes are planned at once.
+    #[test]
+    fn the_operations_of_the_largest_sizes_are_known_at_once() {
+        let most = 1i64 << 30;
+        let text = format!("attention batch=1 q={most} kv={most} heads=1 kv_heads=1 head_dim=1 causal=1");
+        let p: Problem = text.parse().unwrap();
+        let begun = std::time::Instant::now();
+        assert_eq!(p.flops(), 4.0 * (most * (most + 1) / 2) as f64);
+        assert!(begun.elapsed().as_millis() < 100, "{:?}", begun.elapsed());
+    }
 }

@@ -14,6 +14,16 @@ pub enum RowsError {
         /// What is wrong.
         source: serde_json::Error,
     },
+    /// A number of a line cannot have been measured.
+    #[error("line {number}: {name} = {value:e} cannot have been measured")]
+    Number {
+        /// The line's number, from 1.
+        number: usize,
+        /// Which number.
+        name: &'static str,
+        /// What it says.
+        value: f64,
+    },
     /// No line says what was run.
     #[error("it has no line of kind \"run\", so it is not the rows.jsonl of a comparison")]
     NoRun,
@@ -52,7 +62,10 @@ impl Rows {
                 continue;
             }
             match serde_json::from_slice(text) {
-                Ok(line) => lines.push(line),
+                Ok(line) => {
+                    check(&line).map_err(|(name, value)| RowsError::Number { number: i + 1, name, value })?;
+                    lines.push(line)
+                }
                 Err(_) if last => torn = true,
                 Err(source) => return Err(RowsError::Line { number: i + 1, source }),
             }
@@ -97,6 +110,51 @@ impl Rows {
     }
 }
 
+/// The first number of a line that cannot have been measured: pictures and tables are as large as what they show.
+fn check(line: &Line) -> Result<(), (&'static str, f64)> {
+    // From a picosecond to an hour; rates, shares and ratios of such times.
+    let time = |us: f64| (1e-6..=3.6e9).contains(&us);
+    let number = |v: f64| (0.0..=1e18).contains(&v);
+    let within = |name, list: &[f64], fits: &dyn Fn(f64) -> bool| match list.iter().find(|v| !fits(**v)) {
+        Some(value) => Err((name, *value)),
+        None => Ok(()),
+    };
+    match line {
+        Line::Row(row) => {
+            for t in [&row.kernel, &row.called].into_iter().flatten() {
+                within("a time in us", &[t.median_us, t.low_us, t.high_us], &time)?;
+                within("a sample in us", &t.samples_us, &time)?;
+            }
+            for (name, value) in [
+                ("tflops", row.tflops),
+                ("gbs", row.gbs),
+                ("roofline_share", row.roofline_share),
+                ("ratio", row.ratio),
+                ("clock_mhz", row.clock_mhz),
+                ("setup_s", row.setup_s),
+            ] {
+                within(name, value.as_slice(), &number)?;
+            }
+            Ok(())
+        }
+        Line::Problem(problem) => {
+            within("roofline_us", &[problem.roofline_us], &number)?;
+            for (seconds, us) in &problem.history {
+                within("seconds of a trial", &[*seconds], &number)?;
+                within("us of a trial", &[*us], &time)?;
+            }
+            Ok(())
+        }
+        Line::Noise(noise) => {
+            within("worst", noise.worst.as_slice(), &number)?;
+            noise.pairs.iter().try_for_each(|p| within("a pair", &[p.ratio, p.us], &number))
+        }
+        Line::Trace(t) => within("t", &[t.t], &number),
+        Line::End(end) => within("seconds", &[end.seconds], &number),
+        _ => Ok(()),
+    }
+}
+
 fn place<T>(list: &mut Vec<T>, new: T, same: impl Fn(&T, &T) -> bool) {
     match list.iter_mut().find(|old| same(old, &new)) {
         Some(old) => *old = new,
@@ -114,7 +172,7 @@ mod tests {
     const END: &str = r#"{"kind":"end","seconds":3.5,"cut":false}"#;
 
     /// How many rows there are, whether a line was torn, whether the run was cut; or the message.
-    fn check(text: &str, expect: Result<(usize, bool, bool), &str>) {
+    fn reads(text: &str, expect: Result<(usize, bool, bool), &str>) {
         let found = Rows::read(text.as_bytes()).map(|r| (r.rows.len(), r.torn, r.cut()));
         match (found, expect) {
             (Ok(found), Ok(expect)) => assert_eq!(found, expect, "{text}"),
@@ -125,17 +183,23 @@ mod tests {
 
     #[test]
     fn files_whole_and_cut() {
-        check(&format!("{RUN}\n{ROW}\n{END}\n"), Ok((1, false, false)));
-        check(&format!("{RUN}\n{ROW}\n\n{END}"), Ok((1, false, false)));
-        check(&format!("{RUN}\n{ROW}\n"), Ok((1, false, true)));
-        check(&format!("{RUN}\n{ROW}\n{}", &ROW[..40]), Ok((1, true, true)));
-        check(&format!("{RUN}\n{ROW}\n{ROW}\n"), Ok((1, false, true)));
-        check(&format!("{RUN}\n{}\n{ROW}\n", &ROW[..40]), Err("line 2 is not"));
-        check(&format!("{RUN}\n{}\n", &ROW[..40]), Err("line 2 is not"));
-        check(&format!("{RUN}\n{{\"kind\":\"rows\"}}\n"), Err("unknown variant `rows`"));
-        check(&format!("{RUN}\n{}\n", ROW.replace("torch\"", "torch\",\"peer\":1")), Err("line 2"));
-        check(ROW, Err("no line of kind"));
-        check("", Err("no line of kind"));
+        reads(&format!("{RUN}\n{ROW}\n{END}\n"), Ok((1, false, false)));
+        reads(&format!("{RUN}\n{ROW}\n\n{END}"), Ok((1, false, false)));
+        reads(&format!("{RUN}\n{ROW}\n"), Ok((1, false, true)));
+        reads(&format!("{RUN}\n{ROW}\n{}", &ROW[..40]), Ok((1, true, true)));
+        reads(&format!("{RUN}\n{ROW}\n{ROW}\n"), Ok((1, false, true)));
+        reads(&format!("{RUN}\n{}\n{ROW}\n", &ROW[..40]), Err("line 2 is not"));
+        reads(&format!("{RUN}\n{}\n", &ROW[..40]), Err("line 2 is not"));
+        reads(&format!("{RUN}\n{{\"kind\":\"rows\"}}\n"), Err("unknown variant `rows`"));
+        reads(&format!("{RUN}\n{}\n", ROW.replace("torch\"", "torch\",\"peer\":1")), Err("line 2"));
+        for us in ["1e308", "-5", "0", "1e-300", "3.7e9"] {
+            let times = format!("\"kernel\":{{\"median_us\":{us},\"low_us\":1,\"high_us\":1}},\"covers\"");
+            reads(&format!("{RUN}\n{}\n", ROW.replace("\"covers\"", &times)), Err("line 2: a time in us"));
+        }
+        reads(&format!("{RUN}\n{}\n", ROW.replace("\"covers\"", "\"tflops\":1e308,\"covers\"")), Err("line 2: tflops"));
+        reads(&format!("{RUN}\n{}\n", END.replace("3.5", "1e300")), Err("line 2: seconds"));
+        reads(ROW, Err("no line of kind"));
+        reads("", Err("no line of kind"));
     }
 
     #[test]

@@ -48,6 +48,18 @@ pub enum TemplateError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// Two references take one problem: which of them judges would be an accident.
+    #[error(
+        "'{problem}' has two references, '{first}' and '{second}'; remove one, or give it the other's name to replace it"
+    )]
+    TwoReferences {
+        /// The problem.
+        problem: Box<Problem>,
+        /// One.
+        first: String,
+        /// The other.
+        second: String,
+    },
     /// No template takes the problem.
     #[error("no {target} template takes '{problem}' on {arch}; `jitune model` lists what is supported", target = target.name())]
     NoTemplate {
@@ -65,7 +77,14 @@ pub struct Template {
     /// Its description, compiled.
     pub recipe: Recipe,
     code: String,
+    origin: Origin,
 }
+
+/// Where files come from: 0 is built in, then a user's folders in their order. A file's includes are looked for beside
+/// it, then among the built-in ones.
+type Origin = usize;
+
+const BUILT_IN_ORIGIN: Origin = 0;
 
 impl Template {
     /// Its name.
@@ -77,7 +96,9 @@ impl Template {
 /// All templates that a run may choose from.
 pub struct Library {
     templates: Vec<Arc<Template>>,
-    includes: HashMap<(Target, String), String>,
+    includes: HashMap<(Target, Origin, String), String>,
+    /// How many folders of the user's were added.
+    folders: usize,
     /// What fills, compares and measures ceilings on each target.
     support: HashMap<Target, String>,
 }
@@ -86,39 +107,52 @@ impl Library {
     /// The built-in templates.
     pub fn built_in() -> Result<Library, TemplateError> {
         let files: Vec<_> = BUILT_IN.iter().map(|(name, text)| ((*name).to_string(), (*text).to_string())).collect();
-        let mut library = Library { templates: Vec::new(), includes: HashMap::new(), support: HashMap::new() };
+        let mut library =
+            Library { templates: Vec::new(), includes: HashMap::new(), folders: 0, support: HashMap::new() };
         for (target, file) in SUPPORT {
             let code = files.iter().find(|(name, _)| name == file).map(|(_, text)| text.clone());
             let missing = || TemplateError::MissingFile { file: "the library".into(), missing: file.into() };
             library.support.insert(target, code.ok_or_else(missing)?);
         }
-        library.add(&files)?;
+        library.add(&files, BUILT_IN_ORIGIN)?;
         Ok(library)
     }
 
-    /// Adds the pairs of a user's folder; one with a built-in's name replaces it.
+    /// Adds the pairs of a user's folder; one with a built-in's name replaces it. Headers beside them, or in a folder
+    /// `include` there, are theirs alone.
     pub fn add_folder(&mut self, folder: &Path) -> Result<(), TemplateError> {
         let io = |source| TemplateError::Io { path: folder.into(), source };
         let mut files = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(io)? {
-            let path = entry.map_err(io)?.path();
-            let known = path.extension().is_some_and(|e| ["cu", "c", "toml"].iter().any(|k| e == *k));
-            if known {
-                let text = std::fs::read_to_string(&path)
-                    .map_err(|source| TemplateError::Io { path: path.clone(), source })?;
-                files.push((path.display().to_string(), text));
+        let mut read = |folder: &Path, known: &[&str]| {
+            for entry in std::fs::read_dir(folder)? {
+                let path = entry?.path();
+                if path.extension().is_some_and(|e| known.iter().any(|k| e == *k)) {
+                    files.push((path.clone(), std::fs::read_to_string(&path)));
+                }
             }
+            Ok(())
+        };
+        read(folder, &["cu", "c", "toml", "cuh", "h"]).map_err(io)?;
+        let headers = folder.join("include");
+        if headers.is_dir() {
+            read(&headers, &["cuh", "h"]).map_err(io)?;
         }
-        self.add(&files)
+        let named = |(path, text): (PathBuf, std::io::Result<String>)| match text {
+            Ok(text) => Ok((path.display().to_string(), text)),
+            Err(source) => Err(TemplateError::Io { path, source }),
+        };
+        let files: Vec<_> = files.into_iter().map(named).collect::<Result<_, _>>()?;
+        self.folders += 1;
+        self.add(&files, self.folders)
     }
 
-    fn add(&mut self, files: &[(String, String)]) -> Result<(), TemplateError> {
+    fn add(&mut self, files: &[(String, String)], origin: Origin) -> Result<(), TemplateError> {
         for (name, text) in files {
             let path = Path::new(name);
             let stem = path.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
             match path.extension().and_then(|e| e.to_str()) {
-                Some("cuh") => drop(self.includes.insert((Target::Cuda, stem), text.clone())),
-                Some("h") => drop(self.includes.insert((Target::Cpu, stem), text.clone())),
+                Some("cuh") => drop(self.includes.insert((Target::Cuda, origin, stem), text.clone())),
+                Some("h") => drop(self.includes.insert((Target::Cpu, origin, stem), text.clone())),
                 _ => {}
             }
         }
@@ -135,7 +169,7 @@ impl Library {
                 .find(|(name, _)| *name == code_file)
                 .map(|(_, text)| text.clone())
                 .ok_or_else(|| TemplateError::MissingFile { file: name.clone(), missing: code_file })?;
-            let template = Template { recipe: Recipe::new(description)?, code };
+            let template = Template { recipe: Recipe::new(description)?, code, origin };
             let d = &template.recipe.description;
             let same = |t: &Arc<Template>| {
                 let o = &t.recipe.description;
@@ -173,9 +207,14 @@ impl Library {
         self.matching(Role::Kernel, problem, device)
     }
 
-    /// The template of the f64 reference.
+    /// The template of the f64 reference; that there is one only is seen to.
     pub fn reference(&self, problem: &Problem, device: &Device) -> Result<Arc<Template>, TemplateError> {
-        self.matching(Role::Reference, problem, device).map(|mut v| v.swap_remove(0))
+        let mut found = self.matching(Role::Reference, problem, device)?;
+        if let [first, second, ..] = found.as_slice() {
+            let (first, second) = (first.name().into(), second.name().into());
+            return Err(TemplateError::TwoReferences { problem: Box::new(*problem), first, second });
+        }
+        Ok(found.swap_remove(0))
     }
 
     fn matching(&self, role: Role, problem: &Problem, device: &Device) -> Result<Vec<Arc<Template>>, TemplateError> {
@@ -227,5 +266,96 @@ impl Library {
     /// The device-side support code (fill, compare, ceilings) for a problem's results.
     pub fn support(&self, problem: &Problem, device: &Device) -> Result<Source, TemplateError> {
         render::support(self, problem.types().y, device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu;
+
+    const DESCRIPTION: &str = "name = 'mine'\ntarget = 'cpu'\nop = 'gelu'\nsummary = 's'\nwhen = \"dtype == 'f32'\"\n\
+        [tunables]\nv = [1]\n[cost]\nus = '1'\n[[launch]]\nentry = 't'\ngrid = [1, 1, 1]\nblock = 1\nargs = []\n";
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        folder
+    }
+
+    fn rendered(library: &Library, name: &str) -> Result<String, TemplateError> {
+        let problem = "gelu rows=4 cols=64 dtype=f32".parse().unwrap();
+        let config = Config([("v".to_string(), 1)].into_iter().collect());
+        let template = library.get(Target::Cpu, name).unwrap();
+        library.render(template, &problem, &cpu::describe(Some(1)), &config).map(|source| source.text)
+    }
+
+    #[test]
+    fn headers_of_a_folder_are_those_of_its_templates_alone() {
+        let built_in = BUILT_IN.iter().find_map(|(name, _)| name.strip_prefix("cpu/include/")).unwrap();
+        let own = folder(&[
+            ("mine.toml", DESCRIPTION),
+            (
+                "mine.c",
+                &format!("#include \"own.h\"\n#include \"{built_in}\"\n#include \"deep.h\"\nvoid t(void) {{}}\n"),
+            ),
+            ("own.h", "#pragma once\nint own;\n"),
+            (built_in, "int instead;\n"),
+            ("include/deep.h", "#include \"own.h\"\nint deep;\n"),
+            ("support.c", "this is no C"),
+        ]);
+        let mut library = Library::built_in().unwrap();
+        let device = cpu::describe(Some(1));
+        let problem: Problem = "gelu rows=4 cols=64 dtype=f32".parse().unwrap();
+        let others: Vec<_> = library.taking(&problem, &device).unwrap();
+        let before: Vec<String> = others.iter().map(|t| library.fingerprint(t)).collect();
+        let judge = library.judge(&problem, &device);
+        library.add_folder(own.path()).unwrap();
+        let text = rendered(&library, "mine").unwrap();
+        for (part, times) in [("int own;", 1), ("int instead;", 1), ("int deep;", 1), ("#include \"", 0)] {
+            assert_eq!(text.matches(part).count(), times, "{part}: {text}");
+        }
+        // Nothing of it reaches a built-in template, nor what judges; another folder does not see it either.
+        assert_eq!(others.iter().map(|t| library.fingerprint(t)).collect::<Vec<_>>(), before);
+        assert_eq!(library.judge(&problem, &device), judge);
+        let other =
+            folder(&[("other.toml", &DESCRIPTION.replace("'mine'", "'other'")), ("other.c", "#include \"own.h\"\n")]);
+        library.add_folder(other.path()).unwrap();
+        assert!(matches!(rendered(&library, "other"), Err(TemplateError::MissingFile { .. })));
+    }
+
+    #[test]
+    fn includes_without_end_are_refused() {
+        let mut files =
+            vec![("mine.toml".to_string(), DESCRIPTION.to_string()), ("mine.c".into(), "#include \"0.h\"\n".into())];
+        files.extend((0..50_000).map(|i| (format!("{i}.h"), format!("#include \"{}.h\"\n", i + 1))));
+        let mut library = Library::built_in().unwrap();
+        library.add(&files, 1).unwrap();
+        assert!(matches!(rendered(&library, "mine"), Err(TemplateError::Description { .. })));
+    }
+
+    #[test]
+    fn a_second_reference_of_an_op_is_refused_by_both_names() {
+        let mut library = Library::built_in().unwrap();
+        let device = crate::device::Device::ahead_of_time("sm_90a").unwrap();
+        let problem: Problem = "gelu rows=4 cols=64 dtype=f32".parse().unwrap();
+        let first = library.reference(&problem, &device).unwrap();
+        let (name, text) =
+            BUILT_IN.iter().find(|(n, _)| *n == format!("cuda/reference/{}.toml", first.name())).unwrap();
+        let code = BUILT_IN.iter().find(|(n, _)| *n == name.replace(".toml", ".cu")).unwrap().1;
+        let renamed = text.replacen(&format!("\"{}\"", first.name()), "\"aaa\"", 1);
+        assert_ne!(renamed, *text);
+        let own = folder(&[("aaa.toml", &renamed), ("aaa.cu", code)]);
+        library.add_folder(own.path()).unwrap();
+        let refused = library.reference(&problem, &device).map(|t| t.name().to_string()).unwrap_err().to_string();
+        assert!(refused.contains("'aaa'") && refused.contains(first.name()), "{refused}");
+        // Under its name it takes its place.
+        let mut library = Library::built_in().unwrap();
+        library.add_folder(folder(&[("r.toml", text), ("r.cu", code)]).path()).unwrap();
+        assert_eq!(library.reference(&problem, &device).unwrap().name(), first.name());
     }
 }

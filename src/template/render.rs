@@ -1,6 +1,6 @@
 //! Source text from a template, a problem and a config.
 
-use super::{Library, Template, TemplateError};
+use super::{BUILT_IN_ORIGIN, Library, Origin, Template, TemplateError};
 use crate::device::{Device, Target};
 use crate::problem::{DimKind, Problem, Storage};
 use crate::recipe::{Config, Cost, Description};
@@ -29,7 +29,7 @@ pub(super) fn render(
         define(name, value);
     }
     let mut done = Vec::new();
-    splice(library, d.target, &d.name, &template.code, &mut done, &mut text)?;
+    splice(library, (d.target, template.origin), &d.name, &template.code, &mut done, &mut text)?;
     let mut options = d.options.flags.clone();
     if let Some(cap) = &template.recipe.max_registers {
         options.push(format!("-maxrregcount={}", cap.int(scope)?));
@@ -69,7 +69,8 @@ pub(super) fn support(library: &Library, results: Storage, device: &Device) -> R
     let code = &library.support[&device.target];
     // It compares results, and fills what is stored as they are.
     let mut text = preamble(results.name(), device);
-    splice(library, device.target, "the support code", code, &mut Vec::new(), &mut text)?;
+    let own = (device.target, BUILT_IN_ORIGIN);
+    splice(library, own, "the support code", code, &mut Vec::new(), &mut text)?;
     let options = match device.target {
         Target::Cuda => Vec::new(),
         Target::Cpu => vec!["-ffp-contract=fast".into()],
@@ -83,7 +84,8 @@ pub(super) fn fingerprint(library: &Library, template: &Template) -> String {
     let d = Description { summary: String::new(), cost: Cost::default(), ..d.clone() };
     let mut text = serde_json::to_string(&d).unwrap_or_default();
     // A missing include is an error when the template is rendered; here it only leaves the hash without that text.
-    let _ = splice(library, d.target, &d.name, &template.code, &mut Vec::new(), &mut text);
+    let own = (d.target, template.origin);
+    let _ = splice(library, own, &d.name, &template.code, &mut Vec::new(), &mut text);
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
@@ -102,25 +104,35 @@ fn preamble(dtype: &str, device: &Device) -> String {
     text
 }
 
-/// Appends `code` to `out` with each `#include "…"` replaced by that file, once.
+/// Most files that one source includes.
+const MAX_INCLUDES: usize = 128;
+
+/// Appends `code` of this target and origin to `out` with each `#include "…"` replaced by that file, once.
 fn splice(
     library: &Library,
-    target: Target,
+    (target, origin): (Target, Origin),
     file: &str,
     code: &str,
-    done: &mut Vec<String>,
+    done: &mut Vec<(Origin, String)>,
     out: &mut String,
 ) -> Result<(), TemplateError> {
     for line in code.lines() {
         let trimmed = line.trim_start();
         let included = trimmed.strip_prefix("#include \"").and_then(|rest| rest.split('"').next());
         match included {
-            Some(name) if done.iter().any(|d| d == name) => {}
             Some(name) => {
+                let of = |origin| Some((origin, library.includes.get(&(target, origin, name.to_string()))?));
                 let missing = || TemplateError::MissingFile { file: file.into(), missing: name.into() };
-                let text = library.includes.get(&(target, name.to_string())).ok_or_else(missing)?;
-                done.push(name.to_string());
-                splice(library, target, name, text, done, out)?;
+                let (from, text) = of(origin).or_else(|| of(BUILT_IN_ORIGIN)).ok_or_else(missing)?;
+                if done.iter().any(|(o, n)| (*o, n.as_str()) == (from, name)) {
+                    continue;
+                }
+                if done.len() >= MAX_INCLUDES {
+                    let why = format!("it includes more than {MAX_INCLUDES} files");
+                    return Err(TemplateError::Description { file: file.into(), why });
+                }
+                done.push((from, name.to_string()));
+                splice(library, (target, from), name, text, done, out)?;
             }
             None if trimmed.starts_with("#pragma once") => {}
             None => {

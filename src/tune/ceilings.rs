@@ -20,7 +20,7 @@ pub fn ceilings(
     folder: &Path,
 ) -> Result<Device, TuneError> {
     let mut measurer = Measurer::start(exe.into(), id, Arc::default())?;
-    let compilers = Compilers::start(exe.into(), folder.into(), 1, Arc::default());
+    let compilers = Compilers::start(exe.into(), folder.into(), 1, Arc::default())?;
     let support = Bench::new(library, &compilers).support(problem, measurer.device())?;
     measurer.ceilings(support)?;
     Ok(measurer.device().clone())

@@ -2,6 +2,7 @@
 
 use super::{Compiling, LOOK, TuneError};
 use crate::artifact::Artifact;
+use crate::backend::BackendError;
 use crate::bench::Compile;
 use crate::source::Source;
 use crate::sync::lock;
@@ -68,14 +69,19 @@ pub struct Compilers {
 impl Compilers {
     /// Starts `workers` compile workers of the program at `exe`, which leave artifacts in `folder`. Once `halt` is set
     /// whoever waits for them is told, and the compilers at work are killed.
-    pub fn start(exe: PathBuf, folder: PathBuf, workers: usize, halt: Arc<AtomicBool>) -> Compilers {
+    pub fn start(exe: PathBuf, folder: PathBuf, workers: usize, halt: Arc<AtomicBool>) -> Result<Compilers, TuneError> {
         let shared = Arc::new(Shared { jobs: Mutex::default(), wake: Condvar::new(), halt });
         let spawn = |_| {
             let (shared, exe, folder) = (shared.clone(), exe.clone(), folder.clone());
-            std::thread::spawn(move || work(&shared, &exe, &folder))
+            std::thread::Builder::new().spawn(move || work(&shared, &exe, &folder))
         };
-        let threads = (0..workers.max(1)).map(spawn).collect();
-        Compilers { shared, threads }
+        // Fewer than asked serve as well.
+        let (threads, refused): (Vec<_>, Vec<_>) = (0..workers.max(1)).map(spawn).partition(Result::is_ok);
+        let threads: Vec<_> = threads.into_iter().flatten().collect();
+        match refused.into_iter().find_map(Result::err) {
+            Some(e) if threads.is_empty() => Err(BackendError::Threads { asked: workers, why: e.to_string() }.into()),
+            _ => Ok(Compilers { shared, threads }),
+        }
     }
 
     /// Asks for a source. The outcome goes to `reply` with its number, at once when it is known already. Without a reply

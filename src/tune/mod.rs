@@ -172,7 +172,7 @@ pub fn run(
         stop,
         budget: options.budget.unwrap_or_else(|| default_budget(target)),
         trials: options.trials.unwrap_or(if target == Target::Cuda { 64 } else { 16 }).max(1),
-        compilers: Compilers::start(exe.clone(), scratch.path().to_path_buf(), compilers, halt.clone()),
+        compilers: Compilers::start(exe.clone(), scratch.path().to_path_buf(), compilers, halt.clone())?,
         exe,
         devices,
         start,
@@ -279,8 +279,14 @@ impl Tuner<'_> {
                 move || self.device_thread(id, queue)
             };
             let ended: Vec<Result<(), TuneError>> = std::thread::scope(|scope| {
-                let threads: Vec<_> = ids.iter().map(|&id| scope.spawn(thread(id))).collect();
-                threads.into_iter().filter_map(|t| t.join().ok()).collect()
+                let spawn = |&id: &DeviceId| std::thread::Builder::new().spawn_scoped(scope, thread(id));
+                let threads: Vec<_> = ids.iter().map(spawn).collect();
+                let refused = |e: std::io::Error| BackendError::Threads { asked: 1, why: e.to_string() };
+                let end = |t: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match t {
+                    Ok(thread) => thread.join().ok(),
+                    Err(e) => Some(Err(refused(e).into())),
+                };
+                threads.into_iter().filter_map(end).collect()
             });
             ended.into_iter().collect::<Result<(), TuneError>>()?;
         }

@@ -15,7 +15,7 @@ pub(super) fn serve(duty: Duty) -> io::Result<u8> {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     }
     let (tell, requests) = channel();
-    std::thread::spawn(move || read(&tell));
+    std::thread::Builder::new().spawn(move || read(&tell))?;
     let mut output = io::stdout().lock();
     let mut session: Option<Box<dyn Session>> = None;
     while let Ok(request) = requests.recv() {

@@ -33,17 +33,19 @@ const WORD: &str = "jitune-worker";
 /// A program that tunes calls it at the very start of `main`: its workers are the program itself, started again.
 /// Standard input and output of a worker belong to its parent, so nothing may have touched them.
 pub fn worker_main() {
-    let mut args = std::env::args().skip(1);
+    let mut args = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
     if args.next().as_deref() != Some(WORD) {
         return;
     }
+    // Standard error may be full or closed.
+    let say = |text: String| drop(std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes()));
     let code = match args.next().unwrap_or_default().parse() {
         Ok(duty) => serve(duty).unwrap_or_else(|e| {
-            eprintln!("a worker cannot go on: {e}");
+            say(format!("a worker cannot go on: {e}\n"));
             4
         }),
         Err(e) => {
-            eprintln!("{e}");
+            say(format!("{e}\n"));
             2
         }
     };
@@ -85,6 +87,7 @@ pub(crate) enum Request {
         /// The source.
         source: Box<Source>,
         /// The folder.
+        #[serde(with = "crate::artifact::any_path")]
         folder: PathBuf,
     },
     /// Describe the device.

@@ -2,10 +2,10 @@
 //! deadline, killed with its whole group.
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether waiting still makes sense.
@@ -54,7 +54,8 @@ pub(crate) struct Process<A> {
     child: Child,
     /// It was waited for: its number is no longer its own.
     reaped: bool,
-    input: Option<ChildStdin>,
+    /// To the thread that writes: a child that does not read holds up that thread, and never who asks.
+    input: Option<Sender<Vec<u8>>>,
     answers: Receiver<io::Result<Option<A>>>,
 }
 
@@ -67,10 +68,19 @@ impl<A: Send + 'static> Process<A> {
         let program = command.get_program().to_string_lossy().into_owned();
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).spawn();
         let mut child = child.map_err(|e| Lost::Start { why: format!("{program}: {e}") })?;
-        let input = child.stdin.take();
-        let output = child.stdout.take();
-        let (tell, answers) = channel();
-        std::thread::spawn(move || {
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        // What answers without end is not read further than one answer ahead.
+        let (tell, answers) = sync_channel(1);
+        let (write, requests) = channel::<Vec<u8>>();
+        let writer = std::thread::Builder::new().spawn(move || {
+            let Some(mut input) = input else { return };
+            for request in requests {
+                if input.write_all(&request).and_then(|()| input.flush()).is_err() {
+                    return;
+                }
+            }
+        });
+        let reader = std::thread::Builder::new().spawn(move || {
             let Some(mut output) = output else { return };
             loop {
                 let answer = receive(&mut output);
@@ -80,18 +90,36 @@ impl<A: Send + 'static> Process<A> {
                 }
             }
         });
-        Ok(Process { child, reaped: false, input, answers })
+        // Without these threads it is dropped, which ends it.
+        let process = Process { child, reaped: false, input: Some(write), answers };
+        for thread in [reader, writer] {
+            thread.map_err(|e| Lost::Start { why: format!("{program}: the system gives no thread for it: {e}") })?;
+        }
+        Ok(process)
     }
 
     /// Sends a request and waits for the answer at most `deadline`, but gives up soon after `stopped` has become true. After an
     /// error the process is gone.
     pub fn ask_unless(
         &mut self,
-        send: impl FnOnce(&mut ChildStdin) -> io::Result<()>,
+        send: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
         deadline: Duration,
         stopped: &dyn Fn() -> bool,
     ) -> Result<A, Lost> {
-        if !matches!(self.input.as_mut().map(send), Some(Ok(()))) {
+        match self.answers.try_recv() {
+            Err(TryRecvError::Empty) => {}
+            Ok(Ok(Some(_))) => {
+                self.kill();
+                return Err(Lost::Ended { how: "it answered without being asked".into(), signal: None });
+            }
+            _ => return Err(self.ended()),
+        }
+        let mut request = Vec::new();
+        if let Err(e) = send(&mut request) {
+            self.kill();
+            return Err(Lost::Ended { how: format!("its request cannot be written: {e}"), signal: None });
+        }
+        if self.input.as_ref().is_none_or(|input| input.send(request).is_err()) {
             return Err(self.ended());
         }
         let begun = Instant::now();
@@ -99,6 +127,10 @@ impl<A: Send + 'static> Process<A> {
             let left = deadline.saturating_sub(begun.elapsed());
             match self.answers.recv_timeout(left.min(LOOK)) {
                 Ok(Ok(Some(answer))) => return Ok(answer),
+                Ok(Err(e)) if e.kind() != io::ErrorKind::UnexpectedEof => {
+                    self.kill();
+                    return Err(Lost::Ended { how: format!("its answer is not understood: {e}"), signal: None });
+                }
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
                 Err(RecvTimeoutError::Timeout) if stopped() => {
                     self.kill();
@@ -193,12 +225,12 @@ mod tests {
     #[test]
     fn the_group_of_a_process_that_ended_is_killed_while_its_number_is_its_own() {
         let mut shell = Command::new("sh");
-        shell.args(["-c", "sleep 1000 >/dev/null 2>&1 </dev/null & echo $!; read line; exit 3"]);
+        shell.args(["-c", "read line; sleep 1000 >/dev/null 2>&1 </dev/null & echo $!; read line; exit 3"]);
         let mut process = Process::start(shell, started).unwrap();
         let second = Duration::from_secs(10);
-        let pid = process.ask_unless(|_| Ok(()), second, &|| false).unwrap();
+        let pid = process.ask_unless(|input| input.write_all(b"start\n"), second, &|| false).unwrap();
         assert!(runs(pid) && !process.has_ended() && !process.reaped);
-        let lost = process.ask_unless(|input| io::Write::write_all(input, b"go\n"), second, &|| false).unwrap_err();
+        let lost = process.ask_unless(|input| input.write_all(b"go\n"), second, &|| false).unwrap_err();
         assert_eq!(lost, Lost::Ended { how: "exit code 3".into(), signal: None });
         // What it left behind ends with it, not when the handle is dropped: by then the number may be another's.
         assert!(process.reaped);
@@ -207,5 +239,52 @@ mod tests {
             assert!(begun.elapsed() < second, "what the process started still runs");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    fn shell(script: &str) -> Process<String> {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]);
+        let line = |output: &mut ChildStdout| {
+            let mut line = Vec::new();
+            let mut byte = [0];
+            while output.read(&mut byte)? == 1 && byte[0] != b'\n' {
+                line.push(byte[0]);
+            }
+            Ok((!line.is_empty()).then(|| String::from_utf8_lossy(&line).into_owned()))
+        };
+        Process::start(shell, line).unwrap()
+    }
+
+    #[test]
+    fn a_child_that_does_not_read_holds_nobody_up() {
+        let mut process = shell("sleep 1000");
+        let begun = Instant::now();
+        // More than any pipe holds.
+        let much = vec![b'x'; 8 << 20];
+        let lost = process.ask_unless(|to| to.write_all(&much), Duration::from_millis(500), &|| false).unwrap_err();
+        assert!(matches!(lost, Lost::Timeout { .. }), "{lost}");
+        let mut process = shell("sleep 1000");
+        let lost = process.ask_unless(|to| to.write_all(&much), Duration::from_secs(60), &|| true).unwrap_err();
+        assert_eq!(lost, Lost::Interrupted);
+        drop(process);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn who_answers_without_being_asked_is_lost_and_fills_no_memory() {
+        let mut process = shell("while read line; do echo one; echo two; done");
+        assert_eq!(process.ask_unless(|to| to.write_all(b"go\n"), Duration::from_secs(10), &|| false).unwrap(), "one");
+        std::thread::sleep(Duration::from_millis(200));
+        let lost = process.ask_unless(|to| to.write_all(b"go\n"), Duration::from_secs(10), &|| false).unwrap_err();
+        assert!(lost.to_string().contains("without being asked"), "{lost}");
+        let resident = || {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+        };
+        let mut process = shell("yes");
+        let before = resident();
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(resident() < before + (32 << 20), "{before} {}", resident());
+        assert!(process.ask_unless(|_| Ok(()), Duration::from_secs(10), &|| false).is_err());
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! It does not know which record names which artifact (`gc` does).
 
-use crate::{Result, error::io_at, hash::ArtifactHash, journal::sync_dir, recover::quarantine_dir};
+use crate::{Result, disk::Disk, error::io_at, hash::ArtifactHash, recover::quarantine_dir};
 use std::{
     fs::{self, File},
     io::{self, Write},
@@ -26,32 +26,33 @@ pub(crate) fn path(dir: &Path, hash: &ArtifactHash) -> PathBuf {
 }
 
 /// Stores bytes; they are durable when this returns.
-pub(crate) fn put(dir: &Path, bytes: &[u8]) -> Result<ArtifactHash> {
+pub(crate) fn put(dir: &Path, disk: &Disk, bytes: &[u8]) -> Result<ArtifactHash> {
     let hash = ArtifactHash::of(bytes);
     let path = path(dir, &hash);
-    if fs::read(&path).is_ok_and(|old| old == bytes) {
-        return Ok(hash);
-    }
     let root = dir.join(FOLDER);
     let folder = path.parent().unwrap_or(&root);
+    if fs::read(&path).is_ok_and(|old| old == bytes) {
+        // Its bytes were synced before it got this name; the name may not have been.
+        return disk.sync_dir(folder).map(|()| hash);
+    }
     if !folder.is_dir() {
         fs::create_dir_all(folder).map_err(io_at("create", folder))?;
-        sync_dir(&root)?;
-        sync_dir(dir)?;
+        disk.sync_dir(&root)?;
+        disk.sync_dir(dir)?;
     }
     let n = NEXT_TEMP.fetch_add(1, Ordering::Relaxed);
     let temp = folder.join(format!("{TEMP}{}-{n}", std::process::id()));
     let write = || {
         let mut file = File::create(&temp)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        disk.sync(&file)?;
         fs::rename(&temp, &path)
     };
     if let Err(e) = write() {
         let _ = fs::remove_file(&temp);
         return Err(io_at("store the artifact", &path)(e));
     }
-    sync_dir(folder)?;
+    disk.sync_dir(folder)?;
     Ok(hash)
 }
 
@@ -75,8 +76,8 @@ pub(crate) fn load(dir: &Path, hash: &ArtifactHash) -> Result<Loaded> {
 }
 
 /// Moves a file to quarantine, under a name that does not hide an earlier one.
-pub(crate) fn quarantine(dir: &Path, file: &Path) -> Result<PathBuf> {
-    let folder = quarantine_dir(dir)?;
+pub(crate) fn quarantine(dir: &Path, disk: &Disk, file: &Path) -> Result<PathBuf> {
+    let folder = quarantine_dir(dir, disk)?;
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut to = folder.join(format!("artifact-{name}"));
     let mut n = 1;

@@ -5,14 +5,15 @@
 //! (`opening`), nor the long operations (`exchange`, `gc`, `verify`).
 
 use crate::{
-    ArtifactHash, Error, Key, Kind, OpenOptions, OpenReport, Record, Result,
+    ArtifactHash, Error, Key, Kind, OpenOptions, OpenReport, Reader, Record, Result,
     artifacts::{self, Loaded},
+    disk::Disk,
     error::io_at,
     index::{self, Fault, Index},
-    journal::{Journal, sync_dir},
+    journal::Journal,
     line,
     lock::Lock,
-    opening::{IndexState, load, map_of, rebuild},
+    opening::{IndexState, index_of, load},
     recover::{self, QUARANTINE},
 };
 use serde::Serialize;
@@ -52,6 +53,7 @@ pub struct Stats {
 pub struct Db {
     pub(crate) dir: PathBuf,
     state: Mutex<State>,
+    pub(crate) disk: Disk,
     /// Held until the last field goes; `None` in read-only mode.
     lock: Option<Lock>,
 }
@@ -70,24 +72,26 @@ impl Db {
     pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
         let dir = path.as_ref().to_path_buf();
         if options.read_only {
-            return Self::open_read_only(dir);
+            return Self::open_read_only(dir, options.reader);
         }
         create_folder(&dir)?;
         let lock = Lock::take(&dir, options.wait)?;
-        let mut journal = Journal::open(&dir, false)?;
+        let mut journal = Journal::open(&dir, false, options.reader)?;
         let (index, state, bad_lines) = load(&mut journal, &dir)?;
         let report = OpenReport { bad_lines, bad_artifacts: Vec::new(), index: state };
+        let disk = journal.disk().clone();
         let state = Mutex::new(State { journal, index, report });
-        Ok(Self { dir, state, lock: Some(lock) })
+        Ok(Self { dir, state, disk, lock: Some(lock) })
     }
 
-    fn open_read_only(dir: PathBuf) -> Result<Self> {
-        let journal = Journal::open(&dir, true)?;
-        let (map, bad_lines) = map_of(&journal)?;
-        let index = IndexState::InMemory("the database was opened read-only".into());
-        let report = OpenReport { bad_lines, bad_artifacts: Vec::new(), index };
-        let state = Mutex::new(State { journal, index: Index::Memory(map), report });
-        Ok(Self { dir, state, lock: None })
+    fn open_read_only(dir: PathBuf, reader: Reader) -> Result<Self> {
+        let journal = Journal::open(&dir, true, reader)?;
+        let (index, bad_lines) = index_of(&journal)?;
+        let made = IndexState::InMemory("the database was opened read-only".into());
+        let report = OpenReport { bad_lines, bad_artifacts: Vec::new(), index: made };
+        let disk = journal.disk().clone();
+        let state = Mutex::new(State { journal, index, report });
+        Ok(Self { dir, state, disk, lock: None })
     }
 
     /// The folder.
@@ -136,11 +140,14 @@ impl Db {
     fn put(&self, record: &Record, durable: bool) -> Result<u64> {
         self.writable("store a record")?;
         let mut state = self.state();
+        if !(state.journal.reader().reads)(record) {
+            return Err(Error::InvalidRecord { why: "the reader that the database was opened with refuses it".into() });
+        }
         let id = record.key.id();
         let slot = index::slot_of(record.kind, &id, record.sub.as_deref());
         let (mut bytes, mut hash) = line::encode(record)?;
         let mut at = record.at;
-        if let Some(old) = self.entry(&mut state, &slot)? {
+        if let Some(old) = state.entry(&slot) {
             if old.hash == hash {
                 // Already there; a trial put again as durable as asked.
                 return if durable { state.journal.sync().map(|()| at) } else { Ok(at) };
@@ -158,21 +165,19 @@ impl Db {
     pub(crate) fn append(&self, state: &mut State, bytes: &[u8], hash: [u8; 32], durable: bool) -> Result<()> {
         let offset = state.journal.append(bytes, durable)?;
         let text = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-        let head = line::check(text).ok().and_then(|sealed| sealed.head());
-        let taken = match head {
-            Some(head) => state.index.take_up(&head, hash, offset, text.len()),
-            None => Err("a line just written does not read back".into()),
-        };
-        match taken {
-            Ok(_) => Ok(()),
-            Err(why) => self.fall_back(state, why),
+        let head = line::check(text).and_then(|sealed| sealed.head(&state.journal.reader()));
+        match head {
+            Ok(head) => drop(state.index.take_up(&head, hash, offset, text.len())),
+            // It was checked before it was written, so the journal says something else than was written.
+            Err(why) => self.reload(state, format!("a line just written does not read back: {why}"))?,
         }
+        Ok(())
     }
 
     /// Stores bytes under their hash; durable when it returns.
     pub fn put_artifact(&self, bytes: &[u8]) -> Result<ArtifactHash> {
         self.writable("store an artifact")?;
-        artifacts::put(&self.dir, bytes)
+        artifacts::put(&self.dir, &self.disk, bytes)
     }
 
     /// The bytes of an artifact, checked against the hash. Corrupt bytes go to
@@ -184,7 +189,7 @@ impl Db {
             Loaded::Corrupt => {
                 let mut path = self.artifact_path(hash);
                 if !self.is_read_only() {
-                    path = artifacts::quarantine(&self.dir, &path)?;
+                    path = artifacts::quarantine(&self.dir, &self.disk, &path)?;
                 }
                 self.state().report.bad_artifacts.push(path);
                 Ok(None)
@@ -214,8 +219,8 @@ impl Db {
 
     /// Sizes and counts.
     pub fn stats(&self) -> Result<Stats> {
-        let mut state = self.state();
-        let winners = self.entries(&mut state, &[index::WINNERS])?;
+        let state = self.state();
+        let winners = state.entries(&[index::WINNERS]);
         let live = winners.iter().filter(|(_, e)| e.kind == Kind::Winner).count() as u64;
         let files = artifacts::list(&self.dir)?;
         let stored = files.iter().filter(|f| f.hash.is_some());
@@ -223,8 +228,8 @@ impl Db {
             journal_bytes: state.journal.len(),
             winners: live,
             withdrawn: winners.len() as u64 - live,
-            trials: self.entries(&mut state, &[index::TRIALS])?.len() as u64,
-            keys: self.read(&mut state, |i| i.prefix(&[index::KEYS]))?.len() as u64,
+            trials: state.entries(&[index::TRIALS]).len() as u64,
+            keys: state.index.prefix(&[index::KEYS]).count() as u64,
             artifacts: stored.clone().count() as u64,
             artifact_bytes: stored.map(|f| f.bytes).sum(),
             quarantined: fs::read_dir(self.dir.join(QUARANTINE)).map_or(0, |d| d.count() as u64),
@@ -246,31 +251,19 @@ impl Db {
         if self.is_read_only() {
             return Err(Error::ReadOnly { doing, path: self.dir.clone() });
         }
-        Ok(())
-    }
-
-    /// Replaces a failed index by a map in memory.
-    pub(crate) fn fall_back(&self, state: &mut State, why: Fault) -> Result<()> {
-        let (map, _) = map_of(&state.journal)?;
-        state.index = Index::Memory(map);
-        state.report.index = IndexState::InMemory(why);
-        Ok(())
+        self.disk.usable()
     }
 
     /// Cleans the journal and rebuilds the index.
     pub(crate) fn reload(&self, state: &mut State, why: Fault) -> Result<()> {
         if self.is_read_only() {
-            let (map, bad) = map_of(&state.journal)?;
-            state.index = Index::Memory(map);
-            state.report.bad_lines = bad;
+            (state.index, state.report.bad_lines) = index_of(&state.journal)?;
             return Ok(());
         }
         let bad = recover::clean(&mut state.journal, &self.dir, 0)?.bad;
         state.report.bad_lines.extend(bad);
-        drop(std::mem::replace(&mut state.index, Index::memory()));
-        let (index, now) = rebuild(&state.journal, &self.dir, why)?;
-        state.index = index;
-        state.report.index = now;
+        state.index = index_of(&state.journal)?.0;
+        state.report.index = IndexState::Rebuilt(why);
         Ok(())
     }
 }
@@ -281,9 +274,8 @@ impl Drop for Db {
             return;
         }
         let mut state = self.state();
-        let index = std::mem::replace(&mut state.index, Index::memory());
         if state.journal.sync().is_ok() {
-            index::close(index, &self.dir, &state.journal);
+            index::close(&state.index, &self.dir, &state.journal);
         }
     }
 }
@@ -295,7 +287,7 @@ fn create_folder(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(io_at("create the database folder", dir))?;
     // Best effort: the parent may be readable by others only.
     if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-        let _ = sync_dir(parent);
+        let _ = Disk::of(parent).sync_dir(parent);
     }
     Ok(())
 }

@@ -3,8 +3,8 @@
 //!
 //! It does not hold the findings that cost one entry only (a bad line, a torn
 //! tail, a corrupt artifact): those are reports, not errors, because the store
-//! goes on without the entry. sled's errors never appear here either: an index
-//! that fails is rebuilt from the journal or replaced by one in memory.
+//! goes on without the entry. Nor does the index have errors: one that cannot be
+//! read is made again from the journal.
 
 use crate::{files, holder::Holder};
 use std::{io, path::PathBuf, time::Duration};
@@ -95,6 +95,40 @@ pub enum Error {
         expected: u64,
         /// The length it found.
         found: u64,
+    },
+
+    /// Another file has taken the journal's place while it was open.
+    #[error(
+        "{} is another file than the one this process, which holds the lock, opened; nothing was written: close the database and open it again (use `jitune db merge` to add a file)",
+        path.display()
+    )]
+    JournalReplaced {
+        /// The journal.
+        path: PathBuf,
+    },
+
+    /// A sync failed earlier, so what this handle has written since the sync
+    /// before may not be on the disk, and nothing more is promised through it.
+    #[error(
+        "{} could not be synced to the disk earlier, so nothing more is written through this handle; look after the disk, then open the database again: what was acknowledged before is in it, and `jitune db verify` reads every byte",
+        path.display()
+    )]
+    SyncFailed {
+        /// The database folder.
+        path: PathBuf,
+    },
+
+    /// What was to be merged holds no record that this program reads.
+    #[error(
+        "no line is a record that this version reads ({lines} of them; line {line}: {why}); `jitune db export-journal` writes a file that merges"
+    )]
+    NotAJournal {
+        /// How many lines it has.
+        lines: u64,
+        /// The first of them, from 1.
+        line: u64,
+        /// What is wrong with that.
+        why: String,
     },
 
     /// The record cannot be stored so that it reads back the same.

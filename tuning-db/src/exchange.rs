@@ -5,7 +5,8 @@
 //! built again by whoever needs it (`verify` lists those).
 
 use crate::{
-    Db, Kind, Record, Result,
+    Db, Error, Kind, Record, Result,
+    clock::now,
     error::io_at,
     index::{self, Entry},
     journal::walk_lines,
@@ -38,20 +39,29 @@ pub struct MergeReport {
     pub same: u64,
     /// Records passed over for a newer one of the same slot.
     pub older: u64,
-    /// Lines that are damaged or not of this store.
+    /// Lines that were not taken: damaged, not of this store, dated in the future, or without sense to the caller.
+    pub skipped: u64,
+    /// The first hundred of them.
     pub bad_lines: Vec<SkippedLine>,
 }
+
+/// How far ahead of this machine's clock a merged record may be dated: clocks differ, and time zones are mistaken.
+const CLOCKS_DIFFER: u64 = 86_400;
+/// Most skipped lines that are told one by one.
+const TOLD: usize = 100;
 
 impl Db {
     /// Takes the records of another journal (or of an export of one). The result
     /// does not depend on the order of merges, nor on how often a file is merged.
-    /// Everything added is durable when it returns.
+    /// Everything added is durable when it returns. A stream in which no line is a
+    /// record that this program reads is no journal: [`Error::NotAJournal`].
     pub fn merge(&self, reader: impl Read) -> Result<MergeReport> {
         self.writable("merge into it")?;
         let mut state = self.state();
         let mut report = MergeReport::default();
         let mut number = 0;
         let mut failed = None;
+        let latest = now().saturating_add(CLOCKS_DIFFER);
         let mut reader = BufReader::new(reader);
         let walked = walk_lines(&mut reader, 0, |raw| {
             number += 1;
@@ -61,19 +71,25 @@ impl Db {
             // Journals that went through other tools may have \r\n.
             let bytes = raw.bytes.strip_suffix(b"\r").unwrap_or(raw.bytes);
             let read = line::check(bytes).and_then(|sealed| {
-                let head = sealed.head().ok_or("a kind of record this version does not know")?;
-                Ok((sealed, head))
+                let head = sealed.head(&state.journal.reader())?;
+                match head.at > latest {
+                    true => Err("it is dated in the future; is a clock wrong, there or here?"),
+                    false => Ok((sealed, head)),
+                }
             });
             let (sealed, head) = match read {
                 Ok(read) => read,
                 Err(why) => {
-                    report.bad_lines.push(SkippedLine { line: number, why: why.into() });
+                    report.skipped += 1;
+                    if report.bad_lines.len() < TOLD {
+                        report.bad_lines.push(SkippedLine { line: number, why: why.into() });
+                    }
                     return;
                 }
             };
             let slot = index::slot_of(head.kind, &head.key.id(), head.sub.as_deref());
             let mut take = || -> Result<()> {
-                let old = self.entry(&mut state, &slot)?;
+                let old = state.entry(&slot);
                 if let Some(old) = old {
                     if old.hash == sealed.hash {
                         report.same += 1;
@@ -96,7 +112,12 @@ impl Db {
         }
         walked.map_err(io_at("read the file to merge into", &self.dir))?;
         state.journal.sync()?;
-        Ok(report)
+        match report.bad_lines.first() {
+            Some(first) if report.added + report.same + report.older == 0 => {
+                Err(Error::NotAJournal { lines: report.skipped, line: first.line, why: first.why.clone() })
+            }
+            _ => Ok(report),
+        }
     }
 
     /// Writes the current records that pass `filter` as journal lines, sorted by
@@ -107,10 +128,10 @@ impl Db {
         type Place = (u8, String, Option<String>);
         let mut sorted: BTreeMap<Place, (Vec<u8>, Entry)> = BTreeMap::new();
         for tag in [index::WINNERS, index::TRIALS] {
-            for (slot, _) in self.entries(&mut state, &[tag])? {
+            for (slot, _) in state.entries(&[tag]) {
                 // Through the checked look-up first: it mends what is damaged.
                 let Some(record) = self.current(&mut state, &slot)? else { continue };
-                let Some(entry) = self.entry(&mut state, &slot)? else { continue };
+                let Some(entry) = state.entry(&slot) else { continue };
                 if filter(&record) {
                     let place = u8::from(record.kind == Kind::Trial);
                     sorted.insert((place, record.key.canonical(), record.sub), (slot, entry));

@@ -3,9 +3,7 @@
 //! It runs only under the exclusive lock, since a read-only handle is refused,
 //! and it makes the shorter journal durable before it deletes an artifact.
 
-use crate::{
-    ArtifactHash, Db, Kind, Result, artifacts, db::State, error::io_at, index, journal::sync_dir, line::Sealed, recover,
-};
+use crate::{ArtifactHash, Db, Kind, Result, artifacts, db::State, error::io_at, index, line::Sealed, recover};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -68,7 +66,7 @@ impl Db {
         let mut state = self.state();
         // Decide from a clean journal and an index known to be right.
         self.reload(&mut state, "garbage was collected".into())?;
-        let live = self.live(&mut state, &options)?;
+        let live = live(&state, &options);
         let mut keep: Vec<Range<u64>> = Vec::new();
         let mut named = HashSet::new();
         let mut report = GcReport { journal_bytes_before: state.journal.len(), ..GcReport::default() };
@@ -96,20 +94,6 @@ impl Db {
         Ok(report)
     }
 
-    /// Offset and hash of each line to keep.
-    fn live(&self, state: &mut State, options: &GcOptions) -> Result<BTreeMap<u64, [u8; 32]>> {
-        let mut live = BTreeMap::new();
-        for tag in [index::WINNERS, index::TRIALS] {
-            for (_, entry) in self.entries(state, &[tag])? {
-                let old = options.trials_before.is_some_and(|limit| entry.at < limit);
-                if entry.kind != Kind::Trial || !old {
-                    live.insert(entry.offset, entry.hash);
-                }
-            }
-        }
-        Ok(live)
-    }
-
     fn sweep(&self, named: &HashSet<ArtifactHash>, options: &GcOptions, report: &mut GcReport) -> Result<()> {
         let now = SystemTime::now();
         for file in artifacts::list(&self.dir)? {
@@ -134,10 +118,24 @@ impl Db {
             }
         }
         if !options.dry_run && report.artifacts_dropped > 0 {
-            sync_dir(&self.dir.join(artifacts::FOLDER))?;
+            self.disk.sync_dir(&self.dir.join(artifacts::FOLDER))?;
         }
         Ok(())
     }
+}
+
+/// Offset and hash of each line to keep.
+fn live(state: &State, options: &GcOptions) -> BTreeMap<u64, [u8; 32]> {
+    let mut live = BTreeMap::new();
+    for tag in [index::WINNERS, index::TRIALS] {
+        for (_, entry) in state.entries(&[tag]) {
+            let old = options.trials_before.is_some_and(|limit| entry.at < limit);
+            if entry.kind != Kind::Trial || !old {
+                live.insert(entry.offset, entry.hash);
+            }
+        }
+    }
+    live
 }
 
 fn names_in(sealed: &Sealed<'_>, out: &mut HashSet<ArtifactHash>) {

@@ -1,12 +1,14 @@
 //! Owns the look-up structure over the journal: which line is current for each
-//! slot, and the text of each key. sled in `index/`, or a map in memory.
+//! slot, and the text of each key. A map in memory; `index.bin` keeps it between
+//! runs.
 //!
 //! It holds nothing that the journal does not: any doubt about it ends in a
-//! rebuild. sled is never shown bytes that it did not itself close: on a clean
-//! close the folder is sealed (`index.seal`: a hash of its files, and the
-//! journal length and tail it covers), and a folder without a matching seal is
-//! thrown away unopened. So a kill, a truncation or a flipped bit costs one
-//! rebuild, and no bug in sled's recovery can be met.
+//! rebuild. The file begins with one line of JSON, its seal: the journal length
+//! and tail that it covers, and a hash of all that follows. It is written whole
+//! on a clean close, beside the old one and renamed over it, and never changed;
+//! so a kill leaves the one before, to which the newer lines are added, and a
+//! truncation or a flipped bit costs one rebuild. It is not synced: what it says
+//! is checked.
 
 use crate::{
     hash::KeyId,
@@ -15,25 +17,16 @@ use crate::{
     record::{Key, Kind},
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
-/// Name of sled's folder in the database folder.
-pub(crate) const FOLDER: &str = "index";
-/// Name of the seal beside it.
-pub(crate) const SEAL: &str = "index.seal";
+/// Name of the file in the database folder.
+pub(crate) const FILE: &str = "index.bin";
+/// What it is written as before it has that name.
+const NEW: &str = "index.bin.new";
+/// What versions before this one left: removed, and never read.
+const OLDER: [&str; 2] = ["index", "index.seal"];
 /// Version of the layout below; another one is rebuilt.
-const FORMAT: u32 = 1;
-/// sled's cache.
-const CACHE_BYTES: u64 = 32 << 20;
-/// Longest wait for sled to let go of its files when it is closed.
-const CLOSE_WAIT: Duration = Duration::from_secs(5);
-/// Entries per batch when sled is filled.
-const BATCH: usize = 4096;
+const FORMAT: u32 = 2;
 
 pub(crate) const WINNERS: u8 = b'w';
 pub(crate) const TRIALS: u8 = b't';
@@ -43,7 +36,6 @@ pub(crate) const KEYS: u8 = b'k';
 pub(crate) type Fault = String;
 /// Slots and what they hold.
 pub(crate) type Map = BTreeMap<Vec<u8>, Vec<u8>>;
-pub(crate) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Where the current record of a slot stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,98 +132,72 @@ pub(crate) fn decode_key(text: &[u8]) -> Option<Key> {
 }
 
 /// The look-up structure.
-#[derive(Debug)]
-pub(crate) enum Index {
-    Memory(Map),
-    Sled(sled::Db),
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    map: Map,
+    /// How much of the journal the file covers, where it holds the same; `None` where there is none.
+    covered: Option<u64>,
 }
 
 impl Index {
-    pub(crate) fn memory() -> Self {
-        Self::Memory(Map::new())
-    }
-
-    pub(crate) fn get(&self, slot: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        match self {
-            Self::Memory(map) => Ok(map.get(slot).cloned()),
-            Self::Sled(db) => db.get(slot).map(|v| v.map(|v| v.to_vec())).map_err(|e| e.to_string()),
-        }
+    pub(crate) fn get(&self, slot: &[u8]) -> Option<&[u8]> {
+        self.map.get(slot).map(Vec::as_slice)
     }
 
     /// All pairs whose slot starts with `prefix`, in order.
-    pub(crate) fn prefix(&self, prefix: &[u8]) -> Result<Pairs, Fault> {
-        match self {
-            Self::Memory(map) => Ok(map
-                .range(prefix.to_vec()..)
-                .take_while(|(slot, _)| slot.starts_with(prefix))
-                .map(|(slot, value)| (slot.clone(), value.clone()))
-                .collect()),
-            Self::Sled(db) => db
-                .scan_prefix(prefix)
-                .map(|pair| pair.map(|(s, v)| (s.to_vec(), v.to_vec())).map_err(|e| e.to_string()))
-                .collect(),
-        }
+    pub(crate) fn prefix<'a>(&'a self, prefix: &'a [u8]) -> impl Iterator<Item = (&'a Vec<u8>, &'a Vec<u8>)> {
+        self.map.range(prefix.to_vec()..).take_while(move |(slot, _)| slot.starts_with(prefix))
     }
 
-    fn write(&mut self, pairs: Pairs) -> Result<(), Fault> {
-        match self {
-            Self::Memory(map) => {
-                map.extend(pairs);
-                Ok(())
-            }
-            Self::Sled(db) => {
-                let mut batch = sled::Batch::default();
-                for (slot, value) in pairs {
-                    batch.insert(slot, value);
-                }
-                db.apply_batch(batch).map_err(|e| e.to_string())
-            }
-        }
+    /// Everything in it.
+    pub(crate) fn map(&self) -> &Map {
+        &self.map
     }
 
     /// Takes a record up; says whether it is now the current one of its slot.
-    pub(crate) fn take_up(&mut self, head: &Head, hash: [u8; 32], offset: u64, len: usize) -> Result<bool, Fault> {
-        let len = u32::try_from(len).map_err(|e| e.to_string())?;
-        let entry = Entry { at: head.at, hash, kind: head.kind, offset, len };
+    pub(crate) fn take_up(&mut self, head: &Head, hash: [u8; 32], offset: u64, len: usize) -> bool {
+        // A line is at most `line::MAX_LINE` long.
+        let entry = Entry { at: head.at, hash, kind: head.kind, offset, len: len as u32 };
         let text = head.key.canonical();
         let id = KeyId::of_canonical(&text);
         let slot = slot_of(head.kind, &id, head.sub.as_deref());
-        let old = self.get(&slot)?.and_then(|v| Entry::decode(&v));
+        let old = self.get(&slot).and_then(Entry::decode);
         if old.is_some_and(|old| !entry.beats(&old)) {
-            return Ok(false);
+            return false;
         }
-        let mut pairs = vec![(slot, entry.encode())];
         if old.is_none() {
-            pairs.push((key_slot(&id), text.into_bytes()));
+            self.map.insert(key_slot(&id), text.into_bytes());
         }
-        self.write(pairs)?;
-        Ok(true)
+        self.map.insert(slot, entry.encode());
+        true
     }
 }
 
 #[derive(Serialize, Deserialize, PartialEq)]
 struct Seal {
     format: u32,
+    /// Which records were current: those that this version of the caller's reader reads.
+    reader: String,
     journal_len: u64,
     journal_tail: String,
-    index: String,
+    hash: String,
 }
 
-/// Opens the sealed index of `dir` and says how much of the journal it covers;
-/// or says why there is none to trust.
+/// Reads the index of `dir` and says how much of the journal it covers; or says
+/// why there is none to trust.
 pub(crate) fn open_sealed(dir: &Path, journal: &Journal) -> Result<(Index, u64), Fault> {
-    let seal_path = dir.join(SEAL);
-    let folder = dir.join(FOLDER);
-    let text = match fs::read_to_string(&seal_path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound && folder.exists() => {
-            return Err("it was not closed cleanly".into());
-        }
+    let bytes = match fs::read(dir.join(FILE)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err("there is none".into()),
-        other => other.map_err(|e| format!("its seal cannot be read: {e}"))?,
+        other => other.map_err(|e| format!("it cannot be read: {e}"))?,
     };
-    let seal: Seal = serde_json::from_str(&text).map_err(|_| "its seal is damaged")?;
+    let end = bytes.iter().position(|b| *b == b'\n').ok_or("its seal is damaged")?;
+    let (seal, body) = (&bytes[..end], &bytes[end + 1..]);
+    let seal: Seal = serde_json::from_slice(seal).map_err(|_| "its seal is damaged")?;
     if seal.format != FORMAT {
         return Err(format!("its format is {}, this program's is {FORMAT}", seal.format));
+    }
+    if seal.reader != journal.reader().version {
+        return Err("it was made for another version of the program".into());
     }
     if seal.journal_len > journal.len() {
         return Err("it covers more than the journal holds".into());
@@ -239,118 +205,69 @@ pub(crate) fn open_sealed(dir: &Path, journal: &Journal) -> Result<(Index, u64),
     if journal.tail_digest(seal.journal_len).as_ref() != Some(&seal.journal_tail) {
         return Err("it covers another journal".into());
     }
-    if hash_folder(&folder).map_err(|e| e.to_string())? != seal.index {
-        return Err("its files changed since it was closed".into());
+    if blake3::hash(body).to_hex().as_str() != seal.hash {
+        return Err("it is damaged".into());
     }
-    let _ = fs::remove_file(&seal_path);
-    let db = open_sled(&folder)?;
-    Ok((Index::Sled(db), seal.journal_len))
+    let map = decode(body).ok_or("it is damaged")?;
+    Ok((Index { map, covered: Some(seal.journal_len) }, seal.journal_len))
 }
 
-/// Fills a fresh sled from a complete map; on any trouble keeps the map itself
-/// and says why.
-pub(crate) fn build_sled(dir: &Path, map: Map) -> (Index, Option<Fault>) {
-    let fill = || -> Result<Index, Fault> {
-        if !wait_closed(&dir.join(FOLDER).join("db")) {
-            return Err("the old index is still open".into());
-        }
-        discard(dir).map_err(|e| e.to_string())?;
-        let mut index = Index::Sled(open_sled(&dir.join(FOLDER))?);
-        let mut pairs = map.iter().map(|(s, v)| (s.clone(), v.clone()));
-        loop {
-            let chunk: Pairs = pairs.by_ref().take(BATCH).collect();
-            if chunk.is_empty() {
-                return Ok(index);
-            }
-            index.write(chunk)?;
-        }
-    };
-    match fill() {
-        Ok(index) => (index, None),
-        Err(why) => (Index::Memory(map), Some(why)),
+/// Leaves the index for the next run, where it is not there already. Without it the next open
+/// rebuilds it, so nothing here can fail the caller.
+pub(crate) fn close(index: &Index, dir: &Path, journal: &Journal) {
+    for older in OLDER {
+        let path = dir.join(older);
+        let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     }
-}
-
-/// Removes whatever stands where the index goes.
-fn discard(dir: &Path) -> io::Result<()> {
-    for path in [dir.join(SEAL), dir.join(FOLDER)] {
-        let result = match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_dir() => fs::remove_dir_all(&path),
-            Ok(_) => fs::remove_file(&path),
-            Err(e) => Err(e),
-        };
-        match result {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => (),
-        }
-    }
-    Ok(())
-}
-
-fn open_sled(folder: &Path) -> Result<sled::Db, Fault> {
-    // No periodic flush: the journal is what is durable, and an index that was
-    // not closed is rebuilt.
-    sled::Config::new().path(folder).cache_capacity(CACHE_BYTES).flush_every_ms(None).open().map_err(|e| e.to_string())
-}
-
-/// Closes the index and, where it is sled, seals it. Without a seal the next
-/// open rebuilds it, so nothing here can fail the caller.
-pub(crate) fn close(index: Index, dir: &Path, journal: &Journal) {
-    let Index::Sled(db) = index else { return };
-    let flushed = db.flush().is_ok();
-    drop(db);
-    let folder = dir.join(FOLDER);
-    if !flushed || !wait_closed(&folder.join("db")) {
+    if index.covered == Some(journal.len()) {
         return;
     }
-    let (Some(journal_tail), Ok(index)) = (journal.tail_digest(journal.len()), hash_folder(&folder)) else {
-        return;
+    let Some(journal_tail) = journal.tail_digest(journal.len()) else { return };
+    let body = encode(&index.map);
+    let seal = Seal {
+        format: FORMAT,
+        reader: journal.reader().version.into(),
+        journal_len: journal.len(),
+        journal_tail,
+        hash: blake3::hash(&body).to_hex().to_string(),
     };
-    let seal = Seal { format: FORMAT, journal_len: journal.len(), journal_tail, index };
-    if let Ok(text) = serde_json::to_string(&seal) {
-        let _ = fs::write(dir.join(SEAL), text + "\n");
+    let Ok(mut bytes) = serde_json::to_vec(&seal) else { return };
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&body);
+    let new = dir.join(NEW);
+    if fs::write(&new, bytes).and_then(|()| fs::rename(&new, dir.join(FILE))).is_err() {
+        let _ = fs::remove_file(&new);
     }
 }
 
-/// sled's threads may outlive its handle for a moment; its own file lock tells.
-fn wait_closed(file: &Path) -> bool {
-    let started = Instant::now();
-    while started.elapsed() < CLOSE_WAIT {
-        match fs::File::open(file).map(|f| f.try_lock()) {
-            Ok(Ok(())) => return true,
-            Ok(Err(fs::TryLockError::WouldBlock)) => std::thread::sleep(Duration::from_millis(2)),
-            // Not there or not to be locked: nothing to wait for.
-            _ => return true,
+/// Each text, a slot and its value in turn, after its length in four bytes.
+fn encode(map: &Map) -> Vec<u8> {
+    let mut out = Vec::new();
+    for text in map.iter().flat_map(|(slot, value)| [slot, value]) {
+        out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+        out.extend_from_slice(text);
+    }
+    out
+}
+
+fn decode(mut bytes: &[u8]) -> Option<Map> {
+    let empty = bytes.is_empty();
+    let mut next = || {
+        let (len, rest) = bytes.split_first_chunk::<4>()?;
+        let (text, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        bytes = rest;
+        Some((text.to_vec(), rest.is_empty()))
+    };
+    let mut map = Map::new();
+    if empty {
+        return Some(map);
+    }
+    loop {
+        let (slot, _) = next()?;
+        let (value, last) = next()?;
+        map.insert(slot, value);
+        if last {
+            return Some(map);
         }
     }
-    false
-}
-
-/// One hash over the names and bytes of every file in a folder.
-fn hash_folder(folder: &Path) -> io::Result<String> {
-    let mut files = Vec::new();
-    list_files(folder, &mut files)?;
-    files.sort();
-    let mut all = blake3::Hasher::new();
-    for path in files {
-        let mut one = blake3::Hasher::new();
-        io::copy(&mut fs::File::open(&path)?, &mut one)?;
-        let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
-        all.update(&(name.len() as u64).to_le_bytes());
-        all.update(name.as_bytes());
-        all.update(one.finalize().as_bytes());
-    }
-    Ok(all.finalize().to_hex().to_string())
-}
-
-fn list_files(folder: &Path, out: &mut Vec<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            list_files(&entry.path(), out)?;
-        } else {
-            out.push(entry.path());
-        }
-    }
-    Ok(())
 }

@@ -6,9 +6,11 @@
 
 use crate::{
     Error, Result,
+    disk::Disk,
     error::io_at,
     files,
     line::{self, MAX_LINE},
+    record::Reader,
 };
 use std::{
     fs::{File, OpenOptions},
@@ -31,6 +33,8 @@ pub(crate) struct Journal {
     len: u64,
     unsynced: bool,
     poisoned: bool,
+    disk: Disk,
+    reader: Reader,
 }
 
 /// One line as it was found.
@@ -47,7 +51,11 @@ pub(crate) struct RawLine<'a> {
 
 impl Journal {
     /// Opens the journal in `dir`; creates it (and syncs the folder) unless read-only.
-    pub(crate) fn open(dir: &Path, read_only: bool) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, read_only: bool, reader: Reader) -> Result<Self> {
+        Self::open_on(dir, read_only, reader, Disk::of(dir))
+    }
+
+    fn open_on(dir: &Path, read_only: bool, reader: Reader, disk: Disk) -> Result<Self> {
         let path = dir.join(files::JOURNAL);
         let file = if read_only {
             match File::open(&path) {
@@ -57,36 +65,46 @@ impl Journal {
                 other => other.map_err(io_at("open the journal", &path))?,
             }
         } else {
-            let fresh = !path.exists();
             let file = OpenOptions::new()
                 .read(true)
                 .append(true)
                 .create(true)
                 .open(&path)
                 .map_err(io_at("open the journal", &path))?;
-            if fresh {
-                sync_dir(dir)?;
-            }
+            // Every time: whoever created it may have ended before its name was durable.
+            disk.sync_dir(dir)?;
             let _ = std::fs::remove_file(dir.join(NEW));
             file
         };
         let len = file.metadata().map_err(io_at("read the size of", &path))?.len();
-        Ok(Self { file, path, len, unsynced: false, poisoned: false })
+        // A killed writer may have left lines that no one has synced yet.
+        Ok(Self { file, path, len, unsynced: !read_only, poisoned: false, disk, reader })
+    }
+
+    /// Which records the caller reads.
+    pub(crate) fn reader(&self) -> Reader {
+        self.reader
+    }
+
+    /// The syncing that all writers in this folder share.
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.disk
     }
 
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Appends one line (with its newline) by one write; `durable` syncs it too.
     /// After a failure the journal is as it was before.
     pub(crate) fn append(&mut self, line: &[u8], durable: bool) -> Result<u64> {
+        self.disk.usable()?;
         if self.poisoned {
             return Err(Error::Poisoned { path: self.path.clone() });
+        }
+        let ours = File::open(&self.path).is_ok_and(|there| same_file(&there, &self.file));
+        if !ours {
+            return Err(Error::JournalReplaced { path: self.path.clone() });
         }
         let found = self.file.metadata().map_err(io_at("read the size of", &self.path))?.len();
         if found != self.len {
@@ -94,25 +112,25 @@ impl Journal {
         }
         // write_all is one write(2), unless the system takes a part only (a full
         // disk does that); then the next one brings the error to report.
-        let mut result = self.file.write_all(line);
-        if result.is_ok() && durable {
-            result = self.file.sync_data();
-        }
-        if let Err(source) = result {
+        if let Err(source) = self.file.write_all(line) {
             let rolled_back = self.file.set_len(self.len).is_ok();
             self.poisoned = !rolled_back;
             return Err(Error::Append { path: self.path.clone(), source, rolled_back });
         }
         let offset = self.len;
         self.len += line.len() as u64;
-        self.unsynced = !durable;
+        self.unsynced = true;
+        if durable {
+            self.sync()?;
+        }
         Ok(offset)
     }
 
     /// Makes every appended line durable.
     pub(crate) fn sync(&mut self) -> Result<()> {
+        self.disk.usable()?;
         if self.unsynced {
-            self.file.sync_data().map_err(io_at("sync", &self.path))?;
+            self.disk.sync(&self.file).map_err(io_at("sync", &self.path))?;
             self.unsynced = false;
         }
         Ok(())
@@ -154,9 +172,8 @@ impl Journal {
     /// Cuts the journal back to `len`.
     pub(crate) fn truncate(&mut self, len: u64) -> Result<()> {
         self.file.set_len(len).map_err(io_at("cut the torn tail off", &self.path))?;
-        self.file.sync_data().map_err(io_at("sync", &self.path))?;
         self.len = len;
-        Ok(())
+        self.disk.sync(&self.file).map_err(io_at("sync", &self.path))
     }
 
     /// Replaces the journal by the given stretches of it, each a line without its
@@ -170,8 +187,8 @@ impl Journal {
         }
         result?;
         std::fs::rename(&new, &self.path).map_err(io_at("replace", &self.path))?;
-        sync_dir(&dir)?;
-        *self = Self::open(&dir, false)?;
+        // Until the new file is the open one, a line would go to the old one, which has no name any more.
+        *self = Self::open_on(&dir, false, self.reader, self.disk.clone()).inspect_err(|_| self.disk.fail())?;
         Ok(())
     }
 
@@ -187,7 +204,7 @@ impl Journal {
             out.write_all(&bytes).and_then(|()| out.write_all(b"\n")).map_err(fail())?;
         }
         let file = out.into_inner().map_err(|e| fail()(e.into_error()))?;
-        file.sync_all().map_err(fail())
+        self.disk.sync(&file).map_err(fail())
     }
 }
 
@@ -197,11 +214,6 @@ fn same_file(a: &File, b: &File) -> bool {
         (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
         _ => false,
     }
-}
-
-/// Makes the names in a folder durable.
-pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(io_at("sync the folder", dir))
 }
 
 /// Splits a stream into lines without ever holding more than one of at most

@@ -6,7 +6,7 @@
 
 use crate::{
     Error, Result,
-    record::{Key, Kind, Record},
+    record::{Key, Kind, MAX_DATE, Reader, Record},
 };
 use serde::Deserialize;
 use std::ops::Range;
@@ -43,9 +43,14 @@ pub(crate) struct Sealed<'a> {
 }
 
 impl Sealed<'_> {
-    /// The head, or `None` where a newer version of the store wrote the line.
-    pub(crate) fn head(&self) -> Option<Head> {
-        serde_json::from_slice(self.rec).ok()
+    /// The head, or why the record is never a current one.
+    pub(crate) fn head(&self, reader: &Reader) -> std::result::Result<Head, &'static str> {
+        let head: Head = serde_json::from_slice(self.rec).map_err(|_| "a kind of record this version does not know")?;
+        if head.at > MAX_DATE {
+            return Err("its date is past the year 9999");
+        }
+        let read = self.record().is_some_and(|record| (reader.reads)(&record));
+        if read { Ok(head) } else { Err("this version cannot make sense of its body") }
     }
 
     /// The whole record, or `None` where a newer version wrote the line.
@@ -75,6 +80,9 @@ pub(crate) fn check(line: &[u8]) -> std::result::Result<Sealed<'_>, &'static str
 
 /// A record as a line, with its newline, and the hash of its text.
 pub(crate) fn encode(record: &Record) -> Result<(Vec<u8>, [u8; 32])> {
+    if record.at > MAX_DATE {
+        return Err(Error::InvalidRecord { why: format!("its date, {}, is past the year 9999", record.at) });
+    }
     let rec = record.canonical();
     let (line, hash) = frame(rec.as_bytes());
     if line.len() > MAX_LINE {

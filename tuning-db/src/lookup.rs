@@ -6,9 +6,8 @@
 use crate::{
     Db, FieldDiff, Key, Kind, Record, Result,
     db::State,
-    error::io_at,
     hash::KeyId,
-    index::{self, Entry, Fault, Index},
+    index::{self, Entry},
     journal::Journal,
     line,
 };
@@ -27,7 +26,7 @@ impl Db {
 
     /// All winners, oldest in the journal first.
     pub fn winners(&self) -> Result<impl Iterator<Item = Result<Record>> + '_> {
-        let slots = self.slots(&mut self.state(), &[index::WINNERS])?;
+        let slots = self.state().slots(&[index::WINNERS]);
         Ok(slots
             .into_iter()
             .filter_map(|slot| self.current(&mut self.state(), &slot).transpose())
@@ -42,7 +41,7 @@ impl Db {
     /// The latest verdict on every config tried for a key, oldest first.
     pub fn trials(&self, key: &Key) -> Result<Vec<Record>> {
         let mut state = self.state();
-        let slots = self.slots(&mut state, &index::trial_slots(&key.id()))?;
+        let slots = state.slots(&index::trial_slots(&key.id()));
         slots.iter().filter_map(|slot| self.current(&mut state, slot).transpose()).collect()
     }
 
@@ -53,14 +52,15 @@ impl Db {
     pub fn near(&self, key: &Key, share: &[&str], limit: usize) -> Result<Vec<(Record, Vec<FieldDiff>)>> {
         let mut state = self.state();
         let id = key.id();
-        let pairs = self.read(&mut state, |index| index.prefix(&[index::KEYS]))?;
+        let keys: Vec<Key> =
+            state.index.prefix(&[index::KEYS]).filter_map(|(_, text)| index::decode_key(text)).collect();
         let mut found = Vec::new();
-        for stored in pairs.iter().filter_map(|(_, text)| index::decode_key(text)) {
+        for stored in keys {
             let other = stored.id();
             if other == id || share.iter().any(|name| stored.get(name) != key.get(name)) {
                 continue;
             }
-            if let Some((slot, at)) = self.newest_of(&mut state, &other)? {
+            if let Some((slot, at)) = newest_of(&state, &other) {
                 found.push((key.diff(&stored), at, other, slot));
             }
         }
@@ -74,74 +74,51 @@ impl Db {
         Ok(out)
     }
 
-    /// The slot and date of a key's winner, or else of its newest trial.
-    fn newest_of(&self, state: &mut State, id: &KeyId) -> Result<Option<(Vec<u8>, u64)>> {
-        let slot = index::winner_slot(id);
-        if let Some(entry) = self.entry(state, &slot)?.filter(|e| e.kind == Kind::Winner) {
-            return Ok(Some((slot, entry.at)));
-        }
-        let trials = self.entries(state, &index::trial_slots(id))?;
-        Ok(trials.into_iter().max_by_key(|(_, e)| (e.at, e.hash)).map(|(slot, e)| (slot, e.at)))
-    }
-
-    /// Asks the index; where it fails, a map in memory takes its place.
-    pub(crate) fn read<T>(
-        &self,
-        state: &mut State,
-        ask: impl Fn(&Index) -> std::result::Result<T, Fault>,
-    ) -> Result<T> {
-        match ask(&state.index) {
-            Ok(answer) => Ok(answer),
-            Err(why) => {
-                self.fall_back(state, why)?;
-                ask(&state.index).map_err(|why| io_at("look up in", state.journal.path())(std::io::Error::other(why)))
-            }
-        }
-    }
-
-    pub(crate) fn entry(&self, state: &mut State, slot: &[u8]) -> Result<Option<Entry>> {
-        self.read(state, |index| match index.get(slot)? {
-            None => Ok(None),
-            Some(value) => Entry::decode(&value).map(Some).ok_or("an entry is damaged".into()),
-        })
-    }
-
-    /// The slots that start with `prefix` and where each one's record stands.
-    pub(crate) fn entries(&self, state: &mut State, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Entry)>> {
-        self.read(state, |index| {
-            index
-                .prefix(prefix)?
-                .into_iter()
-                .map(|(slot, v)| Ok((slot, Entry::decode(&v).ok_or("an entry is damaged")?)))
-                .collect()
-        })
-    }
-
-    /// The slots that start with `prefix`, in the order of the journal.
-    fn slots(&self, state: &mut State, prefix: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let mut entries = self.entries(state, prefix)?;
-        entries.sort_by_key(|(_, e)| e.offset);
-        Ok(entries.into_iter().map(|(slot, _)| slot).collect())
-    }
-
     /// The current record of a slot. The line is checked each time; where it is
     /// not what the index says, the journal is read again, once.
     pub(crate) fn current(&self, state: &mut State, slot: &[u8]) -> Result<Option<Record>> {
-        let Some(entry) = self.entry(state, slot)? else { return Ok(None) };
+        let Some(entry) = state.entry(slot) else { return Ok(None) };
         if let Some(record) = fetch(&state.journal, slot, &entry) {
             return Ok(Some(record));
         }
         self.reload(state, "a line is not what the index says".into())?;
-        let entry = self.entry(state, slot)?;
-        Ok(entry.and_then(|entry| fetch(&state.journal, slot, &entry)))
+        Ok(state.entry(slot).and_then(|entry| fetch(&state.journal, slot, &entry)))
     }
+}
+
+impl State {
+    pub(crate) fn entry(&self, slot: &[u8]) -> Option<Entry> {
+        self.index.get(slot).and_then(Entry::decode)
+    }
+
+    /// The slots that start with `prefix` and where each one's record stands.
+    pub(crate) fn entries(&self, prefix: &[u8]) -> Vec<(Vec<u8>, Entry)> {
+        self.index.prefix(prefix).filter_map(|(slot, v)| Some((slot.clone(), Entry::decode(v)?))).collect()
+    }
+
+    /// The slots that start with `prefix`, in the order of the journal.
+    fn slots(&self, prefix: &[u8]) -> Vec<Vec<u8>> {
+        let mut entries = self.entries(prefix);
+        entries.sort_by_key(|(_, e)| e.offset);
+        entries.into_iter().map(|(slot, _)| slot).collect()
+    }
+}
+
+/// The slot and date of a key's winner, or else of its newest trial.
+fn newest_of(state: &State, id: &KeyId) -> Option<(Vec<u8>, u64)> {
+    let slot = index::winner_slot(id);
+    if let Some(entry) = state.entry(&slot).filter(|e| e.kind == Kind::Winner) {
+        return Some((slot, entry.at));
+    }
+    let trials = state.entries(&index::trial_slots(id));
+    trials.into_iter().max_by_key(|(_, e)| (e.at, e.hash)).map(|(slot, e)| (slot, e.at))
 }
 
 /// The record at an entry, if it is the one that the entry means.
 pub(crate) fn fetch(journal: &Journal, slot: &[u8], entry: &Entry) -> Option<Record> {
     let bytes = journal.read(entry.offset, entry.len as usize)?;
     let sealed = line::check(&bytes).ok()?;
-    let record = sealed.record().filter(|_| sealed.hash == entry.hash)?;
+    let record = sealed.record().filter(|record| sealed.hash == entry.hash && (journal.reader().reads)(record))?;
     let own = index::slot_of(record.kind, &record.key.id(), record.sub.as_deref());
     (own == slot).then_some(record)
 }

@@ -5,9 +5,10 @@
 
 use crate::{
     Result,
-    index::{self, Fault, Index, Map},
+    index::{self, Index},
     journal::Journal,
-    recover::{self, BadLine, Cleaned},
+    record::Reader,
+    recover::{self, BadLine, Cleaned, Survey},
 };
 use serde::Serialize;
 use std::{
@@ -25,11 +26,13 @@ pub struct OpenOptions {
     /// access and beside a running writer. It sees the journal as it was at the
     /// moment of opening.
     pub read_only: bool,
+    /// Which records the caller can make sense of; every one by default.
+    pub reader: Reader,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { wait: Duration::from_secs(10), read_only: false }
+        Self { wait: Duration::from_secs(10), read_only: false, reader: Reader::default() }
     }
 }
 
@@ -50,7 +53,7 @@ pub enum IndexState {
     CaughtUp(u64),
     /// It was rebuilt from the journal, for this reason.
     Rebuilt(String),
-    /// Look-ups go through a map in memory, for this reason.
+    /// It was made from the journal for this handle alone, for this reason.
     InMemory(String),
 }
 
@@ -83,29 +86,14 @@ pub(crate) fn load(journal: &mut Journal, dir: &Path) -> Result<(Index, IndexSta
         Ok(opened) => opened,
         Err(why) => {
             let bad = recover::clean(journal, dir, 0)?.bad;
-            let (index, state) = rebuild(journal, dir, why)?;
-            return Ok((index, state, bad));
+            return Ok((index_of(journal)?.0, IndexState::Rebuilt(why), bad));
         }
     };
     let Cleaned { bad, rewritten } = recover::clean(journal, dir, covered)?;
     if rewritten {
-        drop(index);
-        let (index, state) = rebuild(journal, dir, "the journal was mended".into())?;
-        return Ok((index, state, bad));
+        return Ok((index_of(journal)?.0, IndexState::Rebuilt("the journal was mended".into()), bad));
     }
-    let mut fault = None;
-    let found = recover::survey(journal, covered, |good| {
-        if let (None, Some(head)) = (&fault, good.head()) {
-            let range = good.range();
-            let len = (range.end - range.start) as usize;
-            fault = index.take_up(&head, good.sealed.hash, range.start, len).err();
-        }
-    })?;
-    if let Some(why) = fault {
-        drop(index);
-        let (index, state) = rebuild(journal, dir, why)?;
-        return Ok((index, state, bad));
-    }
+    let found = take_up(&mut index, journal, covered)?;
     let state = match found.lines {
         0 => IndexState::Current,
         n => IndexState::CaughtUp(n),
@@ -113,27 +101,19 @@ pub(crate) fn load(journal: &mut Journal, dir: &Path) -> Result<(Index, IndexSta
     Ok((index, state, bad))
 }
 
-pub(crate) fn rebuild(journal: &Journal, dir: &Path, why: Fault) -> Result<(Index, IndexState)> {
-    let (map, _) = map_of(journal)?;
-    Ok(match index::build_sled(dir, map) {
-        (index, None) => (index, IndexState::Rebuilt(why)),
-        (index, Some(fault)) => (index, IndexState::InMemory(fault)),
-    })
+/// The whole index, from the journal alone.
+pub(crate) fn index_of(journal: &Journal) -> Result<(Index, Vec<BadLine>)> {
+    let mut index = Index::default();
+    let found = take_up(&mut index, journal, 0)?;
+    Ok((index, found.bad))
 }
 
-/// The whole index as a map, from the journal alone.
-pub(crate) fn map_of(journal: &Journal) -> Result<(Map, Vec<BadLine>)> {
-    let mut index = Index::memory();
-    let found = recover::survey(journal, 0, |good| {
+/// Takes up every record from `from` on.
+fn take_up(index: &mut Index, journal: &Journal, from: u64) -> Result<Survey> {
+    recover::survey(journal, from, |good| {
         if let Some(head) = good.head() {
             let range = good.range();
-            let len = (range.end - range.start) as usize;
-            // A map takes everything.
-            let _ = index.take_up(&head, good.sealed.hash, range.start, len);
+            index.take_up(&head, good.sealed.hash, range.start, (range.end - range.start) as usize);
         }
-    })?;
-    match index {
-        Index::Memory(map) => Ok((map, found.bad)),
-        Index::Sled(_) => Ok((Map::new(), found.bad)),
-    }
+    })
 }

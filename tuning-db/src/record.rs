@@ -148,6 +148,27 @@ pub struct Record {
     pub body: Value,
 }
 
+/// Latest date that a record may bear, in seconds since 1970: the end of the year 9999. What is later is no date, and
+/// leaves no room for a newer record.
+pub const MAX_DATE: u64 = 253_402_300_799;
+
+/// Which records a caller can make sense of. What it cannot is never the current record of a slot, so that nonsense with
+/// a new date hides no older record; `gc` keeps it, since another version of the caller may have written it.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader {
+    /// Names what `reads` accepts: an index that was built under another name is rebuilt.
+    pub version: &'static str,
+    /// Whether the caller can make sense of a record. It must depend on the record alone.
+    pub reads: fn(&Record) -> bool,
+}
+
+impl Default for Reader {
+    /// Every record.
+    fn default() -> Self {
+        Self { version: "", reads: |_| true }
+    }
+}
+
 impl Record {
     /// A winner of `key`, as of now.
     pub fn winner(key: Key, body: Value) -> Self {

@@ -5,9 +5,11 @@
 
 use crate::{
     Result,
+    disk::Disk,
     error::io_at,
-    journal::{Journal, RawLine, sync_dir},
+    journal::{Journal, RawLine},
     line::{self, Head, Sealed},
+    record::Reader,
 };
 use serde::Serialize;
 use std::{
@@ -59,6 +61,7 @@ pub(crate) struct Good<'a> {
     pub(crate) offset: u64,
     pub(crate) bytes: &'a [u8],
     pub(crate) sealed: Sealed<'a>,
+    reader: Reader,
 }
 
 impl Good<'_> {
@@ -66,8 +69,9 @@ impl Good<'_> {
         self.offset..self.offset + self.bytes.len() as u64
     }
 
+    /// The head, or `None` where the record is never a current one.
     pub(crate) fn head(&self) -> Option<Head> {
-        self.sealed.head()
+        self.sealed.head(&self.reader).ok()
     }
 }
 
@@ -83,28 +87,29 @@ pub(crate) struct Survey {
 /// Visits every good line from `from` on, those inside bad lines too.
 pub(crate) fn survey(journal: &Journal, from: u64, mut visit: impl FnMut(Good<'_>)) -> Result<Survey> {
     let mut out = Survey::default();
+    let reader = journal.reader();
     journal.walk(from, |raw| {
         out.lines += 1;
         match line::check(raw.bytes) {
             Ok(sealed) => {
                 out.unended = !raw.ended;
-                visit(Good { offset: raw.offset, bytes: raw.bytes, sealed });
+                visit(Good { offset: raw.offset, bytes: raw.bytes, sealed, reader });
             }
             Err(why) => {
                 let line = if from == 0 { out.lines } else { 0 };
-                out.bad.push(judge_bad(&raw, line, why, &mut visit));
+                out.bad.push(judge_bad(&raw, line, why, reader, &mut visit));
             }
         }
     })?;
     Ok(out)
 }
 
-fn judge_bad(raw: &RawLine<'_>, line: u64, why: &str, visit: &mut impl FnMut(Good<'_>)) -> BadLine {
+fn judge_bad(raw: &RawLine<'_>, line: u64, why: &str, reader: Reader, visit: &mut impl FnMut(Good<'_>)) -> BadLine {
     let inside = if raw.len == raw.bytes.len() as u64 { line::salvage(raw.bytes) } else { Vec::new() };
     for range in &inside {
         let bytes = &raw.bytes[range.clone()];
         if let Ok(sealed) = line::check(bytes) {
-            visit(Good { offset: raw.offset + range.start as u64, bytes, sealed });
+            visit(Good { offset: raw.offset + range.start as u64, bytes, sealed, reader });
         }
     }
     BadLine {
@@ -163,24 +168,24 @@ fn quarantine_line(journal: &Journal, dir: &Path, bad: &BadLine) -> Result<PathB
     let kept = bad.bytes.min(line::MAX_LINE as u64) as usize;
     let bytes = journal.read(bad.offset, kept).unwrap_or_default();
     let name = format!("line-{}.txt", &blake3::hash(&bytes).to_hex()[..16]);
-    let folder = quarantine_dir(dir)?;
+    let folder = quarantine_dir(dir, journal.disk())?;
     let path = folder.join(name);
     let write = || {
         let mut file = File::create(&path)?;
         file.write_all(&bytes)?;
-        file.sync_all()
+        journal.disk().sync(&file)
     };
     write().map_err(io_at("write", &path))?;
-    sync_dir(&folder)?;
+    journal.disk().sync_dir(&folder)?;
     Ok(path)
 }
 
 /// The quarantine folder, made when it is first needed.
-pub(crate) fn quarantine_dir(dir: &Path) -> Result<PathBuf> {
+pub(crate) fn quarantine_dir(dir: &Path, disk: &Disk) -> Result<PathBuf> {
     let folder = dir.join(QUARANTINE);
     if !folder.is_dir() {
         fs::create_dir_all(&folder).map_err(io_at("create", &folder))?;
-        sync_dir(dir)?;
+        disk.sync_dir(dir)?;
     }
     Ok(folder)
 }

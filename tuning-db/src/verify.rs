@@ -8,14 +8,11 @@ use crate::{
     artifacts::{self, Loaded},
     gc::artifact_names,
     index,
-    opening::map_of,
+    opening::index_of,
     recover::BadLine,
 };
 use serde::Serialize;
-use std::{
-    collections::{BTreeMap, HashSet},
-    path::PathBuf,
-};
+use std::{collections::HashSet, path::PathBuf};
 
 /// An artifact that a winner names and the database does not hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,12 +56,9 @@ impl VerifyReport {
 impl Db {
     /// Checks every line, every artifact, and the index against the journal.
     pub fn verify(&self) -> Result<VerifyReport> {
-        let mut state = self.state();
-        let (want, bad_lines) = map_of(&state.journal)?;
-        let mut have = BTreeMap::new();
-        for tag in [index::WINNERS, index::TRIALS, index::KEYS] {
-            have.extend(self.read(&mut state, |i| i.prefix(&[tag]))?);
-        }
+        let state = self.state();
+        let (want, bad_lines) = index_of(&state.journal)?;
+        let (want, have) = (want.map(), state.index.map());
         let differs = |(slot, value): &(&Vec<u8>, &Vec<u8>)| have.get(*slot) != Some(*value);
         let extra = have.keys().filter(|slot| !want.contains_key(*slot)).count();
         let mut report = VerifyReport {

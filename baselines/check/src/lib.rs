@@ -13,7 +13,7 @@ use std::{
 };
 
 use half::{bf16, f16};
-use jitune_peer::{Answer, Ask, Device, PROTOCOL, Task, TaskTensor, Way, decode};
+use jitune_peer::{Answer, Ask, Device, Numbered, PROTOCOL, Task, TaskTensor, Way, decode, numbers};
 
 /// A small ragged problem of every op and epilogue.
 pub const EVERY_OP: &[&str] = &[
@@ -48,6 +48,7 @@ pub struct Program {
     child: Child,
     to: ChildStdin,
     from: BufReader<ChildStdout>,
+    id: u64,
 }
 
 impl Program {
@@ -55,19 +56,25 @@ impl Program {
     pub fn start(path: &str) -> io::Result<Program> {
         let mut child = Command::new(path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         match (child.stdin.take(), child.stdout.take()) {
-            (Some(to), Some(from)) => Ok(Program { child, to, from: BufReader::new(from) }),
+            (Some(to), Some(from)) => Ok(Program { child, to, from: BufReader::new(from), id: 0 }),
             _ => Err(io::Error::other("no pipes")),
         }
     }
 
     /// One request and its answer.
     pub fn ask(&mut self, ask: &Ask) -> io::Result<Answer> {
-        writeln!(self.to, "{}", serde_json::to_string(ask)?)?;
+        self.id += 1;
+        let request = Numbered { id: self.id, message: ask };
+        writeln!(self.to, "{}", serde_json::to_string(&request)?)?;
         let mut line = String::new();
         if self.from.read_line(&mut line)? == 0 {
             return Err(io::Error::other(format!("no answer to {ask:?}: the program has ended")));
         }
-        Ok(serde_json::from_str(&line)?)
+        let answer: Numbered<Answer> = serde_json::from_str(&line)?;
+        match answer.id == self.id {
+            true => Ok(answer.message),
+            false => Err(io::Error::other(format!("an answer to request {}, not {}", answer.id, self.id))),
+        }
     }
 
     /// `hello` for a device.
@@ -85,10 +92,18 @@ impl Program {
         for way in &ways {
             let names = case.expected.iter().filter(|_| way.covers == "all");
             for (name, expected) in names {
-                let indices = (0..expected.len() as u64).collect();
-                let ask = Ask::Read { way: way.way.clone(), tensor: name.clone(), indices };
+                let all: Vec<u64> = (0..expected.len() as u64).collect();
+                let (indices, file) = (case.folder.join("indices"), case.folder.join("values"));
+                numbers::write_indices(&indices, &all).map_err(|e| failed(&e))?;
+                let ask = Ask::Read {
+                    way: way.way.clone(),
+                    tensor: name.clone(),
+                    count: all.len() as u64,
+                    indices,
+                    values: file.clone(),
+                };
                 let values = match self.ask(&ask).map_err(|e| failed(&e))? {
-                    Answer::Values { values } => values,
+                    Answer::Values { count } => numbers::read_values(&file, count).map_err(|e| failed(&e))?,
                     other => return Err(failed(&format!("{} of {}: {other:?}", name, way.way))),
                 };
                 case.compare(expected, &values).map_err(|e| failed(&format!("{} of {}: {e}", name, way.way)))?;

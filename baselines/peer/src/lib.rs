@@ -25,13 +25,15 @@
 #[allow(unsafe_code)]
 mod cuda;
 pub mod layout;
+pub mod numbers;
 mod protocol;
 mod serve;
 mod timer;
 
 pub use cuda::{Cuda, CudaError, Graph, Stream};
 pub use protocol::{
-    About, Answer, Ask, Device, PROTOCOL, Refusal, RefusalKind, RefusedWay, Round, Task, TaskTensor, Way, decode,
+    About, Answer, Ask, Device, Numbered, PROTOCOL, Refusal, RefusalKind, RefusedWay, Round, Task, TaskTensor, Way,
+    decode,
 };
 pub use serve::{serve, serve_on};
 pub use timer::Timer;

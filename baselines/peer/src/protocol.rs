@@ -7,7 +7,18 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 /// The protocol's version; a peer of another one refuses.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
+
+/// A message with the number of its request: what bears another number answers something else.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Numbered<T> {
+    /// The number; 0 where a request has none.
+    #[serde(default)]
+    pub id: u64,
+    /// The request or the answer.
+    #[serde(flatten)]
+    pub message: T,
+}
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,14 +36,18 @@ pub enum Ask {
     },
     /// Make a problem ready.
     Prepare(Box<Task>),
-    /// Call once on the first set with poisoned outputs, and say what elements of an output hold.
+    /// Call once on the first set with poisoned outputs, and write what elements of an output hold.
     Read {
         /// The way.
         way: String,
         /// The output.
         tensor: String,
-        /// Flat indices.
-        indices: Vec<u64>,
+        /// How many elements.
+        count: u64,
+        /// The file of their flat indices ([`crate::numbers`]).
+        indices: PathBuf,
+        /// The file to write, with the values in the order of the indices.
+        values: PathBuf,
     },
     /// Time one round.
     Round {
@@ -64,10 +79,10 @@ pub enum Answer {
         #[serde(default)]
         refused: Vec<RefusedWay>,
     },
-    /// To `read`; null where it is not finite.
+    /// To `read`: the file is written.
     Values {
-        /// In the order of the indices.
-        values: Vec<Option<f64>>,
+        /// How many values it has.
+        count: u64,
     },
     /// To `round`.
     Round(Round),

@@ -1,6 +1,7 @@
 //! The loop that answers requests.
 
-use crate::protocol::{Answer, Ask, Device, PROTOCOL, Refusal, RefusedWay, Way};
+use crate::numbers;
+use crate::protocol::{Answer, Ask, Device, Numbered, PROTOCOL, Refusal, RefusedWay, Way};
 use crate::timer::Timer;
 use crate::{Peer, Prepared};
 use std::io::{BufRead, Write};
@@ -11,7 +12,8 @@ pub fn serve(peer: impl Peer) -> ExitCode {
     match serve_on(peer, std::io::stdin().lock(), std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("peer: {e}");
+            // Standard error may be full or closed.
+            let _ = writeln!(std::io::stderr(), "peer: {e}");
             ExitCode::from(4)
         }
     }
@@ -25,16 +27,21 @@ pub fn serve_on(peer: impl Peer, from: impl BufRead, mut to: impl Write) -> std:
         if line.trim().is_empty() {
             continue;
         }
-        let answer = match serde_json::from_str::<Ask>(&line) {
-            Ok(Ask::Quit) => break,
-            Ok(ask) => server.answer(ask).unwrap_or_else(Answer::Refused),
-            Err(e) => Answer::Refused(Refusal::failed(format!("not understood: {e}"))),
+        let (id, message) = match serde_json::from_str::<Numbered<Ask>>(&line) {
+            Ok(Numbered { message: Ask::Quit, .. }) => break,
+            Ok(Numbered { id, message }) => (id, server.answer(message).unwrap_or_else(Answer::Refused)),
+            Err(e) => (number_of(&line), Answer::Refused(Refusal::failed(format!("not understood: {e}")))),
         };
-        serde_json::to_writer(&mut to, &answer)?;
+        serde_json::to_writer(&mut to, &Numbered { id, message })?;
         to.write_all(b"\n")?;
         to.flush()?;
     }
     Ok(())
+}
+
+/// The number of a request that is not understood, where that much of it is.
+fn number_of(line: &str) -> u64 {
+    serde_json::from_str::<serde_json::Value>(line).ok().and_then(|v| v.get("id")?.as_u64()).unwrap_or_default()
 }
 
 struct Server<P> {
@@ -80,7 +87,8 @@ impl<P: Peer> Server<P> {
                 self.held = Some((timer, prepared));
                 Ok(answer)
             }
-            Ask::Read { way, tensor, indices } => {
+            Ask::Read { way, tensor, count, indices, values: file } => {
+                let indices = numbers::read_indices(&indices, count)?;
                 let (_, prepared, way) = self.way(&way)?;
                 prepared.work.wait()?;
                 prepared.work.poison(way)?;
@@ -90,7 +98,8 @@ impl<P: Peer> Server<P> {
                 if values.len() != indices.len() {
                     return Err(Refusal::failed(format!("{} values of {}", values.len(), indices.len())));
                 }
-                Ok(Answer::Values { values: values.into_iter().map(|v| v.is_finite().then_some(v)).collect() })
+                numbers::write_values(&file, &values)?;
+                Ok(Answer::Values { count })
             }
             Ask::Round { way } => {
                 let (timer, prepared, way) = self.way(&way)?;

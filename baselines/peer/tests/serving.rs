@@ -1,7 +1,7 @@
 //! The protocol, spoken to a peer made for this.
 #![allow(missing_docs)]
 
-use jitune_peer::{About, Answer, Device, Peer, Prepared, Refusal, Task, Way, Work, serve_on};
+use jitune_peer::{About, Answer, Device, Numbered, Peer, Prepared, Refusal, Task, Way, Work, numbers, serve_on};
 use std::collections::BTreeMap;
 
 /// Doubles x; the way `sleepy` takes a millisecond.
@@ -55,11 +55,12 @@ fn talk(lines: &[String]) -> Vec<Answer> {
     let mut out = Vec::new();
     serve_on(Doubler, lines.join("\n").as_bytes(), &mut out).unwrap();
     let text = String::from_utf8(out).unwrap();
-    text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    let answer = |l: &str| serde_json::from_str::<Numbered<Answer>>(l).unwrap().message;
+    text.lines().map(answer).collect()
 }
 
 fn hello(device: &str) -> String {
-    format!(r#"{{"ask":"hello","protocol":1,"device":"{device}"}}"#)
+    format!(r#"{{"ask":"hello","protocol":2,"device":"{device}"}}"#)
 }
 
 fn refused(answer: &Answer) -> &Refusal {
@@ -79,10 +80,17 @@ fn a_whole_conversation() {
             "round_us":200,"warm_s":0.1,"tensors":[{{"name":"x","dtype":"f32","shape":[2],"role":"in","file":{file:?}}},
             {{"name":"y","dtype":"f32","shape":[2],"role":"out"}}]}}"#
     );
+    let (indices, values) = (folder.path().join("indices"), folder.path().join("values"));
+    numbers::write_indices(&indices, &[0, 1]).unwrap();
+    let read = |count: u64| {
+        format!(
+            r#"{{"ask":"read","way":"fast","tensor":"y","count":{count},"indices":{indices:?},"values":{values:?}}}"#
+        )
+    };
     let answers = talk(&[
         hello("cpu:2"),
         task.replace('\n', " "),
-        r#"{"ask":"read","way":"fast","tensor":"y","indices":[0,1]}"#.into(),
+        read(2),
         r#"{"ask":"round","way":"sleepy"}"#.into(),
         r#"{"ask":"once","way":"fast"}"#.into(),
         r#"{"ask":"round","way":"none"}"#.into(),
@@ -94,7 +102,12 @@ fn a_whole_conversation() {
     assert_eq!(answers.len(), 8, "{answers:?}");
     let Answer::Prepared { ways, .. } = &answers[1] else { panic!("{answers:?}") };
     assert_eq!(ways.iter().map(|w| w.way.as_str()).collect::<Vec<_>>(), ["fast", "sleepy"]);
-    assert_eq!(answers[2], Answer::Values { values: vec![Some(3.0), None] });
+    assert_eq!(answers[2], Answer::Values { count: 2 });
+    assert_eq!(numbers::read_values(&values, 2).unwrap(), [Some(3.0), None]);
+    assert!(numbers::read_values(&values, 3).unwrap_err().why.contains("16 bytes, not 24"));
+    assert!(numbers::read_values(&values, u64::MAX).is_err());
+    let answers_of_a_wrong_count = talk(&[hello("cpu:2"), read(3)]);
+    assert!(refused(&answers_of_a_wrong_count[1]).why.contains("16 bytes, not 24"), "{answers_of_a_wrong_count:?}");
     let Answer::Round(round) = answers[3] else { panic!("{answers:?}") };
     assert!(round.called_us > 1000.0 && round.kernel_us == Some(round.called_us), "{round:?}");
     assert!(round.calls.is_multiple_of(3), "{round:?}");
@@ -106,7 +119,7 @@ fn a_whole_conversation() {
 
 #[test]
 fn only_the_ways_that_are_asked_for_are_set_up() {
-    let hello = r#"{"ask":"hello","protocol":1,"device":"cpu:1","options":{"ways":"other,fast"}}"#;
+    let hello = r#"{"ask":"hello","protocol":2,"device":"cpu:1","options":{"ways":"other,fast"}}"#;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x");
     std::fs::write(&file, 1.5f32.to_le_bytes()).unwrap();
@@ -134,4 +147,19 @@ fn what_cannot_be_answered_is_refused_and_the_next_is_answered() {
     assert_eq!(refused(&answers[3]).fix.as_deref(), Some("buy one"));
     assert!(refused(&answers[4]).why.contains("99"));
     assert!(matches!(&answers[5], Answer::Hello(about) if about.peer == "doubler"));
+}
+
+#[test]
+fn every_answer_bears_the_number_of_its_request() {
+    let mut out = Vec::new();
+    let lines = [
+        r#"{"id":7,"ask":"release"}"#,
+        r#"{"id":18446744073709551615,"ask":"round","way":"w"}"#,
+        r#"{"id":9,"ask":"dance"}"#,
+        r#"{"ask":"release"}"#,
+    ];
+    serve_on(Doubler, lines.join("\n").as_bytes(), &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    let id = |l: &str| serde_json::from_str::<Numbered<Answer>>(l).unwrap().id;
+    assert_eq!(text.lines().map(id).collect::<Vec<_>>(), [7, u64::MAX, 9, 0]);
 }

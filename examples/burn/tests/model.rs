@@ -2,7 +2,7 @@
 
 use burn::backend::NdArray;
 use burn::tensor::{Distribution, Tensor, activation::gelu};
-use jitune::db::{Db, OpenOptions};
+use jitune::db::Db;
 use jitune::device::DeviceId;
 use jitune::template::Library;
 use jitune::{export, tune};
@@ -20,7 +20,7 @@ fn bundle(folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let text = |m: usize, n: usize, k: usize| format!("matmul m={m} n={n} k={k} dtype=f32");
     let shapes = [1, 32].into_iter().flat_map(|m| [text(m, INNER, WIDTH), text(m, WIDTH, INNER)]);
     let problems = shapes.map(|t| t.parse()).collect::<Result<Vec<_>, _>>()?;
-    let (db, library) = (Db::open(folder.join("db"), OpenOptions::default())?, Library::built_in()?);
+    let (db, library) = (Db::open(folder.join("db"), jitune::journal::options())?, Library::built_in()?);
     let options = tune::Options {
         devices: vec![DeviceId::Cpu(0)],
         budget: Some(Duration::from_secs(4)),

@@ -1,7 +1,7 @@
 //! Two layers with jitune's products beside the same two with Candle's, on the processor.
 
 use candle_core::{Device, Module, Result, Tensor};
-use jitune::db::{Db, OpenOptions};
+use jitune::db::Db;
 use jitune::device::DeviceId;
 use jitune::template::Library;
 use jitune::{export, tune};
@@ -18,7 +18,7 @@ fn bundle(folder: &Path) -> std::result::Result<PathBuf, Box<dyn std::error::Err
     let text = |m: usize, n: usize, k: usize| format!("matmul m={m} n={n} k={k} dtype=f32");
     let shapes = [1, 32].into_iter().flat_map(|m| [text(m, INNER, WIDTH), text(m, WIDTH, INNER)]);
     let problems = shapes.map(|t| t.parse()).collect::<std::result::Result<Vec<_>, _>>()?;
-    let (db, library) = (Db::open(folder.join("db"), OpenOptions::default())?, Library::built_in()?);
+    let (db, library) = (Db::open(folder.join("db"), jitune::journal::options())?, Library::built_in()?);
     let options = tune::Options {
         devices: vec![DeviceId::Cpu(0)],
         budget: Some(Duration::from_secs(4)),

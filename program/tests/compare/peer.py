@@ -7,6 +7,16 @@ jitune-peer-crash   dies when it is asked for its second round
 jitune-peer-slow    takes its time for every round
 jitune-peer-partial says that it covers something that nobody can compare
 jitune-peer-stuck   does not come to an end of setting up
+jitune-peer-us=X    says that a call takes X microseconds
+jitune-peer-none    says that a round made no call
+jitune-peer-twice   answers a round twice
+jitune-peer-stale   answers with the number of the request before
+jitune-peer-endless never stops answering a round
+jitune-peer-wide    answers with a line that has no end
+jitune-peer-many    has a hundred thousand ways
+jitune-peer-count   says that it wrote three million values
+jitune-peer-short   writes one value too few
+jitune-peer-nofile  writes none
 """
 import array
 import json
@@ -15,11 +25,12 @@ import sys
 import time
 
 name = os.path.basename(sys.argv[0]).removeprefix("jitune-peer-")
-y, rounds = [], 0
+y, rounds, ask = [], 0, {}
 
 
 def answer(**fields):
-    print(json.dumps(fields), flush=True)
+    number = ask["id"] - 1 if name == "stale" and ask["ask"] == "round" else ask["id"]
+    print(json.dumps({"id": number, **fields}), flush=True)
 
 
 def e4m3(byte):
@@ -55,9 +66,22 @@ for line in sys.stdin:
             if name == "wrong":
                 y[0] += 1.0
             covers = "product" if name == "partial" else "all"
-            answer(answer="prepared", ways=[{"way": "plain", "how": "a sum", "covers": covers, "captured": False}], refused=[])
+            ways = [{"way": "plain", "how": "a sum", "covers": covers, "captured": False}]
+            if name == "many":
+                ways = [{**ways[0], "way": str(i), "how": ""} for i in range(100_000 if ask["dims"]["m"] == 4 else 100)]
+            answer(answer="prepared", ways=ways, refused=[])
         case "read":
-            answer(answer="values", values=[y[i] for i in ask["indices"]])
+            indices = array.array("Q")
+            with open(ask["indices"], "rb") as file:
+                indices.frombytes(file.read())
+            assert len(indices) == ask["count"]
+            values = array.array("d", (y[i] for i in indices))
+            if name == "short":
+                values.pop()
+            if name != "nofile":
+                with open(ask["values"], "wb") as file:
+                    values.tofile(file)
+            answer(answer="values", count=3_000_000 if name == "count" else ask["count"])
         case "round":
             rounds += 1
             if name == "crash" and rounds == 2:
@@ -65,7 +89,17 @@ for line in sys.stdin:
                 os.kill(os.getpid(), 11)
             if name == "slow":
                 time.sleep(0.3)
-            answer(answer="round", kernel_us=50.0, called_us=50.0, calls=1)
+            if name == "wide":
+                while True:
+                    print("x" * 4096, end="")
+            if name == "endless":
+                while True:
+                    answer(answer="round", kernel_us=50.0, called_us=50.0, calls=1)
+            time.sleep(0.0001)
+            us = float(name.partition("us=")[2] or 50.0)
+            answer(answer="round", kernel_us=us, called_us=us, calls=0 if name == "none" else 1)
+            if name == "twice":
+                answer(answer="round", kernel_us=0.001, called_us=0.001, calls=1)
         case "quit":
             break
         case _:

@@ -25,13 +25,18 @@ pub struct Nvrtc {
     pub version: String,
 }
 
+/// The folder that the user names. Then it is there or nowhere: another version would be another compiler.
+fn given() -> Option<PathBuf> {
+    let given = std::env::var_os("JITUNE_NVRTC").filter(|v| !v.is_empty()).map(PathBuf::from)?;
+    Some(if given.is_file() { given.parent().map(Path::to_path_buf).unwrap_or_default() } else { given })
+}
+
 /// Folders that may hold NVRTC beside the loader's own path, in the order they are tried.
 fn places() -> Vec<PathBuf> {
-    let mut list = Vec::new();
-    if let Some(given) = std::env::var_os("JITUNE_NVRTC") {
-        let given = PathBuf::from(given);
-        list.push(if given.is_file() { given.parent().map(Path::to_path_buf).unwrap_or_default() } else { given });
+    if let Some(given) = given() {
+        return vec![given];
     }
+    let mut list = Vec::new();
     // Where the README's test command puts the wheel: beside the build, `<target>/nvrtc`.
     if let Ok(exe) = std::env::current_exe() {
         for folder in exe.ancestors().skip(1).take(4) {
@@ -57,15 +62,20 @@ pub fn open() -> Result<&'static Nvrtc, BackendError> {
     static FOUND: OnceLock<Option<Nvrtc>> = OnceLock::new();
     let missing = || {
         let list: Vec<String> = places().iter().map(|p| p.display().to_string()).collect();
-        BackendError::NoNvrtc { places: list.join(", ") }
+        let places = match given() {
+            Some(given) => format!("{}, as JITUNE_NVRTC says, and nowhere else", given.display()),
+            None => format!("the loader's path, {}", list.join(", ")),
+        };
+        BackendError::NoNvrtc { places }
     };
     FOUND.get_or_init(find).as_ref().ok_or_else(missing)
 }
 
 fn find() -> Option<Nvrtc> {
     let files = places().into_iter().flat_map(|folder| NAMES.map(|n| folder.join(n)));
-    let given = files.filter(|f| f.is_file()).map(|f| f.display().to_string());
-    for path in given.chain(NAMES.map(String::from)) {
+    let found = files.filter(|f| f.is_file()).map(|f| f.display().to_string());
+    let loader = NAMES.map(String::from).into_iter().filter(|_| given().is_none());
+    for path in found.chain(loader) {
         // NVRTC opens its built-in headers by plain name when it first compiles; outside the loader's path it finds them
         // only because they are loaded already.
         let beside = Path::new(&path).parent().map(std::fs::read_dir).into_iter().flatten().flatten().flatten();

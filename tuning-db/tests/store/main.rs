@@ -35,7 +35,7 @@ pub fn trial(n: u64, sub: &str, at: u64) -> Record {
 
 /// Opens for writing, without waiting.
 pub fn open(dir: &Path) -> Db {
-    Db::open(dir, OpenOptions { wait: Duration::ZERO, read_only: false }).expect("opens")
+    Db::open(dir, OpenOptions { wait: Duration::ZERO, read_only: false, ..OpenOptions::default() }).expect("opens")
 }
 
 /// Opens for reading.

@@ -25,7 +25,8 @@ fn child() {
         writeln!(out, "\nSAY {text}").unwrap();
         out.flush().unwrap();
     };
-    let db = Db::open(dir, OpenOptions { wait: Duration::from_secs(20), read_only: false }).unwrap();
+    let db = Db::open(dir, OpenOptions { wait: Duration::from_secs(20), read_only: false, ..OpenOptions::default() })
+        .unwrap();
     say("open".into());
     match what {
         "hold" => {
@@ -64,7 +65,96 @@ fn child() {
                 }
             }
         }
+        "sync" => {
+            // The test's library makes the next sync of a path with this end fail once the file is there.
+            let fail = |end: &str| fs::write(Path::new(dir).with_extension("fail"), end).unwrap();
+            let failed = || !Path::new(dir).with_extension("fail").exists();
+            db.put_winner(&winner(1, 1)).unwrap();
+            db.put_artifact(b"one").unwrap();
+            fail(["journal.jsonl", "", "journal.jsonl", "journal.jsonl", "db4"][first as usize]);
+            match first {
+                0 => assert!(db.put_winner(&winner(2, 2)).is_err()),
+                1 => assert!(db.put_artifact(b"two").is_err()),
+                2 => {
+                    db.put_trial(&crate::trial(2, "t", 2)).unwrap();
+                    assert!(db.sync().is_err());
+                }
+                3 => {
+                    db.put_winner(&winner(1, 1)).unwrap();
+                    db.put_winner(&winner(1, 2)).unwrap_err();
+                }
+                _ => {
+                    db.put_trial(&crate::trial(1, "t", 1)).unwrap();
+                    db.put_trial(&crate::trial(1, "t", 2)).unwrap();
+                    // The shorter journal has the name, and only that is not durable.
+                    assert!(db.gc(Default::default()).is_err());
+                }
+            }
+            assert!(failed(), "a sync was asked for");
+            let no = |e: Error| assert!(matches!(e, Error::SyncFailed { .. }), "{e:?}");
+            no(db.put_winner(&winner(3, 3)).unwrap_err());
+            no(db.put_trial(&crate::trial(3, "t", 3)).unwrap_err());
+            no(db.put_artifact(b"one").unwrap_err());
+            no(db.sync().unwrap_err());
+            no(db.gc(Default::default()).unwrap_err());
+            no(db.merge(&b""[..]).unwrap_err());
+            // Look-ups go on.
+            assert_eq!(db.winner(&key(1)).unwrap().unwrap().at, 1);
+            no(db.close().unwrap_err());
+            say("refused".into());
+            let db = Db::open(dir, OpenOptions::default()).unwrap();
+            assert_eq!(db.winner(&key(3)).unwrap(), None);
+            db.put_winner(&winner(3, 3)).unwrap();
+            db.put_artifact(b"two").unwrap();
+            assert!(db.verify().unwrap().is_clean());
+            say("goes on".into());
+        }
         other => panic!("{other}"),
+    }
+}
+
+/// Fails one sync when told to, as a disk does that loses a page.
+const FAILING: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static int sync_or_fail(int fd, const char* name) {
+  const char* flag = getenv("FAIL_SYNC");
+  char link[64], path[4096] = "", end[64] = "";
+  FILE* file = flag ? fopen(flag, "r") : NULL;
+  if (file) {
+    if (!fgets(end, sizeof end, file)) end[0] = 0;
+    fclose(file);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    if (readlink(link, path, sizeof path - 1) < 0) path[0] = 0;
+    size_t p = strlen(path), e = strlen(end);
+    if (p >= e && strcmp(path + p - e, end) == 0 && unlink(flag) == 0) { errno = EIO; return -1; }
+  }
+  return ((int (*)(int))dlsym(RTLD_NEXT, name))(fd);
+}
+int fsync(int fd) { return sync_or_fail(fd, "fsync"); }
+int fdatasync(int fd) { return sync_or_fail(fd, "fdatasync"); }
+"#;
+
+#[test]
+fn after_a_failed_sync_nothing_is_written_until_it_is_opened_again() {
+    let temp = tempfile::tempdir().unwrap();
+    let (source, library) = (temp.path().join("failing.c"), temp.path().join("failing.so"));
+    fs::write(&source, FAILING).unwrap();
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).arg("-ldl").status();
+    assert!(built.expect("a C compiler").success());
+    for case in 0..5 {
+        let dir = temp.path().join(format!("db{case}"));
+        let flag = dir.with_extension("fail");
+        let setup = format!("export FAIL_SYNC='{}' LD_PRELOAD='{}';", flag.display(), library.display());
+        let mut child = spawn("sync", &dir, case, &setup);
+        let lines: Vec<String> = said(&mut child).collect();
+        assert!(child.wait().unwrap().success(), "{case}: {lines:?}");
+        assert_eq!(lines, ["open", "refused", "goes on"], "{case}");
     }
 }
 
@@ -97,7 +187,7 @@ fn a_second_process_waits_then_says_who_holds_it() {
     assert_eq!(said(&mut child).next().unwrap(), "open");
     let started = Instant::now();
     let wait = Duration::from_millis(300);
-    match Db::open(temp.path(), OpenOptions { wait, read_only: false }) {
+    match Db::open(temp.path(), OpenOptions { wait, read_only: false, ..OpenOptions::default() }) {
         Err(error @ Error::Locked { .. }) => {
             let text = error.to_string();
             let Error::Locked { holder, waited, .. } = error else { unreachable!() };
@@ -123,7 +213,7 @@ fn a_second_process_that_waits_long_enough_gets_in() {
     let mut lines = said(&mut child);
     assert_eq!(lines.next().unwrap(), "open");
     let wait = Duration::from_secs(30);
-    let db = Db::open(temp.path(), OpenOptions { wait, read_only: false }).expect("gets in");
+    let db = Db::open(temp.path(), OpenOptions { wait, read_only: false, ..OpenOptions::default() }).expect("gets in");
     db.put_winner(&winner(1, 1)).unwrap();
     assert_eq!(lines.next().unwrap(), "closed");
     child.wait().unwrap();
@@ -133,7 +223,8 @@ fn a_second_process_that_waits_long_enough_gets_in() {
 fn two_handles_in_one_process_exclude_each_other_too() {
     let temp = tempfile::tempdir().unwrap();
     let db = open(temp.path());
-    let second = Db::open(temp.path(), OpenOptions { wait: Duration::ZERO, read_only: false });
+    let second =
+        Db::open(temp.path(), OpenOptions { wait: Duration::ZERO, read_only: false, ..OpenOptions::default() });
     match second {
         Err(Error::Locked { holder, .. }) => assert_eq!(holder.pid, std::process::id()),
         other => panic!("{other:?}"),
@@ -152,7 +243,8 @@ fn two_writers_at_once_lose_nothing() {
                 move || {
                     let wait = Duration::from_secs(60);
                     for n in 0..5 {
-                        let db = Db::open(&dir, OpenOptions { wait, read_only: false }).unwrap();
+                        let db =
+                            Db::open(&dir, OpenOptions { wait, read_only: false, ..OpenOptions::default() }).unwrap();
                         db.put_winner(&winner(i * 100 + n, 1)).unwrap();
                     }
                 }

@@ -1,0 +1,316 @@
+//! What comes from elsewhere, or from a machine in trouble, harms nothing: hostile journals, closed outputs, odd clocks.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::{Place, text};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn ours() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tuning-db/winners/amd-epyc/2026-11-25/journal.jsonl");
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// A journal line of this record.
+fn sealed(rec: &serde_json::Value) -> String {
+    let rec = rec.to_string();
+    format!("{{\"crc\":\"{}\",\"rec\":{rec}}}\n", &blake3::hash(rec.as_bytes()).to_hex()[..16])
+}
+
+#[test]
+fn merging_nonsense_takes_no_winner_away() {
+    let place = Place::new();
+    let run = |args: &[&str], code: i32| {
+        let out = place.jitune(&[args, &["--db", "db"]].concat()).output().unwrap();
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {}", text(&out));
+        text(&out)
+    };
+    let journal = ours();
+    place.file("ours.jsonl", &journal);
+    run(&["db", "merge", "ours.jsonl"], 0);
+    let before = run(&["db", "list"], 0);
+    let mut hostile = String::new();
+    let records = journal.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["rec"].take());
+    for (i, mut rec) in records.enumerate() {
+        let newer = rec["at"].as_u64().unwrap() + 1;
+        rec["at"] = [newer, u64::MAX, newer + 3_000_000_000][i % 3].into();
+        match i % 4 {
+            0 => rec["body"] = "nonsense".into(),
+            1 if rec["kind"] == "winner" => rec["body"]["evidence"]["median_us"] = (-5.0).into(),
+            2 if rec["kind"] == "winner" => rec["body"]["evidence"]["median_us"] = 1e300.into(),
+            _ => rec["body"] = serde_json::json!({"verdict": "measured", "samples_us": []}),
+        }
+        hostile += &sealed(&rec);
+    }
+    place.file("hostile.jsonl", &hostile);
+    let said = run(&["db", "merge", "hostile.jsonl"], 4);
+    assert!(said.contains("hostile.jsonl: no line is a record"), "{said}");
+    place.file("both.jsonl", &(hostile + &journal));
+    let said = run(&["db", "merge", "both.jsonl"], 1);
+    assert!(said.contains(" 0 added") && said.contains("both.jsonl:1: "), "{said}");
+    run(&["db", "gc", "--grace", "0"], 0);
+    assert_eq!(run(&["db", "list"], 0), before);
+    for no_journal in ["not json\n", "{}\n", "\u{0}\u{1}"] {
+        place.file("no.jsonl", no_journal);
+        run(&["db", "merge", "no.jsonl"], 4);
+    }
+}
+
+/// A small problem tuned into `db`, and its bundle.
+fn tuned(place: &Place) {
+    let out = place.jitune(&words(&format!("{TUNE} --db db"))).output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    let out = place.jitune(&words("export --target cpu --db db -o b.jitune")).output().unwrap();
+    assert!(matches!(out.status.code(), Some(0 | 1)), "{}", text(&out));
+    assert!(place.path().join("b.jitune").exists(), "{}", text(&out));
+}
+
+const TUNE: &str =
+    "tune --target cpu --threads 1 --nominal-ceilings --trials 1 --budget 20 --problem gelu_rows=4_cols=64_dtype=f32";
+
+/// A command line; an underscore in a problem is a space.
+fn words(line: &str) -> Vec<&str> {
+    line.split(' ').map(|w| if w.contains("rows=4_") { "gelu rows=4 cols=64 dtype=f32" } else { w }).collect()
+}
+
+fn quiet(out: &Output, what: &str) {
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(!stderr.contains("panicked") && !stderr.contains("worker lost"), "{what}: {}", text(out));
+    assert!(out.status.code().is_some_and(|code| (0..=5).contains(&code)), "{what}: {}", text(out));
+}
+
+#[test]
+fn an_output_that_takes_nothing_is_an_error_and_no_panic() {
+    let place = Place::new();
+    tuned(&place);
+    let run = r#"{"kind":"run","at":0,"jitune":"0","command":"c","model":null,"device":null,"rounds":1}"#;
+    place.file("rows.jsonl", &format!("{run}\n"));
+    place.file("ours.jsonl", &ours());
+    let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    for line in [
+        "model llama-3.2-1b --target cpu",
+        "model llama-3.2-1b --target cpu --json",
+        "explain --target cpu --db db --problem gelu_rows=4_",
+        "try gelu_rows=4_ --target cpu --threads 1 --rounds 1",
+        "inspect b.jitune",
+        "verify b.jitune --threads 1 --slack 1000",
+        "verify b.jitune --threads 1 --slack 1000 --json",
+        "export --target cpu --db db -o c.jitune --json",
+        "db list --db db",
+        "db list --db db --json",
+        "db show gelu --db db",
+        "db verify --db db",
+        "db gc --db db --dry-run",
+        "db merge ours.jsonl --db db",
+        "db export-journal out.jsonl --db db",
+        "doctor --db db",
+        "doctor --db db --json",
+        "report --from rows.jsonl",
+        "report --from rows.jsonl --readme",
+        &format!("{TUNE} --db db"),
+        &format!("{TUNE} --db db --json"),
+        &format!("{TUNE} --db db2"),
+    ] {
+        let out = place.jitune(&words(line)).stdout(full()).stderr(Stdio::piped()).output().unwrap();
+        quiet(&out, line);
+        assert_eq!(out.status.code(), Some(4), "{line}: {}", text(&out));
+        assert!(String::from_utf8_lossy(&out.stderr).contains("standard output: "), "{line}: {}", text(&out));
+        let out = place.jitune(&words(line)).stdout(full()).stderr(full()).output().unwrap();
+        assert_eq!(out.status.code(), Some(4), "{line}, both full: {}", text(&out));
+        // Closed altogether: there is nobody to tell, and the work is done.
+        for closed in [">&-", ">&- 2>&-", ">&- 2>&- <&-"] {
+            let mut command = Command::new("sh");
+            command.arg("-c").arg(format!("exec \"$0\" \"$@\" {closed}")).arg(env!("CARGO_BIN_EXE_jitune"));
+            let out = command.args(words(line)).current_dir(place.path()).output().unwrap();
+            quiet(&out, &format!("{line} {closed}"));
+        }
+    }
+    // What could not be said was stored all the same.
+    let out = place.jitune(&words("db list --db db2")).output().unwrap();
+    assert!(String::from_utf8_lossy(&out.stdout).contains("gelu"), "{}", text(&out));
+}
+
+#[test]
+fn folders_may_have_any_name() {
+    let place = Place::new();
+    let odd = |name: &str| OsString::from_vec([name.as_bytes(), b"\xff\xfe"].concat());
+    let mut tune = place.jitune(&words(TUNE));
+    std::fs::create_dir(place.path().join(odd("tmp"))).unwrap();
+    tune.arg("--db").arg(odd("db")).env("TMPDIR", place.path().join(odd("tmp")));
+    let out = tune.output().unwrap();
+    quiet(&out, "tune");
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    assert!(text(&out).contains("1 of 1 problems have winners"), "{}", text(&out));
+    let mut export = place.jitune(&words("export --target cpu --arch all"));
+    let out = export.arg("--db").arg(odd("db")).arg("-o").arg(odd("bundle")).output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    let out = place.jitune(&words("verify --slack 1000 --threads 1")).arg(odd("bundle")).output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    let mut compare = place.jitune(&words(
+        "compare --quick --rounds 1 --target cpu --threads 1 --budget 3 --peers cpu --problem gelu_rows=4_",
+    ));
+    compare.arg("--db").arg(odd("db")).arg("-o").arg(odd("out"));
+    // Peers are told paths as text.
+    let out = compare.env("TMPDIR", place.path().join(odd("tmp"))).output().unwrap();
+    quiet(&out, "compare");
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out));
+    assert!(text(&out).contains("TMPDIR"), "{}", text(&out));
+    let out = compare.env_remove("TMPDIR").output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    assert!(place.path().join(odd("out")).join("report.md").exists());
+    let out = place.jitune(&[]).arg(odd("tune")).output().unwrap();
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out));
+    quiet(&out, "a command of no name");
+}
+
+/// Builds a library that is loaded before the program's own.
+fn preload(place: &Place, name: &str, code: &str) -> OsString {
+    let source = place.file(&format!("{name}.c"), code);
+    let library = source.with_extension("so");
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).arg("-ldl").status();
+    assert!(built.unwrap().success());
+    library.into()
+}
+
+#[test]
+fn a_clock_before_1970_is_no_reason_to_fail() {
+    let place = Place::new();
+    let clock = preload(
+        &place,
+        "clock",
+        "#define _GNU_SOURCE
+        #include <dlfcn.h>
+        #include <time.h>
+        int clock_gettime(clockid_t id, struct timespec* t) {
+            int done = ((int (*)(clockid_t, struct timespec*))dlsym(RTLD_NEXT, \"clock_gettime\"))(id, t);
+            if (id == CLOCK_REALTIME) t->tv_sec -= 3000000000;
+            return done;
+        }
+        time_t time(time_t* t) { time_t now = -100000; if (t) *t = now; return now; }
+        ",
+    );
+    place.file("ours.jsonl", &ours());
+    for (line, codes) in [
+        (&*format!("{TUNE} --db db"), &[0][..]),
+        (&format!("{TUNE} --db db --again"), &[0]),
+        ("export --target cpu --db db -o b.jitune", &[0]),
+        ("verify b.jitune --threads 1 --slack 1000", &[0]),
+        ("inspect b.jitune", &[0]),
+        ("db gc --db db --trials-older-than 1", &[0]),
+        ("db list --db db", &[0]),
+        // Records of today are of this clock's future: refused with the reason, not merged to win for ever.
+        ("db merge --db db ours.jsonl", &[4]),
+        ("doctor --db db", &[0]),
+        (
+            "compare --quick --rounds 1 --target cpu --threads 1 --budget 3 --peers cpu --db db -o out --problem gelu_rows=4_",
+            &[0],
+        ),
+    ] {
+        let out = place.jitune(&words(line)).env("LD_PRELOAD", &clock).output().unwrap();
+        quiet(&out, line);
+        assert!(codes.contains(&out.status.code().unwrap()), "{line}: {}", text(&out));
+    }
+}
+
+#[test]
+fn a_machine_that_gives_no_threads_is_an_error_soon() {
+    let place = Place::new();
+    let few = preload(
+        &place,
+        "few",
+        "#define _GNU_SOURCE
+        #include <dlfcn.h>
+        #include <errno.h>
+        #include <pthread.h>
+        #include <stdlib.h>
+        static int used;
+        typedef int (*create)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
+        struct start { void* (*f)(void*); void* x; };
+        static void* run(void* given) {
+            struct start s = *(struct start*)given;
+            free(given);
+            void* done = s.f(s.x);
+            __sync_fetch_and_sub(&used, 1);
+            return done;
+        }
+        int pthread_create(pthread_t* t, const pthread_attr_t* a, void* (*f)(void*), void* x) {
+            if (__sync_fetch_and_add(&used, 1) >= atoi(getenv(\"THREADS\"))) {
+                __sync_fetch_and_sub(&used, 1);
+                return EAGAIN;
+            }
+            struct start* s = malloc(sizeof *s);
+            *s = (struct start){f, x};
+            return ((create)dlsym(RTLD_NEXT, \"pthread_create\"))(t, a, run, s);
+        }
+        ",
+    );
+    for threads in [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 14, 16] {
+        let db = format!("db{threads}");
+        for line in [&*format!("{TUNE} --compilers 2 --db {db}"), &format!("db gc --dry-run --db {db}")] {
+            let begun = Instant::now();
+            let mut command = place.jitune(&words(line));
+            let out = command.env("LD_PRELOAD", &few).env("THREADS", threads.to_string()).output().unwrap();
+            quiet(&out, &format!("{threads} threads: {line}"));
+            assert!(begun.elapsed() < Duration::from_secs(30), "{threads} threads: {line}: {:?}", begun.elapsed());
+        }
+    }
+    assert!(place.alive().is_empty(), "{:?}", place.alive());
+}
+
+#[test]
+fn numbers_that_mean_nothing_are_refused_by_name() {
+    let place = Place::new();
+    tuned(&place);
+    let compare = "compare --quick --target cpu --db db --no-tune --peers cpu --problem gelu_rows=4_";
+    for (line, code, said) in [
+        (format!("{compare} --warm NaN"), 2, "--warm"),
+        (format!("{compare} --warm=-1"), 2, "--warm"),
+        (format!("{compare} --warm 1e300"), 2, "--warm"),
+        (format!("{compare} --seconds NaN"), 2, "--seconds"),
+        (format!("{compare} --seconds inf"), 2, "--seconds"),
+        (format!("{compare} --rounds 4294967295"), 2, "--rounds"),
+        (format!("{compare} --rounds 1 --threads 1 --budget 18446744073709551615"), 0, ""),
+        (format!("{TUNE} --db db --near-roofline NaN"), 2, "--near-roofline"),
+        (format!("{TUNE} --db db --compilers 1000000"), 2, "--compilers"),
+        (format!("{TUNE} --db db --again --json").replace("20", "18446744073709551615"), 0, ""),
+        (format!("{TUNE} --db db --db-wait 18446744073709551615"), 0, ""),
+        (format!("{TUNE} --db db --again").replace("--threads 1", "--threads 100000"), 3, "--threads"),
+        (format!("{TUNE} --db db --again").replace("--threads 1", "--threads 18446744073709551615"), 3, "--threads"),
+        ("verify b.jitune --threads 100000".into(), 3, "--threads"),
+        ("verify b.jitune --gpus x".into(), 2, "--gpus"),
+        ("verify b.jitune --gpus 0,0".into(), 2, "--gpus"),
+        ("verify b.jitune --gpus ,".into(), 2, "--gpus"),
+        ("model llama-3.2-1b --target cpu --gpus=-1".into(), 2, "--gpus"),
+        ("verify b.jitune --slack inf".into(), 2, "--slack"),
+        ("db gc --db db --grace 18446744073709551615".into(), 0, ""),
+    ] {
+        let out = place.jitune(&words(&line)).output().unwrap();
+        quiet(&out, &line);
+        assert_eq!(out.status.code(), Some(code), "{line}: {}", text(&out));
+        assert!(String::from_utf8_lossy(&out.stderr).contains(said), "{line}: {}", text(&out));
+    }
+}
+
+/// A report is as large as what it shows: one row's number does not make it eat the machine.
+#[test]
+fn rows_that_nobody_measured_make_no_report() {
+    let place = Place::new();
+    let run = r#"{"kind":"run","at":0,"jitune":"0","command":"c","model":null,"device":null,"rounds":1}"#;
+    for us in ["1e308", "-1e308", "1e-308", "0", "1e18"] {
+        let times = format!(r#"{{"median_us":{us},"low_us":{us},"high_us":{us},"samples_us":[{us}]}}"#);
+        let row = format!(
+            r#"{{"kind":"row","problem":"gelu rows=1 cols=8","peer":"jitune","way":"tuned","covers":"all","state":"ok","kernel":{times}}}"#
+        );
+        place.file("rows.jsonl", &format!("{run}\n{row}\n"));
+        let mut command = Command::new("sh");
+        command.arg("-c").arg("ulimit -v 1000000; exec \"$0\" report --from rows.jsonl");
+        let out = command.arg(env!("CARGO_BIN_EXE_jitune")).current_dir(place.path()).output().unwrap();
+        quiet(&out, us);
+        assert_eq!(out.status.code(), Some(4), "{us}: {}", text(&out));
+        assert!(String::from_utf8_lossy(&out.stderr).contains("line 2: a time in us"), "{us}: {}", text(&out));
+    }
+}
