@@ -29,7 +29,7 @@ pub fn tune(folder: &Path) -> Result<(tune::Report, Vec<String>), Box<dyn Error>
     let (db, library) = (Db::open(folder, jitune::journal::options())?, Library::built_in()?);
     let options = tune::Options {
         devices: vec![DeviceId::Cpu(0)],
-        budget: Some(Duration::from_secs(4)),
+        budget: Some(Duration::from_secs(20)),
         ..tune::Options::default()
     };
     let report = tune::run(&db, &library, &problems, &options, &(), &AtomicBool::new(false))?;

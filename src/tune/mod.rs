@@ -221,7 +221,17 @@ impl Tuner<'_> {
 
     /// Whether the time of all problems together is up.
     fn time_is_up(&self) -> bool {
-        self.start.elapsed() >= self.budget
+        self.left().is_zero()
+    }
+
+    /// What is left of it.
+    fn left(&self) -> Duration {
+        self.budget.saturating_sub(self.start.elapsed())
+    }
+
+    /// Whether the device's ceilings are measured.
+    fn measures_ceilings(&self) -> bool {
+        !self.options.nominal && self.budget >= MEASURED_FROM
     }
 
     /// Ends everything that still runs a moment after the time is up, or after the run was told to stop.
@@ -336,7 +346,7 @@ impl Tuner<'_> {
     fn device_thread(&self, id: DeviceId, queue: &Queue<'_>) -> Result<(), TuneError> {
         let Queue { problems, todo, report, .. } = queue;
         let mut measurer = Measurer::start(self.exe.clone(), id, self.halt.clone())?;
-        if !self.options.nominal && self.budget >= MEASURED_FROM {
+        if self.measures_ceilings() {
             let support = self.bench().support(&problems[todo[0]], measurer.device())?;
             measurer.ceilings(support)?;
         }
@@ -358,7 +368,7 @@ impl Tuner<'_> {
             {
                 self.foresee(&problems[next], &device, queue);
             }
-            let left = self.budget.saturating_sub(self.start.elapsed()).as_secs_f64();
+            let left = self.left().as_secs_f64();
             let share = share(&device, problems, &todo[at..]) * self.devices.len() as f64;
             // Never so little that nothing can be tried: the first candidate always runs.
             let budget = Duration::try_from_secs_f64((left * share.min(1.0)).max(0.2)).unwrap_or(Duration::MAX);

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const SCREEN_ROUNDS: u32 = 5;
 /// Rounds of the finals.
 const FINAL_ROUNDS: u32 = 24;
+/// Rounds with fewer of which there are no finals.
+const LEAST_ROUNDS: u32 = 5;
 /// Candidates in the finals, and how far behind the best they may be.
 const FINALISTS: usize = 4;
 /// Candidates in a row that may be left unjudged before the machine is given up.
@@ -68,6 +70,10 @@ pub(super) struct Tuning<'a> {
     right: Vec<Right>,
     /// What the measuring worker is still to make ready.
     unprepared: Option<Setup>,
+    /// How long that took.
+    preparing: Duration,
+    /// About how long a round of timing takes, in seconds.
+    round_s: f64,
     /// What was seen twice, in two workers, of candidates: written down once another candidate has shown that the machine
     /// works.
     doubted: Vec<(Point, Verdict)>,
@@ -117,6 +123,8 @@ impl<'a> Tuning<'a> {
             searcher,
             right: Vec::new(),
             unprepared: None,
+            preparing: Duration::ZERO,
+            round_s: 0.0,
             doubted: Vec::new(),
             unjudged: 0,
             cut_off: false,
@@ -157,7 +165,8 @@ impl<'a> Tuning<'a> {
                     _ => TuneError::NoneRight { problem, rejected: summary(&self.rejected) },
                 });
             }
-            let chosen = if tuner.stopped() || tuner.time_is_up() { self.best_so_far()? } else { self.finals()? };
+            let rounds = self.final_rounds();
+            let chosen = if rounds < LEAST_ROUNDS { self.best_so_far()? } else { self.finals(rounds)? };
             match self.check_again(&chosen, setup.clone()) {
                 Ok(errors) => break (chosen, errors),
                 // The next of the finalists may hold what this one promised.
@@ -170,11 +179,12 @@ impl<'a> Tuning<'a> {
             }
         };
         self.settle()?;
-        let spare = !tuner.stopped() && !tuner.time_is_up();
-        if self.measurer.device().target == Target::Cpu && !tuner.options.nominal && spare {
+        if self.measurer.device().target == Target::Cpu && tuner.measures_ceilings() && !self.is_hurried() {
             // What a processor reaches changes while others use the machine: a winner is held against the best so far.
-            let support = tuner.bench().support(&problem, self.measurer.device())?;
-            self.measurer.ceilings(support)?;
+            match tuner.bench().support(&problem, self.measurer.device()).and_then(|s| self.measurer.ceilings(s)) {
+                Err(TuneError::Interrupted) => {}
+                other => drop(other?),
+            }
         }
         let artifact = chosen.artifact.clone();
         let winner = self.winner(chosen, errors);
@@ -185,6 +195,21 @@ impl<'a> Tuning<'a> {
     /// The time is up, and something works.
     fn is_late(&self) -> bool {
         (self.start.elapsed() > self.budget || self.tuner.time_is_up()) && !self.right.is_empty()
+    }
+
+    /// No time is left for more than bringing in what is at hand.
+    fn is_hurried(&self) -> bool {
+        self.tuner.stopped() || self.tuner.left() < self.preparing + Duration::from_secs(1)
+    }
+
+    /// The rounds of the finals that there is time for.
+    fn final_rounds(&self) -> u32 {
+        if self.is_hurried() {
+            return 0;
+        }
+        let left = self.tuner.left().saturating_sub(self.preparing).as_secs_f64();
+        let each = self.round_s * self.right.len().min(FINALISTS) as f64;
+        if each * f64::from(FINAL_ROUNDS) <= left { FINAL_ROUNDS } else { (left / each) as u32 }
     }
 
     fn best_us(&self) -> f64 {
@@ -219,7 +244,9 @@ impl<'a> Tuning<'a> {
         drop(reply);
         // Made while the first candidates are compiled.
         if let Some(setup) = self.unprepared.take() {
+            let begun = Instant::now();
             self.measurer.prepare(setup)?;
+            self.preparing = begun.elapsed();
         }
         let exclusive = self.measurer.device().target == Target::Cpu;
         let mut ready = Vec::new();
@@ -265,7 +292,9 @@ impl<'a> Tuning<'a> {
             Ok(r) => r,
             Err(e) => return self.refused(point, e.to_string()),
         };
+        let begun = Instant::now();
         let judged = self.measurer.attempt(&runnable, SCREEN_ROUNDS, self.tuner.deadline(self.roofline_us))?;
+        self.round_s = begun.elapsed().as_secs_f64() / f64::from(SCREEN_ROUNDS);
         self.judged(point, judged, Some(artifact))
     }
 
@@ -336,7 +365,7 @@ impl<'a> Tuning<'a> {
 
     /// Times the best few round by round in turn, and picks from those that cannot be told apart the one that comes
     /// first by prediction, then by name: two runs and two machines of a kind choose alike.
-    fn finals(&mut self) -> Result<Chosen, TuneError> {
+    fn finals(&mut self, rounds: u32) -> Result<Chosen, TuneError> {
         self.right.sort_by(|a, b| a.us.total_cmp(&b.us));
         let limit = self.right[0].us * FINAL_MARGIN;
         let (mut finalists, mut runnables) = (Vec::new(), Vec::new());
@@ -346,7 +375,7 @@ impl<'a> Tuning<'a> {
             finalists.push((right.point.clone(), artifact));
         }
         let deadline = self.tuner.deadline(self.roofline_us) * 4;
-        let mut series = self.measurer.finals(&runnables, FINAL_ROUNDS, deadline)?;
+        let mut series = self.measurer.finals(&runnables, rounds, deadline)?;
         let mut tied = ties(&series);
         tied.sort_by(|&a, &b| {
             let (x, y) = (&finalists[a].0, &finalists[b].0);
@@ -380,8 +409,7 @@ impl<'a> Tuning<'a> {
 
     /// The winner is checked once more after all timing, on other inputs where that is affordable.
     fn check_again(&mut self, chosen: &Chosen, setup: Setup) -> Result<Errors, TuneError> {
-        let quick = self.tuner.stopped() || self.tuner.time_is_up();
-        if !quick && self.space.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
+        if !self.is_hurried() && self.space.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
             let fresh = Setup { seed: setup.seed.wrapping_add(0x5eed), ..setup };
             self.measurer.prepare(fresh)?;
         }
