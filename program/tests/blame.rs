@@ -180,7 +180,8 @@ fn workers_that_are_killed_or_stopped() {
 #[test]
 fn a_search_that_was_cut_off_goes_on() {
     let (place, _alone) = alone();
-    let out = tune(&place, &["--budget", "1", "--compilers", "1"]).output().unwrap();
+    let cc = compiler(&place, "sleep 1.5");
+    let out = tune(&place, &["--budget", "5", "--compilers", "1"]).env("JITUNE_CC", cc).output().unwrap();
     let before = journal(&place).len();
     assert!((1..WORK.len()).contains(&before), "{before} {}", text(&out));
     ends_well(&place);
@@ -194,12 +195,17 @@ fn a_run_ends_when_its_time_is_up_or_when_it_is_told_to() {
     let (place, _alone) = alone();
     for sleeps in [false, true] {
         let cc = if sleeps { compiler(&place, "sleep 60") } else { "cc".into() };
-        for budget in ["1", "3"] {
+        for budget in ["1", "8"] {
             let begun = Instant::now();
             let out = tune(&place, &["--budget", budget, "--again"]).env("JITUNE_CC", &cc).output().unwrap();
             let late = begun.elapsed().as_secs_f64() - budget.parse::<f64>().unwrap();
             assert!(late < 3.0, "{budget} s and {late:.1} more, asleep: {sleeps}: {}", text(&out));
-            assert_eq!(out.status.success(), !sleeps, "{}", text(&out));
+            // A second need not be enough on a busy machine.
+            assert!(
+                if sleeps { !out.status.success() } else { out.status.success() || budget == "1" },
+                "{}",
+                text(&out)
+            );
             assert_eq!(place.alive(), [], "no process is left");
         }
         let mut child = tune(&place, &["--budget", "120", "--again"]).env("JITUNE_CC", &cc).spawn().unwrap();

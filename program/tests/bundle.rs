@@ -227,7 +227,7 @@ fn a_winner_of_another_template_than_todays_is_not_exported() {
     for name in ["cpu_rmsnorm.c", "cpu_rmsnorm.toml"] {
         std::fs::copy(built_in.join(name), own.join(name)).unwrap();
     }
-    let tune = ["tune", "--target", "cpu", "--threads", "2", "--trials", "1", "--budget", "1", "--nominal-ceilings"];
+    let tune = ["tune", "--target", "cpu", "--threads", "2", "--trials", "1", "--budget", "20", "--nominal-ceilings"];
     let mine = ["--problem", "rmsnorm rows=4 cols=96 dtype=f32", "--templates", "own"];
     let tune = || assert_eq!(run(path, &[&tune[..], &mine].concat(), None).0, 0);
     let profile = || run(path, &[&["profile", "--target", "cpu", "--threads", "2"], &mine[1..]].concat(), None);

@@ -318,7 +318,7 @@ fn a_folder_named_like_a_target() {
     let place = Place::new();
     place.file("cpu/support.c", "this is no C");
     let tune =
-        "tune --target cpu --threads 1 --trials 1 --budget 1 --templates cpu --db db --problem 'gelu rows=4 cols=64'";
+        "tune --target cpu --threads 1 --trials 1 --budget 20 --templates cpu --db db --problem 'gelu rows=4 cols=64'";
     run(&place, &case(tune, 0, &["1 problems"]));
 }
 

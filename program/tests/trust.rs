@@ -151,7 +151,7 @@ fn folders_may_have_any_name() {
     let out = place.jitune(&words("verify --slack 1000 --threads 1")).arg(odd("bundle")).output().unwrap();
     assert_eq!(out.status.code(), Some(0), "{}", text(&out));
     let mut compare = place.jitune(&words(
-        "compare --quick --rounds 1 --target cpu --threads 1 --budget 3 --peers cpu --problem gelu_rows=4_",
+        "compare --quick --rounds 1 --target cpu --threads 1 --budget 20 --peers cpu --problem gelu_rows=4_",
     ));
     compare.arg("--db").arg(odd("db")).arg("-o").arg(odd("out"));
     // Peers are told paths as text.
@@ -206,7 +206,7 @@ fn a_clock_before_1970_is_no_reason_to_fail() {
         ("db merge --db db ours.jsonl", &[4]),
         ("doctor --db db", &[0]),
         (
-            "compare --quick --rounds 1 --target cpu --threads 1 --budget 3 --peers cpu --db db -o out --problem gelu_rows=4_",
+            "compare --quick --rounds 1 --target cpu --threads 1 --budget 20 --peers cpu --db db -o out --problem gelu_rows=4_",
             &[0],
         ),
     ] {

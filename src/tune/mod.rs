@@ -40,7 +40,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The least time of a run whose ceilings are measured: in less it is better spent on candidates.
-const MEASURED_FROM: Duration = Duration::from_secs(5);
+const MEASURED_FROM: Duration = Duration::from_secs(30);
 /// How often whoever waits looks whether it still should.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long after the end of the time a run may take to bring in what is at hand, and how long after it was told to stop.
@@ -182,7 +182,8 @@ pub fn run(
     };
     let done = AtomicBool::new(false);
     let report = std::thread::scope(|scope| {
-        scope.spawn(|| tuner.watch(&done));
+        let watch = std::thread::Builder::new().spawn_scoped(scope, || tuner.watch(&done));
+        watch.map_err(|e| BackendError::Threads { asked: 1, why: e.to_string() })?;
         let report = tuner.run_all(problems);
         done.store(true, Ordering::Relaxed);
         report
@@ -347,8 +348,12 @@ impl Tuner<'_> {
         let Queue { problems, todo, report, .. } = queue;
         let mut measurer = Measurer::start(self.exe.clone(), id, self.halt.clone())?;
         if self.measures_ceilings() {
-            let support = self.bench().support(&problems[todo[0]], measurer.device())?;
-            measurer.ceilings(support)?;
+            let support = self.bench().support(&problems[todo[0]], measurer.device());
+            match support.and_then(|support| measurer.ceilings(support)) {
+                // The time was up: said below, of each problem.
+                Err(TuneError::Interrupted) if !self.stopped() => {}
+                other => drop(other?),
+            }
         }
         let device = measurer.device().clone();
         self.tell(Event::Device { device: Box::new(device.clone()) });
