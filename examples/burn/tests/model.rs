@@ -23,7 +23,7 @@ fn bundle(folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let (db, library) = (Db::open(folder.join("db"), jitune::journal::options())?, Library::built_in()?);
     let options = tune::Options {
         devices: vec![DeviceId::Cpu(0)],
-        budget: Some(Duration::from_secs(4)),
+        budget: Some(Duration::from_secs(60)),
         ..tune::Options::default()
     };
     let report = tune::run(&db, &library, &problems, &options, &(), &AtomicBool::new(false))?;
