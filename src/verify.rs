@@ -124,10 +124,15 @@ impl<'b> Answers<'b> {
         if same(&held) { held } else { self.bundle.winners().find(same).unwrap_or(held) }
     }
 
-    /// The tuned problems that are not of portable winners, each contract's together.
+    /// The tuned problems that are not of portable winners.
+    pub fn tuned(&self) -> impl Iterator<Item = Problem> + '_ {
+        self.runtime.problems().filter(|p| !p.is_probe())
+    }
+
+    /// The same, each contract's together.
     fn contracts(&self) -> Vec<Vec<Problem>> {
         let mut list: Vec<Vec<Problem>> = Vec::new();
-        for p in self.runtime.problems().filter(|p| !p.is_probe()) {
+        for p in self.tuned() {
             match list.iter_mut().find(|l| same_contract(&l[0], &p)) {
                 Some(of) => of.push(p),
                 None => list.push(vec![p]),

@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     if let Some(path) = &args.beside {
         let other = Bundle::open(path).map_err(|e| unusable(path, e))?;
         let (one, other) = (open(&other, path, id)?, open(&bundle, &args.file, id)?);
-        return beside(&mut Verifier::new(session.as_mut(), options)?, &bundle, &one, &other, args);
+        return beside(&mut Verifier::new(session.as_mut(), options)?, &one, &other, args);
     }
     let mut verifier = Verifier::new(session.as_mut(), options)?;
     let mut lines = Vec::new();
@@ -104,10 +104,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         show(&lines);
     }
     if args.draw > 0 || args.every > 0 {
-        lines.extend(asked(&mut verifier, &open(&bundle, &args.file, id)?, args, seed));
+        let asked = asked(&mut verifier, &open(&bundle, &args.file, id)?, args, seed);
         if !args.json {
-            summary(&lines);
+            summary(&asked);
         }
+        lines.extend(asked);
     }
     verdict(&args.file, &lines)
 }
@@ -137,15 +138,9 @@ fn asked(verifier: &mut Verifier<'_>, answers: &Answers<'_>, args: &Args, seed: 
 }
 
 /// Each winner's time beside what the other bundle answers.
-fn beside(
-    verifier: &mut Verifier<'_>,
-    bundle: &Bundle<'_>,
-    one: &Answers<'_>,
-    other: &Answers<'_>,
-    args: &Args,
-) -> Result<(), CliError> {
+fn beside(verifier: &mut Verifier<'_>, one: &Answers<'_>, other: &Answers<'_>, args: &Args) -> Result<(), CliError> {
     let (mut rows, mut ratios, mut bad) = (Vec::new(), Vec::new(), 0);
-    for problem in bundle.winners().map(|held| held.problem()).filter(|p| !p.is_probe()) {
+    for problem in other.tuned() {
         match verifier.beside(one, other, &problem) {
             Ok(b) => {
                 if args.json {

@@ -4,10 +4,10 @@
 use super::pieces::Chain;
 use crate::backend::cuda;
 use crate::bundle::Bundle;
-use crate::problem::Problem;
+use crate::problem::{Problem, Storage};
 use crate::program::{Life, Named};
 use crate::runtime::{Bound, Memory, Queue, Runtime, View};
-use jitune_peer::{About, Device, Peer, Prepared, Refusal, RefusalKind, RefusedWay, Stream, Task, Way, Work, decode};
+use jitune_peer::{About, Device, Peer, Prepared, Refusal, RefusalKind, RefusedWay, Stream, Task, Way, Work};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -94,7 +94,7 @@ struct Output {
     name: &'static str,
     memory: usize,
     bytes: u64,
-    dtype: String,
+    storage: Storage,
     /// Columns of the output, and of the wider rows that it stands in.
     inside: Option<(u64, u64)>,
 }
@@ -143,7 +143,7 @@ impl Open {
                 name: out.name,
                 memory: at,
                 bytes: named[at].bytes(),
-                dtype: named[at].storage.name().into(),
+                storage: named[at].storage,
                 inside: out.inside,
             });
         }
@@ -183,11 +183,8 @@ impl Work for Ready {
         };
         let mut bytes = vec![0; out.bytes as usize];
         chain.memory[0][out.memory].download(&mut bytes).map_err(Refusal::failed)?;
-        let size = if matches!(out.dtype.as_str(), "bf16" | "f16") { 2 } else { 4 };
-        let value = |i: &u64| {
-            let at = out.inside.map_or(*i, |(columns, row)| i / columns * row + i % columns) as usize * size;
-            bytes.get(at..at + size).map_or(f64::NAN, |b| decode(&out.dtype, b))
-        };
+        let place = |i: &u64| out.inside.map_or(*i, |(columns, row)| i / columns * row + i % columns);
+        let value = |i| out.storage.value(&bytes, place(i));
         Ok(indices.iter().map(value).collect())
     }
 

@@ -193,6 +193,20 @@ impl Builder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problem::Storage;
+
+    #[test]
+    fn types_that_no_text_says_are_refused() {
+        let p: Problem = "matmul m=1 n=2 k=2 dtype=f32".parse().unwrap();
+        let bf16 = Types::from(Dtype::Bf16);
+        assert_eq!(
+            p.with_types(Types { y: Storage::F32, ..bf16 }).unwrap().to_string(),
+            "matmul m=1 n=2 k=2 dtype=bf16 y=f32"
+        );
+        for types in [Types { x: Storage::I32, ..p.types() }, Types { w: Storage::I32, ..bf16 }] {
+            assert!(p.with_types(types).unwrap_err().to_string().contains("integers"));
+        }
+    }
 
     #[test]
     fn constructors_say_what_text_says() {

@@ -134,6 +134,9 @@ impl Types {
 
     /// Says why they cannot be.
     pub(super) fn check(self) -> Result<(), String> {
+        if [self.x, self.w].contains(&Storage::I32) {
+            return Err("no op multiplies integers".into());
+        }
         if self.compute == Compute::Tf32 && (self.x, self.w) != (Storage::F32, Storage::F32) {
             return Err("tf32 is for products of f32 by f32".into());
         }

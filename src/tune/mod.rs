@@ -336,10 +336,9 @@ impl Tuner<'_> {
 
     fn failed(&self, index: usize, problem: Problem, error: &TuneError, report: &Mutex<Report>) {
         let error = error.to_string();
-        let mut report = lock(report);
-        if report.winners[index].is_none() {
+        if lock(report).winners[index].is_none() {
             self.tell(Event::Failed { index, problem, error: error.clone() });
-            report.failed.push(Failed { problem, error });
+            lock(report).failed.push(Failed { problem, error });
         }
     }
 

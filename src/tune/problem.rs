@@ -294,7 +294,9 @@ impl<'a> Tuning<'a> {
         };
         let begun = Instant::now();
         let judged = self.measurer.attempt(&runnable, SCREEN_ROUNDS, self.tuner.deadline(self.roofline_us))?;
-        self.round_s = begun.elapsed().as_secs_f64() / f64::from(SCREEN_ROUNDS);
+        if let Verdict::Measured { .. } = judged.verdict {
+            self.round_s = begun.elapsed().as_secs_f64() / f64::from(SCREEN_ROUNDS);
+        }
         self.judged(point, judged, Some(artifact))
     }
 

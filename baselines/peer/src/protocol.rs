@@ -299,12 +299,13 @@ impl TaskTensor {
         self.shape.iter().product::<u64>() as usize
     }
 
-    /// Bytes of an element.
+    /// Bytes of an element; 0 for a dtype that this crate does not know, which [`TaskTensor::load`] refuses.
     pub fn element_bytes(&self) -> usize {
         match self.dtype.as_str() {
             "e4m3" => 1,
             "bf16" | "f16" => 2,
-            _ => 4,
+            "f32" | "tf32" | "i32" => 4,
+            _ => 0,
         }
     }
 
@@ -323,6 +324,9 @@ impl TaskTensor {
         let Some(file) = &self.file else {
             return Err(Refusal::failed(format!("{} has no file", self.name)));
         };
+        if self.element_bytes() == 0 {
+            return Err(Refusal::unsupported(format!("{} is of {}, which is not known here", self.name, self.dtype)));
+        }
         let bytes = std::fs::read(file).map_err(|e| Refusal::failed(format!("{}: {e}", file.display())))?;
         if bytes.len() != self.bytes() {
             let (have, need) = (bytes.len(), self.bytes());
@@ -339,7 +343,8 @@ impl TaskTensor {
             "bf16" => bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             "f16" => bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
             "i32" => bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect(),
-            _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            "f32" | "tf32" => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            other => return Err(Refusal::unsupported(format!("{} is of {other}, which has no f32 here", self.name))),
         })
     }
 
@@ -350,13 +355,14 @@ impl TaskTensor {
     }
 }
 
-/// One stored element of a dtype (bf16, f16, f32, tf32, i32), little-endian; NaN for fewer bytes than it has.
+/// One stored element of a dtype (bf16, f16, f32, tf32, i32), little-endian; NaN for fewer bytes than it has, and for a dtype
+/// that is none of these.
 pub fn decode(dtype: &str, bytes: &[u8]) -> f64 {
     match (dtype, bytes) {
         ("bf16", &[a, b, ..]) => half::bf16::from_le_bytes([a, b]).to_f64(),
         ("f16", &[a, b, ..]) => half::f16::from_le_bytes([a, b]).to_f64(),
         ("i32", &[a, b, c, d, ..]) => f64::from(i32::from_le_bytes([a, b, c, d])),
-        (_, &[a, b, c, d, ..]) => f64::from(f32::from_le_bytes([a, b, c, d])),
+        ("f32" | "tf32", &[a, b, c, d, ..]) => f64::from(f32::from_le_bytes([a, b, c, d])),
         _ => f64::NAN,
     }
 }
@@ -393,5 +399,29 @@ impl Task {
     /// A word; empty when absent.
     pub fn word(&self, name: &str) -> &str {
         self.words.get(name).map_or("", String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_type_is_not_taken_for_another() {
+        let folder = std::env::temp_dir().join(format!("jitune-peer-types-{}", std::process::id()));
+        std::fs::write(&folder, 1f32.to_le_bytes()).unwrap();
+        let tensor = |dtype: &str| TaskTensor {
+            name: "x".into(),
+            dtype: dtype.into(),
+            shape: vec![1],
+            role: "in".into(),
+            file: Some(folder.clone()),
+        };
+        assert_eq!(tensor("f32").values().unwrap(), [1.0]);
+        assert!(tensor("int4").load().unwrap_err().to_string().contains("int4"));
+        assert!(TaskTensor { shape: vec![4], ..tensor("e4m3") }.values().unwrap_err().to_string().contains("e4m3"));
+        assert_eq!(decode("f32", &1f32.to_le_bytes()), 1.0);
+        assert!(decode("int4", &1f32.to_le_bytes()).is_nan());
+        std::fs::remove_file(&folder).unwrap();
     }
 }
