@@ -25,6 +25,6 @@ CARGO_TARGET_DIR=$target/packed cargo install --debug --offline --path "$folder"
 export JITUNE_DB="$folder/db"
 jitune=$folder/root/bin/jitune
 "$jitune" --version
-"$jitune" tune --target cpu --trials 1 --budget 2 --nominal-ceilings --problem 'rmsnorm rows=8 cols=256 dtype=f32'
+"$jitune" tune --target cpu --trials 1 --budget 60 --nominal-ceilings --problem 'rmsnorm rows=8 cols=256 dtype=f32'
 "$jitune" export --target cpu -o "$folder/model.jitune"
 "$jitune" verify --no-timing "$folder/model.jitune"

@@ -9,14 +9,25 @@ export CARGO_INCREMENTAL=0 CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
 nl='
 '
 failed='' skipped='' times=''
+logs=$(mktemp -d) || exit 1
+trap 'rm -rf "$logs"' EXIT
+trap 'exit 1' HUP INT TERM
 
-# step NAME COMMAND…: runs it, and notes its time and whether it failed.
+# step NAME COMMAND…: runs it, in a subshell, and notes its time and whether it failed. The last lines of what fails are
+# shown again at the end, where a reader of a long log looks first.
 step() {
     name=$1
     shift
     printf '\n== %s\n' "$name"
     begun=$(date +%s)
-    if "$@"; then result=ok; else result=FAILED; failed="$failed$nl  $name"; fi
+    { "$@" 2>&1 || : >"$logs/failed"; } | tee "$logs/step"
+    if [ ! -e "$logs/failed" ]; then
+        result=ok
+    else
+        result=FAILED failed="$failed$nl  $name"
+        { printf '\n== %s: its last lines\n' "$name" && tail -n 60 "$logs/step"; } >>"$logs/why"
+        rm "$logs/failed"
+    fi
     times="$times$(printf '\n  %5ds  %-6s  %s' "$(($(date +%s) - begun))" "$result" "$name")"
 }
 
@@ -176,6 +187,7 @@ if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then
     skip 'what runs on a GPU: no NVIDIA GPU here'
 fi
 
+[ ! -e "$logs/why" ] || cat "$logs/why"
 printf '\n== summary%s\n' "$times"
 [ -z "$skipped" ] || printf 'SKIPPED:%s\n' "$skipped"
 [ -z "$failed" ] || { printf 'FAILED:%s\n' "$failed"; exit 1; }
