@@ -80,6 +80,9 @@ pub struct Evidence {
     /// on with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cut_off: bool,
+    /// Whether only what was best for the problem's neighbours was tried.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub narrow: bool,
     /// What the compiler said.
     pub compiler_report: ArtifactInfo,
     /// Compiler, driver, operating system, version of jitune.

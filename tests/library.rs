@@ -5,6 +5,17 @@
 #[allow(dead_code)]
 mod example;
 
+use jitune::db::Db;
+use jitune::device::DeviceId;
+use jitune::key::Context;
+use jitune::problem::Problem;
+use jitune::template::{Library, Template};
+use jitune::tune;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
 fn main() {
     jitune::worker_main();
     let folder = tempfile::tempdir().unwrap();
@@ -16,4 +27,45 @@ fn main() {
     let (again, found_again) = example::tune(folder.path()).unwrap();
     assert_eq!((again.stored, found_again), (2, found));
     println!("test a_program_tunes_with_the_library_alone ... ok");
+    sizes_between_try_what_was_best_for_their_neighbours(&folder.path().join("narrow"));
+    println!("test sizes_between_try_what_was_best_for_their_neighbours ... ok");
+}
+
+fn sizes_between_try_what_was_best_for_their_neighbours(folder: &Path) {
+    let problem = |m: i64| -> Problem { format!("matmul m={m} n=256 k=256 dtype=f32").parse().unwrap() };
+    let (db, library) = (Db::open(folder, jitune::journal::options()).unwrap(), Library::built_in().unwrap());
+    let tune = |problems: &[Problem], narrow: &[Problem]| {
+        let options = tune::Options {
+            devices: vec![DeviceId::Cpu(1)],
+            budget: Some(Duration::from_secs(60)),
+            trials: Some(3),
+            nominal: true,
+            near_roofline: 0.0,
+            narrow: narrow.to_vec(),
+            ..tune::Options::default()
+        };
+        tune::run(&db, &library, problems, &options, &(), &AtomicBool::new(false)).unwrap()
+    };
+    // The one between comes first, and is tuned last.
+    let report = tune(&[problem(24), problem(8), problem(64)], &[problem(24)]);
+    let winners: Vec<_> = report.winners.iter().flatten().collect();
+    assert_eq!(winners.iter().map(|w| w.evidence.narrow).collect::<Vec<_>>(), [true, false, false], "{report:?}");
+    let device = winners[0].device.clone();
+    let context = Context { compiler: jitune::key::compiler(device.target).unwrap(), device: device.clone() };
+    let tried = |p: &Problem| -> BTreeSet<String> {
+        let templates = library.for_problem(p, &device).unwrap();
+        let of = |t: &std::sync::Arc<Template>| db.trials(&context.trials(&library, p, t)).unwrap();
+        let named =
+            |t: &std::sync::Arc<Template>| of(t).into_iter().map(|r| format!("{} {:?}", t.name(), r.sub)).collect();
+        templates.iter().flat_map(|t| -> Vec<String> { named(t) }).collect()
+    };
+    let neighbours: BTreeSet<String> = tried(&problem(8)).union(&tried(&problem(64))).cloned().collect();
+    assert!(!tried(&problem(24)).is_empty() && tried(&problem(24)).is_subset(&neighbours), "{neighbours:?}");
+    // It stays what it is, until it is asked for in full.
+    assert_eq!(tune(&[problem(24), problem(8), problem(64)], &[problem(24)]).stored, 3);
+    let full = tune(&[problem(24)], &[]);
+    assert!(full.stored == 0 && !full.winners[0].as_ref().unwrap().evidence.narrow, "{full:?}");
+    // Without a neighbour it is searched in full at once.
+    let alone = tune(&[problem(40)], &[problem(40)]);
+    assert!(!alone.winners[0].as_ref().unwrap().evidence.narrow, "{alone:?}");
 }

@@ -114,7 +114,7 @@ fn asked(args: &Args, arches: &[String], every: bool) -> Result<Option<Vec<Probl
     } else {
         Target::Cpu
     };
-    w.whole(target).map(Some)
+    w.whole(target).map(|whole| Some(whole.problems))
 }
 
 fn say(args: &Args, bundle: &Bundle<'_>, missing: &[(Problem, String)], unverified: &[String]) {

@@ -28,6 +28,14 @@ pub struct Which {
     pub buckets: BucketArgs,
 }
 
+/// What is tuned and exported.
+pub struct Whole {
+    /// All of the problems.
+    pub problems: Vec<Problem>,
+    /// Those of them that are searched only among what was best for their neighbours.
+    pub narrow: Vec<Problem>,
+}
+
 /// The buckets of a model's plan.
 #[derive(clap::Args, Clone)]
 pub struct BucketArgs {
@@ -37,9 +45,17 @@ pub struct BucketArgs {
     /// Prompt lengths; 512,1024,2048,4096,8192 on a GPU and 512,2048 on a CPU by default, as far as the model's window goes.
     #[arg(long, value_delimiter = ',')]
     pub prefill: Vec<i64>,
+    /// Tokens of parts of prompts that are read over a cache with that many tokens in it; 64 on a GPU and none on a CPU by
+    /// default.
+    #[arg(long, value_delimiter = ',')]
+    pub chunk: Vec<i64>,
     /// Tokens in the KV cache while decoding.
     #[arg(long, default_value_t = 4096)]
     pub context: i64,
+    /// Sizes between two buckets of a product, which are tuned among what was best for these two; 1 on a GPU and 0 on a CPU
+    /// by default.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=15))]
+    pub between: Option<u32>,
     /// Tokens of a page of the KV cache.
     #[arg(long, default_value_t = 64)]
     pub page: i64,
@@ -123,15 +139,20 @@ pub struct Templates {
 }
 
 impl Which {
-    /// The problems, for a device of this target, and where they are a model's, those of the portable winners that answer
-    /// what no bucket does.
-    pub fn whole(&self, target: Target) -> Result<Vec<Problem>, CliError> {
-        let mut list = self.problems(target)?;
-        if self.model.is_some() && self.problem.is_empty() && self.plan.is_none() {
-            let probes = jitune::problem::probes(&list);
-            list.extend(probes.into_iter().filter(|p| !list.contains(p)).collect::<Vec<_>>());
-        }
-        Ok(list)
+    /// What is tuned and exported, for a device of this target: the problems, and where they are a model's, those of the
+    /// portable winners that answer what no bucket does, and those that fill the gaps between the buckets.
+    pub fn whole(&self, target: Target) -> Result<Whole, CliError> {
+        let Some(name) = self.model.as_ref().filter(|_| self.problem.is_empty() && self.plan.is_none()) else {
+            return Ok(Whole { problems: self.problems(target)?, narrow: Vec::new() });
+        };
+        let (_, plan, notes) = self.buckets.plan(name, target)?;
+        say(&notes);
+        let narrow = plan.between(self.buckets.between.unwrap_or(u32::from(target == Target::Cuda)));
+        let mut problems = plan.problems();
+        let probes = jitune::problem::probes(&problems);
+        problems.extend(probes.into_iter().filter(|p| !problems.contains(p)).collect::<Vec<_>>());
+        problems.extend(&narrow);
+        Ok(Whole { problems, narrow })
     }
 
     /// The problems, for a device of this target.
@@ -192,9 +213,11 @@ impl BucketArgs {
         let or = |given: &[i64], usual: Vec<i64>| if given.is_empty() { usual } else { given.to_vec() };
         let seen = |tokens: &i64| model.sliding_window.is_none_or(|window| *tokens <= window);
         let prefill = usual.prefill.into_iter().filter(seen).collect();
+        let chunk = usual.chunk.into_iter().filter(seen).collect();
         Buckets {
             batch: or(&self.batch, usual.batch),
             prefill: or(&self.prefill, prefill),
+            chunk: or(&self.chunk, chunk),
             context: self.context,
             page: self.page,
         }

@@ -1,7 +1,7 @@
 //! `jitune tune`: the main job.
 
 use super::progress::Progress;
-use super::select::{Store, Templates, Where, Which, within};
+use super::select::{Store, Templates, Where, Which, Whole, within};
 use super::{CliError, table};
 use jitune::tune::{self, Options, Report, Search};
 use jitune::winner::Winner;
@@ -62,7 +62,7 @@ fn search(text: &str) -> Result<Search, String> {
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let target = args.device.target()?;
-    let problems = args.which.whole(target)?;
+    let Whole { problems, narrow } = args.which.whole(target)?;
     let devices = args.device.devices()?;
     let library = args.templates.library()?;
     jitune::key::compiler(target)?;
@@ -82,6 +82,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         again: args.again,
         seed: args.seed,
         nominal: args.nominal_ceilings,
+        narrow,
         ..Options::default()
     };
     let stop = on_signals()?;

@@ -10,7 +10,7 @@ use crate::program::{Life, Program};
 pub struct Pass {
     /// Part of inference.
     pub phase: Phase,
-    /// Sequences of a decode step, tokens of a prompt.
+    /// Sequences of a decode step, tokens of a prompt or of a part of one.
     pub bucket: i64,
     /// What it runs.
     pub program: Program,
@@ -25,11 +25,13 @@ impl Pass {
         buckets.check(model)?;
         let pages = |tokens: i64| (tokens - 1) / buckets.page + 1;
         let decode = buckets.batch.iter().map(|b| b.saturating_mul(pages(buckets.context)));
-        let most = decode.chain(buckets.prefill.iter().map(|t| pages(*t))).max().unwrap_or(1);
+        let most = decode.fold(pages(buckets.longest()), i64::max);
         let cache =
             Cache { page: buckets.page, pages: most, max_pages: pages(buckets.longest()), max_pos: buckets.longest() };
         let mut passes = Vec::new();
-        for (phase, list) in [(Phase::Decode, &buckets.batch), (Phase::Prefill, &buckets.prefill)] {
+        let kinds =
+            [(Phase::Decode, &buckets.batch), (Phase::Prefill, &buckets.prefill), (Phase::Chunk, &buckets.chunk)];
+        for (phase, list) in kinds {
             for (_, &bucket) in list.iter().enumerate().filter(|(i, size)| !list[..*i].contains(size)) {
                 passes.push(Pass { phase, bucket, program: program(model, phase, bucket, buckets, cache, dtype)? });
             }
@@ -79,6 +81,7 @@ fn program(
     let attention = match phase {
         // The prompt's keys are where its QKV step wrote them: in the pages of the cache.
         Phase::Prefill => format!("paged_attention tokens={rows} batch=1 context={rows}"),
+        Phase::Chunk => format!("paged_attention tokens={rows} batch=1 context={}", buckets.context.max(rows)),
         Phase::Decode => format!("decode batch={rows} context={}", buckets.context),
     };
     let embed = (Weight, "embed_tokens");
@@ -110,7 +113,7 @@ fn program(
         step("qkv", text, &names)?;
         let attended = at("attended");
         let mut names = vec![(Activation, q.as_str()), (State, &k_cache), (State, &v_cache), (Metadata, "block_table")];
-        if phase == Phase::Prefill {
+        if phase != Phase::Decode {
             names.push((Metadata, "q_starts"));
         }
         names.extend([(Metadata, "kv_lens"), (Activation, &attended)]);
@@ -174,8 +177,8 @@ mod tests {
 
     fn passes(model: &Model) -> Vec<Pass> {
         let buckets = match model.sliding_window {
-            Some(window) => Buckets { prefill: vec![1, window.min(512)], ..Buckets::default() },
-            None => Buckets { prefill: vec![1, 512, 8192], ..Buckets::default() },
+            Some(window) => Buckets { prefill: vec![1, window.min(512)], chunk: vec![64], ..Buckets::default() },
+            None => Buckets { prefill: vec![1, 512, 8192], chunk: vec![64, 8192], ..Buckets::default() },
         };
         Pass::all(model, &buckets, Dtype::Bf16).unwrap()
     }
@@ -297,7 +300,7 @@ mod tests {
                 }),
             ),
         ];
-        for phase in [Phase::Decode, Phase::Prefill] {
+        for phase in [Phase::Decode, Phase::Prefill, Phase::Chunk] {
             for (said, change) in &cases {
                 let e = broken(phase, change).to_string();
                 assert!(e.contains(said), "{said}: {e}");

@@ -2,7 +2,7 @@
 
 use super::{Model, ModelError, Pass};
 use crate::device::Target;
-use crate::problem::{Dtype, MAX_DIM, Problem};
+use crate::problem::{Dtype, MAX_DIM, Problem, ProblemError};
 use serde::{Deserialize, Serialize};
 
 /// Part of inference.
@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub enum Phase {
     /// Reading the prompt.
     Prefill,
+    /// Reading a part of a prompt, over what the cache holds already: the next turn of a chat.
+    Chunk,
     /// One token per sequence.
     Decode,
 }
@@ -20,6 +22,7 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Phase::Prefill => "prefill",
+            Phase::Chunk => "chunk",
             Phase::Decode => "decode",
         }
     }
@@ -32,6 +35,8 @@ pub struct Buckets {
     pub batch: Vec<i64>,
     /// Tokens of a prompt.
     pub prefill: Vec<i64>,
+    /// Tokens of a part of a prompt that is read over a cache with `context` tokens.
+    pub chunk: Vec<i64>,
     /// Tokens in the KV cache while decoding.
     pub context: i64,
     /// Tokens of a page of the KV cache.
@@ -48,22 +53,27 @@ impl Buckets {
     /// Those that a target serves well: a GPU's winners answer up to 256 sequences and 8192 tokens of prompts from kernels
     /// that were measured near there. A processor has few, since one call of a long prompt takes it seconds.
     pub fn of(target: Target) -> Buckets {
-        let (batch, prefill) = match target {
-            Target::Cuda => (vec![1, 4, 16, 32, 64, 128, 256], vec![512, 1024, 2048, 4096, 8192]),
-            Target::Cpu => (vec![1, 4, 16, 32], vec![512, 2048]),
+        let (batch, prefill, chunk) = match target {
+            Target::Cuda => (vec![1, 4, 16, 32, 64, 128, 256], vec![512, 1024, 2048, 4096, 8192], vec![64]),
+            Target::Cpu => (vec![1, 4, 16, 32], vec![512, 2048], vec![]),
         };
-        Buckets { batch, prefill, context: 4096, page: 64 }
+        Buckets { batch, prefill, chunk, context: 4096, page: 64 }
     }
 
     /// Tokens of the longest sequence in them.
     pub fn longest(&self) -> i64 {
-        self.prefill.iter().copied().fold(self.context, i64::max)
+        self.prefill.iter().chain(&self.chunk).copied().fold(self.context, i64::max)
     }
 
     pub(super) fn check(&self, model: &Model) -> Result<(), ModelError> {
         let page = [self.page];
-        let sizes: [(&str, &[i64]); 4] =
-            [("batch", &self.batch), ("prefill", &self.prefill), ("context", &[self.context]), ("page", &page)];
+        let sizes: [(&str, &[i64]); 5] = [
+            ("batch", &self.batch),
+            ("prefill", &self.prefill),
+            ("chunk", &self.chunk),
+            ("context", &[self.context]),
+            ("page", &page),
+        ];
         for (name, list) in sizes {
             if let Some(v) = list.iter().find(|v| **v < 1) {
                 return Err(ModelError::Bucket(format!("--{name} {v}: sizes start at 1")));
@@ -94,7 +104,7 @@ pub struct Call {
     pub problem: Problem,
     /// The phase.
     pub phase: Phase,
-    /// The bucket: batch of a decode step, tokens of a prompt.
+    /// The bucket: batch of a decode step, tokens of a prompt or of a part of one.
     pub bucket: i64,
     /// Calls in one forward pass.
     pub calls: i64,
@@ -140,6 +150,29 @@ impl Plan {
         list
     }
 
+    /// Problems beside those of the plan that fill its gaps, for a tuning that tries there what was compiled for their
+    /// neighbours: `each` sizes between two neighbouring ones of a product, in equal ratios, and decode steps over an eighth
+    /// of the context.
+    pub fn between(&self, each: u32) -> Vec<Problem> {
+        let problems = self.problems();
+        let mut list: Vec<Problem> = Vec::new();
+        let mut add = |problem: Result<Problem, ProblemError>| {
+            list.extend(problem.ok().filter(|p| !problems.contains(p)));
+        };
+        for p in problems.iter().filter(|_| each > 0) {
+            if p.has("m") {
+                let m = p.dim("m");
+                let alike = problems.iter().filter(|q| q.has("m") && q.with(&[("m", m)]).as_ref() == Ok(p));
+                if let Some(next) = alike.map(|q| q.dim("m")).filter(|next| *next > m).min() {
+                    sizes_between(m, next, each).for_each(|size| add(p.with(&[("m", size)])));
+                }
+            } else if p.op().name == "decode" && p.dim("context") >= 8 {
+                add(p.with(&[("context", p.dim("context") / 8)]));
+            }
+        }
+        list
+    }
+
     /// Reads a plan file: one problem a line; what follows `#` is a remark. A byte-order mark is passed over.
     pub fn problems_of_text(text: &str) -> Result<Vec<Problem>, (usize, crate::problem::ProblemError)> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -156,6 +189,18 @@ impl Plan {
         }
         Ok(list)
     }
+}
+
+/// Sizes that part the way from one to a larger one in equal ratios, rounded up to the multiple of a quarter of the power of
+/// two below them, which tiles fit.
+fn sizes_between(from: i64, to: i64, each: u32) -> impl Iterator<Item = i64> {
+    let ratio = (to as f64 / from as f64).powf(1.0 / f64::from(each + 1));
+    let size = move |i: u32| {
+        let size = from as f64 * ratio.powi(i as i32);
+        let step = 2f64.powf((size.log2() - 2.0).floor()).max(1.0);
+        ((size / step).ceil() * step) as i64
+    };
+    (1..=each).map(size).filter(move |size| from < *size && *size < to)
 }
 
 #[cfg(test)]
@@ -233,6 +278,29 @@ mod tests {
         let step = calls.iter().filter(|c| c.phase == Phase::Decode && c.bucket == 1).filter(product);
         let weights: i64 = step.map(|c| c.calls * c.problem.dim("n") * c.problem.dim("k")).sum();
         assert_eq!(weights, 1_235_746_816);
+    }
+
+    #[test]
+    fn gaps_are_filled_half_way() {
+        let model = Model::preset("llama-3.2-1b").unwrap();
+        let plan = Plan::new(&model, &Buckets::of(Target::Cuda), Dtype::Bf16).unwrap();
+        assert_eq!(plan.between(0), []);
+        let between = plan.between(1);
+        let sizes = |op: &str, name: &str, dim: &str| -> Vec<i64> {
+            between
+                .iter()
+                .filter(|p| p.to_string().contains(op))
+                .filter(|p| p.to_string().contains(name))
+                .map(|p| p.dim(dim))
+                .collect()
+        };
+        assert_eq!(sizes("qkv", "", "m"), [2, 8, 24, 48, 96, 192, 384, 768, 1536, 3072, 6144]);
+        assert_eq!(sizes("matmul", "n=128256", "m"), [2, 8, 24, 48, 96, 192]);
+        assert_eq!(sizes("decode", "context=512 ", "batch"), [1, 4, 16, 32, 64, 128, 256]);
+        assert!(between.iter().all(|p| !plan.problems().contains(p)));
+        assert_eq!(between.len(), 4 * 11 + 6 + 7);
+        assert_eq!(sizes_between(1024, 2048, 3).collect::<Vec<_>>(), [1280, 1536, 1792]);
+        assert_eq!(sizes_between(4, 5, 3).count(), 0);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::bench::{self, Bench, Folder};
 use crate::device::{Device, DeviceId, Target};
 use crate::journal;
 use crate::key::Context;
-use crate::problem::Problem;
+use crate::problem::{DimDef, Part, Problem};
 use crate::recipe::Config;
 use crate::space;
 use crate::sync::{into_inner, lock};
@@ -33,7 +33,7 @@ use compilers::Compilers;
 use jitune_db::Db;
 use measurer::Measurer;
 use problem::Tuning;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -52,6 +52,8 @@ const PATIENT_ROOFLINES: f64 = 400.0;
 const LAUNCHES: Launches = Launches { cuda: 400.0, cpu: 12.0 };
 /// Configs of neighbours that are tried first.
 const REMEMBERED: usize = 4;
+/// The best of each neighbour that a narrow search tries.
+const OF_A_NEIGHBOUR: usize = 16;
 
 /// How to tune.
 #[derive(Clone, Debug)]
@@ -78,6 +80,9 @@ pub struct Options {
     pub again: bool,
     /// Use the device's nominal ceilings in place of measured ones: rooflines are rough, and the start is quick.
     pub nominal: bool,
+    /// Those of the problems that are searched only among what was best for their neighbours, which are others of the
+    /// problems that differ from them in one size: code that has been compiled.
+    pub narrow: Vec<Problem>,
     /// Only look up what is stored.
     pub stored_only: bool,
     /// Seed of the search and of the inputs: with the same one two runs try the same.
@@ -97,6 +102,7 @@ impl Default for Options {
             patience: Duration::from_secs(5),
             again: false,
             nominal: false,
+            narrow: Vec::new(),
             stored_only: false,
             seed: 1,
         }
@@ -313,7 +319,7 @@ impl Tuner<'_> {
         let (mut todo, mut stored) = (Vec::new(), 0);
         for (index, &problem) in problems.iter().enumerate() {
             match self.stored(&problem, device) {
-                Ok(Some(winner)) if !self.options.again && (!winner.evidence.cut_off || self.options.stored_only) => {
+                Ok(Some(winner)) if !self.options.again && (self.is_final(&winner) || self.options.stored_only) => {
                     self.remember(&winner);
                     self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: true });
                     lock(report).winners[index] = Some(winner);
@@ -329,9 +335,19 @@ impl Tuner<'_> {
         }
         lock(report).stored += stored;
         self.tell(Event::Plan { problems: problems.len(), stored });
-        // What has no winner yet comes first.
-        todo.sort_by_key(|&index| lock(report).winners[index].is_some());
+        // What has no winner yet comes first, but neighbours before those that try what was best for them.
+        todo.sort_by_key(|&index| (self.is_narrow(&problems[index]), lock(report).winners[index].is_some()));
         todo
+    }
+
+    fn is_narrow(&self, problem: &Problem) -> bool {
+        self.options.narrow.contains(problem)
+    }
+
+    /// Whether a stored winner's search has nothing left to try.
+    fn is_final(&self, winner: &Winner) -> bool {
+        let e = &winner.evidence;
+        !e.cut_off && (!e.narrow || self.is_narrow(&winner.problem))
     }
 
     fn failed(&self, index: usize, problem: Problem, error: &TuneError, report: &Mutex<Report>) {
@@ -369,6 +385,7 @@ impl Tuner<'_> {
             }
             if device.target == Target::Cuda
                 && let Some(&next) = todo.get(at + 1)
+                && !self.is_narrow(&problems[next])
             {
                 self.foresee(&problems[next], &device, queue);
             }
@@ -377,6 +394,10 @@ impl Tuner<'_> {
             // Never so little that nothing can be tried: the first candidate always runs.
             let budget = Duration::try_from_secs_f64((left * share.min(1.0)).max(0.2)).unwrap_or(Duration::MAX);
             let space = lock(&queue.ahead).remove(&problem).map_or_else(|| self.space(&problem, &device), Ok);
+            let space = match space {
+                Ok(space) if self.is_narrow(&problem) => self.narrowed(space, problems, &device),
+                other => other,
+            };
             let tuned = space.and_then(|space| Tuning::open(self, &mut measurer, space, budget)?.run(index));
             match tuned {
                 Ok(winner) => {
@@ -427,7 +448,30 @@ impl Tuner<'_> {
             return Err(TuneError::EmptySpace { problem: *problem });
         }
         points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
-        Ok(JoinedSpace { problem: *problem, templates, points: points.into() })
+        Ok(JoinedSpace { problem: *problem, templates, points: points.into(), narrow: false })
+    }
+
+    /// Of a problem's space what was best for its neighbours; the whole where that is nothing.
+    fn narrowed(&self, whole: JoinedSpace, problems: &[Problem], device: &Device) -> Result<JoinedSpace, TuneError> {
+        let mut best: HashSet<(String, String)> = HashSet::new();
+        for neighbour in neighbours(&whole.problem, problems.iter().filter(|p| !self.is_narrow(p))) {
+            let mut measured: Vec<(f64, (String, String))> = Vec::new();
+            for t in self.library.for_problem(neighbour, device)? {
+                let key = self.context(device).trials(self.library, neighbour, &t);
+                for record in self.db.trials(&key)? {
+                    let us = journal::verdict(&record).and_then(|v| v.median_us());
+                    measured.extend(us.zip(record.sub).map(|(us, config)| (us, (t.name().to_string(), config))));
+                }
+            }
+            measured.sort_by(|a, b| a.0.total_cmp(&b.0));
+            best.extend(measured.into_iter().take(OF_A_NEIGHBOUR).map(|(_, named)| named));
+        }
+        let name = |p: &Point| (whole.templates[p.template].name().to_string(), p.config.to_string());
+        let points: Vec<Point> = whole.points.iter().filter(|p| best.contains(&name(p))).cloned().collect();
+        if points.is_empty() {
+            return Ok(whole);
+        }
+        Ok(JoinedSpace { points: points.into(), narrow: true, ..whole })
     }
 
     fn searcher(&self, space: &JoinedSpace, remembered: &[(usize, Config)]) -> Searcher {
@@ -501,6 +545,26 @@ struct JoinedSpace {
     templates: Vec<Arc<Template>>,
     /// The cheapest by prediction first.
     points: Arc<[Point]>,
+    /// Whether they are only those that were best for the problem's neighbours.
+    narrow: bool,
+}
+
+/// The nearest problems below and above one that differ from it in one size alone.
+fn neighbours<'a>(problem: &Problem, all: impl Iterator<Item = &'a Problem>) -> Vec<&'a Problem> {
+    let mut nearest: BTreeMap<(&str, bool), &Problem> = BTreeMap::new();
+    for p in all.filter(|p| p.op().name == problem.op().name) {
+        let differ = |d: &&DimDef| d.part == Part::Size && p.dim(d.name) != problem.dim(d.name);
+        let Some(d) = problem.op().dims.iter().find(differ) else { continue };
+        let here = problem.dim(d.name);
+        if p.with(&[(d.name, here)]).map(|p| p.bucket()) != Ok(problem.bucket()) {
+            continue;
+        }
+        let held = nearest.entry((d.name, p.dim(d.name) > here)).or_insert(p);
+        if p.dim(d.name).abs_diff(here) < held.dim(d.name).abs_diff(here) {
+            *held = p;
+        }
+    }
+    nearest.into_values().collect()
 }
 
 /// The share of the remaining time that the first of the remaining problems gets: by what it costs to try it, which is a

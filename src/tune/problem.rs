@@ -465,6 +465,7 @@ impl<'a> Tuning<'a> {
                 rejected: self.rejected.clone(),
                 space: self.space.points.len() as u64,
                 cut_off: self.cut_off,
+                narrow: self.space.narrow,
                 compiler_report: artifact.info,
                 environment: self.tuner.environment(),
                 seconds: self.start.elapsed().as_secs_f64(),
