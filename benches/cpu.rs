@@ -187,8 +187,13 @@ fn tuned(db: &Db, library: &Library, args: &Args) -> Res<Vec<Winner>> {
     };
     let report = tune::run(db, library, &problems, &options, &Lines, &AtomicBool::new(false))?;
     let missing =
-        || report.failed.first().map_or("a problem has no winner".into(), |f| format!("{}: {}", f.problem, f.error));
-    report.winners.iter().cloned().collect::<Option<Vec<_>>>().ok_or_else(|| missing().into())
+        || report.failed().next().map_or("a problem has no winner".into(), |f| format!("{}: {}", f.problem, f.error));
+    report
+        .kinds
+        .iter()
+        .flat_map(|kind| kind.winners.iter().cloned())
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| missing().into())
 }
 
 /// Reads memory as fast as this machine does, with the kernel that the tuner's own ceiling comes from.

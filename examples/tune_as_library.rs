@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     jitune::worker_main();
     let folder = std::env::args().nth(1).ok_or("usage: tune_as_library FOLDER")?;
     let (report, found) = tune(folder.as_ref())?;
-    println!("{} of {} were stored before", report.stored, found.len());
+    println!("{} of {} were stored before", report.stored(), found.len());
     found.iter().for_each(|line| println!("{line}"));
     Ok(())
 }

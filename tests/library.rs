@@ -20,15 +20,40 @@ fn main() {
     jitune::worker_main();
     let folder = tempfile::tempdir().unwrap();
     let (report, found) = example::tune(folder.path()).unwrap();
-    assert!(report.failed.is_empty() && report.stored == 0, "{report:?}");
-    assert!(report.winners.iter().flatten().all(|w| w.evidence.trials > 0 && w.evidence.compared > 0));
+    assert!(report.failed().next().is_none() && report.stored() == 0, "{report:?}");
+    assert!(report.winners().all(|w| w.evidence.trials > 0 && w.evidence.compared > 0));
     assert!(found.iter().any(|line| line.starts_with("matmul m=1 n=256 k=256")), "{found:?}");
     // Again, they are stored.
     let (again, found_again) = example::tune(folder.path()).unwrap();
-    assert_eq!((again.stored, found_again), (2, found));
+    assert_eq!((again.stored(), found_again), (2, found));
     println!("test a_program_tunes_with_the_library_alone ... ok");
     sizes_between_try_what_was_best_for_their_neighbours(&folder.path().join("narrow"));
+    kinds_share_the_time_and_keep_their_reports(&folder.path().join("kinds"));
+    println!("test kinds_share_the_time_and_keep_their_reports ... ok");
     println!("test sizes_between_try_what_was_best_for_their_neighbours ... ok");
+}
+
+/// A processor with one thread is another kind than the same with two.
+fn kinds_share_the_time_and_keep_their_reports(folder: &Path) {
+    let problems: Vec<Problem> =
+        (1..=40).map(|rows| format!("rmsnorm rows={rows} cols=256 dtype=f32").parse().unwrap()).collect();
+    let (db, library) = (Db::open(folder, jitune::journal::options()).unwrap(), Library::built_in().unwrap());
+    let options = tune::Options {
+        devices: vec![DeviceId::Cpu(1), DeviceId::Cpu(2)],
+        // Too little for all of them: neither kind takes it whole.
+        budget: Some(Duration::from_secs(10)),
+        trials: Some(16),
+        ..tune::Options::default()
+    };
+    let report = tune::run(&db, &library, &problems, &options, &(), &AtomicBool::new(false)).unwrap();
+    let units: Vec<Vec<u32>> = report.kinds.iter().map(|k| k.devices.iter().map(|d| d.units).collect()).collect();
+    assert_eq!(units, [[1], [2]]);
+    for kind in &report.kinds {
+        let winners: Vec<_> = kind.winners.iter().flatten().collect();
+        assert!(!winners.is_empty() && winners.iter().all(|w| w.device.units == kind.devices[0].units), "{kind:?}");
+        assert_eq!(winners.len() + kind.failed.len(), problems.len());
+    }
+    assert_eq!(report.winners().count() + report.failed().count(), 2 * problems.len());
 }
 
 fn sizes_between_try_what_was_best_for_their_neighbours(folder: &Path) {
@@ -48,7 +73,7 @@ fn sizes_between_try_what_was_best_for_their_neighbours(folder: &Path) {
     };
     // The one between comes first, and is tuned last.
     let report = tune(&[problem(24), problem(8), problem(64)], &[problem(24)]);
-    let winners: Vec<_> = report.winners.iter().flatten().collect();
+    let winners: Vec<_> = report.winners().collect();
     assert_eq!(winners.iter().map(|w| w.evidence.narrow).collect::<Vec<_>>(), [true, false, false], "{report:?}");
     let device = winners[0].device.clone();
     let context = Context { compiler: jitune::key::compiler(device.target).unwrap(), device: device.clone() };
@@ -62,10 +87,10 @@ fn sizes_between_try_what_was_best_for_their_neighbours(folder: &Path) {
     let neighbours: BTreeSet<String> = tried(&problem(8)).union(&tried(&problem(64))).cloned().collect();
     assert!(!tried(&problem(24)).is_empty() && tried(&problem(24)).is_subset(&neighbours), "{neighbours:?}");
     // It stays what it is, until it is asked for in full.
-    assert_eq!(tune(&[problem(24), problem(8), problem(64)], &[problem(24)]).stored, 3);
+    assert_eq!(tune(&[problem(24), problem(8), problem(64)], &[problem(24)]).stored(), 3);
     let full = tune(&[problem(24)], &[]);
-    assert!(full.stored == 0 && !full.winners[0].as_ref().unwrap().evidence.narrow, "{full:?}");
+    assert!(full.stored() == 0 && !full.winners().next().unwrap().evidence.narrow, "{full:?}");
     // Without a neighbour it is searched in full at once.
     let alone = tune(&[problem(40)], &[problem(40)]);
-    assert!(!alone.winners[0].as_ref().unwrap().evidence.narrow, "{alone:?}");
+    assert!(!alone.winners().next().unwrap().evidence.narrow, "{alone:?}");
 }

@@ -271,7 +271,8 @@ fn tuned(
     let progress = Progress::new(args.json, budget);
     let report = tune::run(db, library, &list, &options, &progress, stop);
     progress.finish();
-    let mut winners = report?.winners;
+    // One device was named.
+    let mut winners = report?.kinds.into_iter().next().map(|kind| kind.winners).unwrap_or_default();
     winners.truncate(problems.len());
     Ok(winners)
 }

@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::select::{Store, Templates, Where, Which, Whole, within};
 use super::{CliError, table};
-use jitune::tune::{self, Options, Report, Search};
+use jitune::tune::{self, OfKind, Options, Report, Search, Spent};
 use jitune::winner::Winner;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,14 +94,14 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     if args.json {
         out!("{}", serde_json::json!({ "event": "report", "report": report }));
     } else {
-        show(&report, problems.len());
+        show(&report);
     }
     if report.interrupted {
         return Err(CliError::Interrupted);
     }
-    match report.failed.len() {
+    match report.failed().count() {
         0 => Ok(()),
-        n => Err(CliError::Partly(format!("{n} of {} problems have no winner", problems.len()))),
+        n => Err(CliError::Partly(format!("{n} of {} problems have no winner", asked(&report)))),
     }
 }
 
@@ -118,8 +118,45 @@ pub(super) fn on_signals() -> Result<Arc<AtomicBool>, CliError> {
     Ok(stop)
 }
 
-fn show(report: &Report, problems: usize) {
-    let winners: Vec<&Winner> = report.winners.iter().flatten().collect();
+/// How many problems the run was about: each counts once for every kind of device.
+fn asked(report: &Report) -> usize {
+    report.kinds.iter().map(|k| k.winners.len()).sum()
+}
+
+fn show(report: &Report) {
+    report.kinds.iter().for_each(of_kind);
+    let cut_off = report.winners().filter(|w| w.evidence.cut_off).count();
+    if cut_off > 0 {
+        out!("{cut_off} of the winners' searches were cut off; run again to go on with them");
+    }
+    let tried: u32 = report.winners().map(|w| w.evidence.trials).sum();
+    out!(
+        "{} of {} problems have winners ({} stored before), {tried} candidates tried, {:.1} s",
+        report.winners().count(),
+        asked(report),
+        report.stored(),
+        report.seconds
+    );
+    if report.compiling.sources > 0 {
+        let mut s = Spent::default();
+        report.kinds.iter().for_each(|k| s.add(&k.spent));
+        out!(
+            "time of the measuring workers: preparing {:.1} s, verifying {:.1} s, measuring {:.1} s, waiting for compilers \
+             {:.1} s, recovering {:.1} s; compiling {:.1} s over all workers for {} sources",
+            s.preparing,
+            s.verifying,
+            s.measuring,
+            s.waiting,
+            s.recovering,
+            report.compiling.seconds,
+            report.compiling.sources
+        );
+    }
+}
+
+/// What was found on the devices of one kind.
+fn of_kind(kind: &OfKind) {
+    let winners: Vec<&Winner> = kind.winners.iter().flatten().collect();
     let row = |w: &&Winner| {
         let e = &w.evidence;
         let rate = if e.memory_bound { table::bytes(w.bytes_per_s()) } else { table::flops(w.flops()) };
@@ -136,39 +173,14 @@ fn show(report: &Report, problems: usize) {
     };
     let rows: Vec<Vec<String>> = winners.iter().map(row).collect();
     table::print(&["us", "rate", "of ceiling", "trials", "rejected", "problem", "winner"], &rows, &[0, 1, 2, 3]);
-    for f in &report.failed {
+    for f in &kind.failed {
         out!("no winner: {}: {}", f.problem, f.error);
     }
     out!("");
-    for d in &report.devices {
+    for d in &kind.devices {
         let kind = if d.ceilings.measured { "measured ceilings" } else { "nominal ceilings" };
         let (read, copy) = (table::bytes(d.ceilings.read), table::bytes(d.ceilings.copy));
         let single = table::flops(d.ceilings.single);
         out!("{} ({}), {kind}: read {read}, copy {copy}, f32 products {single}", d.name, d.arch);
-    }
-    let cut_off = winners.iter().filter(|w| w.evidence.cut_off).count();
-    if cut_off > 0 {
-        out!("{cut_off} of the winners' searches were cut off; run again to go on with them");
-    }
-    let tried: u32 = winners.iter().map(|w| w.evidence.trials).sum();
-    out!(
-        "{} of {problems} problems have winners ({} stored before), {tried} candidates tried, {:.1} s",
-        winners.len(),
-        report.stored,
-        report.seconds
-    );
-    if report.compiling.sources > 0 {
-        let s = &report.spent;
-        out!(
-            "time of the measuring workers: preparing {:.1} s, verifying {:.1} s, measuring {:.1} s, waiting for compilers \
-             {:.1} s, recovering {:.1} s; compiling {:.1} s over all workers for {} sources",
-            s.preparing,
-            s.verifying,
-            s.measuring,
-            s.waiting,
-            s.recovering,
-            report.compiling.seconds,
-            report.compiling.sources
-        );
     }
 }

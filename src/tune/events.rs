@@ -112,24 +112,49 @@ impl Observer for () {
     fn event(&self, _: &Event) {}
 }
 
-/// What a run gave.
+/// What a run gave on the devices of one kind, which share their winners.
 #[derive(Debug, Default, serde::Serialize)]
 #[non_exhaustive]
-pub struct Report {
+pub struct OfKind {
+    /// The devices, with measured ceilings.
+    pub devices: Vec<Device>,
     /// The winner of each problem, where there is one, in the order of the plan.
     pub winners: Vec<Option<Winner>>,
     /// Winners that were stored before.
     pub stored: usize,
     /// Problems that have no winner.
     pub failed: Vec<Failed>,
-    /// The devices, with measured ceilings.
-    pub devices: Vec<Device>,
     /// Where the measuring workers' time went.
     pub spent: Spent,
+}
+
+/// What a run gave.
+#[derive(Debug, Default, serde::Serialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// What it gave on each kind of device, in the order in which the devices were named.
+    pub kinds: Vec<OfKind>,
     /// What the compilers did.
     pub compiling: Compiling,
     /// Wall time.
     pub seconds: f64,
     /// Stopped before the end.
     pub interrupted: bool,
+}
+
+impl Report {
+    /// The winners on all kinds of devices.
+    pub fn winners(&self) -> impl Iterator<Item = &Winner> {
+        self.kinds.iter().flat_map(|k| k.winners.iter().flatten())
+    }
+
+    /// How many of them were stored before.
+    pub fn stored(&self) -> usize {
+        self.kinds.iter().map(|k| k.stored).sum()
+    }
+
+    /// The problems that have no winner on a kind of device.
+    pub fn failed(&self) -> impl Iterator<Item = &Failed> {
+        self.kinds.iter().flat_map(|k| &k.failed)
+    }
 }

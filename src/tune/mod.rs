@@ -13,7 +13,7 @@ mod statistics;
 
 pub use ceilings::ceilings;
 pub use error::TuneError;
-pub use events::{Compiling, Event, Failed, Observer, Report};
+pub use events::{Compiling, Event, Failed, Observer, OfKind, Report};
 pub use measurer::Spent;
 pub use search::{Point, Search, Searcher};
 pub use statistics::{noise, ties};
@@ -283,60 +283,67 @@ impl Tuner<'_> {
                 None => kinds.push((device, vec![id])),
             }
         }
-        let report = Mutex::new(Report { winners: vec![None; problems.len()], ..Report::default() });
-        for (device, ids) in kinds {
-            let todo = self.todo(problems, &device, &report);
-            if todo.is_empty() || self.options.stored_only {
-                lock(&report).devices.push(device);
-                continue;
-            }
-            let queue = Queue { problems, todo, next: AtomicUsize::new(0), ahead: Mutex::default(), report: &report };
-            let thread = |id: DeviceId| {
-                let queue = &queue;
-                move || self.device_thread(id, queue)
+        let queues: Vec<(Vec<DeviceId>, Queue)> = kinds
+            .into_iter()
+            .map(|(device, ids)| {
+                let mut report = OfKind { winners: vec![None; problems.len()], ..OfKind::default() };
+                let mut todo = self.todo(problems, &device, &mut report);
+                if self.options.stored_only {
+                    todo.clear();
+                }
+                report.devices.extend(todo.is_empty().then_some(device));
+                let (next, ahead) = (AtomicUsize::new(0), Mutex::default());
+                let queue = Queue { problems, todo, next, devices: ids.len(), ahead, report: Mutex::new(report) };
+                (ids, queue)
+            })
+            .collect();
+        let stored = queues.iter().map(|(_, queue)| lock(&queue.report).stored).sum();
+        self.tell(Event::Plan { problems: problems.len() * queues.len(), stored });
+        // All devices work at the same time, those of other kinds too: they share the time and the compilers.
+        let at_work = queues.iter().filter(|(_, queue)| !queue.todo.is_empty());
+        let places: Vec<(DeviceId, &Queue)> =
+            at_work.flat_map(|(ids, queue)| ids.iter().map(move |id| (*id, queue))).collect();
+        let ended: Vec<Result<(), TuneError>> = std::thread::scope(|scope| {
+            let spawn =
+                |(id, queue)| std::thread::Builder::new().spawn_scoped(scope, move || self.device_thread(id, queue));
+            let threads: Vec<_> = places.into_iter().map(spawn).collect();
+            let refused = |e: std::io::Error| BackendError::Threads { asked: 1, why: e.to_string() };
+            let end = |t: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match t {
+                Ok(thread) => thread.join().ok(),
+                Err(e) => Some(Err(refused(e).into())),
             };
-            let ended: Vec<Result<(), TuneError>> = std::thread::scope(|scope| {
-                let spawn = |&id: &DeviceId| std::thread::Builder::new().spawn_scoped(scope, thread(id));
-                let threads: Vec<_> = ids.iter().map(spawn).collect();
-                let refused = |e: std::io::Error| BackendError::Threads { asked: 1, why: e.to_string() };
-                let end = |t: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match t {
-                    Ok(thread) => thread.join().ok(),
-                    Err(e) => Some(Err(refused(e).into())),
-                };
-                threads.into_iter().filter_map(end).collect()
-            });
-            ended.into_iter().collect::<Result<(), TuneError>>()?;
-        }
-        let mut report = into_inner(report);
-        report.compiling = self.compilers.spent();
-        report.seconds = self.start.elapsed().as_secs_f64();
-        report.interrupted = self.stopped();
-        Ok(report)
+            threads.into_iter().filter_map(end).collect()
+        });
+        ended.into_iter().collect::<Result<(), TuneError>>()?;
+        Ok(Report {
+            kinds: queues.into_iter().map(|(_, queue)| into_inner(queue.report)).collect(),
+            compiling: self.compilers.spent(),
+            seconds: self.start.elapsed().as_secs_f64(),
+            interrupted: self.stopped(),
+        })
     }
 
     /// The positions of the problems that have no stored winner for a device, or are to be tuned again.
-    fn todo(&self, problems: &[Problem], device: &Device, report: &Mutex<Report>) -> Vec<usize> {
-        let (mut todo, mut stored) = (Vec::new(), 0);
+    fn todo(&self, problems: &[Problem], device: &Device, report: &mut OfKind) -> Vec<usize> {
+        let mut todo = Vec::new();
         for (index, &problem) in problems.iter().enumerate() {
             match self.stored(&problem, device) {
                 Ok(Some(winner)) if !self.options.again && (self.is_final(&winner) || self.options.stored_only) => {
                     self.remember(&winner);
                     self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: true });
-                    lock(report).winners[index] = Some(winner);
-                    stored += 1;
+                    report.winners[index] = Some(winner);
+                    report.stored += 1;
                 }
                 Ok(winner) => {
                     // One whose search was cut off serves as long as no better one is found.
-                    lock(report).winners[index] = winner.filter(|_| !self.options.again);
+                    report.winners[index] = winner.filter(|_| !self.options.again);
                     todo.push(index);
                 }
                 Err(e) => self.failed(index, problem, &e, report),
             }
         }
-        lock(report).stored += stored;
-        self.tell(Event::Plan { problems: problems.len(), stored });
         // What has no winner yet comes first, but neighbours before those that try what was best for them.
-        todo.sort_by_key(|&index| (self.is_narrow(&problems[index]), lock(report).winners[index].is_some()));
+        todo.sort_by_key(|&index| (self.is_narrow(&problems[index]), report.winners[index].is_some()));
         todo
     }
 
@@ -350,17 +357,17 @@ impl Tuner<'_> {
         !e.cut_off && (!e.narrow || self.is_narrow(&winner.problem))
     }
 
-    fn failed(&self, index: usize, problem: Problem, error: &TuneError, report: &Mutex<Report>) {
+    fn failed(&self, index: usize, problem: Problem, error: &TuneError, report: &mut OfKind) {
         let error = error.to_string();
-        if lock(report).winners[index].is_none() {
+        if report.winners[index].is_none() {
             self.tell(Event::Failed { index, problem, error: error.clone() });
-            lock(report).failed.push(Failed { problem, error });
+            report.failed.push(Failed { problem, error });
         }
     }
 
     /// One device's thread: its worker lives and dies here.
     fn device_thread(&self, id: DeviceId, queue: &Queue<'_>) -> Result<(), TuneError> {
-        let Queue { problems, todo, report, .. } = queue;
+        let Queue { problems, todo, devices, report, .. } = queue;
         let mut measurer = Measurer::start(self.exe.clone(), id, self.halt.clone())?;
         if self.measures_ceilings() {
             let support = self.bench().support(&problems[todo[0]], measurer.device());
@@ -380,7 +387,7 @@ impl Tuner<'_> {
             }
             let problem = problems[index];
             if self.time_is_up() {
-                self.failed(index, problem, &TuneError::NoTime { problem }, report);
+                self.failed(index, problem, &TuneError::NoTime { problem }, &mut lock(report));
                 continue;
             }
             if device.target == Target::Cuda
@@ -390,7 +397,7 @@ impl Tuner<'_> {
                 self.foresee(&problems[next], &device, queue);
             }
             let left = self.left().as_secs_f64();
-            let share = share(&device, problems, &todo[at..]) * self.devices.len() as f64;
+            let share = share(&device, problems, &todo[at..]) * *devices as f64;
             // Never so little that nothing can be tried: the first candidate always runs.
             let budget = Duration::try_from_secs_f64((left * share.min(1.0)).max(0.2)).unwrap_or(Duration::MAX);
             let space = lock(&queue.ahead).remove(&problem).map_or_else(|| self.space(&problem, &device), Ok);
@@ -405,13 +412,15 @@ impl Tuner<'_> {
                     lock(report).winners[index] = Some(winner);
                 }
                 Err(TuneError::Interrupted) if self.stopped() => break,
-                Err(TuneError::Interrupted) => self.failed(index, problem, &TuneError::NoTime { problem }, report),
+                Err(TuneError::Interrupted) => {
+                    self.failed(index, problem, &TuneError::NoTime { problem }, &mut lock(report))
+                }
                 // The next problem would meet the same.
                 Err(TuneError::Device(f)) if f.is_of_the_machine() => return Err(TuneError::Device(f)),
                 Err(e @ (TuneError::Sick(_) | TuneError::Db(_) | TuneError::Io { .. } | TuneError::Lost(_))) => {
                     return Err(e);
                 }
-                Err(e) => self.failed(index, problem, &e, report),
+                Err(e) => self.failed(index, problem, &e, &mut lock(report)),
             }
         }
         let mut report = lock(report);
@@ -528,15 +537,17 @@ struct Remembered {
     config: Config,
 }
 
-/// The problems of one kind of device, shared by the threads of its devices.
+/// The problems of one kind of device, and what it gave so far; shared by the threads of its devices.
 struct Queue<'a> {
     problems: &'a [Problem],
     /// The positions of those that are tuned, and the next of these positions.
     todo: Vec<usize>,
     next: AtomicUsize,
+    /// How many devices are of the kind.
+    devices: usize,
     /// Spaces that were enumerated for the compilers before their turn.
     ahead: Mutex<HashMap<Problem, JoinedSpace>>,
-    report: &'a Mutex<Report>,
+    report: Mutex<OfKind>,
 }
 
 /// The legal configs of all templates that take a problem.

@@ -27,7 +27,7 @@ fn bundle(folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
         ..tune::Options::default()
     };
     let report = tune::run(&db, &library, &problems, &options, &(), &AtomicBool::new(false))?;
-    assert!(report.failed.is_empty(), "{:?}", report.failed);
+    assert!(report.failed().next().is_none(), "{report:?}");
     let path = folder.join("model.jitune");
     export::seal(&db, &library, export::Options::default())?.bundle.write(&path)?;
     Ok(path)
