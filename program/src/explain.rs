@@ -4,6 +4,7 @@ use super::CliError;
 use super::select::{Store, Templates, Where, Which};
 use jitune::journal;
 use jitune::key::{self, Context};
+use jitune_db::{Db, Key};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -34,12 +35,14 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let found = db.winner(&key)?;
         let near = if found.is_none() { db.near(&key, &["problem", "target"], 3)? } else { Vec::new() };
         let diffs: Vec<Vec<String>> = near.iter().map(|(_, d)| d.iter().map(ToString::to_string).collect()).collect();
+        let trials = templates.iter().map(|t| trials(&db, context.trials(&library, &problem, t), t.name()));
+        let trials = trials.collect::<Result<Vec<_>, _>>()?;
         if args.json {
             let hit = found.as_ref().map(|r| &r.body);
-            out!(
-                "{}",
-                serde_json::json!({"problem": problem, "key": key, "id": key.id().to_string(), "hit": hit, "near": diffs})
-            );
+            let text = serde_json::json!({
+                "problem": problem, "key": key, "id": key.id().to_string(), "hit": hit, "near": diffs, "trials": trials,
+            });
+            out!("{text}");
             continue;
         }
         out!("{problem}\n  key {}", key.id());
@@ -68,6 +71,43 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
                 }
             }
         }
+        for t in trials.iter().filter(|t| t.used > 0 || !t.unused.is_empty()) {
+            out!("  {} trials of {} are used", t.used, t.template);
+            for Unused { trials, why } in &t.unused {
+                out!("    {trials} are not: {why}");
+            }
+        }
     }
     Ok(())
+}
+
+/// The stored verdicts on a problem's candidates of one template.
+#[derive(serde::Serialize)]
+struct Trials {
+    template: String,
+    used: usize,
+    unused: Vec<Unused>,
+}
+
+/// Stored verdicts that a search does not take over.
+#[derive(serde::Serialize)]
+struct Unused {
+    trials: usize,
+    why: String,
+}
+
+/// What a search would take over from earlier runs, and the nearest of what it would not.
+fn trials(db: &Db, key: Key, template: &str) -> Result<Trials, CliError> {
+    let mut unused = Vec::new();
+    for (record, diffs) in db.near(&key, &["problem", "target", "template"], 3)? {
+        let why = match diffs.iter().find(|d| d.name == "judging") {
+            Some(_) => "they are of a version that stored failures which were not the candidate's fault".into(),
+            None => {
+                let differ: Vec<String> = diffs.iter().map(ToString::to_string).collect();
+                format!("they differ in: {}", differ.join("; "))
+            }
+        };
+        unused.push(Unused { trials: db.trials(&record.key)?.len(), why });
+    }
+    Ok(Trials { template: template.into(), used: db.trials(&key)?.len(), unused })
 }

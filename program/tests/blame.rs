@@ -6,6 +6,7 @@
 mod common;
 
 use common::{Place, events, of_kind, text};
+use jitune_db::{Db, Record};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -188,6 +189,40 @@ fn a_search_that_was_cut_off_goes_on() {
     let out = tune(&place, &[]).output().unwrap();
     let list = events(&out.stdout);
     assert_eq!((of_kind(&list, "trial").len(), &of_kind(&list, "won")[0]["stored"]), (0, &Value::Bool(true)));
+}
+
+/// Verdicts as versions stored them that did not ask whose fault a failure was.
+#[test]
+fn what_cannot_be_trusted_is_not_used_and_explain_says_so() {
+    let (place, _alone) = alone();
+    ends_well(&place);
+    let db = Db::open(place.path().join("db"), jitune::journal::options()).unwrap();
+    let text_of = std::fs::read_to_string(place.path().join("db/journal.jsonl")).unwrap();
+    let old = Db::open(place.path().join("old"), jitune::journal::options()).unwrap();
+    for line in text_of.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let mut record: Record = serde_json::from_value(line["rec"].clone()).unwrap();
+        if record.key.compile.remove("judging").is_some() {
+            record.body = serde_json::json!({ "verdict": "compile_error", "log": "Killed" });
+            old.put_trial(&record).unwrap();
+        }
+    }
+    drop((db, old));
+    std::fs::remove_dir_all(place.path().join("db")).unwrap();
+    std::fs::rename(place.path().join("old"), place.path().join("db")).unwrap();
+    let explained = || {
+        let args = ["explain", "--target", "cpu", "--problem", PROBLEM, "--db", "db", "--templates", "templates"];
+        let out = place.jitune(&args).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        text(&out)
+    };
+    let not_used = format!("{} are not: they are of a version that stored failures", WORK.len());
+    let before = explained();
+    assert!(before.contains("0 trials of cpu_silu_mul are used") && before.contains(&not_used), "{before}");
+    ends_well(&place);
+    let after = explained();
+    let used = format!("{} trials of cpu_silu_mul are used", WORK.len());
+    assert!(after.contains(&used) && after.contains(&not_used), "{after}");
 }
 
 #[test]
