@@ -138,12 +138,8 @@ fn description(handle: sys::CUdevice, driver: i32) -> Result<Device, BackendErro
     // Double data rate; the fallback is of an order that keeps rooflines finite where the driver reports zero.
     let read = if memory_khz * bus > 0 { memory_khz as f64 * 1e3 * 2.0 * bus as f64 / 8.0 * 0.93 } else { 1e12 };
     let hz = clock_khz as f64 * 1e3;
-    // FLOP per multiprocessor and cycle by NVIDIA's architecture whitepapers; measured ceilings replace these.
-    let (half, single) = match cc {
-        80 => (2048.0, 128.0),
-        90 => (4096.0, 256.0),
-        _ => (1024.0, 256.0),
-    };
+    // A stand-in for a generation that is not known, until its rate is measured.
+    let (half, single) = rates(cc).unwrap_or((4096.0, 256.0));
     let half = units as f64 * hz * half;
     Ok(Device {
         target: Target::Cuda,
@@ -173,6 +169,24 @@ fn description(handle: sys::CUdevice, driver: i32) -> Result<Device, BackendErro
     })
 }
 
+/// FLOP per multiprocessor and cycle, of matrix products of 16-bit elements and of f32: the most that any part of the
+/// generation reaches, by NVIDIA's architecture whitepapers and datasheets. `None` for one that is not known.
+fn rates(cc: u32) -> Option<(f64, f64)> {
+    match cc {
+        80 => Some((2048.0, 128.0)),
+        87 => Some((2048.0, 256.0)),
+        86 | 89 | 120 | 121 => Some((1024.0, 256.0)),
+        90 => Some((4096.0, 256.0)),
+        100 | 103 => Some((8192.0, 256.0)),
+        _ => None,
+    }
+}
+
+/// Whether it is known what no kernel exceeds on a GPU of this compute capability.
+pub(super) fn is_known(cc: u32) -> bool {
+    rates(cc).is_some()
+}
+
 /// The driver's release, such as 580.65.06, as its kernel module reports it.
 fn driver_release() -> Option<String> {
     let text = std::fs::read_to_string("/sys/module/nvidia/version")
@@ -182,4 +196,28 @@ fn driver_release() -> Option<String> {
         })
         .ok()?;
     Some(text.trim().to_string()).filter(|t| !t.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts by their datasheets: multiprocessors, boost clock in GHz, dense bf16 products in TFLOP/s with f32 accumulators.
+    const PARTS: [(u32, f64, f64, f64); 6] = [
+        (80, 108.0, 1.41, 312.0),
+        (86, 84.0, 1.74, 149.7),
+        (89, 142.0, 2.52, 362.0),
+        (90, 132.0, 1.83, 989.4),
+        (100, 148.0, 1.965, 2250.0),
+        (120, 188.0, 2.617, 503.8),
+    ];
+
+    #[test]
+    fn no_part_exceeds_the_rate_of_its_generation() {
+        for (cc, units, ghz, tflops) in PARTS {
+            let most = rates(cc).unwrap().0 * units * ghz * 1e-3;
+            assert!(tflops <= most * 1.01 && tflops > most * 0.9, "{cc}: {tflops} of {most}");
+        }
+        assert!(!is_known(75) && !is_known(200));
+    }
 }

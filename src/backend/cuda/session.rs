@@ -31,6 +31,8 @@ const MAX_NODES: usize = 256;
 const SPOT_CHECKS: usize = 64;
 /// Host reads that these may cost.
 const SPOT_BUDGET: u64 = 4 << 20;
+/// Steps of the matrix products whose rate is measured: a millisecond or so.
+const MATRIX_STEPS: u32 = 4096;
 /// A time below this share of what the datasheet rates allow is a broken measurement.
 const FLOOR_SHARE: f64 = 0.85;
 
@@ -46,6 +48,8 @@ pub struct CudaSession {
     exact: bool,
     context: Arc<Context>,
     device: Device,
+    /// What the datasheet says that no kernel exceeds, where it is known.
+    most: Option<Ceilings>,
 }
 
 /// One prepared problem.
@@ -80,6 +84,7 @@ impl CudaSession {
             state: None,
             exact: false,
             context,
+            most: super::device::is_known(device.cc).then_some(device.ceilings),
             device,
         })
     }
@@ -254,7 +259,10 @@ impl CudaSession {
         let inputs: u64 = state.tensors.iter().filter(|t| t.role == Role::In).map(|t| t.storage.bytes(t.touched)).sum();
         // Small inputs may be served from the L2 in part; only what exceeds it must come from memory.
         let beyond = inputs.saturating_sub(if state.cold { 0 } else { self.device.l2 });
-        let floor = (beyond as f64 / c.read).max(state.problem.flops() / c.flops(state.problem.types())) * 1e6;
+        // A short kernel may run at a higher clock than the measured rate did; what a generation that is not known may
+        // reach is not known either.
+        let rate = self.most.map_or(f64::INFINITY, |most| most.or(*c).flops(state.problem.types()));
+        let floor = (beyond as f64 / c.read).max(state.problem.flops() / rate) * 1e6;
         if us < floor * FLOOR_SHARE {
             return Err(BackendError::Measurement(format!("{us:.2} µs is under the floor of {floor:.2} µs")));
         }
@@ -288,8 +296,17 @@ impl Session for CudaSession {
         };
         let read = bytes as f64 / best(&|| support.read(a.address(), bytes, &self.stream))?;
         let copy = 2.0 * bytes as f64 / best(&|| support.copy(a.address(), b.address(), bytes, &self.stream))?;
+        let done = Buffer::new(&self.context, 8)?;
+        let seconds = best(&|| {
+            done.fill(0, &self.stream)?;
+            support.multiply(self.device.units, MATRIX_STEPS, &done, &self.stream)
+        })?;
+        let mut operations = [0; 8];
+        done.read(0, &mut operations)?;
+        let half = u64::from_le_bytes(operations) as f64 / seconds;
         let ceilings = &mut self.device.ceilings;
-        *ceilings = Ceilings { read, copy, measured: true, ..*ceilings };
+        // Tensor cores take half as many products of TF32, in every generation so far.
+        *ceilings = Ceilings { read, copy, half, tf32: half / 2.0, measured: true, ..*ceilings };
         Ok(*ceilings)
     }
 

@@ -18,7 +18,7 @@ const THREADS: u32 = 256;
 const STATS_BYTES: u64 = 48;
 
 /// The helpers.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "fill_uniform",
     "fill_uniform_f32",
     "sum_squares",
@@ -28,6 +28,7 @@ const NAMES: [&str; 9] = [
     "check_guard",
     "read_sum",
     "copy16",
+    "matrix_rate",
 ];
 
 pub(super) struct Support {
@@ -44,13 +45,17 @@ impl Support {
     }
 
     fn run(&self, name: &str, args: &[u64], stream: &Stream) -> Result<(), BackendError> {
+        self.run_blocks(BLOCKS, name, args, stream)
+    }
+
+    fn run_blocks(&self, blocks: u32, name: &str, args: &[u64], stream: &Stream) -> Result<(), BackendError> {
         let f = self.module.function(name)?;
         let _current = self.module.context.bind()?;
         let mut params: Vec<*mut c_void> = args.iter().map(|a| ptr::from_ref(a).cast_mut().cast()).collect();
         // SAFETY: every argument of the helpers is at most 8 bytes, and a smaller one reads the low bytes of its slot.
         let code = unsafe {
             let (p, s) = (params.as_mut_ptr(), stream.handle);
-            sys::cuLaunchKernel(f.handle, BLOCKS, 1, 1, THREADS, 1, 1, 0, s, p, ptr::null_mut())
+            sys::cuLaunchKernel(f.handle, blocks, 1, 1, THREADS, 1, 1, 0, s, p, ptr::null_mut())
         };
         check("cuLaunchKernel", code)
     }
@@ -132,5 +137,12 @@ impl Support {
     /// Copies `bytes` of memory.
     pub(super) fn copy(&self, from: u64, to: u64, bytes: u64, stream: &Stream) -> Result<(), BackendError> {
         self.run("copy16", &[from, to, bytes / 16], stream)
+    }
+
+    /// Multiplies matrices on so many multiprocessors, in steps of some tenths of a microsecond, and counts the operations at
+    /// `done`.
+    pub(super) fn multiply(&self, units: u32, steps: u32, done: &Buffer, stream: &Stream) -> Result<(), BackendError> {
+        let args = [u64::from(steps), done.address(), self.sink.address()];
+        self.run_blocks(units, "matrix_rate", &args, stream)
     }
 }
