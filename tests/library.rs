@@ -13,6 +13,7 @@ use jitune::template::{Library, Template};
 use jitune::tune;
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -28,9 +29,55 @@ fn main() {
     assert_eq!((again.stored(), found_again), (2, found));
     println!("test a_program_tunes_with_the_library_alone ... ok");
     sizes_between_try_what_was_best_for_their_neighbours(&folder.path().join("narrow"));
+    lanes_take_turns(&folder.path().join("lanes"));
+    println!("test lanes_take_turns ... ok");
     kinds_share_the_time_and_keep_their_reports(&folder.path().join("kinds"));
     println!("test kinds_share_the_time_and_keep_their_reports ... ok");
     println!("test sizes_between_try_what_was_best_for_their_neighbours ... ok");
+}
+
+/// As on a GPU: the candidates of some problems are compiled while those of another are measured.
+fn lanes_take_turns(folder: &Path) {
+    let texts = ["matmul m=8 n=64 k=64", "matmul m=16 n=64 k=64", "rmsnorm rows=8 cols=64", "silu_mul rows=4 cols=64"];
+    let problems: Vec<Problem> = texts.iter().map(|t| format!("{t} dtype=f32").parse().unwrap()).collect();
+    let library = Library::built_in().unwrap();
+    let tune = |name: &str, lanes: usize| {
+        let db = Db::open(folder.join(name), jitune::journal::options()).unwrap();
+        let options = tune::Options {
+            devices: vec![DeviceId::Cpu(1)],
+            budget: Some(Duration::from_secs(120)),
+            trials: Some(6),
+            nominal: true,
+            near_roofline: 0.0,
+            lanes: Some(lanes),
+            ..tune::Options::default()
+        };
+        let heard = Heard::default();
+        let report = tune::run(&db, &library, &problems, &options, &heard, &AtomicBool::new(false)).unwrap();
+        let heard = heard.0.into_inner().unwrap();
+        assert_eq!(report.winners().count(), problems.len(), "{report:?}");
+        // Who is begun before the first has won.
+        let won = heard.iter().position(|(won, _)| *won).unwrap();
+        (heard[..won].len(), heard.into_iter().filter(|(won, _)| !won).map(|(_, p)| p).collect::<BTreeSet<_>>())
+    };
+    let (alone, all) = tune("one", 1);
+    let (beside, same) = tune("three", 3);
+    assert_eq!((alone, beside, all), (1, 3, same));
+}
+
+/// Whether a problem has won, or is begun, in the order in which it is told.
+#[derive(Default)]
+struct Heard(Mutex<Vec<(bool, Problem)>>);
+
+impl tune::Observer for Heard {
+    fn event(&self, event: &tune::Event) {
+        let said = match event {
+            tune::Event::Problem { problem, .. } => (false, *problem),
+            tune::Event::Won { winner, .. } => (true, winner.problem),
+            _ => return,
+        };
+        self.0.lock().unwrap().push(said);
+    }
 }
 
 /// A processor with one thread is another kind than the same with two.

@@ -30,7 +30,7 @@ pub(super) fn code(artifact: &Artifact) -> Result<Vec<u8>, BackendError> {
 }
 
 /// What a session needs to check and time one problem.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Setup {
     /// The problem.

@@ -10,7 +10,7 @@ use crate::verdict::{Judged, Standing};
 use crate::worker::{Answer, Duty, Failure, FailureKind, Request, Worker};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -35,7 +35,21 @@ pub enum NotCompiled {
 
 /// What came of a source.
 pub type Outcome = Result<Artifact, NotCompiled>;
-type Reply = (Sender<(usize, Outcome)>, usize);
+
+/// Questions that are taken back together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch(u64);
+
+/// Where an outcome goes.
+#[derive(Clone)]
+pub struct Reply {
+    /// Told with the number.
+    pub to: Sender<(usize, Outcome)>,
+    /// Which of the batch's sources it is.
+    pub number: usize,
+    /// Whose.
+    pub batch: Batch,
+}
 
 enum Slot {
     Waiting(Vec<Reply>),
@@ -46,8 +60,6 @@ enum Slot {
 struct Jobs {
     /// What is waited for, the first asked first.
     asked: VecDeque<(String, Source)>,
-    /// What will be, for when nothing is.
-    foreseen: VecDeque<(String, Source)>,
     slots: HashMap<String, Slot>,
     stop: bool,
     spent: Compiling,
@@ -63,6 +75,7 @@ struct Shared {
 /// Compile workers and their queue.
 pub struct Compilers {
     shared: Arc<Shared>,
+    batches: AtomicU64,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -80,56 +93,46 @@ impl Compilers {
         let threads: Vec<_> = threads.into_iter().flatten().collect();
         match refused.into_iter().find_map(Result::err) {
             Some(e) if threads.is_empty() => Err(BackendError::Threads { asked: workers, why: e.to_string() }.into()),
-            _ => Ok(Compilers { shared, threads }),
+            _ => Ok(Compilers { shared, batches: AtomicU64::new(0), threads }),
         }
     }
 
-    /// Asks for a source. The outcome goes to `reply` with its number, at once when it is known already. Without a reply
-    /// the source is compiled when nothing else is asked for.
-    pub fn submit(&self, source: &Source, reply: Option<Reply>) {
+    /// A new batch.
+    pub fn batch(&self) -> Batch {
+        Batch(self.batches.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Asks for a source. The outcome goes to `reply`, at once when it is known already.
+    pub fn submit(&self, source: &Source, reply: Reply) {
         let hash = source.hash();
         let mut jobs = lock(&self.shared.jobs);
-        let urgent = reply.is_some();
         match jobs.slots.get_mut(&hash) {
             Some(Slot::Done(outcome)) => {
-                if let Some((to, number)) = reply {
-                    // A receiver that is gone no longer wants it.
-                    let _ = to.send((number, outcome.clone()));
-                }
-                return;
+                // A receiver that is gone no longer wants it.
+                let _ = reply.to.send((reply.number, outcome.clone()));
             }
-            Some(Slot::Waiting(list)) => {
-                list.extend(reply);
-                // It was only foreseen until now.
-                if urgent
-                    && let Some(at) = jobs.foreseen.iter().position(|(h, _)| *h == hash)
-                    && let Some(job) = jobs.foreseen.remove(at)
-                {
-                    jobs.asked.push_back(job);
-                }
-                return;
+            Some(Slot::Waiting(list)) => list.push(reply),
+            None => {
+                jobs.slots.insert(hash.clone(), Slot::Waiting(vec![reply]));
+                jobs.asked.push_back((hash, source.clone()));
+                self.shared.wake.notify_one();
             }
-            None => {}
         }
-        jobs.slots.insert(hash.clone(), Slot::Waiting(reply.into_iter().collect()));
-        let job = (hash, source.clone());
-        if urgent {
-            jobs.asked.push_back(job)
-        } else {
-            jobs.foreseen.push_back(job)
-        }
-        self.shared.wake.notify_one();
     }
 
-    /// Drops of these sources, by hash, those that are not being compiled yet.
-    pub fn cancel(&self, hashes: &[String]) {
+    /// Takes a batch's questions back. What nobody else asked for is dropped, unless it is being compiled.
+    pub fn cancel(&self, batch: Batch) {
         let mut jobs = lock(&self.shared.jobs);
-        let (dropped, kept): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut jobs.asked).into_iter().partition(|(h, _)| hashes.contains(h));
-        jobs.asked = kept;
-        for (hash, _) in dropped {
-            jobs.slots.remove(&hash);
-        }
+        let Jobs { asked, slots, .. } = &mut *jobs;
+        asked.retain(|(hash, _)| {
+            let Some(Slot::Waiting(list)) = slots.get_mut(hash) else { return true };
+            list.retain(|reply| reply.batch != batch);
+            let wanted = !list.is_empty();
+            if !wanted {
+                slots.remove(hash);
+            }
+            wanted
+        });
     }
 
     /// Whether everything is to end at once.
@@ -147,8 +150,8 @@ impl Compile for Compilers {
     type Error = TuneError;
 
     fn compile(&self, what: &str, source: &Source) -> Result<Artifact, TuneError> {
-        let (reply, outcome) = channel();
-        self.submit(source, Some((reply, 0)));
+        let (to, outcome) = channel();
+        self.submit(source, Reply { to, number: 0, batch: self.batch() });
         loop {
             return match outcome.recv_timeout(LOOK) {
                 Ok((_, Ok(artifact))) => Ok(artifact),
@@ -186,9 +189,6 @@ fn work(shared: &Shared, exe: &Path, folder: &Path) {
                 if let Some(job) = jobs.asked.pop_front() {
                     break job;
                 }
-                if let Some(job) = jobs.foreseen.pop_front() {
-                    break job;
-                }
                 jobs = shared.wake.wait(jobs).unwrap_or_else(PoisonError::into_inner);
             }
         };
@@ -199,8 +199,8 @@ fn work(shared: &Shared, exe: &Path, folder: &Path) {
         jobs.spent.seconds += start.elapsed().as_secs_f64();
         jobs.spent.sources += 1;
         if let Some(Slot::Waiting(list)) = jobs.slots.insert(hash, Slot::Done(outcome.clone())) {
-            for (to, number) in list {
-                let _ = to.send((number, outcome.clone()));
+            for reply in list {
+                let _ = reply.to.send((reply.number, outcome.clone()));
             }
         }
     }

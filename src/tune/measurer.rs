@@ -4,11 +4,12 @@ use super::TuneError;
 use crate::artifact::Artifact;
 use crate::backend::session::{Runnable, Series, Setup, Tried};
 use crate::device::{Ceilings, Device, DeviceId};
+use crate::sync::lock;
 use crate::verdict::{Judged, Standing, Verdict};
 use crate::worker::{Answer, Duty, Failure, FailureKind, Lost, Request, Worker};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// How long describing a device or measuring its ceilings may take.
@@ -26,13 +27,18 @@ pub struct Spent {
     pub verifying: f64,
     /// Timing them.
     pub measuring: f64,
-    /// Waiting for the compilers.
+    /// None of the others: waiting for the compilers, above all.
     pub waiting: f64,
     /// Replacing lost workers.
     pub recovering: f64,
 }
 
 impl Spent {
+    /// All but waiting.
+    pub(super) fn busy(&self) -> f64 {
+        self.preparing + self.verifying + self.measuring + self.recovering
+    }
+
     /// Adds another's times.
     pub fn add(&mut self, o: &Spent) {
         self.preparing += o.preparing;
@@ -43,13 +49,14 @@ impl Spent {
     }
 }
 
-/// A device's measuring worker, whatever happens to the process behind it. Lives on one thread.
+/// A device's measuring worker, whatever happens to the process behind it. The lanes of a device take turns at it.
 pub struct Measurer {
     exe: PathBuf,
     id: DeviceId,
     worker: Option<Worker>,
     device: Device,
     setup: Option<Setup>,
+    preparing: Duration,
     canary: Option<Runnable>,
     lost: u32,
     /// Set where everything is to end at once.
@@ -74,6 +81,7 @@ impl Measurer {
             worker: Some(worker),
             device,
             setup: None,
+            preparing: Duration::ZERO,
             canary: None,
             lost: 0,
             halt,
@@ -84,6 +92,11 @@ impl Measurer {
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// How long it took to make the problem ready.
+    pub fn preparing(&self) -> Duration {
+        self.preparing
     }
 
     /// Measures the device's ceilings.
@@ -98,19 +111,28 @@ impl Measurer {
         }
     }
 
-    /// Makes a problem ready. A worker that is lost over it twice costs this problem alone.
-    pub fn prepare(&mut self, setup: Setup) -> Result<(), TuneError> {
+    /// Makes a problem ready, unless it is. A worker that is lost over it twice costs this problem alone.
+    pub fn ready(&mut self, setup: &Setup) -> Result<(), TuneError> {
+        if self.setup.as_ref() == Some(setup) && self.worker.is_some() {
+            return Ok(());
+        }
         let start = std::time::Instant::now();
-        self.canary = None;
+        (self.canary, self.setup) = (None, None);
+        if self.worker.is_none() {
+            self.assume_again()?;
+        }
         let request = Request::Prepare(Box::new(setup.clone()));
         let mut answer = self.ask(&request, SLOW);
         if let Err(TuneError::Lost(_)) = answer {
             answer = self.assume_again().and_then(|()| self.ask(&request, SLOW));
         }
-        self.spent.preparing += start.elapsed().as_secs_f64();
-        self.setup = Some(setup);
+        self.preparing = start.elapsed();
+        self.spent.preparing += self.preparing.as_secs_f64();
         match answer {
-            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Done) => {
+                self.setup = Some(setup.clone());
+                Ok(())
+            }
             Ok(Answer::Failed(f)) => Err(TuneError::Prepare(f)),
             Ok(_) => Err(unexpected()),
             Err(TuneError::Lost(lost)) => {
@@ -255,6 +277,43 @@ impl Measurer {
             }
         }
         Ok(())
+    }
+}
+
+/// A device where lanes take turns at its measuring worker.
+pub(super) struct Place {
+    measurer: Mutex<Measurer>,
+    /// Kept beside it, so that whoever asks need not wait for a turn.
+    device: Mutex<Device>,
+}
+
+impl Place {
+    pub fn new(measurer: Measurer) -> Place {
+        Place { device: Mutex::new(measurer.device().clone()), measurer: Mutex::new(measurer) }
+    }
+
+    /// The device as it is known by now.
+    pub fn device(&self) -> Device {
+        lock(&self.device).clone()
+    }
+
+    /// A turn, with a problem made ready.
+    pub fn turn(&self, setup: &Setup) -> Result<MutexGuard<'_, Measurer>, TuneError> {
+        let mut measurer = lock(&self.measurer);
+        measurer.ready(setup)?;
+        Ok(measurer)
+    }
+
+    /// Measures the device's ceilings anew.
+    pub fn ceilings(&self, support: Artifact) -> Result<(), TuneError> {
+        let ceilings = lock(&self.measurer).ceilings(support)?;
+        lock(&self.device).ceilings = ceilings;
+        Ok(())
+    }
+
+    /// Where the worker's time went.
+    pub fn spent(&self) -> Spent {
+        lock(&self.measurer).spent
     }
 }
 

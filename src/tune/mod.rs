@@ -19,7 +19,7 @@ pub use search::{Point, Search, Searcher};
 pub use statistics::{noise, ties};
 
 use crate::backend::BackendError;
-use crate::bench::{self, Bench, Folder};
+use crate::bench::{Bench, Folder};
 use crate::device::{Device, DeviceId, Target};
 use crate::journal;
 use crate::key::Context;
@@ -30,10 +30,11 @@ use crate::sync::{into_inner, lock};
 use crate::template::{Library, Template};
 use crate::winner::Winner;
 use compilers::Compilers;
+use indexmap::IndexMap;
 use jitune_db::Db;
-use measurer::Measurer;
+use measurer::{Measurer, Place};
 use problem::Tuning;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -50,6 +51,8 @@ const GRACE_TO_STOP: Duration = Duration::from_millis(1300);
 const PATIENT_ROOFLINES: f64 = 400.0;
 /// About how many launches trying a problem comes to: a GPU's rounds hold many, a processor's few.
 const LAUNCHES: Launches = Launches { cuda: 400.0, cpu: 12.0 };
+/// Problems that are tuned at a time on a GPU: while the candidates of one are measured those of the others are compiled.
+const LANES: usize = 12;
 /// Configs of neighbours that are tried first.
 const REMEMBERED: usize = 4;
 /// The best of each neighbour that a narrow search tries.
@@ -83,6 +86,9 @@ pub struct Options {
     /// Those of the problems that are searched only among what was best for their neighbours, which are others of the
     /// problems that differ from them in one size: code that has been compiled.
     pub narrow: Vec<Problem>,
+    /// Problems that are tuned at a time on a device; by default 12 on a GPU, and one on a processor, whose time the
+    /// compilers would take.
+    pub lanes: Option<usize>,
     /// Only look up what is stored.
     pub stored_only: bool,
     /// Seed of the search and of the inputs: with the same one two runs try the same.
@@ -103,6 +109,7 @@ impl Default for Options {
             again: false,
             nominal: false,
             narrow: Vec::new(),
+            lanes: None,
             stored_only: false,
             seed: 1,
         }
@@ -145,8 +152,10 @@ pub(crate) struct Tuner<'a> {
     /// Set once everything is to end at once.
     halt: Arc<AtomicBool>,
     compiler: String,
-    /// What won so far, the latest last.
-    memory: Mutex<Vec<Remembered>>,
+    /// Problems that are tuned at a time on one device.
+    lanes: usize,
+    /// What had won before.
+    stored: Mutex<Vec<Remembered>>,
 }
 
 /// Tunes `problems` and stores every winner as soon as it is known. `stop` ends it early: the report says so then.
@@ -184,7 +193,8 @@ pub fn run(
         start,
         halt,
         compiler,
-        memory: Mutex::default(),
+        lanes: options.lanes.unwrap_or(if target == Target::Cuda { LANES } else { 1 }).max(1),
+        stored: Mutex::default(),
     };
     let done = AtomicBool::new(false);
     let report = std::thread::scope(|scope| {
@@ -292,29 +302,26 @@ impl Tuner<'_> {
                     todo.clear();
                 }
                 report.devices.extend(todo.is_empty().then_some(device));
-                let (next, ahead) = (AtomicUsize::new(0), Mutex::default());
-                let queue = Queue { problems, todo, next, devices: ids.len(), ahead, report: Mutex::new(report) };
+                // In the order of the plan where nobody works beside.
+                let alone = self.lanes == 1 && ids.len() == 1;
+                let lanes = if alone { vec![todo] } else { families(problems, &todo) };
+                let queue = Queue {
+                    problems,
+                    waiting: Mutex::new(lanes.concat()),
+                    lanes,
+                    next: AtomicUsize::new(0),
+                    devices: ids.len(),
+                    report: Mutex::new(report),
+                };
                 (ids, queue)
             })
             .collect();
         let stored = queues.iter().map(|(_, queue)| lock(&queue.report).stored).sum();
         self.tell(Event::Plan { problems: problems.len() * queues.len(), stored });
         // All devices work at the same time, those of other kinds too: they share the time and the compilers.
-        let at_work = queues.iter().filter(|(_, queue)| !queue.todo.is_empty());
-        let places: Vec<(DeviceId, &Queue)> =
-            at_work.flat_map(|(ids, queue)| ids.iter().map(move |id| (*id, queue))).collect();
-        let ended: Vec<Result<(), TuneError>> = std::thread::scope(|scope| {
-            let spawn =
-                |(id, queue)| std::thread::Builder::new().spawn_scoped(scope, move || self.device_thread(id, queue));
-            let threads: Vec<_> = places.into_iter().map(spawn).collect();
-            let refused = |e: std::io::Error| BackendError::Threads { asked: 1, why: e.to_string() };
-            let end = |t: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match t {
-                Ok(thread) => thread.join().ok(),
-                Err(e) => Some(Err(refused(e).into())),
-            };
-            threads.into_iter().filter_map(end).collect()
-        });
-        ended.into_iter().collect::<Result<(), TuneError>>()?;
+        let at_work = queues.iter().filter(|(_, queue)| !lock(&queue.waiting).is_empty());
+        let places = at_work.flat_map(|(ids, queue)| ids.iter().map(move |id| (*id, queue)));
+        at_once(places, |(id, queue)| self.on_device(id, queue))?;
         Ok(Report {
             kinds: queues.into_iter().map(|(_, queue)| into_inner(queue.report)).collect(),
             compiling: self.compilers.spent(),
@@ -327,9 +334,9 @@ impl Tuner<'_> {
     fn todo(&self, problems: &[Problem], device: &Device, report: &mut OfKind) -> Vec<usize> {
         let mut todo = Vec::new();
         for (index, &problem) in problems.iter().enumerate() {
-            match self.stored(&problem, device) {
+            match self.look_up(&problem, device) {
                 Ok(Some(winner)) if !self.options.again && (self.is_final(&winner) || self.options.stored_only) => {
-                    self.remember(&winner);
+                    lock(&self.stored).push(Remembered::of(&winner));
                     self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: true });
                     report.winners[index] = Some(winner);
                     report.stored += 1;
@@ -365,83 +372,84 @@ impl Tuner<'_> {
         }
     }
 
-    /// One device's thread: its worker lives and dies here.
-    fn device_thread(&self, id: DeviceId, queue: &Queue<'_>) -> Result<(), TuneError> {
-        let Queue { problems, todo, devices, report, .. } = queue;
+    /// One device: its worker lives and dies here, and the lanes take turns at it.
+    fn on_device(&self, id: DeviceId, queue: &Queue<'_>) -> Result<(), TuneError> {
+        let start = Instant::now();
         let mut measurer = Measurer::start(self.exe.clone(), id, self.halt.clone())?;
         if self.measures_ceilings() {
-            let support = self.bench().support(&problems[todo[0]], measurer.device());
+            let support = self.bench().support(&queue.problems[queue.lanes[0][0]], measurer.device());
             match support.and_then(|support| measurer.ceilings(support)) {
                 // The time was up: said below, of each problem.
                 Err(TuneError::Interrupted) if !self.stopped() => {}
                 other => drop(other?),
             }
         }
-        let device = measurer.device().clone();
-        self.tell(Event::Device { device: Box::new(device.clone()) });
-        loop {
-            let at = queue.next.fetch_add(1, Ordering::Relaxed);
-            let Some(&index) = todo.get(at) else { break };
-            if self.stopped() {
-                break;
-            }
-            let problem = problems[index];
-            if self.time_is_up() {
-                self.failed(index, problem, &TuneError::NoTime { problem }, &mut lock(report));
-                continue;
-            }
-            if device.target == Target::Cuda
-                && let Some(&next) = todo.get(at + 1)
-                && !self.is_narrow(&problems[next])
-            {
-                self.foresee(&problems[next], &device, queue);
-            }
-            let left = self.left().as_secs_f64();
-            let share = share(&device, problems, &todo[at..]) * *devices as f64;
-            // Never so little that nothing can be tried: the first candidate always runs.
-            let budget = Duration::try_from_secs_f64((left * share.min(1.0)).max(0.2)).unwrap_or(Duration::MAX);
-            let space = lock(&queue.ahead).remove(&problem).map_or_else(|| self.space(&problem, &device), Ok);
-            let space = match space {
-                Ok(space) if self.is_narrow(&problem) => self.narrowed(space, problems, &device),
-                other => other,
-            };
-            let tuned = space.and_then(|space| Tuning::open(self, &mut measurer, space, budget)?.run(index));
-            match tuned {
-                Ok(winner) => {
-                    self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: false });
-                    lock(report).winners[index] = Some(winner);
+        self.tell(Event::Device { device: Box::new(measurer.device().clone()) });
+        let place = Place::new(measurer);
+        let ended = at_once(0..self.lanes.min(queue.lanes.len()), |_| self.lane(&place, queue));
+        let mut spent = place.spent();
+        spent.waiting = start.elapsed().as_secs_f64() - spent.busy();
+        let mut report = lock(&queue.report);
+        report.spent.add(&spent);
+        report.devices.push(place.device());
+        ended
+    }
+
+    /// Tunes problems one after the other, as long as there are some that nobody else has taken.
+    fn lane(&self, place: &Place, queue: &Queue<'_>) -> Result<(), TuneError> {
+        while let Some(family) = queue.lanes.get(queue.next.fetch_add(1, Ordering::Relaxed)) {
+            // What won in it so far, the latest last.
+            let mut won: Vec<Remembered> = lock(&self.stored).clone();
+            for &index in family {
+                if self.stopped() {
+                    return Ok(());
                 }
-                Err(TuneError::Interrupted) if self.stopped() => break,
-                Err(TuneError::Interrupted) => {
-                    self.failed(index, problem, &TuneError::NoTime { problem }, &mut lock(report))
+                if let Some(winner) = self.one(place, queue, index, &won)? {
+                    won.push(Remembered::of(&winner));
+                    lock(&queue.report).winners[index] = Some(winner);
                 }
-                // The next problem would meet the same.
-                Err(TuneError::Device(f)) if f.is_of_the_machine() => return Err(TuneError::Device(f)),
-                Err(e @ (TuneError::Sick(_) | TuneError::Db(_) | TuneError::Io { .. } | TuneError::Lost(_))) => {
-                    return Err(e);
-                }
-                Err(e) => self.failed(index, problem, &e, &mut lock(report)),
             }
         }
-        let mut report = lock(report);
-        report.spent.add(&measurer.spent);
-        report.devices.push(measurer.device().clone());
         Ok(())
     }
 
-    /// Lets the compilers make the first candidates of the next problem while this one is measured.
-    fn foresee(&self, problem: &Problem, device: &Device, queue: &Queue<'_>) {
-        // What is wrong with it is said when its turn comes.
-        let Ok(space) = self.space(problem, device) else { return };
-        if let Ok((source, _)) = bench::reference(self.library, problem, device) {
-            self.compilers.submit(&source, None);
+    /// Tunes one problem. An error is one that the next problem would meet too.
+    fn one(
+        &self,
+        place: &Place,
+        queue: &Queue<'_>,
+        index: usize,
+        neighbours: &[Remembered],
+    ) -> Result<Option<Winner>, TuneError> {
+        let problem = queue.problems[index];
+        let failed = |e: &TuneError| {
+            self.failed(index, problem, e, &mut lock(&queue.report));
+            Ok(None)
+        };
+        let (left, device) = (self.left(), place.device());
+        let share = queue.begin(index, &device) * (queue.devices * self.lanes) as f64;
+        if left.is_zero() {
+            return failed(&TuneError::NoTime { problem });
         }
-        for p in self.searcher(&space, &[]).next_batch() {
-            if let Ok(source) = self.library.render(&space.templates[p.template], problem, device, &p.config) {
-                self.compilers.submit(&source, None);
+        // Never so little that nothing can be tried: the first candidate always runs.
+        let seconds = (left.as_secs_f64() * share.min(1.0)).max(0.2);
+        let budget = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let space = match self.space(&problem, &device) {
+            Ok(space) if self.is_narrow(&problem) => self.narrowed(space, queue.problems, &device),
+            other => other,
+        };
+        let tuned = space.and_then(|space| Tuning::open(self, place, space, neighbours, budget)?.run(index));
+        match tuned {
+            Ok(winner) => {
+                self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: false });
+                Ok(Some(winner))
             }
+            Err(TuneError::Interrupted) if self.stopped() => Ok(None),
+            Err(TuneError::Interrupted) => failed(&TuneError::NoTime { problem }),
+            Err(TuneError::Device(f)) if f.is_of_the_machine() => Err(TuneError::Device(f)),
+            Err(e @ (TuneError::Sick(_) | TuneError::Db(_) | TuneError::Io { .. } | TuneError::Lost(_))) => Err(e),
+            Err(e) => failed(&e),
         }
-        lock(&queue.ahead).insert(*problem, space);
     }
 
     /// The legal configs of all templates that take a problem.
@@ -483,41 +491,14 @@ impl Tuner<'_> {
         Ok(JoinedSpace { points: points.into(), narrow: true, ..whole })
     }
 
-    fn searcher(&self, space: &JoinedSpace, remembered: &[(usize, Config)]) -> Searcher {
-        Searcher::new(space.points.clone(), self.options.search, self.trials, remembered, self.options.seed)
-    }
-
     /// The stored winner of a problem, if there is one whose artifact is there too.
-    fn stored(&self, problem: &Problem, device: &Device) -> Result<Option<Winner>, TuneError> {
+    fn look_up(&self, problem: &Problem, device: &Device) -> Result<Option<Winner>, TuneError> {
         let templates = self.library.for_problem(problem, device)?;
         let key = self.context(device).winner(self.library, problem, &templates);
         let Some(winner) = self.db.winner(&key)?.as_ref().and_then(journal::winner) else { return Ok(None) };
         let hash = winner.artifact.parse();
         let present = hash.ok().map(|h| self.db.artifact(&h)).transpose()?.flatten().is_some();
         Ok(present.then_some(winner))
-    }
-
-    fn remember(&self, winner: &Winner) {
-        let template = winner.template().to_string();
-        lock(&self.memory).push(Remembered { problem: winner.problem, template, config: winner.config.clone() });
-    }
-
-    /// Configs of the winners of neighbouring problems: same op and template, any shape; the latest first.
-    fn remembered(&self, problem: &Problem, templates: &[Arc<Template>]) -> Vec<(usize, Config)> {
-        let memory = lock(&self.memory);
-        let near = |r: &&Remembered| r.problem.op().name == problem.op().name && r.problem.types() == problem.types();
-        let mut list: Vec<(usize, Config)> = Vec::new();
-        for r in memory.iter().rev().filter(near) {
-            let Some(place) = templates.iter().position(|t| t.name() == r.template) else { continue };
-            let known = (place, r.config.clone());
-            if !list.contains(&known) {
-                list.push(known);
-            }
-            if list.len() == REMEMBERED {
-                break;
-            }
-        }
-        list
     }
 
     fn bench(&self) -> Bench<'_, Compilers> {
@@ -531,23 +512,96 @@ struct Launches {
 }
 
 /// A winner whose config is tried first for its neighbours.
+#[derive(Clone)]
 struct Remembered {
     problem: Problem,
     template: String,
     config: Config,
 }
 
-/// The problems of one kind of device, and what it gave so far; shared by the threads of its devices.
+impl Remembered {
+    fn of(winner: &Winner) -> Remembered {
+        let template = winner.template().to_string();
+        Remembered { problem: winner.problem, template, config: winner.config.clone() }
+    }
+}
+
+/// Configs of what won for neighbours of a problem: same op and template, any shape; the latest first.
+fn remembered(won: &[Remembered], problem: &Problem, templates: &[Arc<Template>]) -> Vec<(usize, Config)> {
+    let near = |r: &&Remembered| r.problem.op().name == problem.op().name && r.problem.types() == problem.types();
+    let mut list: Vec<(usize, Config)> = Vec::new();
+    for r in won.iter().rev().filter(near) {
+        let Some(place) = templates.iter().position(|t| t.name() == r.template) else { continue };
+        let known = (place, r.config.clone());
+        if !list.contains(&known) {
+            list.push(known);
+        }
+        if list.len() == REMEMBERED {
+            break;
+        }
+    }
+    list
+}
+
+/// The problems of one kind of device, and what it gave so far; shared by the lanes of its devices.
 struct Queue<'a> {
     problems: &'a [Problem],
-    /// The positions of those that are tuned, and the next of these positions.
-    todo: Vec<usize>,
+    /// The positions of those that are tuned, by who is tuned one after the other.
+    lanes: Vec<Vec<usize>>,
+    /// The next lane that nobody has taken.
     next: AtomicUsize,
+    /// The positions of those that are not begun yet.
+    waiting: Mutex<Vec<usize>>,
     /// How many devices are of the kind.
     devices: usize,
-    /// Spaces that were enumerated for the compilers before their turn.
-    ahead: Mutex<HashMap<Problem, JoinedSpace>>,
     report: Mutex<OfKind>,
+}
+
+impl Queue<'_> {
+    /// Takes a problem off those that wait. The share of the remaining time that it gets: by what it costs to try it, which
+    /// is a constant, taken as a second, and a number of launches.
+    fn begin(&self, index: usize, device: &Device) -> f64 {
+        let launches = if device.target == Target::Cpu { LAUNCHES.cpu } else { LAUNCHES.cuda };
+        let weight = |i: &usize| 1.0 + device.roofline(&self.problems[*i]).0 * launches;
+        let mut waiting = lock(&self.waiting);
+        let share = weight(&index) / waiting.iter().map(weight).sum::<f64>();
+        waiting.retain(|i| *i != index);
+        share
+    }
+}
+
+/// The problems of `todo` by who shares code, in the order in which they stand there: what won for one is tried first for
+/// the next, whatever the others do meanwhile, so that two runs try the same.
+fn families(problems: &[Problem], todo: &[usize]) -> Vec<Vec<usize>> {
+    let family = |p: &Problem| {
+        let fixed = |d: &&DimDef| d.part == Part::Contract;
+        let contract: Vec<i64> = p.op().dims.iter().filter(fixed).map(|d| p.dim(d.name)).collect();
+        (p.op().name, p.types(), contract)
+    };
+    let mut list: IndexMap<_, Vec<usize>> = IndexMap::new();
+    for &index in todo {
+        list.entry(family(&problems[index])).or_default().push(index);
+    }
+    list.into_values().collect()
+}
+
+/// Runs `work` on each of a list at the same time, on threads of their own. The first error of them, once all have ended.
+fn at_once<T: Send>(
+    list: impl Iterator<Item = T>,
+    work: impl Fn(T) -> Result<(), TuneError> + Sync,
+) -> Result<(), TuneError> {
+    let ended: Vec<Result<(), TuneError>> = std::thread::scope(|scope| {
+        let work = &work;
+        let spawn = |item| std::thread::Builder::new().spawn_scoped(scope, move || work(item));
+        let threads: Vec<_> = list.map(spawn).collect();
+        let refused = |e: std::io::Error| BackendError::Threads { asked: 1, why: e.to_string() };
+        let end = |t: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match t {
+            Ok(thread) => thread.join().ok(),
+            Err(e) => Some(Err(refused(e).into())),
+        };
+        threads.into_iter().filter_map(end).collect()
+    });
+    ended.into_iter().collect()
 }
 
 /// The legal configs of all templates that take a problem.
@@ -576,13 +630,4 @@ fn neighbours<'a>(problem: &Problem, all: impl Iterator<Item = &'a Problem>) -> 
         }
     }
     nearest.into_values().collect()
-}
-
-/// The share of the remaining time that the first of the remaining problems gets: by what it costs to try it, which is a
-/// constant, taken as a second, and a number of launches.
-fn share(device: &Device, problems: &[Problem], rest: &[usize]) -> f64 {
-    let launches = if device.target == Target::Cpu { LAUNCHES.cpu } else { LAUNCHES.cuda };
-    let weight = |p: &Problem| 1.0 + device.roofline(p).0 * launches;
-    let all: f64 = rest.iter().map(|&i| weight(&problems[i])).sum();
-    rest.first().map_or(1.0, |&i| weight(&problems[i]) / all)
 }

@@ -1,19 +1,20 @@
 //! Tuning one problem: the loop, readable top to bottom.
 
 use super::LOOK;
-use super::compilers::{NotCompiled, Outcome};
-use super::measurer::Measurer;
+use super::compilers::{NotCompiled, Outcome, Reply};
+use super::measurer::{Measurer, Place};
 use super::search::{Point, Searcher};
 use super::statistics::ties;
-use super::{Event, JoinedSpace, TuneError, Tuner};
+use super::{Event, JoinedSpace, Remembered, TuneError, Tuner, remembered};
 use crate::artifact::Artifact;
 use crate::backend::session::{Runnable, Series, Setup};
-use crate::device::Target;
+use crate::device::{Device, Target};
 use crate::journal;
 use crate::verdict::{Judged, Standing, Verdict};
 use crate::winner::{Evidence, Winner};
 use jitune_db::Key;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::MutexGuard;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -61,16 +62,16 @@ struct Chosen {
 /// One problem while it is tuned on one device, and what is known of it so far.
 pub(super) struct Tuning<'a> {
     tuner: &'a Tuner<'a>,
-    measurer: &'a mut Measurer,
+    place: &'a Place,
+    device: Device,
+    setup: Setup,
     space: JoinedSpace,
     /// Of each template, the key of its trials, and the verdicts of earlier runs by config.
     keys: Vec<Key>,
     known: Vec<HashMap<String, Verdict>>,
     searcher: Searcher,
     right: Vec<Right>,
-    /// What the measuring worker is still to make ready.
-    unprepared: Option<Setup>,
-    /// How long that took.
+    /// How long it took to make the problem ready.
     preparing: Duration,
     /// About how long a round of timing takes, in seconds.
     round_s: f64,
@@ -89,15 +90,18 @@ pub(super) struct Tuning<'a> {
 }
 
 impl<'a> Tuning<'a> {
-    /// Reads what earlier runs found.
+    /// Reads what earlier runs found. The configs of `neighbours` are tried first.
     pub(super) fn open(
         tuner: &'a Tuner<'a>,
-        measurer: &'a mut Measurer,
+        place: &'a Place,
         space: JoinedSpace,
+        neighbours: &[Remembered],
         budget: Duration,
     ) -> Result<Tuning<'a>, TuneError> {
         let start = Instant::now();
-        let context = tuner.context(measurer.device());
+        let device = place.device();
+        let setup = tuner.bench().setup(&space.problem, &device, tuner.options.seed)?;
+        let context = tuner.context(&device);
         let (mut keys, mut known) = (Vec::new(), Vec::new());
         for t in &space.templates {
             let key = context.trials(tuner.library, &space.problem, t);
@@ -112,17 +116,20 @@ impl<'a> Tuning<'a> {
             keys.push(key);
             known.push(seen);
         }
-        let searcher = tuner.searcher(&space, &tuner.remembered(&space.problem, &space.templates));
-        let roofline_us = measurer.device().roofline(&space.problem).0 * 1e6;
+        let (points, options) = (space.points.clone(), tuner.options);
+        let first = remembered(neighbours, &space.problem, &space.templates);
+        let searcher = Searcher::new(points, options.search, tuner.trials, &first, options.seed);
+        let roofline_us = device.roofline(&space.problem).0 * 1e6;
         Ok(Tuning {
             tuner,
-            measurer,
+            place,
+            device,
+            setup,
             space,
             keys,
             known,
             searcher,
             right: Vec::new(),
-            unprepared: None,
             preparing: Duration::ZERO,
             round_s: 0.0,
             doubted: Vec::new(),
@@ -141,8 +148,6 @@ impl<'a> Tuning<'a> {
         let (tuner, problem) = (self.tuner, self.space.problem);
         let (space, budget_s) = (self.space.points.len() as u64, self.budget.as_secs_f64());
         tuner.tell(Event::Problem { index, problem, space, budget_s });
-        let setup = tuner.bench().setup(&problem, self.measurer.device(), tuner.options.seed)?;
-        self.unprepared = Some(setup.clone());
         loop {
             let batch = self.searcher.next_batch();
             if batch.is_empty() {
@@ -167,7 +172,7 @@ impl<'a> Tuning<'a> {
             }
             let rounds = self.final_rounds();
             let chosen = if rounds < LEAST_ROUNDS { self.best_so_far()? } else { self.finals(rounds)? };
-            match self.check_again(&chosen, setup.clone()) {
+            match self.check_again(&chosen) {
                 Ok(errors) => break (chosen, errors),
                 // The next of the finalists may hold what this one promised.
                 Err(TuneError::Unstable { config, verdict, .. }) if self.right.len() > 1 => {
@@ -179,11 +184,13 @@ impl<'a> Tuning<'a> {
             }
         };
         self.settle()?;
-        if self.measurer.device().target == Target::Cpu && tuner.measures_ceilings() && !self.is_hurried() {
+        if self.device.target == Target::Cpu && tuner.measures_ceilings() && !self.is_hurried() {
             // What a processor reaches changes while others use the machine: a winner is held against the best so far.
-            match tuner.bench().support(&problem, self.measurer.device()).and_then(|s| self.measurer.ceilings(s)) {
+            let support = tuner.bench().support(&problem, &self.device);
+            match support.and_then(|support| self.place.ceilings(support)) {
+                Ok(()) => self.device = self.place.device(),
                 Err(TuneError::Interrupted) => {}
-                other => drop(other?),
+                Err(e) => return Err(e),
             }
         }
         let artifact = chosen.artifact.clone();
@@ -220,51 +227,43 @@ impl<'a> Tuning<'a> {
         format!("{} {}", self.space.templates[point.template].name(), point.config)
     }
 
-    /// Compiles what is not known yet and measures it as it comes; on the host's processor only when all is compiled,
-    /// since there the compilers use the device itself.
+    /// Compiles what is not known yet, and then measures all of it: meanwhile the device is another lane's, and a processor
+    /// the compilers'.
     fn run_batch(&mut self, batch: &[Point]) -> Result<(), TuneError> {
-        let (reply, outcomes) = channel();
-        let (mut waiting, mut hashes) = (0, Vec::new());
+        let (to, outcomes) = channel();
+        let (mut waiting, asked) = (0, self.tuner.compilers.batch());
         for (number, point) in batch.iter().enumerate() {
             if let Some(verdict) = self.known[point.template].get(&point.config.to_string()).cloned() {
                 self.account(point, verdict, None);
                 continue;
             }
             let template = &self.space.templates[point.template];
-            let device = self.measurer.device();
-            match self.tuner.library.render(template, &self.space.problem, device, &point.config) {
+            match self.tuner.library.render(template, &self.space.problem, &self.device, &point.config) {
                 Ok(source) => {
-                    self.tuner.compilers.submit(&source, Some((reply.clone(), number)));
-                    hashes.push(source.hash());
+                    self.tuner.compilers.submit(&source, Reply { to: to.clone(), number, batch: asked });
                     waiting += 1;
                 }
                 Err(e) => self.refused(point, e.to_string())?,
             }
         }
-        drop(reply);
-        // Made while the first candidates are compiled.
-        if let Some(setup) = self.unprepared.take() {
-            let begun = Instant::now();
-            self.measurer.prepare(setup)?;
-            self.preparing = begun.elapsed();
+        drop(to);
+        if self.tuner.lanes == 1 {
+            // Nobody else wants the device while the candidates are compiled.
+            drop(self.turn()?);
         }
-        let exclusive = self.measurer.device().target == Target::Cpu;
         let mut ready = Vec::new();
         while waiting > 0 {
             // Once the problem's time is up the rest is not waited for, as soon as there is something to choose from.
             let any = !ready.is_empty() || !self.right.is_empty();
             if self.tuner.stopped() || self.is_late() || self.start.elapsed() > self.budget && any {
-                self.tuner.compilers.cancel(&hashes);
+                self.tuner.compilers.cancel(asked);
                 self.cut_off = true;
                 break;
             }
-            let begun = Instant::now();
-            let next = outcomes.recv_timeout(LOOK);
-            self.measurer.spent.waiting += begun.elapsed().as_secs_f64();
-            match next {
-                Ok((number, outcome)) => {
+            match outcomes.recv_timeout(LOOK) {
+                Ok(next) => {
                     waiting -= 1;
-                    if exclusive { ready.push((number, outcome)) } else { self.take(&batch[number], outcome)? }
+                    ready.push(next);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 // The compilers only drop a sender when they are told to stop.
@@ -273,11 +272,19 @@ impl<'a> Tuning<'a> {
         }
         // The cheapest by prediction first, however the compilers finished.
         ready.sort_by_key(|(number, _)| *number);
-        ready.into_iter().try_for_each(|(number, outcome)| self.take(&batch[number], outcome))
+        let mut measurer = self.turn()?;
+        ready.into_iter().try_for_each(|(number, outcome)| self.take(&mut measurer, &batch[number], outcome))
+    }
+
+    /// A turn at the measuring worker, with the problem ready.
+    fn turn(&mut self) -> Result<MutexGuard<'a, Measurer>, TuneError> {
+        let measurer = self.place.turn(&self.setup)?;
+        self.preparing = measurer.preparing();
+        Ok(measurer)
     }
 
     /// Judges a candidate that the compilers are done with. Once the time is up, what is left is let go, unjudged.
-    fn take(&mut self, point: &Point, outcome: Outcome) -> Result<(), TuneError> {
+    fn take(&mut self, measurer: &mut Measurer, point: &Point, outcome: Outcome) -> Result<(), TuneError> {
         if self.tuner.stopped() || self.is_late() {
             self.cut_off = true;
             return Ok(());
@@ -293,7 +300,7 @@ impl<'a> Tuning<'a> {
             Err(e) => return self.refused(point, e.to_string()),
         };
         let begun = Instant::now();
-        let judged = self.measurer.attempt(&runnable, SCREEN_ROUNDS, self.tuner.deadline(self.roofline_us))?;
+        let judged = measurer.attempt(&runnable, SCREEN_ROUNDS, self.tuner.deadline(self.roofline_us))?;
         if let Verdict::Measured { .. } = judged.verdict {
             self.round_s = begun.elapsed().as_secs_f64() / f64::from(SCREEN_ROUNDS);
         }
@@ -361,7 +368,7 @@ impl<'a> Tuning<'a> {
 
     fn runnable(&self, point: &Point, artifact: &Artifact) -> Result<Runnable, TuneError> {
         let recipe = &self.space.templates[point.template].recipe;
-        let launch = recipe.launch(&self.space.problem, self.measurer.device(), &point.config)?;
+        let launch = recipe.launch(&self.space.problem, &self.device, &point.config)?;
         Ok(Runnable { artifact: artifact.clone(), launch })
     }
 
@@ -377,7 +384,7 @@ impl<'a> Tuning<'a> {
             finalists.push((right.point.clone(), artifact));
         }
         let deadline = self.tuner.deadline(self.roofline_us) * 4;
-        let mut series = self.measurer.finals(&runnables, rounds, deadline)?;
+        let mut series = self.turn()?.finals(&runnables, rounds, deadline)?;
         let mut tied = ties(&series);
         tied.sort_by(|&a, &b| {
             let (x, y) = (&finalists[a].0, &finalists[b].0);
@@ -403,21 +410,22 @@ impl<'a> Tuning<'a> {
             Some(a) => Ok(a.clone()),
             // Its verdict is remembered from an earlier run: only the artifact is made again.
             None => {
-                let (template, device) = (&self.space.templates[right.point.template], self.measurer.device());
-                self.tuner.bench().artifact(template, &self.space.problem, device, &right.point.config)
+                let template = &self.space.templates[right.point.template];
+                self.tuner.bench().artifact(template, &self.space.problem, &self.device, &right.point.config)
             }
         }
     }
 
     /// The winner is checked once more after all timing, on other inputs where that is affordable.
-    fn check_again(&mut self, chosen: &Chosen, setup: Setup) -> Result<Errors, TuneError> {
-        if !self.is_hurried() && self.space.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
-            let fresh = Setup { seed: setup.seed.wrapping_add(0x5eed), ..setup };
-            self.measurer.prepare(fresh)?;
-        }
+    fn check_again(&mut self, chosen: &Chosen) -> Result<Errors, TuneError> {
         let runnable = self.runnable(&chosen.point, &chosen.artifact)?;
-        let Judged { verdict, standing } =
-            self.measurer.attempt(&runnable, 0, self.tuner.deadline(self.roofline_us))?;
+        let mut measurer = self.turn()?;
+        if !self.is_hurried() && self.space.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
+            let fresh = Setup { seed: self.setup.seed.wrapping_add(0x5eed), ..self.setup.clone() };
+            measurer.ready(&fresh)?;
+        }
+        let Judged { verdict, standing } = measurer.attempt(&runnable, 0, self.tuner.deadline(self.roofline_us))?;
+        drop(measurer);
         match verdict {
             Verdict::Measured { error_rms, error_max, compared, .. } => {
                 let earlier = self.right.iter().find(|r| r.point == chosen.point);
@@ -438,7 +446,7 @@ impl<'a> Tuning<'a> {
 
     fn winner(&self, chosen: Chosen, errors: Errors) -> Winner {
         let Chosen { point, artifact, series, ties } = chosen;
-        let device = self.measurer.device().clone();
+        let device = self.device.clone();
         let median_us = series.median();
         let (roofline_s, memory_bound) = device.roofline(&self.space.problem);
         let roofline_us = roofline_s * 1e6;
@@ -482,9 +490,8 @@ impl<'a> Tuning<'a> {
         let tuner = self.tuner;
         let code = artifact.bytes().map_err(|source| TuneError::Io { path: artifact.path.clone(), source })?;
         tuner.db.put_artifact(&code)?;
-        let key = tuner.context(self.measurer.device()).winner(tuner.library, &winner.problem, &self.space.templates);
+        let key = tuner.context(&self.device).winner(tuner.library, &winner.problem, &self.space.templates);
         tuner.db.put_winner(&journal::of_winner(key, winner)?)?;
-        tuner.remember(winner);
         Ok(())
     }
 }

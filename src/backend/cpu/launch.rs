@@ -114,7 +114,7 @@ impl Executable {
             Arg::Workspace(at) => workspace.checked_add(*at),
             Arg::Map(_) => None,
         };
-        let slots = |(_, k): &(Entry, KernelLaunch)| k.args.iter().map(slot).collect::<Option<Vec<u64>>>();
+        let slots = |(_, k): &(Entry, KernelLaunch)| k.args.iter().map(slot).collect::<Option<Box<[u64]>>>();
         let args = self.kernels.iter().map(slots).collect::<Option<_>>().ok_or_else(|| BackendError::Launch {
             why: format!("{} addresses are not enough, or the workspace ends outside of memory", tensors.len()),
         })?;
@@ -125,7 +125,8 @@ impl Executable {
 /// A launch with its addresses.
 pub struct Bound {
     executable: Arc<Executable>,
-    args: Vec<Vec<u64>>,
+    /// Of each kernel, with nothing behind the last: a memory checker sees who reads on.
+    args: Vec<Box<[u64]>>,
 }
 
 impl Bound {
