@@ -68,12 +68,12 @@ impl<'a, C: Compile> Bench<'a, C> {
     pub fn setup(&self, problem: &Problem, device: &Device, seed: u64) -> Result<Setup, C::Error> {
         let problem = *problem;
         if device.target == Target::Cpu {
-            return Ok(Setup { problem, seed, support: None, reference: None });
+            return Ok(Setup { problem, seed, support: None, reference: None, single: false });
         }
         let (source, launch) = reference(self.library, &problem, device)?;
         let support = Some(self.support(&problem, device)?);
         let artifact = self.compiler.compile("the reference", &source)?;
-        Ok(Setup { problem, seed, support, reference: Some(Runnable { artifact, launch }) })
+        Ok(Setup { problem, seed, support, reference: Some(Runnable { artifact, launch }), single: false })
     }
 }
 

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 
 /// Raised when the meaning of stored records changes.
 pub(crate) const SCHEMA: &str = "2";
-/// Raised when verdicts of before are not to be believed: until 1 some were kept that were not the candidate's fault.
-const JUDGING: &str = "2";
+/// Raised when verdicts of before are not to be believed: until 1 some were kept that were not the candidate's fault, until
+/// 2 nobody looked whether a candidate was still right after its rounds.
+const JUDGING: &str = "3";
 /// Raised when the way of measuring changes so that older times do not compare.
 const METHOD: &str = "2";
 

@@ -1,6 +1,6 @@
 //! What became of a candidate.
 
-use crate::backend::session::{Check, Series};
+use crate::backend::session::{Check, Doubt, Series, Tried};
 use crate::worker::{Failure, FailureKind, Lost};
 use serde::{Deserialize, Serialize};
 
@@ -36,14 +36,19 @@ pub enum Verdict {
         /// How.
         why: String,
     },
+    /// It was right at first, and not any more in its timed rounds or after them.
+    Unstable {
+        /// How.
+        why: String,
+    },
     /// It did not end in time.
     Timeout {
         /// The deadline in seconds.
         seconds: f64,
     },
-    /// It destroyed the device context.
+    /// It destroyed what it ran in: the device context, or the process by what it left behind there.
     Fault {
-        /// The driver's words.
+        /// How, or the driver's words.
         message: String,
     },
     /// The process that ran it died.
@@ -82,6 +87,7 @@ impl Verdict {
             Verdict::CompileError { .. } => "compile error",
             Verdict::Rejected { .. } => "rejected",
             Verdict::Wrong { .. } => "wrong",
+            Verdict::Unstable { .. } => "unstable",
             Verdict::Timeout { .. } => "timeout",
             Verdict::Fault { .. } => "fault",
             Verdict::WorkerLost { .. } => "worker lost",
@@ -108,6 +114,30 @@ pub(crate) enum Standing {
     Twice,
     /// It may be the machine's, or somebody else's.
     Open,
+}
+
+impl From<Doubt> for Judged {
+    fn from(doubt: Doubt) -> Judged {
+        match doubt {
+            Doubt::Unstable(why) => Judged { verdict: Verdict::Unstable { why }, standing: Standing::Own },
+            // Whoever measured it may be to blame.
+            Doubt::Implausible(why) => Judged { verdict: Verdict::NotJudged { why }, standing: Standing::Open },
+        }
+    }
+}
+
+impl From<Tried> for Judged {
+    fn from(tried: Tried) -> Judged {
+        match (tried.check.wrong, tried.doubt) {
+            (Some(why), _) => Judged { verdict: Verdict::Wrong { why }, standing: Standing::Own },
+            (None, Some(doubt)) => doubt.into(),
+            (None, None) => {
+                let check = Check { wrong: None, ..tried.check };
+                let verdict = Verdict::measured(&tried.series.unwrap_or_default(), &check);
+                Judged { verdict, standing: Standing::Own }
+            }
+        }
+    }
 }
 
 impl From<Failure> for Judged {

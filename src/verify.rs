@@ -3,7 +3,7 @@
 
 use crate::artifact::{Artifact, ArtifactInfo};
 use crate::backend::BackendError;
-use crate::backend::session::{Runnable, Series, Session, Setup};
+use crate::backend::session::{Doubt, Runnable, Series, Session, Setup, Timed, Tried};
 use crate::bench::{Bench, Here};
 use crate::bundle::{Bundle, Held};
 use crate::device::DeviceId;
@@ -50,7 +50,12 @@ pub enum Finding {
         /// How.
         why: String,
     },
-    /// It does not run.
+    /// Right at first, and not any more when it had run for a while.
+    Unstable {
+        /// How.
+        why: String,
+    },
+    /// It does not run, or its time cannot be.
     Failed {
         /// Why.
         why: String,
@@ -65,7 +70,21 @@ pub enum Finding {
 impl Finding {
     /// Whether it speaks against the bundle.
     pub fn is_bad(&self) -> bool {
-        matches!(self, Finding::Slower | Finding::Wrong { .. } | Finding::Failed { .. })
+        matches!(self, Finding::Slower | Finding::Wrong { .. } | Finding::Unstable { .. } | Finding::Failed { .. })
+    }
+
+    /// What a check found.
+    fn of(tried: Tried) -> Option<Finding> {
+        tried.check.wrong.map(|why| Finding::Wrong { why }).or(tried.doubt.map(Finding::from))
+    }
+}
+
+impl From<Doubt> for Finding {
+    fn from(doubt: Doubt) -> Finding {
+        match doubt {
+            Doubt::Unstable(why) => Finding::Unstable { why },
+            Doubt::Implausible(why) => Finding::Failed { why },
+        }
     }
 }
 
@@ -267,14 +286,22 @@ impl<'a> Verifier<'a> {
         for (held, launch) in found {
             let runnable = Runnable { artifact: self.put(held.artifact().bytes)?, launch };
             let tried = self.session.attempt(&runnable, 0).map_err(|e| failed(&e))?;
-            if let Some(why) = tried.check.wrong {
-                return Err(Finding::Wrong { why: format!("{} [{}]: {why}", held.description().name, held.config()) });
+            let name = format!("{} [{}]", held.description().name, held.config());
+            match Finding::of(tried) {
+                Some(Finding::Wrong { why }) => return Err(Finding::Wrong { why: format!("{name}: {why}") }),
+                Some(Finding::Unstable { why }) => return Err(Finding::Unstable { why: format!("{name}: {why}") }),
+                Some(other) => return Err(other),
+                None => {}
             }
             runnables.push(runnable);
             names.push(format!("{} {}", held.description().name, held.config()));
         }
         let turns = [0, 1, 1, 0].map(|i| runnables[i].clone());
-        let series = self.session.finals(&turns, ROUNDS).map_err(|e| failed(&e))?;
+        let mut timed = self.session.finals(&turns, ROUNDS).map_err(|e| failed(&e))?;
+        if let Some(doubt) = timed.iter_mut().find_map(|t| t.doubt.take()) {
+            return Err(doubt.into());
+        }
+        let series: Vec<Series> = timed.into_iter().map(|t| t.series).collect();
         let (Ok(answers), [a, b, c, d]) = (names.try_into(), &series[..]) else {
             return Err(Finding::Failed { why: "four series were asked for".into() });
         };
@@ -298,13 +325,19 @@ impl<'a> Verifier<'a> {
         let runnable = Runnable { artifact: self.put(held.artifact().bytes)?, launch };
         let tried = self.session.attempt(&runnable, 0).map_err(|e| failed(&e))?;
         line.error_rms = Some(tried.check.rms);
-        if let Some(why) = tried.check.wrong {
-            return Ok(Finding::Wrong { why });
+        if let Some(found) = Finding::of(tried) {
+            return Ok(found);
         }
         let Some(stored_us) = line.stored_us.filter(|_| self.options.timing) else { return Ok(Finding::Good) };
         for _ in 0..TRIES {
-            let series = self.session.finals(std::slice::from_ref(&runnable), ROUNDS).map_err(|e| failed(&e))?;
-            let median = series.first().map_or(f64::INFINITY, |s| s.median());
+            let timed = self.session.finals(std::slice::from_ref(&runnable), ROUNDS).map_err(|e| failed(&e))?;
+            let Some(Timed { series, doubt }) = timed.into_iter().next() else {
+                return Err(Finding::Failed { why: "one series was asked for".into() });
+            };
+            if let Some(doubt) = doubt {
+                return Ok(doubt.into());
+            }
+            let median = series.median();
             let best = line.now_us.map_or(median, |us| us.min(median));
             line.now_us = Some(best);
             if !is_slower(best, stored_us, self.options.slack) {
@@ -336,7 +369,7 @@ impl<'a> Verifier<'a> {
         }
         let launch = recipe.launch(&problem, device, &Config::default()).map_err(|e| failed(&e))?;
         let reference = Some(Runnable { artifact: self.put(code.bytes)?, launch });
-        Ok(Setup { problem, seed, support: Some(self.put(support.bytes)?), reference })
+        Ok(Setup { problem, seed, support: Some(self.put(support.bytes)?), reference, single: false })
     }
 
     fn put(&self, code: &[u8]) -> Result<Artifact, Finding> {

@@ -146,7 +146,7 @@ fn tune(e: &TuneError) -> u8 {
         TuneError::Db(_) | TuneError::Io { .. } | TuneError::Record(_) => 4,
         TuneError::Device(f) | TuneError::Prepare(f) if f.kind == FailureKind::Environment => 3,
         TuneError::Device(f) | TuneError::Prepare(f) if f.kind == FailureKind::Storage => 4,
-        TuneError::NoneRight { .. } | TuneError::EmptySpace { .. } | TuneError::Unstable { .. } => 1,
+        TuneError::NoneRight { .. } | TuneError::EmptySpace { .. } => 1,
         TuneError::Recipe(_) => 2,
         _ => 5,
     }

@@ -64,6 +64,7 @@ fn text(finding: &Finding) -> String {
         Finding::Good => "good".into(),
         Finding::Slower => "SLOWER".into(),
         Finding::Wrong { why } => format!("WRONG: {why}"),
+        Finding::Unstable { why } => format!("UNSTABLE: right at first, then {why}"),
         Finding::Failed { why } => format!("FAILED: {why}"),
         Finding::Skipped { why } => format!("skipped: {why}"),
         other => format!("{other:?}"),

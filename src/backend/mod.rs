@@ -154,17 +154,26 @@ pub enum BackendError {
         /// Free bytes.
         free: u64,
     },
+    /// A candidate that changed the process it ran in, or left something running there.
+    #[error("it left {what} behind")]
+    LeftBehind {
+        /// What.
+        what: String,
+    },
     /// The measuring itself is broken.
     #[error("measurement refused: {0}")]
     Measurement(String),
 }
 
 impl BackendError {
-    /// True when the device context is lost, so that the process must be replaced.
+    /// True when the device context is lost or the process is not as it was, so that the process must be replaced.
     pub fn is_fault(&self) -> bool {
         // The sticky errors: 700 illegal address, 701 is not sticky, 702 timeout, 709 context destroyed, 710 assert,
         // 714 to 719 hardware stack, instruction, misalignment, address space, pc, launch failure.
-        matches!(self, BackendError::Driver { code: 700 | 702 | 709 | 710 | 714..=719, .. })
+        matches!(
+            self,
+            BackendError::Driver { code: 700 | 702 | 709 | 710 | 714..=719, .. } | BackendError::LeftBehind { .. }
+        )
     }
 }
 

@@ -3,9 +3,10 @@
 use super::BackendError;
 use crate::artifact::Artifact;
 use crate::device::{Ceilings, Device};
-use crate::problem::{Problem, Tolerance};
+use crate::problem::{Expected, Problem, Storage, Tolerance};
 use crate::recipe::Launch;
 use serde::{Deserialize, Serialize};
+use std::hash::{BuildHasher, RandomState};
 
 /// Code on disk and how it is launched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct Setup {
     /// CUDA: the f64 reference.
     #[serde(default)]
     pub reference: Option<Runnable>,
+    /// One set of tensors alone: enough to check, too little to time.
+    #[serde(default)]
+    pub single: bool,
 }
 
 /// How far a result was from the reference.
@@ -62,7 +66,7 @@ pub struct Check {
 
 impl Check {
     /// Takes in what was found of one tensor.
-    pub(super) fn add(&mut self, tensor: &str, found: &TensorCheck, limit: Tolerance) {
+    pub(crate) fn add(&mut self, tensor: &str, found: &TensorCheck, limit: Tolerance) {
         self.rms = self.rms.max(found.rms);
         self.max = self.max.max(found.max);
         self.compared += found.compared;
@@ -89,7 +93,7 @@ impl Check {
 
 /// Findings for one output tensor.
 #[derive(Clone, Debug, Default)]
-pub(super) struct TensorCheck {
+pub(crate) struct TensorCheck {
     pub rms: f64,
     pub max: f64,
     pub worst: u64,
@@ -98,6 +102,51 @@ pub(super) struct TensorCheck {
     pub touched: u64,
     pub mismatches: u64,
     pub guard: u64,
+}
+
+/// Compares expected elements of one output with what it holds.
+pub(crate) fn distance<'e>(
+    storage: Storage,
+    expected: impl Iterator<Item = &'e Expected> + Clone,
+    mut got: impl FnMut(&Expected) -> f64,
+) -> TensorCheck {
+    let squares: f64 = expected.clone().map(|e| e.value * e.value).sum();
+    let mut found = TensorCheck { compared: expected.clone().count() as u64, ..TensorCheck::default() };
+    let rms = (squares / found.compared.max(1) as f64).sqrt();
+    let mut errors = 0.0;
+    for e in expected {
+        let got = got(e);
+        if storage == Storage::I32 {
+            found.mismatches += u64::from(got != e.value);
+            continue;
+        }
+        if !got.is_finite() {
+            found.unwritten += 1;
+            continue;
+        }
+        let error = (got - e.value).abs();
+        errors += error * error;
+        let scaled = error / (rms + e.value.abs()).max(f64::MIN_POSITIVE);
+        if scaled > found.max {
+            (found.max, found.worst) = (scaled, e.index);
+        }
+    }
+    found.rms = (errors / squares.max(f64::MIN_POSITIVE)).sqrt();
+    found
+}
+
+/// One element of an output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Element {
+    /// The output's name.
+    pub tensor: String,
+    /// Its flat index.
+    pub index: u64,
+}
+
+/// A number that code which is tried cannot know before.
+pub(crate) fn unpredictable() -> u64 {
+    RandomState::new().hash_one(std::process::id())
 }
 
 /// Times of one candidate.
@@ -127,12 +176,36 @@ impl Series {
     }
 }
 
+/// Why the times of a candidate that was right before them mean nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Doubt {
+    /// Its results were not right any more, in the timed rounds or after them; how.
+    Unstable(String),
+    /// No device is so fast; by how much.
+    Implausible(String),
+}
+
+/// What came of timing one candidate.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Timed {
+    /// Its times.
+    pub series: Series,
+    /// Why they mean nothing, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<Doubt>,
+}
+
 /// What came of trying one candidate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Tried {
     /// Its correctness.
     pub check: Check,
+    /// Why it is not to be believed, though it was right at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<Doubt>,
     /// Its times; absent when it was wrong or timing was not asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub series: Option<Series>,
@@ -161,11 +234,16 @@ pub trait Session {
     /// Makes inputs and reference of a problem, replacing those of the last one.
     fn prepare(&mut self, setup: &Setup) -> Result<(), BackendError>;
 
-    /// Checks a candidate, and if it is right and `rounds` is not zero, times it.
+    /// Checks a candidate, and if it is right and `rounds` is not zero, times it; then looks again whether it is still right, on
+    /// the code as it is loaded. What it did to anything but its outputs is its fault, and undone.
     fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, BackendError>;
 
-    /// Times several candidates round by round in turn, and drops rounds with a clock away from the usual one.
-    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, BackendError>;
+    /// Times several candidates round by round in turn, drops rounds with a clock away from the usual one, and looks
+    /// whether each is still right.
+    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Timed>, BackendError>;
+
+    /// Checks a candidate without timing it, and gives what these elements of its outputs hold at the end.
+    fn verify(&mut self, candidate: &Runnable, elements: &[Element]) -> Result<(Tried, Vec<f64>), BackendError>;
 }
 
 /// Drops the rounds whose clock is over 3% away from the median clock; clocks that cannot be read (0) drop nothing.

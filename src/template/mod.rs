@@ -15,6 +15,9 @@ use std::sync::Arc;
 /// Where each target's support code is among the built-in files.
 const SUPPORT: [(Target, &str); 2] = [(Target::Cuda, "cuda/support.cu"), (Target::Cpu, "cpu/support.c")];
 
+/// What a session on a GPU looks after a candidate with; compiled behind the support code.
+const WATCH: &str = "cuda/watch.cu";
+
 static BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/templates.rs"));
 
 /// Templates that cannot be read.
@@ -101,19 +104,24 @@ pub struct Library {
     folders: usize,
     /// What fills, compares and measures ceilings on each target.
     support: HashMap<Target, String>,
+    /// What looks after candidates on a GPU.
+    watch: String,
 }
 
 impl Library {
     /// The built-in templates.
     pub fn built_in() -> Result<Library, TemplateError> {
         let files: Vec<_> = BUILT_IN.iter().map(|(name, text)| ((*name).to_string(), (*text).to_string())).collect();
-        let mut library =
-            Library { templates: Vec::new(), includes: HashMap::new(), folders: 0, support: HashMap::new() };
-        for (target, file) in SUPPORT {
+        let code = |file: &str| {
             let code = files.iter().find(|(name, _)| name == file).map(|(_, text)| text.clone());
-            let missing = || TemplateError::MissingFile { file: "the library".into(), missing: file.into() };
-            library.support.insert(target, code.ok_or_else(missing)?);
+            code.ok_or_else(|| TemplateError::MissingFile { file: "the library".into(), missing: file.into() })
+        };
+        let mut support = HashMap::new();
+        for (target, file) in SUPPORT {
+            support.insert(target, code(file)?);
         }
+        let watch = code(WATCH)?;
+        let mut library = Library { templates: Vec::new(), includes: HashMap::new(), folders: 0, support, watch };
         library.add(&files, BUILT_IN_ORIGIN)?;
         Ok(library)
     }
@@ -255,7 +263,8 @@ impl Library {
 
     /// A hash of what judges the candidates of a problem: the support code, and on a GPU the reference.
     pub fn judge(&self, problem: &Problem, device: &Device) -> String {
-        let support = self.support(problem, device).map(|s| s.hash()).unwrap_or_default();
+        // Without what only looks after candidates: it says of no result whether it is right.
+        let support = render::support(self, problem.types().y, device).map(|s| s.hash()).unwrap_or_default();
         let reference = match device.target {
             Target::Cuda => self.reference(problem, device).map(|t| self.fingerprint(&t)).unwrap_or_default(),
             Target::Cpu => String::new(),
@@ -263,9 +272,13 @@ impl Library {
         format!("{support} {reference}")
     }
 
-    /// The device-side support code (fill, compare, ceilings) for a problem's results.
+    /// The device-side support code (fill, compare, look after memory, ceilings) for a problem's results.
     pub fn support(&self, problem: &Problem, device: &Device) -> Result<Source, TemplateError> {
-        render::support(self, problem.types().y, device)
+        let mut source = render::support(self, problem.types().y, device)?;
+        if device.target == Target::Cuda {
+            source.text.push_str(&self.watch);
+        }
+        Ok(source)
     }
 }
 

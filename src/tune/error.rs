@@ -3,7 +3,6 @@
 use crate::problem::Problem;
 use crate::recipe::RecipeError;
 use crate::template::TemplateError;
-use crate::verdict::Verdict;
 use crate::worker::{Failure, Lost};
 use std::path::PathBuf;
 
@@ -20,9 +19,6 @@ pub enum TuneError {
     /// A problem's inputs or reference cannot be made.
     #[error("preparing the problem failed: {0}")]
     Prepare(Failure),
-    /// The finals failed.
-    #[error("the finals failed: {0}")]
-    Finals(String),
     /// The device does not recover.
     #[error("the device no longer works: {0}; a driver reset or reboot may be needed")]
     Sick(String),
@@ -45,16 +41,6 @@ pub enum TuneError {
     EmptySpace {
         /// The problem.
         problem: Problem,
-    },
-    /// A winner that failed its last check.
-    #[error("'{problem}': {config} was right and then was not ({verdict:?}): a race; run again to choose another")]
-    Unstable {
-        /// The problem.
-        problem: Problem,
-        /// The config.
-        config: String,
-        /// The last verdict.
-        verdict: Box<Verdict>,
     },
     /// The user asked to stop.
     #[error("interrupted")]

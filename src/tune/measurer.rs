@@ -2,8 +2,8 @@
 
 use super::TuneError;
 use crate::artifact::Artifact;
-use crate::backend::session::{Runnable, Series, Setup, Tried};
-use crate::device::{Ceilings, Device, DeviceId};
+use crate::backend::session::{Element, Runnable, Setup, Timed, Tried};
+use crate::device::{Ceilings, Device, DeviceId, Target};
 use crate::sync::lock;
 use crate::verdict::{Judged, Standing, Verdict};
 use crate::worker::{Answer, Duty, Failure, FailureKind, Lost, Request, Worker};
@@ -14,8 +14,11 @@ use std::time::Duration;
 
 /// How long describing a device or measuring its ceilings may take.
 const SLOW: Duration = Duration::from_secs(120);
-/// Workers that may be lost in a row without a right candidate in between before the device is given up.
+/// Workers that may be lost in a row without a right candidate in between before the problem is given up, and when that
+/// happens to a second one in a row the device.
 const LOST_IN_A_ROW: u32 = 24;
+/// Candidates that are remembered for having been right.
+const CANARIES: usize = 3;
 
 /// Where the time of a measuring worker went, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -55,10 +58,14 @@ pub struct Measurer {
     id: DeviceId,
     worker: Option<Worker>,
     device: Device,
+    /// Where winners are verified. On a GPU nothing but winners runs there, one after the other: what a kernel did ends with
+    /// its module, and the outputs come back. On a processor, whose kernels reach the whole process, each has its own.
+    verifier: Option<Worker>,
     setup: Option<Setup>,
     preparing: Duration,
-    canary: Option<Runnable>,
+    canaries: Vec<Runnable>,
     lost: u32,
+    given_up: u32,
     /// Set where everything is to end at once.
     halt: Arc<AtomicBool>,
     /// Where the time went.
@@ -79,11 +86,13 @@ impl Measurer {
             exe,
             id,
             worker: Some(worker),
+            verifier: None,
             device,
             setup: None,
             preparing: Duration::ZERO,
-            canary: None,
+            canaries: Vec::new(),
             lost: 0,
+            given_up: 0,
             halt,
             spent: Spent::default(),
         })
@@ -113,18 +122,16 @@ impl Measurer {
 
     /// Makes a problem ready, unless it is. A worker that is lost over it twice costs this problem alone.
     pub fn ready(&mut self, setup: &Setup) -> Result<(), TuneError> {
-        if self.setup.as_ref() == Some(setup) && self.worker.is_some() {
-            return Ok(());
+        if self.setup.as_ref() == Some(setup) {
+            return self.alive();
         }
         let start = std::time::Instant::now();
-        (self.canary, self.setup) = (None, None);
-        if self.worker.is_none() {
-            self.assume_again()?;
-        }
+        self.canaries.clear();
+        self.setup = None;
         let request = Request::Prepare(Box::new(setup.clone()));
         let mut answer = self.ask(&request, SLOW);
         if let Err(TuneError::Lost(_)) = answer {
-            answer = self.assume_again().and_then(|()| self.ask(&request, SLOW));
+            answer = self.ask(&request, SLOW);
         }
         self.preparing = start.elapsed();
         self.spent.preparing += self.preparing.as_secs_f64();
@@ -135,18 +142,7 @@ impl Measurer {
             }
             Ok(Answer::Failed(f)) => Err(TuneError::Prepare(f)),
             Ok(_) => Err(unexpected()),
-            Err(TuneError::Lost(lost)) => {
-                Err(TuneError::Prepare(Failure { kind: FailureKind::Environment, message: lost.to_string() }))
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Starts a worker where there is none, with the ceilings that are known.
-    fn assume_again(&mut self) -> Result<(), TuneError> {
-        match self.ask(&Request::Assume(self.device.ceilings), SLOW)? {
-            Answer::Failed(f) => Err(TuneError::Device(f)),
-            _ => Ok(()),
+            Err(e) => Err(of_the_problem(e)),
         }
     }
 
@@ -159,7 +155,12 @@ impl Measurer {
         rounds: u32,
         deadline: Duration,
     ) -> Result<Judged, TuneError> {
-        let first = self.once(candidate, rounds, deadline)?;
+        self.alive()?;
+        let first = match self.once(candidate, rounds, deadline) {
+            // One before it may have used up what the process has.
+            Err(TuneError::Device(f)) => Judged::from(f),
+            other => other?,
+        };
         if first.standing != Standing::Open {
             return Ok(first);
         }
@@ -174,7 +175,7 @@ impl Measurer {
     fn once(&mut self, candidate: &Runnable, rounds: u32, deadline: Duration) -> Result<Judged, TuneError> {
         let request = Request::Attempt { candidate: Box::new(candidate.clone()), rounds };
         match self.ask(&request, deadline) {
-            Ok(Answer::Tried(tried)) => Ok(Judged { verdict: self.judge(candidate, *tried), standing: Standing::Own }),
+            Ok(Answer::Tried(tried)) => Ok(self.judge(candidate, *tried)),
             Ok(Answer::Failed(f)) if f.is_of_the_machine() => Err(TuneError::Device(f)),
             Ok(Answer::Failed(f)) => Ok(Judged::from(f)),
             Ok(_) => Err(unexpected()),
@@ -183,44 +184,114 @@ impl Measurer {
         }
     }
 
-    fn judge(&mut self, candidate: &Runnable, tried: Tried) -> Verdict {
+    fn judge(&mut self, candidate: &Runnable, tried: Tried) -> Judged {
         self.spent.verifying += tried.verifying_s;
         self.spent.measuring += tried.measuring_s;
-        if let Some(why) = tried.check.wrong {
-            return Verdict::Wrong { why };
+        let judged = Judged::from(tried);
+        if let Verdict::Measured { .. } = judged.verdict {
+            (self.lost, self.given_up) = (0, 0);
+            if self.canaries.len() < CANARIES {
+                self.canaries.push(candidate.clone());
+            }
         }
-        let check = tried.check;
-        self.lost = 0;
-        self.canary.get_or_insert_with(|| candidate.clone());
-        let series = tried.series.unwrap_or_default();
-        Verdict::measured(&series, &check)
+        judged
     }
 
-    /// Times several candidates in turn; all are known to be right.
-    pub fn finals(&mut self, list: &[Runnable], rounds: u32, deadline: Duration) -> Result<Vec<Series>, TuneError> {
+    /// Times several candidates in turn; all were right. Where the worker does not come to an end of it, what that would say
+    /// of a candidate that ran there alone.
+    pub(crate) fn finals(
+        &mut self,
+        list: &[Runnable],
+        rounds: u32,
+        deadline: Duration,
+    ) -> Result<Result<Vec<Timed>, Judged>, TuneError> {
+        self.alive()?;
         let start = std::time::Instant::now();
         let answer = self.ask(&Request::Finals { candidates: list.to_vec(), rounds }, deadline);
         self.spent.measuring += start.elapsed().as_secs_f64();
-        match answer {
-            Ok(Answer::Series(s)) if s.len() == list.len() => Ok(s),
-            Ok(Answer::Failed(f)) => {
-                if f.kind == FailureKind::Fault {
-                    self.recover()?;
+        let judged = match answer {
+            Ok(Answer::Timed(timed)) => return Ok(Ok(timed)),
+            Ok(Answer::Failed(f)) => Judged::from(f),
+            Ok(_) => return Err(unexpected()),
+            Err(TuneError::Lost(lost)) => Judged::from(lost),
+            Err(e) => return Err(e),
+        };
+        self.recover()?;
+        Ok(Err(judged))
+    }
+
+    /// Checks a winner in a process where no candidate ran but winners, and gives what elements of its outputs hold there.
+    pub(crate) fn verify(
+        &mut self,
+        setup: &Setup,
+        winner: &Runnable,
+        elements: &[Element],
+        deadline: Duration,
+    ) -> Result<(Judged, Vec<f64>), TuneError> {
+        let start = std::time::Instant::now();
+        let mut found = self.verified(setup, winner, elements, deadline)?;
+        if found.0.standing == Standing::Open {
+            let second = self.verified(setup, winner, elements, deadline * 2)?;
+            found = (found.0.again(second.0), second.1);
+        }
+        self.spent.verifying += start.elapsed().as_secs_f64();
+        Ok(found)
+    }
+
+    fn verified(
+        &mut self,
+        setup: &Setup,
+        winner: &Runnable,
+        elements: &[Element],
+        deadline: Duration,
+    ) -> Result<(Judged, Vec<f64>), TuneError> {
+        let fresh = |m: &Measurer| Worker::start(&m.exe, Duty::Measure(m.id)).map_err(TuneError::from);
+        let mut worker = match self.verifier.take() {
+            Some(worker) => worker,
+            None => fresh(self).map_err(of_the_problem)?,
+        };
+        let prepare = Request::Prepare(Box::new(setup.clone()));
+        let mut prepared = worker.ask(&prepare, SLOW, &self.halt);
+        if let Ok(Answer::Failed(_)) = prepared {
+            // There may not be memory for two.
+            (self.worker, worker) = (None, fresh(self).map_err(of_the_problem)?);
+            prepared = worker.ask(&prepare, SLOW, &self.halt);
+        }
+        match prepared {
+            Ok(Answer::Failed(f)) => return Err(TuneError::Prepare(f)),
+            Err(lost) => return Err(of_the_problem(lost.into())),
+            Ok(_) => {}
+        }
+        let request = Request::Verify { candidate: Box::new(winner.clone()), elements: elements.to_vec() };
+        match worker.ask(&request, deadline, &self.halt) {
+            Ok(Answer::Verified { tried, bits }) => {
+                let judged = Judged::from(*tried);
+                if self.device.target == Target::Cuda && matches!(judged.verdict, Verdict::Measured { .. }) {
+                    self.verifier = Some(worker);
                 }
-                Err(TuneError::Finals(f.message))
+                Ok((judged, bits.into_iter().map(f64::from_bits).collect()))
             }
+            Ok(Answer::Failed(f)) if f.is_of_the_machine() => Err(TuneError::Prepare(f)),
+            Ok(Answer::Failed(f)) => Ok((Judged::from(f), Vec::new())),
             Ok(_) => Err(unexpected()),
-            Err(TuneError::Lost(lost)) => {
-                self.recover()?;
-                Err(TuneError::Finals(lost.to_string()))
-            }
-            Err(e) => Err(e),
+            Err(Lost::Interrupted) => Err(TuneError::Interrupted),
+            Err(lost) => Ok((Judged::from(lost), Vec::new())),
         }
     }
 
+    /// Makes the problem ready in a new worker where the last one had to go.
+    fn alive(&mut self) -> Result<(), TuneError> {
+        if self.worker.is_none() && self.setup.is_some() { self.recover() } else { Ok(()) }
+    }
+
+    /// Asks; where there is no worker it starts one, with the ceilings that are known.
     fn ask(&mut self, request: &Request, deadline: Duration) -> Result<Answer, TuneError> {
         if self.worker.is_none() {
-            self.worker = Some(Worker::start(&self.exe, Duty::Measure(self.id))?);
+            let mut worker = Worker::start(&self.exe, Duty::Measure(self.id))?;
+            if let Answer::Failed(f) = worker.ask(&Request::Assume(self.device.ceilings), SLOW, &self.halt)? {
+                return Err(TuneError::Device(f));
+            }
+            self.worker = Some(worker);
         }
         let Some(worker) = &mut self.worker else { return Err(unexpected()) };
         let answer = worker.ask(request, deadline, &self.halt);
@@ -231,52 +302,75 @@ impl Measurer {
     }
 
     /// Starts a new worker, makes the problem ready again and runs a candidate that is known to be right. While that does
-    /// not succeed the device may still be busy killing the old work, so it is tried a few times.
+    /// not succeed the device may still be busy killing the old work, so it is tried a few times. One that was right and
+    /// never is again was no measure.
     fn recover(&mut self) -> Result<(), TuneError> {
         let start = std::time::Instant::now();
         self.lost += 1;
         if self.lost > LOST_IN_A_ROW {
-            return Err(TuneError::Sick(format!("{LOST_IN_A_ROW} workers in a row were lost")));
+            (self.lost, self.given_up) = (0, self.given_up + 1);
+            let message = format!("{LOST_IN_A_ROW} workers in a row were lost");
+            return Err(match self.given_up {
+                1 => TuneError::Prepare(Failure { kind: FailureKind::Environment, message }),
+                _ => TuneError::Sick(message),
+            });
         }
-        let mut last = String::new();
-        let halt = self.halt.clone();
-        for pause_ms in [0, 500, 1500, 3000] {
-            std::thread::sleep(Duration::from_millis(pause_ms));
-            match self.revive() {
-                Ok(()) => {
-                    self.spent.recovering += start.elapsed().as_secs_f64();
-                    return Ok(());
+        loop {
+            let mut last = Ok(());
+            for pause_ms in [0, 500, 1500, 3000] {
+                std::thread::sleep(Duration::from_millis(pause_ms));
+                if self.halt.load(Ordering::Relaxed) {
+                    return Err(TuneError::Interrupted);
                 }
-                Err(TuneError::Interrupted) => return Err(TuneError::Interrupted),
-                Err(e) => last = e.to_string(),
+                last = self.revive();
+                match &last {
+                    Ok(()) => {
+                        self.spent.recovering += start.elapsed().as_secs_f64();
+                        return Ok(());
+                    }
+                    Err(TuneError::Interrupted) => return last,
+                    Err(_) => self.worker = None,
+                }
             }
-            self.worker = None;
-            if halt.load(Ordering::Relaxed) {
-                return Err(TuneError::Interrupted);
+            match last {
+                Err(TuneError::Sick(_)) if !self.canaries.is_empty() => drop(self.canaries.remove(0)),
+                other => return other.map_err(|e| TuneError::Sick(e.to_string())),
             }
         }
-        Err(TuneError::Sick(last))
     }
 
+    /// A new worker with the problem, where a canary is right; what speaks against the canary is [`TuneError::Sick`].
     fn revive(&mut self) -> Result<(), TuneError> {
         self.worker = None;
-        let done = |answer: Answer| match answer {
-            Answer::Failed(f) => Err(TuneError::Device(f)),
-            _ => Ok(()),
-        };
-        self.assume_again()?;
-        if let Some(setup) = self.setup.clone() {
-            done(self.ask(&Request::Prepare(Box::new(setup)), SLOW)?)?;
+        if let Some(setup) = self.setup.clone()
+            && let Answer::Failed(f) = self.ask(&Request::Prepare(Box::new(setup)), SLOW)?
+        {
+            return Err(TuneError::Device(f));
         }
-        if let Some(canary) = self.canary.clone() {
+        if let Some(canary) = self.canaries.first().cloned() {
             let request = Request::Attempt { candidate: Box::new(canary), rounds: 0 };
-            match self.ask(&request, SLOW)? {
-                Answer::Tried(t) if t.check.wrong.is_none() => {}
-                Answer::Tried(t) => return Err(TuneError::Sick(t.check.wrong.unwrap_or_default())),
-                other => done(other)?,
+            match self.ask(&request, SLOW) {
+                Ok(Answer::Tried(t)) => match Judged::from(*t).verdict {
+                    Verdict::Measured { .. } => self.lost = 0,
+                    other => return Err(TuneError::Sick(format!("a candidate that was right is {}", other.reason()))),
+                },
+                Ok(Answer::Failed(f)) => return Err(TuneError::Sick(f.to_string())),
+                Ok(_) => return Err(unexpected()),
+                Err(TuneError::Lost(lost)) => return Err(TuneError::Sick(lost.to_string())),
+                Err(e) => return Err(e),
             }
         }
         Ok(())
+    }
+}
+
+/// A worker that is lost over one problem costs that problem alone.
+fn of_the_problem(e: TuneError) -> TuneError {
+    match e {
+        TuneError::Lost(lost) => {
+            TuneError::Prepare(Failure { kind: FailureKind::Environment, message: lost.to_string() })
+        }
+        other => other,
     }
 }
 
@@ -302,6 +396,17 @@ impl Place {
         let mut measurer = lock(&self.measurer);
         measurer.ready(setup)?;
         Ok(measurer)
+    }
+
+    /// As [`Measurer::verify`], at whose place nothing need be ready.
+    pub fn verify(
+        &self,
+        setup: &Setup,
+        winner: &Runnable,
+        elements: &[Element],
+        deadline: Duration,
+    ) -> Result<(Judged, Vec<f64>), TuneError> {
+        lock(&self.measurer).verify(setup, winner, elements, deadline)
     }
 
     /// Measures the device's ceilings anew.

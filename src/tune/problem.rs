@@ -7,9 +7,10 @@ use super::search::{Point, Searcher};
 use super::statistics::ties;
 use super::{Event, JoinedSpace, Remembered, TuneError, Tuner, remembered};
 use crate::artifact::Artifact;
-use crate::backend::session::{Runnable, Series, Setup};
+use crate::backend::session::{Check, Element, Runnable, Series, Setup, Timed, distance};
 use crate::device::{Device, Target};
 use crate::journal;
+use crate::problem::{Expected, Inputs, Tolerance, expected};
 use crate::verdict::{Judged, Standing, Verdict};
 use crate::winner::{Evidence, Winner};
 use jitune_db::Key;
@@ -29,9 +30,11 @@ const FINALISTS: usize = 4;
 /// Candidates in a row that may be left unjudged before the machine is given up.
 const UNJUDGED_IN_A_ROW: u32 = 8;
 const FINAL_MARGIN: f64 = 1.08;
-/// Problems up to this size are checked once more on other inputs; for larger ones making them costs too much, and the
-/// check runs on the same inputs again.
-const FRESH_BYTES: u64 = 128 << 20;
+/// Input reads that a winner's own check in this process may cost, and elements of its outputs that it looks at.
+const OWN_BUDGET: u64 = 4 << 20;
+const OWN_ELEMENTS: usize = 4096;
+/// Where nothing but bringing in is left to do, a winner is still verified in another process when that takes no longer.
+const SOON: Duration = Duration::from_millis(600);
 
 /// A candidate that measured right.
 struct Right {
@@ -148,21 +151,8 @@ impl<'a> Tuning<'a> {
         let (tuner, problem) = (self.tuner, self.space.problem);
         let (space, budget_s) = (self.space.points.len() as u64, self.budget.as_secs_f64());
         tuner.tell(Event::Problem { index, problem, space, budget_s });
-        loop {
-            let batch = self.searcher.next_batch();
-            if batch.is_empty() {
-                break;
-            }
-            self.run_batch(&batch)?;
-            if self.best_us() <= self.roofline_us * (1.0 + tuner.options.near_roofline) {
-                break;
-            }
-            if self.is_late() || tuner.stopped() {
-                self.cut_off = true;
-                break;
-            }
-        }
         let (chosen, errors) = loop {
+            self.search()?;
             if self.right.is_empty() {
                 return Err(match (tuner.stopped(), tuner.time_is_up()) {
                     (true, _) => TuneError::Interrupted,
@@ -171,16 +161,12 @@ impl<'a> Tuning<'a> {
                 });
             }
             let rounds = self.final_rounds();
-            let chosen = if rounds < LEAST_ROUNDS { self.best_so_far()? } else { self.finals(rounds)? };
-            match self.check_again(&chosen) {
+            let chosen = if rounds < LEAST_ROUNDS { Some(self.best_so_far()?) } else { self.finals(rounds)? };
+            // Where none of the finalists is left, the next may hold what they promised.
+            let Some(chosen) = chosen else { continue };
+            match self.check_again(&chosen)? {
                 Ok(errors) => break (chosen, errors),
-                // The next of the finalists may hold what this one promised.
-                Err(TuneError::Unstable { config, verdict, .. }) if self.right.len() > 1 => {
-                    *self.rejected.entry(verdict.reason().into()).or_default() += 1;
-                    self.right.retain(|r| r.point != chosen.point);
-                    tuner.tell(Event::Unstable { problem, config, verdict: *verdict });
-                }
-                Err(e) => return Err(e),
+                Err(judged) => self.dismiss(&chosen.point, judged)?,
             }
         };
         self.settle()?;
@@ -197,6 +183,44 @@ impl<'a> Tuning<'a> {
         let winner = self.winner(chosen, errors);
         self.store(&winner, &artifact)?;
         Ok(winner)
+    }
+
+    /// Tries candidates until the best is near the roofline, or none is left, or the time is up.
+    fn search(&mut self) -> Result<(), TuneError> {
+        while self.best_us() > self.roofline_us * (1.0 + self.tuner.options.near_roofline) {
+            if self.is_late() || self.tuner.stopped() {
+                self.cut_off = true;
+                break;
+            }
+            let batch = self.searcher.next_batch();
+            if batch.is_empty() {
+                break;
+            }
+            self.run_batch(&batch)?;
+        }
+        Ok(())
+    }
+
+    /// Lets a candidate go that was right and is not any more, or cannot be believed: in the journal too, where that is its
+    /// own doing.
+    fn dismiss(&mut self, point: &Point, judged: Judged) -> Result<(), TuneError> {
+        let Judged { verdict, standing } = judged;
+        let verdict = match verdict {
+            Verdict::Wrong { why } => Verdict::Unstable { why },
+            Verdict::Timeout { seconds } => Verdict::Unstable { why: format!("no end within {seconds} s") },
+            Verdict::Fault { message } => Verdict::Unstable { why: message },
+            Verdict::WorkerLost { how } => Verdict::Unstable { why: how },
+            other => other,
+        };
+        match standing {
+            Standing::Own | Standing::Twice => self.write(point, &verdict)?,
+            Standing::Open => self.cut_off = true,
+        }
+        *self.rejected.entry(verdict.reason().into()).or_default() += 1;
+        self.right.retain(|r| r.point != *point);
+        let (problem, config) = (self.space.problem, self.name(point));
+        self.tuner.tell(Event::Unstable { problem, config, verdict });
+        Ok(())
     }
 
     /// The time is up, and something works.
@@ -373,8 +397,9 @@ impl<'a> Tuning<'a> {
     }
 
     /// Times the best few round by round in turn, and picks from those that cannot be told apart the one that comes
-    /// first by prediction, then by name: two runs and two machines of a kind choose alike.
-    fn finals(&mut self, rounds: u32) -> Result<Chosen, TuneError> {
+    /// first by prediction, then by name: two runs and two machines of a kind choose alike. Those that are not right any
+    /// more are let go; none may be left.
+    fn finals(&mut self, rounds: u32) -> Result<Option<Chosen>, TuneError> {
         self.right.sort_by(|a, b| a.us.total_cmp(&b.us));
         let limit = self.right[0].us * FINAL_MARGIN;
         let (mut finalists, mut runnables) = (Vec::new(), Vec::new());
@@ -383,16 +408,42 @@ impl<'a> Tuning<'a> {
             runnables.push(self.runnable(&right.point, &artifact)?);
             finalists.push((right.point.clone(), artifact));
         }
-        let deadline = self.tuner.deadline(self.roofline_us) * 4;
-        let mut series = self.turn()?.finals(&runnables, rounds, deadline)?;
+        let mut kept = Vec::new();
+        for ((point, artifact), timed) in finalists.into_iter().zip(self.timed(&runnables, rounds)?) {
+            match timed {
+                Ok(Timed { series, doubt: None }) => kept.push((point, artifact, series)),
+                Ok(Timed { doubt: Some(doubt), .. }) => self.dismiss(&point, doubt.into())?,
+                Err(judged) => self.dismiss(&point, judged)?,
+            }
+        }
+        let series: Vec<Series> = kept.iter().map(|(.., series)| series.clone()).collect();
         let mut tied = ties(&series);
         tied.sort_by(|&a, &b| {
-            let (x, y) = (&finalists[a].0, &finalists[b].0);
+            let (x, y) = (&kept[a].0, &kept[b].0);
             x.cost_us.total_cmp(&y.cost_us).then_with(|| self.name(x).cmp(&self.name(y)))
         });
-        let ties = tied[1..].iter().map(|&i| self.name(&finalists[i].0)).collect();
-        let (point, artifact) = finalists.swap_remove(tied[0]);
-        Ok(Chosen { point, artifact, series: series.swap_remove(tied[0]), ties })
+        let Some(&first) = tied.first() else { return Ok(None) };
+        let ties = tied[1..].iter().map(|&i| self.name(&kept[i].0)).collect();
+        let (point, artifact, series) = kept.swap_remove(first);
+        Ok(Some(Chosen { point, artifact, series, ties }))
+    }
+
+    /// What came of timing these in turn. Where they bring their worker down, each by itself, which shows who it was.
+    fn timed(&mut self, list: &[Runnable], rounds: u32) -> Result<Vec<Result<Timed, Judged>>, TuneError> {
+        let deadline = self.tuner.deadline(self.roofline_us) * 4;
+        let mut measurer = self.turn()?;
+        let together = match measurer.finals(list, rounds, deadline)? {
+            Ok(timed) => return Ok(timed.into_iter().map(Ok).collect()),
+            Err(judged) => judged,
+        };
+        let mut found = Vec::new();
+        for one in list {
+            found.push(match measurer.finals(std::slice::from_ref(one), rounds, deadline)? {
+                Ok(mut timed) => timed.pop().ok_or_else(|| together.clone()),
+                Err(alone) => Err(together.clone().again(alone)),
+            });
+        }
+        Ok(found)
     }
 
     /// The best of the first timings, where there is no time for finals.
@@ -416,32 +467,31 @@ impl<'a> Tuning<'a> {
         }
     }
 
-    /// The winner is checked once more after all timing, on other inputs where that is affordable.
-    fn check_again(&mut self, chosen: &Chosen) -> Result<Errors, TuneError> {
+    /// The winner is checked once more after all timing, on other inputs, in a process where none of the candidates ran that
+    /// lost. Whether its outputs are right is seen here: the word of a process that it ran in is not enough.
+    fn check_again(&mut self, chosen: &Chosen) -> Result<Result<Errors, Judged>, TuneError> {
         let runnable = self.runnable(&chosen.point, &chosen.artifact)?;
-        let mut measurer = self.turn()?;
-        if !self.is_hurried() && self.space.problem.tensors().iter().map(|t| t.bytes()).sum::<u64>() <= FRESH_BYTES {
-            let fresh = Setup { seed: self.setup.seed.wrapping_add(0x5eed), ..self.setup.clone() };
-            measurer.ready(&fresh)?;
-        }
-        let Judged { verdict, standing } = measurer.attempt(&runnable, 0, self.tuner.deadline(self.roofline_us))?;
-        drop(measurer);
-        match verdict {
-            Verdict::Measured { error_rms, error_max, compared, .. } => {
-                let earlier = self.right.iter().find(|r| r.point == chosen.point);
-                let before = earlier.map_or_else(Errors::default, |r| r.errors);
-                let (rms, max) = (before.rms.max(error_rms), before.max.max(error_max));
-                Ok(Errors { rms, max, compared: before.compared + compared })
+        let deadline = self.tuner.deadline(self.roofline_us);
+        let judged = if self.is_hurried() && self.preparing > SOON {
+            self.turn()?.attempt(&runnable, 0, deadline)?
+        } else {
+            let seed = self.setup.seed.wrapping_add(0x5eed);
+            let fresh = Setup { seed, single: true, ..self.setup.clone() };
+            let list = expected(&fresh.problem, &Inputs::new(&fresh.problem, fresh.seed), fresh.seed, OWN_BUDGET);
+            let list: Vec<Expected> = list.iter().step_by(list.len().div_ceil(OWN_ELEMENTS).max(1)).copied().collect();
+            let elements: Vec<Element> =
+                list.iter().map(|e| Element { tensor: e.tensor.into(), index: e.index }).collect();
+            let (judged, values) = self.place.verify(&fresh, &runnable, &elements, deadline)?;
+            match own_check(&fresh, &list, &values).wrong.filter(|_| !values.is_empty()) {
+                Some(why) => Judged { verdict: Verdict::Unstable { why }, standing: Standing::Own },
+                None => judged,
             }
-            other => {
-                // It was right and is not any more: a race. It loses its standing, in the journal too.
-                if standing != Standing::Open {
-                    self.write(&chosen.point, &other)?;
-                }
-                let config = self.name(&chosen.point);
-                Err(TuneError::Unstable { problem: self.space.problem, config, verdict: Box::new(other) })
-            }
-        }
+        };
+        let Verdict::Measured { error_rms, error_max, compared, .. } = judged.verdict else { return Ok(Err(judged)) };
+        let earlier = self.right.iter().find(|r| r.point == chosen.point);
+        let before = earlier.map_or_else(Errors::default, |r| r.errors);
+        let (rms, max) = (before.rms.max(error_rms), before.max.max(error_max));
+        Ok(Ok(Errors { rms, max, compared: before.compared + compared }))
     }
 
     fn winner(&self, chosen: Chosen, errors: Errors) -> Winner {
@@ -494,6 +544,18 @@ impl<'a> Tuning<'a> {
         tuner.db.put_winner(&journal::of_winner(key, winner)?)?;
         Ok(())
     }
+}
+
+/// How far outputs that came back are from what they should be.
+fn own_check(setup: &Setup, list: &[Expected], values: &[f64]) -> Check {
+    let (mut check, limit) = (Check::default(), Tolerance::of(&setup.problem));
+    for tensor in setup.problem.tensors() {
+        let of = || list.iter().zip(values).filter(|(e, _)| e.tensor == tensor.name);
+        let mut got = of().map(|(_, value)| *value);
+        let found = distance(tensor.storage, of().map(|(e, _)| e), |_| got.next().unwrap_or(f64::NAN));
+        check.add(tensor.name, &found, limit);
+    }
+    check
 }
 
 fn summary(rejected: &BTreeMap<String, u32>) -> String {

@@ -1,11 +1,17 @@
 //! The child's side: a loop that answers one request at a time.
 
-use super::{Answer, Duty, Failure, FailureKind, Request, frame};
+use super::traces::Traces;
+use super::{Answer, Duty, Failure, FailureKind, Numbered, Request, frame};
 use crate::backend::BackendError;
 use crate::backend::session::Session;
 use crate::bench;
+use crate::device::Target;
+use std::fs::File;
 use std::io;
 use std::sync::mpsc::{Sender, channel};
+
+/// The first descriptor that the pipes to and from the parent may move to.
+const BEYOND: i32 = 3;
 
 /// Serves requests until the parent closes the pipe. Returns the process's exit code.
 pub(super) fn serve(duty: Duty) -> io::Result<u8> {
@@ -13,22 +19,25 @@ pub(super) fn serve(duty: Duty) -> io::Result<u8> {
         // The kernel ends this process when the thread that started it ends, however that comes about. A compile worker
         // must not end so: its compilers would go on without it. It ends its group itself, below.
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // Processes that code starts here and leaves to others are then seen.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     }
+    let (input, mut output) = pipes()?;
     let (tell, requests) = channel();
-    std::thread::Builder::new().spawn(move || read(&tell))?;
-    let mut output = io::stdout().lock();
+    std::thread::Builder::new().spawn(move || read(input, &tell))?;
     let mut session: Option<Box<dyn Session>> = None;
     while let Ok(request) = requests.recv() {
-        let Some(request) = request? else { break };
-        let answer = match request {
+        let Some(Numbered { number, message }) = request? else { break };
+        let answer = match message {
             Request::Compile { source, folder } => {
                 bench::compile(&source, &folder).map(|artifact| Answer::Compiled(Box::new(artifact)))
             }
             request => measure(duty, &mut session, request),
         };
         let answer = answer.unwrap_or_else(|e| Answer::Failed(Failure::from(&e)));
+        let answer = Numbered { number, message: answer };
         frame::send(&mut output, &answer)?;
-        if matches!(&answer, Answer::Failed(f) if f.kind == FailureKind::Fault) {
+        if matches!(&answer.message, Answer::Failed(f) if f.kind == FailureKind::Fault) {
             // The context is lost for good, and dropping the session would call into it.
             std::mem::forget(session);
             return Ok(3);
@@ -37,10 +46,22 @@ pub(super) fn serve(duty: Duty) -> io::Result<u8> {
     Ok(0)
 }
 
+/// The pipes from and to the parent, on descriptors of their own. In their place code that runs here finds nothing to
+/// read, and writes where messages go.
+fn pipes() -> io::Result<(File, File)> {
+    let input = rustix::io::fcntl_dupfd_cloexec(io::stdin(), BEYOND)?;
+    let output = rustix::io::fcntl_dupfd_cloexec(io::stdout(), BEYOND)?;
+    let nothing = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&nothing)?;
+    if rustix::stdio::dup2_stdout(io::stderr()).is_err() {
+        rustix::stdio::dup2_stdout(&nothing)?;
+    }
+    Ok((input.into(), output.into()))
+}
+
 /// Reads requests as they come, also while one is worked on. The end of the pipe is the end of the parent, which nobody
 /// outlives: not this process, and not the compilers that it started.
-fn read(tell: &Sender<io::Result<Option<Request>>>) {
-    let mut input = io::stdin().lock();
+fn read(mut input: File, tell: &Sender<io::Result<Option<Numbered<Request>>>>) {
     loop {
         let request = frame::receive(&mut input);
         let last = !matches!(request, Ok(Some(_)));
@@ -61,19 +82,27 @@ fn measure(duty: Duty, slot: &mut Option<Box<dyn Session>>, request: Request) ->
         (None, Duty::Measure(device)) => slot.insert(bench::session(device)?),
         (None, Duty::Compile) => return Err(BackendError::Measurement("a compile worker does not measure".into())),
     };
-    Ok(match request {
-        Request::Device => Answer::Device(Box::new(session.device().clone())),
-        Request::Ceilings { support } => Answer::Ceilings(session.ceilings(&support)?),
+    let runs_code = matches!(request, Request::Attempt { .. } | Request::Finals { .. } | Request::Verify { .. });
+    let host = matches!(duty, Duty::Measure(device) if device.target() == Target::Cpu);
+    let before = (host && runs_code).then(Traces::now);
+    let answer = match request {
+        Request::Device => Ok(Answer::Device(Box::new(session.device().clone()))),
+        Request::Ceilings { support } => session.ceilings(&support).map(Answer::Ceilings),
         Request::Assume(ceilings) => {
             session.assume(ceilings);
-            Answer::Done
+            Ok(Answer::Done)
         }
-        Request::Prepare(setup) => {
-            session.prepare(&setup)?;
-            Answer::Done
+        Request::Prepare(setup) => session.prepare(&setup).map(|()| Answer::Done),
+        Request::Attempt { candidate, rounds } => {
+            session.attempt(&candidate, rounds).map(|tried| Answer::Tried(Box::new(tried)))
         }
-        Request::Attempt { candidate, rounds } => Answer::Tried(Box::new(session.attempt(&candidate, rounds)?)),
-        Request::Finals { candidates, rounds } => Answer::Series(session.finals(&candidates, rounds)?),
-        Request::Compile { .. } => Answer::Done,
-    })
+        Request::Finals { candidates, rounds } => session.finals(&candidates, rounds).map(Answer::Timed),
+        Request::Verify { candidate, elements } => session.verify(&candidate, &elements).map(|(tried, values)| {
+            Answer::Verified { tried: Box::new(tried), bits: values.into_iter().map(f64::to_bits).collect() }
+        }),
+        Request::Compile { .. } => Ok(Answer::Done),
+    };
+    // The code is unloaded by now. What it left would meet those after it.
+    before.map_or(Ok(()), |traces| traces.check())?;
+    answer
 }

@@ -2,13 +2,17 @@
 //! never the run.
 //!
 //! A worker is the program that tunes, started once more (`PROGRAM jitune-worker DUTY`), in a process group of its own.
-//! [`worker_main`], which that program calls first, then answers framed requests on its standard input and output one at a
-//! time. A worker dies with its parent.
+//! [`worker_main`], which that program calls first, then answers framed requests one at a time, on what were its standard
+//! input and output: it moves them to other descriptors, since code that it runs may write to those, and each answer has
+//! to repeat a number that its request brought. A worker dies with its parent. One that measures has a process above it
+//! that ends what candidates leave behind.
 
 mod child;
 mod frame;
 mod process;
+mod reaper;
 mod supervisor;
+mod traces;
 
 use child::serve;
 pub use process::Lost;
@@ -17,7 +21,7 @@ pub(crate) use supervisor::Worker;
 
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
-use crate::backend::session::{Runnable, Series, Setup, Tried};
+use crate::backend::session::{Element, Runnable, Setup, Timed, Tried};
 use crate::device::{Ceilings, Device, DeviceId};
 use crate::source::Source;
 use serde::{Deserialize, Serialize};
@@ -27,6 +31,8 @@ use std::str::FromStr;
 
 /// The first argument of a process that is a worker.
 const WORD: &str = "jitune-worker";
+/// The third argument of a worker that has somebody to end what it leaves.
+const WATCHED: &str = "watched";
 
 /// Makes a worker of this process if it was started as one; otherwise returns at once.
 ///
@@ -40,10 +46,14 @@ pub fn worker_main() {
     // Standard error may be full or closed.
     let say = |text: String| drop(std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes()));
     let code = match args.next().unwrap_or_default().parse() {
-        Ok(duty) => serve(duty).unwrap_or_else(|e| {
-            say(format!("a worker cannot go on: {e}\n"));
-            4
-        }),
+        Ok(duty) => {
+            let watched = duty == Duty::Compile || args.next().as_deref() == Some(WATCHED);
+            let ended = if watched { serve(duty) } else { reaper::watch_over(duty) };
+            ended.unwrap_or_else(|e| {
+                say(format!("a worker cannot go on: {e}\n"));
+                4
+            })
+        }
         Err(e) => {
             say(format!("{e}\n"));
             2
@@ -115,6 +125,30 @@ pub(crate) enum Request {
         /// Rounds.
         rounds: u32,
     },
+    /// Check a candidate, and give what these elements of its outputs hold.
+    Verify {
+        /// The candidate.
+        candidate: Box<Runnable>,
+        /// The elements.
+        elements: Vec<Element>,
+    },
+}
+
+impl Request {
+    /// Whether an answer is one to it.
+    fn fits(&self, answer: &Answer) -> bool {
+        match (self, answer) {
+            (_, Answer::Failed(_))
+            | (Request::Compile { .. }, Answer::Compiled(_))
+            | (Request::Device, Answer::Device(_))
+            | (Request::Ceilings { .. }, Answer::Ceilings(_))
+            | (Request::Assume(_) | Request::Prepare(_), Answer::Done)
+            | (Request::Attempt { .. }, Answer::Tried(_)) => true,
+            (Request::Finals { candidates, .. }, Answer::Timed(list)) => list.len() == candidates.len(),
+            (Request::Verify { elements, .. }, Answer::Verified { bits, .. }) => bits.len() == elements.len(),
+            _ => false,
+        }
+    }
 }
 
 /// What a worker answers.
@@ -131,10 +165,24 @@ pub(crate) enum Answer {
     Ceilings(Ceilings),
     /// What came of an attempt.
     Tried(Box<Tried>),
-    /// Times of the finals.
-    Series(Vec<Series>),
+    /// What came of the finals.
+    Timed(Vec<Timed>),
+    /// What came of a check, and the bits of the elements that were asked for: a result may be no number.
+    Verified {
+        /// What came of it.
+        tried: Box<Tried>,
+        /// The bits.
+        bits: Vec<u64>,
+    },
     /// It failed.
     Failed(Failure),
+}
+
+/// A message with a number that only those who speak know: a request brings one, and its answer repeats it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Numbered<T> {
+    number: u64,
+    message: T,
 }
 
 /// An error of a target as it crosses the process boundary.
@@ -168,7 +216,7 @@ pub enum FailureKind {
     Refused,
     /// The compiler did not get to judge the source.
     Compiler,
-    /// The device context is lost; the worker ends.
+    /// The device context is lost or the process is not as it was; the worker ends.
     Fault,
     /// The measurement is refused.
     Measurement,

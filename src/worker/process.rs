@@ -1,7 +1,7 @@
 //! A child process that is asked and answers, whatever the messages: started in a group of its own, waited for with a
-//! deadline, killed with its whole group.
+//! deadline, killed with its whole group and all that it started.
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use std::io::{self, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -145,6 +145,12 @@ impl<A: Send + 'static> Process<A> {
         }
     }
 
+    /// Ends it for what it did.
+    pub fn lose(&mut self, how: &str) -> Lost {
+        self.kill();
+        Lost::Ended { how: how.into(), signal: None }
+    }
+
     fn ended(&mut self) -> Lost {
         // The pipe is closed, so the process is ending; give it a moment to say how before it is killed.
         for _ in 0..50 {
@@ -172,11 +178,13 @@ impl<A> Process<A> {
         waitid(WaitId::Pid(pid), look).is_ok_and(|status| status.is_some())
     }
 
-    /// Kills the whole group, then reaps the process: once that is done its number may be anybody's, so it happens once.
+    /// Kills all below it and the whole group, then reaps the process: once that is done its number may be anybody's, so
+    /// it happens once.
     fn kill(&mut self) -> Option<ExitStatus> {
         self.input = None;
         if !std::mem::replace(&mut self.reaped, true) {
             if let Some(group) = Pid::from_raw(self.child.id() as i32) {
+                end_below(group);
                 // It only fails when there is no such group.
                 let _ = kill_process_group(group, Signal::KILL);
             }
@@ -190,6 +198,51 @@ impl<A> Drop for Process<A> {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Times that it is looked for processes to end: one may start another while it is being ended.
+const ENDINGS: u32 = 100;
+
+/// Kills all processes below one, in whatever session or group they are.
+pub(super) fn end_below(root: Pid) {
+    for _ in 0..ENDINGS {
+        let list = below(root);
+        if list.is_empty() {
+            return;
+        }
+        for pid in list {
+            // It only fails when there is none any more.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The processes below one that still run.
+fn below(root: Pid) -> Vec<Pid> {
+    let mut all: Vec<(Pid, Pid, bool)> = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // After the name, which may hold anything: the state, and the parent's number.
+        let mut fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+        let (state, parent) = (fields.next(), fields.next().and_then(|n| n.parse().ok()));
+        if let (Some(pid), Some(parent)) = (Pid::from_raw(pid), parent.and_then(Pid::from_raw)) {
+            all.push((pid, parent, !matches!(state, Some("Z" | "X"))));
+        }
+    }
+    let (mut found, mut from) = (vec![root], 0);
+    while let Some(&parent) = found.get(from) {
+        found.extend(
+            all.iter()
+                .filter(|(pid, p, _)| *p == parent && !found.contains(pid))
+                .map(|(pid, ..)| *pid)
+                .collect::<Vec<_>>(),
+        );
+        from += 1;
+    }
+    found.retain(|pid| *pid != root && all.iter().any(|(p, _, runs)| p == pid && *runs));
+    found
 }
 
 fn signal_name(signal: i32) -> &'static str {

@@ -1,7 +1,8 @@
 //! The parent's side: start a worker, and ask it with a deadline.
 
 use super::process::{Lost, Process};
-use super::{Answer, Duty, Request, WORD, frame};
+use super::{Answer, Duty, Numbered, Request, WORD, frame};
+use crate::backend::session::unpredictable;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use std::time::Duration;
 /// A running worker. Must be started, used and dropped on one thread that outlives it: the kernel ties its life to that
 /// thread.
 pub(crate) struct Worker {
-    process: Process<Answer>,
+    process: Process<Numbered<Answer>>,
 }
 
 impl Worker {
@@ -22,8 +23,16 @@ impl Worker {
         Ok(Worker { process: Process::start(command, frame::receive)? })
     }
 
-    /// Asks and waits for the answer at most `deadline`, and not once `halt` is set. After an error the worker is gone.
+    /// Asks and waits for the answer at most `deadline`, and not once `halt` is set. After an error the worker is gone. What
+    /// answers anything else is lost: a candidate wrote it, or made the worker write it.
     pub fn ask(&mut self, request: &Request, deadline: Duration, halt: &AtomicBool) -> Result<Answer, Lost> {
-        self.process.ask_unless(|to| frame::send(to, request), deadline, &|| halt.load(Ordering::Relaxed))
+        let number = unpredictable();
+        let stopped = || halt.load(Ordering::Relaxed);
+        let request = Numbered { number, message: request };
+        let answer = self.process.ask_unless(|to| frame::send(to, &request), deadline, &stopped)?;
+        if answer.number != number || !request.message.fits(&answer.message) {
+            return Err(self.process.lose("it answered something else than it was asked"));
+        }
+        Ok(answer.message)
     }
 }

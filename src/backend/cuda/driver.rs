@@ -242,10 +242,8 @@ impl Buffer {
     /// Copies to the host; waits for the context's work.
     pub(crate) fn read(&self, at: u64, data: &mut [u8]) -> Result<(), BackendError> {
         self.inside(at, data.len() as u64)?;
-        let _current = self.context.bind()?;
-        self.context.synchronize()?;
         // SAFETY: as in `write`.
-        check("cuMemcpyDtoH", unsafe { sys::cuMemcpyDtoH_v2(data.as_mut_ptr().cast(), self.ptr + at, data.len()) })
+        unsafe { copy_out(&self.context, self.ptr + at, data) }
     }
 
     /// Fills all of it with zeros; returns when done.
@@ -304,6 +302,17 @@ pub(super) unsafe fn copy_in(context: &Context, address: u64, data: &[u8]) -> Re
     // SAFETY: the caller's promise, and `data` lives through the call.
     check("cuMemcpyHtoD", unsafe { sys::cuMemcpyHtoD_v2(address, data.as_ptr().cast(), data.len()) })?;
     context.synchronize()
+}
+
+/// Copies to the host; waits for the context's work.
+///
+/// # Safety
+/// `address` is memory of the context's GPU of at least `data.len()` bytes.
+pub(super) unsafe fn copy_out(context: &Context, address: u64, data: &mut [u8]) -> Result<(), BackendError> {
+    let _current = context.bind()?;
+    context.synchronize()?;
+    // SAFETY: the caller's promise.
+    check("cuMemcpyDtoH", unsafe { sys::cuMemcpyDtoH_v2(data.as_mut_ptr().cast(), address, data.len()) })
 }
 
 /// What a captured graph needs as long as it may be replayed.

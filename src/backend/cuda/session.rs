@@ -2,16 +2,19 @@
 //!
 //! Inputs are filled on the device and the f64 reference is computed there too, then spot-checked against the host's.
 //! Everything lies in one arena of several sets: timing rotates through the sets, and reads other memory between the
-//! replays where the sets together are smaller than twice the L2, so that every launch finds cold data.
+//! replays where the sets together are smaller than twice the L2, so that every launch finds cold data. What a candidate
+//! must leave as it is (inputs, references, all bytes between tensors) is summed, and looked at again after it ran.
 
 use super::context::Context;
 use super::driver::{Buffer, Event, Graph, Module, Stream};
 use super::launch::{Bound, Executable};
 use super::nvml::Sensors;
-use super::support::Support;
+use super::support::{Ranges, Support};
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
-use crate::backend::session::{Check, Runnable, Series, Session, Setup, Tried, code, gate_clocks};
+use crate::backend::session::{
+    Check, Doubt, Element, Runnable, Series, Session, Setup, Timed, Tried, code, gate_clocks, unpredictable,
+};
 use crate::device::{Ceilings, Device};
 use crate::problem::{Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected};
 use std::sync::Arc;
@@ -19,8 +22,6 @@ use std::time::Instant;
 
 /// Poisoned bytes around every tensor: a read outside gives NaN, a write is seen.
 const GUARD: u64 = 4096;
-/// What unwritten memory holds, by 32-bit word; NaN in every float type.
-const POISON: u32 = 0xffff_ffff;
 /// Most input sets: more make graphs slow to build and gain nothing beside the flush.
 const MAX_SETS: u64 = 32;
 /// A replay should last at least this long, so that its own launch is small beside it.
@@ -35,6 +36,12 @@ const SPOT_BUDGET: u64 = 4 << 20;
 const MATRIX_STEPS: u32 = 4096;
 /// A time below this share of what the datasheet rates allow is a broken measurement.
 const FLOOR_SHARE: f64 = 0.85;
+/// Bytes that a multiprocessor takes from the L2 a cycle, at most.
+const L2_BYTES: f64 = 64.0;
+/// Launches without timing before a candidate is looked at again, and seconds that they may take.
+const UNTIMED: (usize, f64) = (32, 0.05);
+/// Outputs up to this size come back whole where elements of them are asked for.
+const WHOLE_BYTES: u64 = 8 << 20;
 
 /// A session on one GPU.
 pub struct CudaSession {
@@ -54,19 +61,44 @@ pub struct CudaSession {
 
 /// One prepared problem.
 struct State {
-    problem: Problem,
+    setup: Setup,
     tensors: Vec<Tensor>,
     sets: Vec<Vec<u64>>,
     /// The memory behind the sets.
-    _memory: Vec<Buffer>,
-    references: Vec<Option<(Buffer, Buffer)>>,
+    memory: Vec<Buffer>,
+    references: Vec<Option<Reference>>,
     cold: bool,
+    watched: Watched,
+}
+
+/// What an output should hold.
+struct Reference {
+    values: Buffer,
+    stats: Buffer,
+    /// The stats as they were first found: sums on the device need not come to the same bits again.
+    known: Option<[u8; 16]>,
+}
+
+/// What no candidate may change.
+struct Watched {
+    ranges: Ranges,
+    /// Of each range, what is said of a candidate that changed it.
+    blame: Vec<String>,
+    /// The sums of what they hold.
+    sums: Vec<u64>,
 }
 
 struct Loaded {
     bound: Vec<Bound>,
-    workspace: Option<Buffer>,
+    workspace: Option<(Buffer, u64)>,
     executable: Arc<Executable>,
+}
+
+/// A finalist, as it is timed.
+struct Finalist {
+    loaded: Loaded,
+    graph: Graph,
+    nodes: usize,
 }
 
 impl CudaSession {
@@ -124,10 +156,10 @@ impl CudaSession {
                     // In the stream's order: a copy from the host would not wait for the fill before it.
                     b.fill_first(bytes, 0, &self.stream)?;
                 }
-                Some(b)
+                Some((b, bytes))
             }
         };
-        let address = workspace.as_ref().map_or(0, Buffer::address);
+        let address = workspace.as_ref().map_or(0, |(b, _)| b.address());
         // SAFETY: memory of the problem's sizes, with inputs of its range, that outlives what is loaded: a state is replaced
         // only between candidates.
         let bind = |set: &Vec<u64>| unsafe { executable.bind(set, address) };
@@ -145,43 +177,24 @@ impl CudaSession {
 
     /// Runs the candidate twice on poisoned outputs and compares both results: the second run also shows a workspace
     /// that was not left as it was found.
-    fn check(&self, loaded: &Loaded, launch: &crate::recipe::Launch) -> Result<Check, BackendError> {
-        let (state, support) = self.parts()?;
-        let limit = Tolerance::of(&state.problem);
+    fn check(&self, loaded: &Loaded) -> Result<Check, BackendError> {
         let mut check = Check::default();
         for _ in 0..2 {
-            self.poison_outputs(state, 0)?;
+            self.poison(0)?;
             loaded.bound[0].launch(&self.stream)?;
             self.stream.synchronize()?;
-            for (i, t) in state.tensors.iter().enumerate() {
-                let address = state.sets[0][i];
-                if let Some((reference, stats)) = &state.references[i] {
-                    let mut found = support.compare(t, address, reference.address(), stats, &self.stream)?;
-                    let end = (address + t.bytes()).next_multiple_of(4);
-                    found.guard = if self.exact {
-                        0
-                    } else {
-                        support.guard(address - GUARD, GUARD / 4, POISON, &self.stream)?
-                            + support.guard(end, GUARD / 4, POISON, &self.stream)?
-                    };
-                    check.add(t.name, &found, limit);
-                }
-            }
-            if let (Some(w), false) = (&loaded.workspace, self.exact) {
-                let beyond =
-                    support.guard(w.address() + launch.workspace.next_multiple_of(4), 512, POISON, &self.stream)?;
-                if beyond > 0 {
-                    check.wrong = Some("wrote outside its workspace".into());
-                }
-            }
+            self.compare(0..1, &mut check)?;
             if check.wrong.is_some() {
                 break;
             }
         }
+        self.look_beyond(loaded, &mut check)?;
         Ok(check)
     }
 
-    fn poison_outputs(&self, state: &State, set: usize) -> Result<(), BackendError> {
+    /// Poisons the outputs of a set.
+    fn poison(&self, set: usize) -> Result<(), BackendError> {
+        let (state, _) = self.parts()?;
         for (t, at) in state.tensors.iter().zip(&state.sets[set]) {
             if t.role == Role::Out {
                 // SAFETY: the tensor lies inside its set's memory.
@@ -191,9 +204,127 @@ impl CudaSession {
         Ok(())
     }
 
+    fn poison_all(&self) -> Result<(), BackendError> {
+        (0..self.parts()?.0.sets.len()).try_for_each(|set| self.poison(set))
+    }
+
+    /// Puts other numbers in place of some results of a set.
+    fn spoil(&self, set: usize, seed: u64) -> Result<(), BackendError> {
+        let (state, support) = self.parts()?;
+        for ((t, at), r) in state.tensors.iter().zip(&state.sets[set]).zip(&state.references) {
+            if let Some(r) = r {
+                support.spoil(t, *at, r.values.address(), seed, &self.stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the outputs of some sets.
+    fn compare(&self, sets: std::ops::Range<usize>, check: &mut Check) -> Result<(), BackendError> {
+        let (state, support) = self.parts()?;
+        let limit = Tolerance::of(&state.setup.problem);
+        for (i, t) in state.tensors.iter().enumerate() {
+            if let Some(r) = &state.references[i] {
+                let outs: Vec<u64> = state.sets[sets.clone()].iter().map(|set| set[i]).collect();
+                check.add(t.name, &support.compare(t, &outs, r.values.address(), &r.stats, &self.stream)?, limit);
+            }
+        }
+        Ok(())
+    }
+
+    fn look_beyond(&self, loaded: &Loaded, check: &mut Check) -> Result<(), BackendError> {
+        let (_, support) = self.parts()?;
+        if let (Some((w, bytes)), false) = (&loaded.workspace, self.exact)
+            && support.guard(w.address() + bytes, GUARD, &self.stream)? > 0
+        {
+            check.wrong = Some("wrote outside its workspace".into());
+        }
+        Ok(())
+    }
+
+    /// Whether a candidate that just ran over all sets, whose outputs were poisoned before, is still right, and stays so:
+    /// in its graph, as it is timed, where there is one, and in launches one close behind the other. It runs on its own
+    /// results with some of them spoiled, which one that takes what it finds for its own does not write again, and on
+    /// poison.
+    fn recheck(&self, loaded: &Loaded, graph: Option<&Graph>) -> Result<Check, BackendError> {
+        let mut check = Check::default();
+        let all = self.parts()?.0.sets.len();
+        self.compare(0..all, &mut check)?;
+        if let (Some(graph), None) = (graph, &check.wrong) {
+            (0..all).try_for_each(|set| self.spoil(set, unpredictable()))?;
+            self.replay(graph)?;
+            self.compare(0..all, &mut check)?;
+        }
+        if check.wrong.is_none() {
+            let set = (unpredictable() % all as u64) as usize;
+            loaded.bound[set].launch(&self.stream)?;
+            self.spoil(set, unpredictable())?;
+            loaded.bound[set].launch(&self.stream)?;
+            self.compare(set..set + 1, &mut check)?;
+        }
+        if check.wrong.is_none() {
+            self.poison(0)?;
+            loaded.bound[0].launch(&self.stream)?;
+            self.compare(0..1, &mut check)?;
+        }
+        self.look_beyond(loaded, &mut check)?;
+        Ok(check)
+    }
+
+    /// What is to be said of a candidate that changed what it must not; it is as it was afterwards.
+    fn look_after(&self) -> Result<Option<String>, BackendError> {
+        let (state, support) = self.parts()?;
+        let sums = support.sums(&state.watched.ranges, &self.stream)?;
+        let Some(at) = sums.iter().zip(&state.watched.sums).position(|(now, then)| now != then) else {
+            return Ok(None);
+        };
+        self.fill(state)?;
+        if support.sums(&state.watched.ranges, &self.stream)? != state.watched.sums {
+            return Err(BackendError::Measurement("inputs that were changed cannot be made again".into()));
+        }
+        Ok(Some(state.watched.blame[at].clone()))
+    }
+
+    /// All that is looked after of a state: between tensors, the inputs, and the references.
+    fn watch(&self, state: &State) -> (Vec<(u64, u64)>, Vec<String>) {
+        let (mut ranges, mut blame) = (Vec::new(), Vec::new());
+        let mut add = |at: u64, end: u64, what: String| {
+            ranges.push((at, end - at));
+            blame.push(what);
+        };
+        let outside = |t: &Tensor| format!("{}: wrote outside its memory", t.name);
+        for set in &state.sets {
+            for (i, (t, at)) in state.tensors.iter().zip(set).enumerate() {
+                let end = at + t.bytes();
+                if t.role == Role::In {
+                    add(*at, end, format!("{}: an input was changed", t.name));
+                }
+                if self.exact {
+                    continue;
+                }
+                if i == 0 {
+                    add(at - GUARD, *at, outside(t));
+                }
+                // All bytes from the last of a tensor to the first of the next.
+                add(end, set.get(i + 1).copied().unwrap_or(end + GUARD), outside(t));
+            }
+        }
+        for (t, r) in state.tensors.iter().zip(&state.references) {
+            for buffer in r.iter().flat_map(|r| [&r.values, &r.stats]) {
+                add(buffer.address(), buffer.address() + buffer.len(), outside(t));
+            }
+        }
+        (ranges, blame)
+    }
+
     /// Memory for the tensors and their addresses in each set: all sets in one arena, every tensor between guards and
     /// aligned to 1 KiB as bulk copies like it; or one set of exact allocations.
-    fn layout(&self, problem: &Problem, tensors: &[Tensor]) -> Result<(Vec<Buffer>, Vec<Vec<u64>>), BackendError> {
+    fn layout(
+        &self,
+        problem: &Problem,
+        tensors: &[Tensor],
+        single: bool,
+    ) -> Result<(Vec<Buffer>, Vec<Vec<u64>>), BackendError> {
         if self.exact {
             let memory: Vec<Buffer> =
                 tensors.iter().map(|t| Buffer::new(&self.context, t.bytes())).collect::<Result<_, _>>()?;
@@ -207,9 +338,8 @@ impl CudaSession {
             stride = (stride + t.bytes() + GUARD).next_multiple_of(1024);
         }
         let sets = (2 * self.device.l2).div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
-        let sets = sets.min((self.device.memory / 3 / stride).max(1));
+        let sets = if single { 1 } else { sets.min((self.device.memory / 3 / stride).max(1)) };
         let arena = Buffer::new(&self.context, stride * sets + GUARD)?;
-        arena.fill(0xff, &self.stream)?;
         let set = |s| offsets.iter().map(|o| arena.address() + s * stride + o).collect();
         let sets = (0..sets).map(set).collect();
         Ok((vec![arena], sets))
@@ -252,22 +382,96 @@ impl CudaSession {
         Ok((graph, wanted))
     }
 
-    /// Refuses a time that the hardware cannot reach.
-    fn plausible(&self, us: f64) -> Result<(), BackendError> {
+    /// Why a time cannot be: no memory, cache or multiprocessor is so fast.
+    fn doubt(&self, us: f64) -> Result<Option<Doubt>, BackendError> {
         let (state, _) = self.parts()?;
-        let c = &self.device.ceilings;
+        let (c, d) = (&self.device.ceilings, &self.device);
         let inputs: u64 = state.tensors.iter().filter(|t| t.role == Role::In).map(|t| t.storage.bytes(t.touched)).sum();
         // Small inputs may be served from the L2 in part; only what exceeds it must come from memory.
-        let beyond = inputs.saturating_sub(if state.cold { 0 } else { self.device.l2 });
+        let beyond = inputs.saturating_sub(if state.cold { 0 } else { d.l2 });
+        let problem = &state.setup.problem;
         // A short kernel may run at a higher clock than the measured rate did; what a generation that is not known may
         // reach is not known either.
-        let rate = self.most.map_or(f64::INFINITY, |most| most.or(*c).flops(state.problem.types()));
-        let floor = (beyond as f64 / c.read).max(state.problem.flops() / rate) * 1e6;
-        if us < floor * FLOOR_SHARE {
-            return Err(BackendError::Measurement(format!("{us:.2} µs is under the floor of {floor:.2} µs")));
-        }
-        Ok(())
+        let rate = self.most.map_or(f64::INFINITY, |most| most.or(*c).flops(problem.types()));
+        let rates = (beyond as f64 / c.read).max(problem.flops() / rate) * FLOOR_SHARE;
+        let hz = d.silicon.get("clock_khz").and_then(|khz| khz.parse::<f64>().ok()).unwrap_or(0.0) * 1e3;
+        let cached = if hz > 0.0 { inputs as f64 / (f64::from(d.units) * L2_BYTES * hz) } else { 0.0 } * FLOOR_SHARE;
+        let floor = rates.max(cached) * 1e6;
+        Ok((us < floor).then(|| Doubt::Implausible(format!("{us:.2} µs is under the floor of {floor:.2} µs"))))
     }
+
+    /// Makes what a state holds: poison everywhere, then inputs and references, which are compared with the host's in part.
+    fn fill(&self, state: &State) -> Result<(), BackendError> {
+        let (State { setup, tensors, sets, memory, references, .. }, Some((_, support))) = (state, &self.support)
+        else {
+            return Err(BackendError::Measurement("no support code is loaded".into()));
+        };
+        let problem = setup.problem;
+        let inputs = Inputs::new(&problem, setup.seed);
+        let unused = inputs.unused();
+        memory.iter().try_for_each(|m| m.fill(0xff, &self.stream))?;
+        for set in sets {
+            for input in inputs.iter() {
+                let Some(i) = tensors.iter().position(|t| t.name == input.tensor.name) else { continue };
+                // The support code knows f32 and what results are stored as.
+                let known = [Storage::F32, problem.types().y].contains(&input.tensor.storage);
+                match input.uniform().filter(|_| known) {
+                    Some((seed, scale)) => support.fill(&input.tensor, set[i], seed, scale, &self.stream)?,
+                    None => {
+                        let mut bytes = vec![0u8; input.tensor.bytes() as usize];
+                        input.write(0, &mut bytes);
+                        // SAFETY: the tensor lies inside its set's memory.
+                        unsafe { super::driver::copy_in(&self.context, set[i], &bytes) }?;
+                    }
+                }
+                for range in if input.tensor.layout == Layout::Paged { &unused[..] } else { &[] } {
+                    let bytes = |elements| input.tensor.storage.bytes(elements);
+                    let (at, len) = (set[i] + bytes(range.start), bytes(range.end - range.start));
+                    // NaN in any float: a kernel that lets them into a sum is wrong.
+                    // SAFETY: the range lies inside the tensor, and the state keeps its memory.
+                    unsafe { super::driver::fill(at, len, 0xff, &self.stream) }?;
+                }
+            }
+        }
+        let mut addresses = sets[0].clone();
+        for (address, r) in addresses.iter_mut().zip(references) {
+            if let Some(Reference { values, .. }) = r {
+                values.fill(0xff, &self.stream)?;
+                *address = values.address();
+            }
+        }
+        let Some(runnable) = &setup.reference else {
+            return Err(BackendError::Measurement("a CUDA session needs the reference's code".into()));
+        };
+        let executable = self.executable(runnable, tensors)?;
+        let workspace = Buffer::new(&self.context, runnable.launch.workspace)?;
+        // SAFETY: inputs and references of the problem's sizes, which outlive the one launch: it is waited for.
+        let bound = unsafe { executable.bind(&addresses, workspace.address()) }?;
+        bound.launch(&self.stream)?;
+        self.stream.synchronize()?;
+        spot_check(state, &inputs, setup.seed)?;
+        for (t, r) in tensors.iter().zip(references) {
+            match r {
+                Some(Reference { stats, known: Some(known), .. }) => stats.write(0, known)?,
+                Some(Reference { values, stats, known: None }) => {
+                    support.reference_stats(values.address(), t.len(), stats, &self.stream)?;
+                }
+                None => {}
+            }
+        }
+        self.stream.synchronize()
+    }
+
+    fn finalist(&self, candidate: &Runnable) -> Result<Finalist, BackendError> {
+        let loaded = self.load(candidate)?;
+        let (graph, nodes) = self.timed_graph(&loaded)?;
+        Ok(Finalist { loaded, graph, nodes })
+    }
+}
+
+/// What a second check found, as a doubt of the first.
+fn unstable(wrong: Option<String>) -> Option<Doubt> {
+    wrong.map(Doubt::Unstable)
 }
 
 impl Session for CudaSession {
@@ -322,69 +526,36 @@ impl Session for CudaSession {
         self.state = None;
         let problem = setup.problem;
         let tensors = problem.tensors();
-        let inputs = Inputs::new(&problem, setup.seed);
-        let unused = inputs.unused();
         let twice_l2 = 2 * self.device.l2;
-        let (memory, sets) = self.layout(&problem, &tensors)?;
+        let (memory, sets) = self.layout(&problem, &tensors, setup.single)?;
         let cold = problem.bytes() * sets.len() as u64 >= twice_l2;
-        if self.flush.is_none() {
+        if self.flush.is_none() && !setup.single {
             let flush = Buffer::new(&self.context, twice_l2 + (32 << 20))?;
             flush.fill(1, &self.stream)?;
             self.flush = Some(flush);
         }
-        let Some((_, support)) = &self.support else { return Ok(()) };
-        for set in &sets {
-            for input in inputs.iter() {
-                let Some(i) = tensors.iter().position(|t| t.name == input.tensor.name) else { continue };
-                // The support code knows f32 and what results are stored as.
-                let known = [Storage::F32, problem.types().y].contains(&input.tensor.storage);
-                match input.uniform().filter(|_| known) {
-                    Some((seed, scale)) => support.fill(&input.tensor, set[i], seed, scale, &self.stream)?,
-                    None => {
-                        let mut bytes = vec![0u8; input.tensor.bytes() as usize];
-                        input.write(0, &mut bytes);
-                        // SAFETY: the tensor lies inside its set's memory.
-                        unsafe { super::driver::copy_in(&self.context, set[i], &bytes) }?;
-                    }
-                }
-                for range in if input.tensor.layout == Layout::Paged { &unused[..] } else { &[] } {
-                    let bytes = |elements| input.tensor.storage.bytes(elements);
-                    let (at, len) = (set[i] + bytes(range.start), bytes(range.end - range.start));
-                    // NaN in any float: a kernel that lets them into a sum is wrong.
-                    // SAFETY: the range lies inside the tensor, and the state keeps its memory.
-                    unsafe { super::driver::fill(at, len, 0xff, &self.stream) }?;
-                }
+        let reference = |t: &Tensor| match t.role {
+            Role::In => Ok(None),
+            Role::Out => {
+                let values = Buffer::new(&self.context, t.len() * 8)?;
+                Ok(Some(Reference { values, stats: Buffer::new(&self.context, 16)?, known: None }))
             }
-        }
-        let mut state = State { problem, tensors, sets, _memory: memory, references: Vec::new(), cold };
-        let mut addresses = state.sets[0].clone();
-        for (i, t) in state.tensors.iter().enumerate() {
-            state.references.push(match t.role {
-                Role::In => None,
-                Role::Out => {
-                    let reference = Buffer::new(&self.context, t.len() * 8)?;
-                    reference.fill(0xff, &self.stream)?;
-                    addresses[i] = reference.address();
-                    Some((reference, Buffer::new(&self.context, 16)?))
-                }
-            });
-        }
-        let Some(runnable) = &setup.reference else {
-            return Err(BackendError::Measurement("a CUDA session needs the reference's code".into()));
         };
-        let executable = self.executable(runnable, &state.tensors)?;
-        let workspace = Buffer::new(&self.context, runnable.launch.workspace)?;
-        // SAFETY: inputs and references of the problem's sizes, which outlive the one launch: it is waited for.
-        let bound = unsafe { executable.bind(&addresses, workspace.address()) }?;
-        bound.launch(&self.stream)?;
-        self.stream.synchronize()?;
-        spot_check(&state, &inputs, setup.seed)?;
-        for (t, r) in state.tensors.iter().zip(&state.references) {
-            if let Some((reference, stats)) = r {
-                support.reference_stats(reference.address(), t.len(), stats, &self.stream)?;
-            }
+        let references = tensors.iter().map(reference).collect::<Result<_, BackendError>>()?;
+        let watched = Watched { ranges: Ranges::new(&self.context, &[])?, blame: Vec::new(), sums: Vec::new() };
+        let mut state = State { setup: setup.clone(), tensors, sets, memory, references, cold, watched };
+        self.fill(&state)?;
+        for r in state.references.iter_mut().flatten() {
+            let mut known = [0; 16];
+            r.stats.read(0, &mut known)?;
+            r.known = Some(known);
         }
-        self.stream.synchronize()?;
+        let (ranges, blame) = self.watch(&state);
+        let ranges = Ranges::new(&self.context, &ranges)?;
+        if let Some((_, support)) = &self.support {
+            let sums = support.sums(&ranges, &self.stream)?;
+            state.watched = Watched { ranges, blame, sums };
+        }
         self.state = Some(state);
         Ok(())
     }
@@ -392,63 +563,130 @@ impl Session for CudaSession {
     fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, BackendError> {
         let begun = Instant::now();
         let loaded = self.load(candidate)?;
-        let check = self.check(&loaded, &candidate.launch)?;
+        let mut check = self.check(&loaded)?;
+        // What it did to others says more than what came of it.
+        check.wrong = self.look_after()?.or(check.wrong);
         let blocks_per_sm = loaded.executable.blocks_per_sm()?;
-        let checked = begun.elapsed().as_secs_f64();
-        if check.wrong.is_some() || rounds == 0 {
-            return Ok(Tried { check, series: None, blocks_per_sm, verifying_s: checked, measuring_s: 0.0 });
-        }
-        let (graph, nodes) = self.timed_graph(&loaded)?;
-        let mut series = Series::default();
-        for _ in 0..rounds {
-            series.us.push(self.replay(&graph)? / nodes as f64 * 1e6);
-        }
-        self.plausible(series.median())?;
-        Ok(Tried {
-            check,
-            series: Some(series),
-            blocks_per_sm,
-            verifying_s: checked,
-            measuring_s: begun.elapsed().as_secs_f64() - checked,
-        })
-    }
-
-    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Series>, BackendError> {
-        let loaded: Vec<Loaded> = candidates.iter().map(|c| self.load(c)).collect::<Result<_, _>>()?;
-        let graphs: Vec<(Graph, usize)> = loaded.iter().map(|l| self.timed_graph(l)).collect::<Result<_, _>>()?;
-        let mut series = vec![Series::default(); candidates.len()];
-        for _ in 0..rounds {
-            for ((graph, nodes), s) in graphs.iter().zip(&mut series) {
-                s.us.push(self.replay(graph)? / *nodes as f64 * 1e6);
-                s.mhz.push(self.sensors.as_ref().map_or(0, Sensors::mhz));
+        let mut tried = Tried { check, doubt: None, series: None, blocks_per_sm, verifying_s: 0.0, measuring_s: 0.0 };
+        if tried.check.wrong.is_none() {
+            self.poison_all()?;
+            let start = Instant::now();
+            if rounds > 0 {
+                let (graph, nodes) = self.timed_graph(&loaded)?;
+                let mut series = Series::default();
+                for _ in 0..rounds {
+                    series.us.push(self.replay(&graph)? / nodes as f64 * 1e6);
+                }
+                tried.series = Some(series);
+            } else {
+                let all = loaded.bound.len();
+                for (i, bound) in loaded.bound.iter().cycle().take(UNTIMED.0.max(all)).enumerate() {
+                    if i >= all && start.elapsed().as_secs_f64() > UNTIMED.1 {
+                        break;
+                    }
+                    bound.launch(&self.stream)?;
+                    self.stream.synchronize()?;
+                }
+            }
+            let timed = start.elapsed().as_secs_f64();
+            let later = self.recheck(&loaded, None)?;
+            tried.doubt = unstable(self.look_after()?.or(later.wrong));
+            if let (Some(series), None) = (&tried.series, &tried.doubt) {
+                tried.doubt = self.doubt(series.median())?;
+                tried.measuring_s = timed;
             }
         }
-        gate_clocks(&mut series);
-        for s in &series {
-            self.plausible(s.median())?;
+        tried.verifying_s = begun.elapsed().as_secs_f64() - tried.measuring_s;
+        Ok(tried)
+    }
+
+    fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Timed>, BackendError> {
+        let mut timed = Vec::new();
+        // Where something was changed in the rounds they are held once more, and after each replay it is looked who did it.
+        for looking in [false, true] {
+            timed = vec![Timed::default(); candidates.len()];
+            let mut finalists = Vec::new();
+            for (candidate, t) in candidates.iter().zip(&mut timed) {
+                finalists.push(self.finalist(candidate)?);
+                if looking {
+                    t.doubt = unstable(self.look_after()?);
+                }
+            }
+            for _ in 0..rounds {
+                for (f, t) in finalists.iter().zip(&mut timed).filter(|(_, t)| t.doubt.is_none()) {
+                    t.series.us.push(self.replay(&f.graph)? / f.nodes as f64 * 1e6);
+                    t.series.mhz.push(self.sensors.as_ref().map_or(0, Sensors::mhz));
+                    if looking {
+                        t.doubt = unstable(self.look_after()?);
+                    }
+                }
+            }
+            if !looking && self.look_after()?.is_some() {
+                continue;
+            }
+            let mut series: Vec<Series> = timed.iter_mut().map(|t| std::mem::take(&mut t.series)).collect();
+            gate_clocks(&mut series);
+            for ((f, t), series) in finalists.iter().zip(&mut timed).zip(series) {
+                t.series = series;
+                if t.doubt.is_none() {
+                    self.poison_all()?;
+                    self.replay(&f.graph)?;
+                    let later = self.recheck(&f.loaded, Some(&f.graph))?;
+                    t.doubt = unstable(self.look_after()?.or(later.wrong)).or(self.doubt(t.series.median())?);
+                }
+            }
+            break;
         }
-        Ok(series)
+        Ok(timed)
+    }
+
+    fn verify(&mut self, candidate: &Runnable, elements: &[Element]) -> Result<(Tried, Vec<f64>), BackendError> {
+        let tried = self.attempt(candidate, 0)?;
+        let (state, _) = self.parts()?;
+        let mut values = vec![f64::NAN; elements.len()];
+        for (t, at) in state.tensors.iter().zip(&state.sets[0]) {
+            let mine = elements.iter().zip(&mut values).filter(|(e, _)| e.tensor == t.name && e.index < t.len());
+            if t.bytes() <= WHOLE_BYTES {
+                let mut bytes = vec![0; t.bytes() as usize];
+                // SAFETY: the tensor lies inside its set's memory.
+                unsafe { super::driver::copy_out(&self.context, *at, &mut bytes) }?;
+                mine.for_each(|(e, value)| *value = t.storage.value(&bytes, e.index));
+                continue;
+            }
+            let size = t.storage.bytes(1);
+            for (e, value) in mine {
+                let mut bytes = vec![0; size as usize];
+                // SAFETY: as above.
+                unsafe { super::driver::copy_out(&self.context, at + e.index * size, &mut bytes) }?;
+                *value = t.storage.value(&bytes, 0);
+            }
+        }
+        Ok((tried, values))
     }
 }
 
 /// Compares a few elements of the device's reference with the host's: the two are written apart from each other.
 fn spot_check(state: &State, inputs: &Inputs, seed: u64) -> Result<(), BackendError> {
-    let mut host =
-        expected(&state.problem, inputs, seed, SPOT_BUDGET.min((state.problem.op().unit_cost)(&state.problem) * 16));
+    let mut host = expected(
+        &state.setup.problem,
+        inputs,
+        seed,
+        SPOT_BUDGET.min((state.setup.problem.op().unit_cost)(&state.setup.problem) * 16),
+    );
     let step = (host.len() / SPOT_CHECKS).max(1);
     host = host.into_iter().step_by(step).collect();
     for e in host {
         let Some(i) = state.tensors.iter().position(|t| t.name == e.tensor) else { continue };
-        let Some((reference, _)) = &state.references[i] else { continue };
+        let Some(r) = &state.references[i] else { continue };
         let mut raw = [0u8; 8];
-        reference.read(e.index * 8, &mut raw)?;
+        r.values.read(e.index * 8, &mut raw)?;
         let device = f64::from_le_bytes(raw);
         // Both are f64; they differ only in the order of sums.
         let error = (device - e.value).abs();
         if error.is_nan() || error > 1e-6 * (1.0 + e.value.abs()) {
             return Err(BackendError::Measurement(format!(
                 "{}: the reference on the device has {}[{}] = {device}, the host has {}",
-                state.problem, e.tensor, e.index, e.value
+                state.setup.problem, e.tensor, e.index, e.value
             )));
         }
     }

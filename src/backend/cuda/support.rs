@@ -1,4 +1,5 @@
-//! The device-side help of a session: filling inputs, comparing outputs, reading memory to empty the L2.
+//! The device-side help of a session: filling inputs, comparing outputs, looking whether memory is as it was, reading memory
+//! to empty the L2.
 
 use super::context::Context;
 use super::driver::{Buffer, Module, Stream, check};
@@ -18,18 +19,41 @@ const THREADS: u32 = 256;
 const STATS_BYTES: u64 = 48;
 
 /// The helpers.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 14] = [
     "fill_uniform",
     "fill_uniform_f32",
     "sum_squares",
     "compare",
     "compare_f32",
     "compare_i32",
-    "check_guard",
+    "check_bytes",
+    "sum_ranges",
+    "spoil1",
+    "spoil2",
+    "spoil4",
     "read_sum",
     "copy16",
     "matrix_rate",
 ];
+
+/// Ranges of memory whose bytes are summed.
+pub(super) struct Ranges {
+    table: Buffer,
+    sums: Buffer,
+    count: u64,
+}
+
+impl Ranges {
+    /// Of these addresses and lengths in bytes.
+    pub(super) fn new(context: &Arc<Context>, ranges: &[(u64, u64)]) -> Result<Ranges, BackendError> {
+        let table: Vec<u8> =
+            ranges.iter().flat_map(|(at, len)| [at.to_le_bytes(), len.to_le_bytes()]).flatten().collect();
+        let count = ranges.len() as u64;
+        let ranges = Ranges { table: Buffer::new(context, count * 16)?, sums: Buffer::new(context, count * 8)?, count };
+        ranges.table.write(0, &table)?;
+        Ok(ranges)
+    }
+}
 
 pub(super) struct Support {
     module: Arc<Module>,
@@ -49,7 +73,11 @@ impl Support {
     }
 
     fn run_blocks(&self, blocks: u32, name: &str, args: &[u64], stream: &Stream) -> Result<(), BackendError> {
-        let f = self.module.function(name)?;
+        let f = self.module.function(name).map_err(|_| BackendError::Load {
+            why: format!(
+                "the support code is of an older jitune, without {name}: seal the bundle again by `jitune export`"
+            ),
+        })?;
         let _current = self.module.context.bind()?;
         let mut params: Vec<*mut c_void> = args.iter().map(|a| ptr::from_ref(a).cast_mut().cast()).collect();
         // SAFETY: every argument of the helpers is at most 8 bytes, and a smaller one reads the low bytes of its slot.
@@ -78,11 +106,11 @@ impl Support {
         self.run("sum_squares", &[reference, n, out.address()], stream)
     }
 
-    /// Compares an output with the reference.
+    /// Compares an output with the reference, at each of these addresses; finds what all of them come to.
     pub(super) fn compare(
         &self,
         t: &Tensor,
-        out: u64,
+        outs: &[u64],
         reference: u64,
         reference_stats: &Buffer,
         stream: &Stream,
@@ -94,7 +122,9 @@ impl Support {
             Storage::I32 => "compare_i32",
         };
         self.stats.fill(0, stream)?;
-        self.run(name, &[out, reference, t.len(), reference_stats.address(), self.stats.address()], stream)?;
+        for out in outs {
+            self.run(name, &[*out, reference, t.len(), reference_stats.address(), self.stats.address()], stream)?;
+        }
         stream.synchronize()?;
         let mut raw = [0u8; STATS_BYTES as usize];
         self.stats.read(0, &mut raw)?;
@@ -106,12 +136,12 @@ impl Support {
             u64::from_le_bytes(w)
         };
         let (sum, count) = (f64::from_bits(word(&refs, 0)), f64::from_bits(word(&refs, 1)));
-        let worst = word(&raw, 1);
+        let (worst, times) = (word(&raw, 1), outs.len() as f64);
         Ok(TensorCheck {
-            rms: (f64::from_bits(word(&raw, 0)) / sum.max(f64::MIN_POSITIVE)).sqrt(),
+            rms: (f64::from_bits(word(&raw, 0)) / (sum * times).max(f64::MIN_POSITIVE)).sqrt(),
             max: f64::from(f32::from_bits((worst >> 32) as u32)),
             worst: worst & 0xffff_ffff,
-            compared: count as u64,
+            compared: (count * times) as u64,
             unwritten: word(&raw, 2),
             touched: word(&raw, 3),
             mismatches: word(&raw, 4),
@@ -119,14 +149,41 @@ impl Support {
         })
     }
 
-    /// Counts 32-bit words of a guard zone that no longer hold `word`.
-    pub(super) fn guard(&self, at: u64, words: u64, word: u32, stream: &Stream) -> Result<u64, BackendError> {
+    /// Counts the bytes of a guard zone that are not poison any more.
+    pub(super) fn guard(&self, at: u64, bytes: u64, stream: &Stream) -> Result<u64, BackendError> {
         self.sink.fill(0, stream)?;
-        self.run("check_guard", &[at, words, u64::from(word), self.sink.address()], stream)?;
+        self.run("check_bytes", &[at, bytes, self.sink.address()], stream)?;
         stream.synchronize()?;
         let mut raw = [0u8; 4];
         self.sink.read(0, &mut raw)?;
         Ok(u64::from(u32::from_le_bytes(raw)))
+    }
+
+    /// A number for each range that is another when a byte in it is.
+    pub(super) fn sums(&self, ranges: &Ranges, stream: &Stream) -> Result<Vec<u64>, BackendError> {
+        ranges.sums.fill(0, stream)?;
+        self.run("sum_ranges", &[ranges.table.address(), ranges.count, ranges.sums.address()], stream)?;
+        stream.synchronize()?;
+        let mut raw = vec![0u8; ranges.count as usize * 8];
+        ranges.sums.read(0, &mut raw)?;
+        Ok(raw.as_chunks().0.iter().map(|w| u64::from_le_bytes(*w)).collect())
+    }
+
+    /// Puts other numbers in place of some results.
+    pub(super) fn spoil(
+        &self,
+        t: &Tensor,
+        out: u64,
+        reference: u64,
+        seed: u64,
+        stream: &Stream,
+    ) -> Result<(), BackendError> {
+        let name = match t.storage.bytes(1) {
+            1 => "spoil1",
+            2 => "spoil2",
+            _ => "spoil4",
+        };
+        self.run(name, &[out, reference, t.len(), seed], stream)
     }
 
     /// Reads `bytes` of memory.
