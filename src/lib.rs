@@ -4,7 +4,8 @@
 //! One sentence of data flow: **Model → Problem → Space → Config → Source → Artifact → Verdict → Winner → Bundle →
 //! Launch.** Each arrow is one type and one function; everything up to `Source` is pure.
 //!
-//! Feature `runtime`, the default, is what production links: bundle, look-up, launch. `tuner` adds the making of kernels.
+//! Feature `runtime`, the default, is what production links: bundle, look-up, launch. `tuner` adds the making of kernels,
+//! `engine` the running of models.
 //! The program is a package of its own, `jitune-cli`.
 
 #![deny(unsafe_code)]
@@ -33,7 +34,7 @@ pub mod export;
 pub mod journal;
 #[cfg(feature = "tuner")]
 pub mod key;
-#[cfg(feature = "tuner")]
+#[cfg(any(feature = "tuner", feature = "engine"))]
 pub mod model;
 #[cfg(feature = "tuner")]
 pub mod report;
@@ -49,6 +50,8 @@ pub mod tune;
 pub mod verdict;
 #[cfg(feature = "tuner")]
 pub mod verify;
+#[cfg(feature = "engine")]
+pub mod weights;
 #[cfg(feature = "tuner")]
 pub mod worker;
 #[cfg(feature = "tuner")]

@@ -187,6 +187,37 @@ fn models_are_told_with_what_is_to_be_said() {
 }
 
 #[test]
+fn folders_of_weights_are_made_and_looked_at() {
+    let place = Place::new();
+    let config = "{\"architectures\":[\"Qwen3ForCausalLM\"],\"hidden_size\":64,\"intermediate_size\":96,
+        \"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2,\"head_dim\":16,\"vocab_size\":100,
+        \"rms_norm_eps\":1e-6}";
+    place.file("plain/config.json", config);
+    let done = |args: &'static str, said: &str| {
+        let list = words(args);
+        let out = place.jitune(&list.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap();
+        assert!(out.status.code() == Some(0) && text(&out).contains(said), "{args}: {}", text(&out));
+    };
+    done("model ./plain --init random:3 --dtype f16 -o made", "made: ./plain, 74,624 random");
+    done("model ./made --weights", "25 tensors in 1 files, ");
+    done("model ./made --weights --json", "\"tensors\":25");
+    for c in [
+        case("model ./made --init random:3 -o made", 2, &["config.json: it exists"]),
+        case("model ./plain --init random:x -o other", 2, &["random:SEED"]),
+        case("model ./plain --init random:3", 2, &["--output"]),
+        case("model ./plain --init random:3 --dtype e4m3 -o other", 2, &["is of e4m3"]),
+        case("model ./plain --weights", 2, &["neither model.safetensors nor"]),
+        case("model smollm2-135m --weights", 2, &["is a preset"]),
+    ] {
+        run(&place, &c);
+    }
+    let path = place.path().join("made/model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 2]).unwrap();
+    run(&place, &case("model ./made --weights", 2, &["model.safetensors: "]));
+}
+
+#[test]
 fn plans_are_read_from_standard_input() {
     let place = Place::new();
     let run = |plan: &str, code: i32, said: &str| {

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 pub mod cpu;
 pub mod cuda;
 mod machine;
+#[cfg(feature = "engine")]
+pub(crate) mod mapped;
 mod memory;
 #[cfg(feature = "tuner")]
 pub mod session;

@@ -5,7 +5,7 @@
 
 use super::{Family, Model, ModelError, Rope, Scaling};
 use crate::problem::Dtype;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -17,6 +17,53 @@ pub(super) fn read(name: &str, file: &Path, text: &str) -> Result<(Model, Vec<St
     model(name, text)
         .map(|(model, notes)| (model, notes.into_iter().map(|note| format!("{}: {note}", file.display())).collect()))
         .map_err(|why| ModelError::Config { path: file.into(), why })
+}
+
+/// What [`read`] reads as this model, with weights of this type: the keys that transformers 4 and 5 both know.
+pub(super) fn write(model: &Model, dtype: Dtype) -> Value {
+    let m = model;
+    // What counts things is written without a decimal point.
+    let whole = |v: f64| if v.fract() == 0.0 && v.abs() < 1e15 { json!(v as i64) } else { json!(v) };
+    let scaling = match m.rope.scaling {
+        Scaling::Default => Value::Null,
+        Scaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings: old } => json!({
+            "rope_type": "llama3", "factor": factor, "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor, "original_max_position_embeddings": whole(old),
+        }),
+    };
+    let dtype = match dtype {
+        Dtype::Bf16 => "bfloat16",
+        Dtype::F16 => "float16",
+        _ => "float32",
+    };
+    let mut config = json!({
+        "architectures": [m.family.architecture()], "model_type": m.family.name(), "hidden_act": "silu",
+        "hidden_size": m.hidden, "intermediate_size": m.intermediate, "num_hidden_layers": m.layers,
+        "num_attention_heads": m.heads, "num_key_value_heads": m.kv_heads, "head_dim": m.head_dim,
+        "vocab_size": m.vocab, "max_position_embeddings": m.max_position_embeddings, "rms_norm_eps": m.rms_norm_eps,
+        "rope_theta": m.rope.theta, "rope_scaling": scaling, "tie_word_embeddings": m.tie_word_embeddings,
+        "torch_dtype": dtype,
+    });
+    match m.family {
+        Family::Llama => {
+            config["attention_bias"] = m.qkv_bias.into();
+            config["mlp_bias"] = m.mlp_bias.into();
+        }
+        Family::Qwen3 => config["attention_bias"] = m.qkv_bias.into(),
+        Family::Mistral | Family::Qwen2 => {}
+    }
+    match m.family {
+        Family::Mistral => config["sliding_window"] = m.sliding_window.into(),
+        Family::Qwen2 | Family::Qwen3 => {
+            config["use_sliding_window"] = m.sliding_window.is_some().into();
+            config["sliding_window"] = m.sliding_window.into();
+            // The layers of a Qwen slide from here on.
+            config["max_window_layers"] = if m.sliding_window.is_some() { 0 } else { m.layers }.into();
+        }
+        Family::Llama => {}
+    }
+    config
 }
 
 fn model(name: &str, text: &str) -> Result<(Model, Vec<String>), String> {

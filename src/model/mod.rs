@@ -168,6 +168,11 @@ impl Model {
         config::read(name, &file, &text)
     }
 
+    /// The `config.json` of a folder with its weights in this type, as transformers 4 and 5 read it.
+    pub fn config(&self, dtype: Dtype) -> serde_json::Value {
+        config::write(self, dtype)
+    }
+
     /// How many weights it has; a tied head counts once.
     pub fn parameters(&self) -> u64 {
         let of = |v: i64| v.max(0) as u128;
@@ -250,6 +255,22 @@ mod tests {
         assert!(e.contains("llama-3.2-1b") && e.contains("llama-9"), "{e}");
         assert!(matches!(Model::load("/nowhere/at/all"), Err(ModelError::Io { .. })));
         assert_eq!(Model::load("LLAMA-3.2-1B").unwrap().0.name, "llama-3.2-1b");
+    }
+
+    #[test]
+    fn a_configuration_that_is_written_is_read_as_the_same_model() {
+        let bias = Model { qkv_bias: true, o_bias: true, mlp_bias: true, ..Model::preset("llama-3.2-1b").unwrap() };
+        let linear = Rope { theta: 1e4, scaling: Scaling::Linear { factor: 4.0 } };
+        let linear = Model { rope: linear, ..Model::preset("smollm2-135m").unwrap() };
+        let window = Model { sliding_window: Some(4096), ..Model::preset("qwen2.5-7b").unwrap() };
+        let models = Model::presets().map(|name| Model::preset(name).unwrap()).chain([bias, linear, window]);
+        for model in models {
+            for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+                let text = model.config(dtype).to_string();
+                let (read, notes) = config::read(&model.name, Path::new("config.json"), &text).unwrap();
+                assert_eq!((&read, notes), (&Model { dtype: Some(dtype), ..model.clone() }, Vec::new()), "{text}");
+            }
+        }
     }
 
     #[test]

@@ -183,6 +183,7 @@ fn rates(cc: u32) -> Option<(f64, f64)> {
 }
 
 /// Whether it is known what no kernel exceeds on a GPU of this compute capability.
+#[cfg(any(test, feature = "tuner"))]
 pub(super) fn is_known(cc: u32) -> bool {
     rates(cc).is_some()
 }

@@ -1,0 +1,170 @@
+//! Checkpoints: the tensors of one or several safetensors files, found by name.
+
+use super::WeightsError;
+use super::names::Natural;
+use crate::backend::mapped::Mapped;
+use crate::model::Model;
+use crate::problem::Storage;
+use safetensors::tensor::{Dtype, SafeTensors};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The file of a checkpoint that lies in one.
+pub const ONE: &str = "model.safetensors";
+/// The file that says in which others the tensors lie.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// The longest index that is read.
+const MAX_INDEX: u64 = 64 << 20;
+
+/// The tensors of a checkpoint, mapped into memory.
+#[derive(Debug)]
+pub struct Checkpoint {
+    files: Vec<(PathBuf, Mapped)>,
+    tensors: BTreeMap<String, Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    file: usize,
+    start: usize,
+    end: usize,
+    storage: Result<Storage, Dtype>,
+    shape: Vec<u64>,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a> {
+    /// Its element type.
+    pub storage: Storage,
+    /// Its shape, outermost first.
+    pub shape: &'a [u64],
+    /// Its elements, little-endian, row by row.
+    pub bytes: &'a [u8],
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens a folder with a safetensors checkpoint, in one file or by its index, or such a file itself.
+    pub fn open(path: &Path) -> Result<Checkpoint, WeightsError> {
+        let files = if path.is_dir() { files(path)? } else { vec![path.to_path_buf()] };
+        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
+        for path in files {
+            checkpoint.add(path)?;
+        }
+        Ok(checkpoint)
+    }
+
+    fn add(&mut self, path: PathBuf) -> Result<(), WeightsError> {
+        let mapped = Mapped::open(&path).map_err(|source| WeightsError::Io { path: path.clone(), source })?;
+        let bad = |why: String| WeightsError::File { path: path.clone(), why };
+        let (header, metadata) = SafeTensors::read_metadata(&mapped).map_err(|e| bad(e.to_string()))?;
+        let data = 8 + header;
+        for (name, info) in metadata.tensors() {
+            let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
+            let place = Place {
+                file: self.files.len(),
+                start,
+                end,
+                storage: storage(info.dtype).ok_or(info.dtype),
+                shape: info.shape.iter().map(|d| *d as u64).collect(),
+            };
+            if let Some(other) = self.tensors.insert(name.clone(), place) {
+                let first = self.files[other.file].0.display();
+                return Err(bad(format!("{name} is in {first} too")));
+            }
+        }
+        self.files.push((path, mapped));
+        Ok(())
+    }
+
+    /// How many tensors there are, in how many files, of how many bytes.
+    pub fn size(&self) -> (usize, usize, u64) {
+        let bytes = self.tensors.values().map(|t| (t.end - t.start) as u64).sum();
+        (self.tensors.len(), self.files.len(), bytes)
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Result<Stored<'_>, WeightsError> {
+        let place = self.tensors.get(name).ok_or_else(|| WeightsError::Missing { names: vec![name.into()] })?;
+        let storage =
+            place.storage.map_err(|dtype| WeightsError::Type { name: name.into(), dtype: dtype.to_string() })?;
+        Ok(Stored { storage, shape: &place.shape, bytes: &self.files[place.file].1[place.start..place.end] })
+    }
+
+    /// Whether it holds what the model needs, each tensor in its shape, and nothing that the model has no place for. What
+    /// is passed over without changing what is computed is named.
+    pub(super) fn check(&self, model: &Model, natural: &[Natural]) -> Result<Vec<String>, WeightsError> {
+        let missing: Vec<String> =
+            natural.iter().map(|n| &n.name).filter(|name| !self.tensors.contains_key(*name)).cloned().collect();
+        if !missing.is_empty() {
+            return Err(WeightsError::Missing { names: missing });
+        }
+        for n in natural {
+            let found = self.get(&n.name)?;
+            if found.shape != n.shape {
+                let (name, found, wanted) = (n.name.clone(), found.shape.to_vec(), n.shape.clone());
+                return Err(WeightsError::Shape { name, found, wanted });
+            }
+        }
+        let known: std::collections::BTreeSet<&str> = natural.iter().map(|n| n.name.as_str()).collect();
+        let mut notes = Vec::new();
+        let mut left = Vec::new();
+        for name in self.tensors.keys().filter(|name| !known.contains(name.as_str())) {
+            // Tables of older transformers, which follow from the configuration; and a head that the configuration ties.
+            let follows = name.ends_with(".rotary_emb.inv_freq");
+            let tied = name == "lm_head.weight" && model.tie_word_embeddings;
+            match (follows, tied) {
+                (true, _) => {}
+                (_, true) => {
+                    notes.push(format!("{name} is passed over: tie_word_embeddings makes the embedding the head"))
+                }
+                _ => left.push(name.clone()),
+            }
+        }
+        if !left.is_empty() {
+            return Err(WeightsError::LeftOver { names: left });
+        }
+        Ok(notes)
+    }
+}
+
+/// The files of a folder that hold tensors.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, WeightsError> {
+    let (one, index) = (folder.join(ONE), folder.join(INDEX));
+    let io = |source| WeightsError::Io { path: index.clone(), source };
+    let bad = |why: String| WeightsError::File { path: index.clone(), why };
+    let length = match std::fs::metadata(&index) {
+        Ok(found) => found.len(),
+        Err(_) if one.exists() => return Ok(vec![one]),
+        Err(_) => return Err(WeightsError::None { folder: folder.into() }),
+    };
+    if length > MAX_INDEX {
+        return Err(bad(format!("it has {length} bytes, {MAX_INDEX} are the most")));
+    }
+    let text = std::fs::read_to_string(&index).map_err(io)?;
+    let Index { weight_map } = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    let mut names: Vec<String> = weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    // It names files of its own folder, and no others.
+    let own = |name: &String| Path::new(name).file_name().is_some_and(|file| file == name.as_str());
+    match names.iter().find(|name| !own(name)) {
+        Some(other) => Err(bad(format!("it names {other:?}, which is no file of this folder"))),
+        None => Ok(names.into_iter().map(|name| folder.join(name)).collect()),
+    }
+}
+
+fn storage(dtype: Dtype) -> Option<Storage> {
+    match dtype {
+        Dtype::BF16 => Some(Storage::Bf16),
+        Dtype::F16 => Some(Storage::F16),
+        Dtype::F32 => Some(Storage::F32),
+        _ => None,
+    }
+}
