@@ -15,6 +15,8 @@ pub mod artifact;
 pub mod backend;
 pub mod bundle;
 pub mod device;
+#[cfg(feature = "engine")]
+pub mod gguf;
 pub mod problem;
 pub mod program;
 pub mod recipe;

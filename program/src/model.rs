@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 #[command(after_help = help())]
 pub struct Args {
     /// A preset (listed below), or a folder with the Hugging Face config.json of a Llama, Mistral, Qwen2 (or 2.5) or dense
-    /// Qwen3.
+    /// Qwen3, or a GGUF file of one.
     model: String,
     #[command(flatten)]
     buckets: BucketArgs,
@@ -113,8 +113,9 @@ fn weights(args: &Args) -> Result<(), CliError> {
         let text = format!("--weights looks into a folder, and {} is a preset; write ./{0} to mean one", args.model);
         return Err(CliError::Usage(text));
     }
-    let folder = if path.is_file() { path.parent().unwrap_or(path) } else { path };
-    let (weights, more) = Weights::open(folder, &model).map_err(not_usable)?;
+    // Beside a config.json lie its weights; any other file holds them.
+    let beside = path.parent().filter(|_| path.is_file() && path.extension().is_some_and(|e| e == "json"));
+    let (weights, more) = Weights::open(beside.unwrap_or(path), &model).map_err(not_usable)?;
     notes.extend(more);
     say(&notes);
     weights.check().map_err(not_usable)?;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Sizes above this are mistakes, and would overflow the products of a plan.
-const MAX_SIZE: i64 = 1 << 24;
+pub(super) const MAX_SIZE: i64 = 1 << 24;
 
 /// The model of a configuration, and what is to be said of it.
 pub(super) fn read(name: &str, file: &Path, text: &str) -> Result<(Model, Vec<String>), ModelError> {
@@ -20,11 +20,13 @@ pub(super) fn read(name: &str, file: &Path, text: &str) -> Result<(Model, Vec<St
 }
 
 /// What [`read`] reads as this model, with weights of this type: the keys that transformers 4 and 5 both know.
-pub(super) fn write(model: &Model, dtype: Dtype) -> Value {
+pub(super) fn write(model: &Model, dtype: Dtype) -> Result<Value, String> {
     let m = model;
     // What counts things is written without a decimal point.
     let whole = |v: f64| if v.fract() == 0.0 && v.abs() < 1e15 { json!(v as i64) } else { json!(v) };
     let scaling = match m.rope.scaling {
+        // The keys of `llama3` cannot be told from the factors that they gave.
+        Scaling::Factors { .. } => return Err("no config.json has a factor for each frequency of RoPE".into()),
         Scaling::Default => Value::Null,
         Scaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
         Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings: old } => json!({
@@ -63,7 +65,7 @@ pub(super) fn write(model: &Model, dtype: Dtype) -> Value {
         }
         Family::Llama => {}
     }
-    config
+    Ok(config)
 }
 
 fn model(name: &str, text: &str) -> Result<(Model, Vec<String>), String> {

@@ -4,6 +4,8 @@
 //! [`config`] reads a `config.json` or refuses it by name, [`presets`] holds what is built in, [`plan`] derives the problems.
 
 mod config;
+#[cfg(feature = "engine")]
+mod gguf;
 mod pass;
 mod plan;
 mod presets;
@@ -158,6 +160,10 @@ impl Model {
             });
             return Ok((model, shadowed.into_iter().collect()));
         }
+        #[cfg(feature = "engine")]
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            return Model::of_gguf(path).map(|model| (model, Vec::new()));
+        }
         let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
         let looks_like_path = path.is_dir() || name.ends_with(".json") || name.contains('/');
         if !looks_like_path {
@@ -168,9 +174,25 @@ impl Model {
         config::read(name, &file, &text)
     }
 
+    /// The model of a GGUF file.
+    #[cfg(feature = "engine")]
+    fn of_gguf(path: &Path) -> Result<Model, ModelError> {
+        use crate::{backend::mapped::Mapped, gguf::Header, problem::Storage};
+        let bytes = Mapped::open(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
+        let bad = |why: String| ModelError::Config { path: path.into(), why };
+        let header = Header::read(&bytes).map_err(|e| bad(e.to_string()))?;
+        let factors = header.tensors.iter().find(|t| t.name == "rope_freqs.weight").map(|t| {
+            // Of f32, one for each pair; what is not there is NaN, and refused.
+            let count = t.shape.iter().product::<u64>().min(1 << 16);
+            let bytes = bytes.get(t.at..).unwrap_or_default();
+            (0..count).map(|i| if t.kind == 0 { Storage::F32.value(bytes, i) } else { f64::NAN }).collect()
+        });
+        gguf::read(&path.display().to_string(), &header, factors).map_err(bad)
+    }
+
     /// The `config.json` of a folder with its weights in this type, as transformers 4 and 5 read it.
-    pub fn config(&self, dtype: Dtype) -> serde_json::Value {
-        config::write(self, dtype)
+    pub fn config(&self, dtype: Dtype) -> Result<serde_json::Value, ModelError> {
+        config::write(self, dtype).map_err(|why| ModelError::Config { path: "config.json".into(), why })
     }
 
     /// How many weights it has; a tied head counts once.
@@ -266,7 +288,7 @@ mod tests {
         let models = Model::presets().map(|name| Model::preset(name).unwrap()).chain([bias, linear, window]);
         for model in models {
             for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
-                let text = model.config(dtype).to_string();
+                let text = model.config(dtype).unwrap().to_string();
                 let (read, notes) = config::read(&model.name, Path::new("config.json"), &text).unwrap();
                 assert_eq!((&read, notes), (&Model { dtype: Some(dtype), ..model.clone() }, Vec::new()), "{text}");
             }

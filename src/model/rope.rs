@@ -33,19 +33,25 @@ pub enum Scaling {
         /// Tokens of the longest sequence of the first training.
         original_max_position_embeddings: f64,
     },
+    /// Each divided by a factor of its own.
+    Factors {
+        /// The divisors, of the highest frequency first.
+        factors: Vec<f64>,
+    },
 }
 
 impl Rope {
     /// The angle per position of each rotated pair, `head_dim / 2` of them: a pair at position p turns by p times it.
     pub fn inverse_frequencies(&self, head_dim: i64) -> Vec<f64> {
         let pairs = (0..head_dim / 2).map(|i| self.theta.powf(-2.0 * i as f64 / head_dim as f64));
-        pairs.map(|f| self.scaling.apply(f)).collect()
+        pairs.enumerate().map(|(i, f)| self.scaling.apply(i, f)).collect()
     }
 }
 
 impl Scaling {
-    fn apply(&self, f: f64) -> f64 {
+    fn apply(&self, pair: usize, f: f64) -> f64 {
         match *self {
+            Scaling::Factors { ref factors } => f / factors.get(pair).copied().unwrap_or(1.0),
             Scaling::Default => f,
             Scaling::Linear { factor } => f / factor,
             Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings: old } => {

@@ -1,8 +1,10 @@
-//! Checkpoints: the tensors of one or several safetensors files, found by name.
+//! Checkpoints: the tensors of one or several safetensors files, or of a GGUF file, found by name.
 
 use super::WeightsError;
-use super::names::Natural;
+use super::blocks::Format;
+use super::names::{Natural, of_gguf};
 use crate::backend::mapped::Mapped;
+use crate::gguf;
 use crate::model::Model;
 use crate::problem::Storage;
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -14,6 +16,8 @@ use std::path::{Path, PathBuf};
 pub const ONE: &str = "model.safetensors";
 /// The file that says in which others the tensors lie.
 pub const INDEX: &str = "model.safetensors.index.json";
+/// A GGUF file's divisors of RoPE's frequencies, which the model is read with.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
 /// The longest index that is read.
 const MAX_INDEX: u64 = 64 << 20;
 
@@ -22,6 +26,8 @@ const MAX_INDEX: u64 = 64 << 20;
 pub struct Checkpoint {
     files: Vec<(PathBuf, Mapped)>,
     tensors: BTreeMap<String, Place>,
+    /// Whether the rows of q and k are in the pairs that RoPE rotates already, as llama.cpp has them in files of Llama.
+    paired: bool,
 }
 
 #[derive(Debug)]
@@ -29,15 +35,15 @@ struct Place {
     file: usize,
     start: usize,
     end: usize,
-    storage: Result<Storage, Dtype>,
+    format: Result<Format, String>,
     shape: Vec<u64>,
 }
 
 /// A tensor of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Stored<'a> {
-    /// Its element type.
-    pub storage: Storage,
+    /// How its elements are stored.
+    pub format: Format,
     /// Its shape, outermost first.
     pub shape: &'a [u64],
     /// Its elements, little-endian, row by row.
@@ -50,18 +56,61 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens a folder with a safetensors checkpoint, in one file or by its index, or such a file itself.
+    /// Opens a folder with a safetensors checkpoint, in one file or by its index, or such a file itself, or a GGUF file.
     pub fn open(path: &Path) -> Result<Checkpoint, WeightsError> {
         let files = if path.is_dir() { files(path)? } else { vec![path.to_path_buf()] };
-        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new(), paired: false };
         for path in files {
-            checkpoint.add(path)?;
+            let mapped = Mapped::open(&path).map_err(|source| WeightsError::Io { path: path.clone(), source })?;
+            if mapped.starts_with(&gguf::MAGIC) {
+                checkpoint.add_gguf(path, mapped)?;
+            } else {
+                checkpoint.add(path, mapped)?;
+            }
         }
         Ok(checkpoint)
     }
 
-    fn add(&mut self, path: PathBuf) -> Result<(), WeightsError> {
-        let mapped = Mapped::open(&path).map_err(|source| WeightsError::Io { path: path.clone(), source })?;
+    fn add_gguf(&mut self, path: PathBuf, mapped: Mapped) -> Result<(), WeightsError> {
+        let bad = |why: String| WeightsError::File { path: path.clone(), why };
+        let header = gguf::Header::read(&mapped).map_err(|e| bad(e.to_string()))?;
+        self.paired = header.text("general.architecture") == Some("llama");
+        for t in header.tensors {
+            let format = Format::of_ggml(t.kind).ok_or_else(|| format!("ggml's type {}", t.kind));
+            let end = match &format {
+                // What cannot be read need not be there.
+                Err(_) => Some(t.at),
+                Ok(format) => {
+                    let (columns, outer) = t.shape.split_last().unwrap_or((&1, &[]));
+                    let rows = outer.iter().try_fold(1, |n: u64, d| n.checked_mul(*d));
+                    let Some(row) = format.bytes(*columns) else {
+                        return Err(bad(format!("{}: rows of {columns} elements are no blocks of {format:?}", t.name)));
+                    };
+                    let bytes = rows.and_then(|rows: u64| rows.checked_mul(row));
+                    let end = bytes.and_then(|bytes| t.at.checked_add(usize::try_from(bytes).ok()?));
+                    end.filter(|end| *end <= mapped.len())
+                }
+            };
+            let Some(end) = end else {
+                return Err(bad(format!("{} of {:?} does not lie in the file", t.name, t.shape)));
+            };
+            // A tensor that no model has here keeps its name, and is left over.
+            let name = of_gguf(&t.name).unwrap_or(t.name);
+            let place = Place { file: self.files.len(), start: t.at, end, format, shape: t.shape };
+            if self.tensors.insert(name.clone(), place).is_some() {
+                return Err(bad(format!("{name} is there twice")));
+            }
+        }
+        self.files.push((path, mapped));
+        Ok(())
+    }
+
+    /// Whether the rows of q and k are in pairs already.
+    pub(super) fn is_paired(&self) -> bool {
+        self.paired
+    }
+
+    fn add(&mut self, path: PathBuf, mapped: Mapped) -> Result<(), WeightsError> {
         let bad = |why: String| WeightsError::File { path: path.clone(), why };
         let (header, metadata) = SafeTensors::read_metadata(&mapped).map_err(|e| bad(e.to_string()))?;
         let data = 8 + header;
@@ -71,7 +120,7 @@ impl Checkpoint {
                 file: self.files.len(),
                 start,
                 end,
-                storage: storage(info.dtype).ok_or(info.dtype),
+                format: storage(info.dtype).map(Format::Plain).ok_or_else(|| info.dtype.to_string()),
                 shape: info.shape.iter().map(|d| *d as u64).collect(),
             };
             if let Some(other) = self.tensors.insert(name.clone(), place) {
@@ -92,9 +141,8 @@ impl Checkpoint {
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Result<Stored<'_>, WeightsError> {
         let place = self.tensors.get(name).ok_or_else(|| WeightsError::Missing { names: vec![name.into()] })?;
-        let storage =
-            place.storage.map_err(|dtype| WeightsError::Type { name: name.into(), dtype: dtype.to_string() })?;
-        Ok(Stored { storage, shape: &place.shape, bytes: &self.files[place.file].1[place.start..place.end] })
+        let format = place.format.clone().map_err(|dtype| WeightsError::Type { name: name.into(), dtype })?;
+        Ok(Stored { format, shape: &place.shape, bytes: &self.files[place.file].1[place.start..place.end] })
     }
 
     /// Whether it holds what the model needs, each tensor in its shape, and nothing that the model has no place for. What
@@ -117,7 +165,7 @@ impl Checkpoint {
         let mut left = Vec::new();
         for name in self.tensors.keys().filter(|name| !known.contains(name.as_str())) {
             // Tables of older transformers, which follow from the configuration; and a head that the configuration ties.
-            let follows = name.ends_with(".rotary_emb.inv_freq");
+            let follows = name.ends_with(".rotary_emb.inv_freq") || name == ROPE_FACTORS;
             let tied = name == "lm_head.weight" && model.tie_word_embeddings;
             match (follows, tied) {
                 (true, _) => {}

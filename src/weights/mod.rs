@@ -1,13 +1,16 @@
 //! Weights: the tensors of a checkpoint, held against a model, and arranged as the model's programs read them.
 //!
-//! Reads files and makes bytes; knows no device and no kernel. Hugging Face's safetensors folders, in one file or several.
-//! [`names`] says which tensors a model has and what a program's tensors are made of, [`checkpoint`] finds them in files,
-//! [`random`] makes folders of random ones.
+//! Reads files and makes bytes; knows no device and no kernel. Hugging Face's safetensors folders, in one file or several, and
+//! GGUF files, whose blocks are unpacked.
+//! `names` says which tensors a model has and what a program's tensors are made of, `checkpoint` finds them in files,
+//! `random` makes folders of random ones.
 
+mod blocks;
 mod checkpoint;
 mod names;
 mod random;
 
+pub use blocks::Format;
 pub use checkpoint::{Checkpoint, Stored};
 pub use names::{Natural, Rows, Source, natural, source};
 pub use random::write;
@@ -71,7 +74,9 @@ pub enum WeightsError {
         wanted: Vec<u64>,
     },
     /// A tensor of a type that is not read.
-    #[error("{name} is of {dtype}; BF16, F16 and F32 are read")]
+    #[error(
+        "{name} is of {dtype}; BF16, F16 and F32 are read, and of ggml's types also Q8_0, Q4_0, Q4_1, Q4_K and Q6_K"
+    )]
     Type {
         /// Its name.
         name: String,
@@ -140,13 +145,13 @@ impl Weights {
     /// Looks at every element of every tensor that the model uses.
     pub fn check(&self) -> Result<(), WeightsError> {
         natural(&self.model).iter().try_for_each(|n| {
-            let stored = self.checkpoint.get(&n.name)?;
-            let row = (stored.shape.last().copied().unwrap_or(1).max(1)) as usize * stored.storage.bits() as usize / 8;
-            let looked = stored
-                .bytes
-                .par_chunks(row)
-                .enumerate()
-                .map(|(at, row)| finite(row, stored.storage, at as u64, &n.name));
+            let Stored { format, shape, bytes } = self.checkpoint.get(&n.name)?;
+            let columns = shape.last().copied().unwrap_or(1).max(1);
+            let row = format.bytes(columns).unwrap_or(1).max(1) as usize;
+            let looked = bytes.par_chunks(row).enumerate().map(|(at, row)| {
+                let unpacked = Unpacked::of(format, row, columns);
+                finite(unpacked.bytes(row), unpacked.storage, at as u64, &n.name)
+            });
             looked.collect()
         })
     }
@@ -168,13 +173,16 @@ impl Weights {
         };
         let stored = rows.of.iter().map(|n| self.checkpoint.get(&n.name)).collect::<Result<Vec<_>, _>>()?;
         let count = tensor.shape.first().copied().unwrap_or(1).max(1) as usize;
-        let to = tensor.storage;
+        let (to, paired) = (tensor.storage, self.checkpoint.is_paired());
         out.par_chunks_exact_mut((out.len() / count).max(1)).enumerate().try_for_each(|(at, row)| {
-            let (of, from) = rows.row(at as u64);
-            let Stored { storage, bytes, .. } = stored[of];
-            let length = storage.bytes(row.len() as u64 * 8 / to.bits()) as usize;
-            let start = from as usize * length;
-            put(&bytes[start..start + length], storage, row, to, from, &rows.of[of].name)
+            let (of, from) = rows.row(at as u64, paired);
+            let Stored { format, bytes, .. } = stored[of];
+            let columns = row.len() as u64 * 8 / to.bits();
+            // Rows of one tensor and as long, since their shapes were held against the model's.
+            let length = format.bytes(columns).unwrap_or(0) as usize;
+            let bytes = &bytes[from as usize * length..][..length];
+            let unpacked = Unpacked::of(format, bytes, columns);
+            put(unpacked.bytes(bytes), unpacked.storage, row, to, from, &rows.of[of].name)
         })
     }
 
@@ -188,6 +196,27 @@ impl Weights {
                 pair[4..].copy_from_slice(&(sin as f32).to_le_bytes());
             }
         });
+    }
+}
+
+/// The elements of a row one by one: those of blocks in f32.
+struct Unpacked {
+    storage: Storage,
+    values: Vec<u8>,
+}
+
+impl Unpacked {
+    fn of(format: Format, row: &[u8], columns: u64) -> Unpacked {
+        if let Format::Plain(storage) = format {
+            return Unpacked { storage, values: Vec::new() };
+        }
+        let mut values = vec![0.0; columns as usize];
+        format.unpack(row, &mut values);
+        Unpacked { storage: Storage::F32, values: values.into_iter().flat_map(f32::to_le_bytes).collect() }
+    }
+
+    fn bytes<'a>(&'a self, row: &'a [u8]) -> &'a [u8] {
+        if self.values.is_empty() { row } else { &self.values }
     }
 }
 
@@ -261,6 +290,7 @@ fn convert<const FROM: usize, const TO: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf::tests::Writer;
     use crate::model::{Buckets, Pass};
     use crate::problem::{Dtype, Types};
     use crate::program::Life;
@@ -319,7 +349,7 @@ mod tests {
                 let Some(Source::Rows(rows)) = source(&model, name) else { continue };
                 let columns = rows.of[0].shape.get(1).copied().unwrap_or(1) as usize * 4;
                 for (at, row) in bytes.chunks(columns).enumerate() {
-                    let (of, from) = rows.row(at as u64);
+                    let (of, from) = rows.row(at as u64, false);
                     let natural = weights.checkpoint().get(&rows.of[of].name).unwrap();
                     assert_eq!(row, &natural.bytes[from as usize * columns..][..columns], "{name}, row {at}");
                 }
@@ -429,6 +459,150 @@ mod tests {
         ] {
             assert!(said.contains(words), "{words}: {said}");
         }
+    }
+
+    /// The same weights as llama.cpp's converter writes them: other names, and in files of Llama q and k in pairs.
+    fn as_gguf(model: &Model, weights: &Weights, with: impl Fn(&mut Writer)) -> Vec<u8> {
+        let who = if model.family == crate::model::Family::Mistral { "llama" } else { model.family.name() };
+        let mut w = Writer::default();
+        w.text("general.architecture", who);
+        for (key, value) in [
+            ("block_count", model.layers),
+            ("embedding_length", model.hidden),
+            ("feed_forward_length", model.intermediate),
+            ("attention.head_count", model.heads),
+            ("attention.head_count_kv", model.kv_heads),
+            ("attention.key_length", model.head_dim),
+            ("context_length", model.max_position_embeddings),
+        ] {
+            w.u32(&format!("{who}.{key}"), value as u32);
+        }
+        w.f32(&format!("{who}.rope.freq_base"), model.rope.theta as f32);
+        w.f32(&format!("{who}.attention.layer_norm_rms_epsilon"), model.rms_norm_eps as f32);
+        for n in natural(model) {
+            let stored = weights.checkpoint().get(&n.name).unwrap();
+            let theirs = [
+                ("model.embed_tokens", "token_embd"),
+                ("model.norm", "output_norm"),
+                ("lm_head", "output"),
+                ("model.layers.", "blk."),
+                ("input_layernorm", "attn_norm"),
+                ("post_attention_layernorm", "ffn_norm"),
+                ("self_attn.q_proj", "attn_q"),
+                ("self_attn.k_proj", "attn_k"),
+                ("self_attn.v_proj", "attn_v"),
+                ("self_attn.o_proj", "attn_output"),
+                ("self_attn.q_norm", "attn_q_norm"),
+                ("self_attn.k_norm", "attn_k_norm"),
+                ("mlp.gate_proj", "ffn_gate"),
+                ("mlp.up_proj", "ffn_up"),
+                ("mlp.down_proj", "ffn_down"),
+            ];
+            let name = theirs.iter().fold(n.name.clone(), |name, (ours, theirs)| name.replace(ours, theirs));
+            let mut bytes = stored.bytes.to_vec();
+            let projected = n.name.contains("q_proj") || n.name.contains("k_proj");
+            if who == "llama" && projected {
+                // Rows of a head: [2, d / 2] turned round.
+                let (d, row) = (model.head_dim as usize, bytes.len() / n.shape[0] as usize);
+                for (to, head) in bytes.chunks_mut(d * row).zip(stored.bytes.chunks(d * row)) {
+                    for j in 0..d {
+                        let from = j % 2 * (d / 2) + j / 2;
+                        to[j * row..(j + 1) * row].copy_from_slice(&head[from * row..(from + 1) * row]);
+                    }
+                }
+            }
+            w.tensor(&name, &n.shape, 0, bytes);
+        }
+        with(&mut w);
+        w.file()
+    }
+
+    #[test]
+    fn a_gguf_file_is_the_same_model() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("m.gguf");
+        for family in ["llama", "mistral", "qwen2", "qwen3"] {
+            let rope = crate::model::Rope { theta: 1e4, scaling: crate::model::Scaling::Default };
+            let model = Model { rope, ..tiny(family) };
+            let stored = folder(&model, Dtype::F32, u64::MAX);
+            let weights = Weights::open(stored.path(), &model).unwrap().0;
+            fs::write(&path, as_gguf(&model, &weights, |_| {})).unwrap();
+            let (read, _) = Model::load(path.to_str().unwrap()).unwrap();
+            // Mistral is llama to llama.cpp, and no type of all weights is said.
+            let same = Model { name: read.name.clone(), family: read.family, dtype: None, ..model.clone() };
+            assert_eq!(read, same, "{family}");
+            let (other, notes) = Weights::open(&path, &read).unwrap();
+            assert!(notes.is_empty() && other.check().is_ok());
+            assert_eq!(filled(&weights, &model, Dtype::F32).unwrap(), filled(&other, &read, Dtype::F32).unwrap());
+        }
+        // What is the same of Llama 3: a divisor for each frequency.
+        let model = tiny("llama");
+        let stored = folder(&model, Dtype::F32, u64::MAX);
+        let weights = Weights::open(stored.path(), &model).unwrap().0;
+        let plain = crate::model::Rope { scaling: crate::model::Scaling::Default, ..model.rope.clone() };
+        let (from, to) = (plain.inverse_frequencies(8), model.rope.inverse_frequencies(8));
+        let factors: Vec<u8> = from.iter().zip(&to).flat_map(|(f, t)| ((f / t) as f32).to_le_bytes()).collect();
+        fs::write(
+            &path,
+            as_gguf(&model, &weights, |w| drop(w.tensor("rope_freqs.weight", &[4], 0, factors.clone()).file())),
+        )
+        .unwrap();
+        let (read, _) = Model::load(path.to_str().unwrap()).unwrap();
+        for (a, b) in read.rope.inverse_frequencies(8).iter().zip(&to) {
+            assert!((a / b - 1.0).abs() < 1e-6, "{a} {b}");
+        }
+        assert!(Weights::open(&path, &read).is_ok());
+    }
+
+    #[test]
+    fn blocks_are_rows_and_what_a_gguf_lacks_is_said() {
+        let model = Model { hidden: 256, layers: 1, ..tiny("qwen3") };
+        let stored = folder(&model, Dtype::F32, u64::MAX);
+        let weights = Weights::open(stored.path(), &model).unwrap().0;
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("m.gguf");
+        let bytes = as_gguf(&model, &weights, |_| {});
+        // The first tensor by name in the file, whose type and shape stand behind it.
+        let said = |name: &str, change: &dyn Fn(&mut [u8])| {
+            let mut bytes = bytes.clone();
+            let at = bytes.windows(name.len()).position(|w| w == name.as_bytes()).unwrap() + name.len();
+            change(&mut bytes[at..]);
+            fs::write(&path, bytes).unwrap();
+            match Model::load(path.to_str().unwrap()) {
+                Err(e) => e.to_string(),
+                Ok((read, _)) => match Weights::open(&path, &read) {
+                    Err(e) => e.to_string(),
+                    Ok((weights, _)) => {
+                        format!("{:?}", weights.check().and_then(|()| filled(&weights, &read, Dtype::F32)).err())
+                    }
+                },
+            }
+        };
+        // u32 dimensions, u64 each, then the type.
+        let kind = |kind: u32| move |rest: &mut [u8]| rest[20..24].copy_from_slice(&kind.to_le_bytes());
+        assert_eq!(said("token_embd.weight", &|_| {}), "None");
+        for format in [2, 3, 8, 12, 14, 30, 1] {
+            // Whatever its bytes mean there, they are read as blocks of whole rows, or a scale is no number.
+            let found = said("token_embd.weight", &kind(format));
+            assert!(found == "None" || found.contains("NotFinite"), "{format}: {found}");
+        }
+        for (name, change, words) in [
+            ("token_embd.weight", &kind(7) as &dyn Fn(&mut [u8]), "is of ggml's type 7"),
+            ("blk.0.ffn_down.weight", &kind(12), "rows of 40 elements are no blocks of Q4K"),
+            (
+                "qwen3.block_count",
+                &|r: &mut [u8]| r[4..8].copy_from_slice(&2u32.to_le_bytes()),
+                "missing: model.layers.1.",
+            ),
+            ("qwen3.block_count", &|r: &mut [u8]| r[4..8].fill(0), "qwen3.block_count = 0 is no size"),
+            ("qwen3.rope.freq_base", &|r: &mut [u8]| r[4..8].fill(0), "must be above 1"),
+            ("attention.head_count_kv", &|r: &mut [u8]| r[4] = 3, "no multiple of 3"),
+        ] {
+            let found = said(name, change);
+            assert!(found.contains(words), "{words}: {found}");
+        }
+        fs::write(&path, b"GGUF\x03\0\0\0").unwrap();
+        assert!(Model::load(path.to_str().unwrap()).unwrap_err().to_string().contains("the file ends"));
     }
 
     #[test]

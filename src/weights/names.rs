@@ -39,8 +39,8 @@ enum Order {
 }
 
 impl Rows {
-    /// The tensor and its row that row `at` is.
-    pub fn row(&self, at: u64) -> (usize, u64) {
+    /// The tensor and its row that row `at` is; `paired` where the rows of heads are stored in pairs.
+    pub fn row(&self, at: u64, paired: bool) -> (usize, u64) {
         let rows = |i: usize| self.of[i].shape[0];
         if let Order::InTurn = self.order {
             return ((at % 2) as usize, at / 2);
@@ -51,7 +51,7 @@ impl Rows {
             tensor += 1;
         }
         match self.order {
-            Order::Pairs { tensors, head } if tensor < tensors => {
+            Order::Pairs { tensors, head } if tensor < tensors && !paired => {
                 let (first, j) = (row / head * head, row % head);
                 (tensor, first + j / 2 + j % 2 * (head / 2))
             }
@@ -149,6 +149,38 @@ fn of_layer(m: &Model, layer: i64, part: &str) -> Option<Source> {
     }
 }
 
+/// The name in Hugging Face's files of a tensor that llama.cpp's call so.
+pub(super) fn of_gguf(name: &str) -> Option<String> {
+    let renamed = |list: &[(&str, &str)], name: &str| {
+        let (stem, what) = name.rsplit_once('.')?;
+        list.iter().find(|(theirs, _)| *theirs == stem).map(|(_, ours)| format!("{ours}.{what}"))
+    };
+    match name.strip_prefix("blk.") {
+        None => {
+            let list = [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+            renamed(&list, name)
+        }
+        Some(rest) => {
+            let (layer, rest) = rest.split_once('.')?;
+            let list = [
+                ("attn_norm", "input_layernorm"),
+                ("attn_q", "self_attn.q_proj"),
+                ("attn_k", "self_attn.k_proj"),
+                ("attn_v", "self_attn.v_proj"),
+                ("attn_output", "self_attn.o_proj"),
+                ("attn_q_norm", "self_attn.q_norm"),
+                ("attn_k_norm", "self_attn.k_norm"),
+                ("ffn_norm", "post_attention_layernorm"),
+                ("ffn_gate", "mlp.gate_proj"),
+                ("ffn_up", "mlp.up_proj"),
+                ("ffn_down", "mlp.down_proj"),
+            ];
+            let layer: u32 = layer.parse().ok()?;
+            Some(format!("model.layers.{layer}.{}", renamed(&list, rest)?))
+        }
+    }
+}
+
 fn tensor(name: String, shape: &[i64]) -> Natural {
     Natural { name, shape: shape.iter().map(|d| d.unsigned_abs()).collect() }
 }
@@ -182,7 +214,7 @@ mod tests {
                     let elements = |shape: &[u64]| shape.iter().product::<u64>();
                     let of: u64 = rows.of.iter().map(|n| elements(&n.shape)).sum();
                     assert_eq!(of, elements(&t.shape), "{}: {}", model.name, t.name);
-                    let taken: BTreeSet<(usize, u64)> = (0..t.shape[0]).map(|at| rows.row(at)).collect();
+                    let taken: BTreeSet<(usize, u64)> = (0..t.shape[0]).map(|at| rows.row(at, false)).collect();
                     assert_eq!(taken.len() as u64, t.shape[0], "{}: no row twice", t.name);
                     used.extend(rows.of.into_iter().map(|n| n.name));
                 }
@@ -203,13 +235,18 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let qkv = rows("layers.0.qkv");
-        let order: Vec<(usize, u64)> = (0..16).map(|at| qkv.row(at)).collect();
+        let order: Vec<(usize, u64)> = (0..16).map(|at| qkv.row(at, false)).collect();
         let q = [(0, 0), (0, 2), (0, 1), (0, 3), (0, 4), (0, 6), (0, 5), (0, 7)];
         let k_v = [(1, 0), (1, 2), (1, 1), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)];
         assert_eq!(order, [q, k_v].concat());
+        let as_they_are: Vec<(usize, u64)> = (0..16).map(|at| qkv.row(at, true)).collect();
+        assert_eq!(
+            as_they_are,
+            [(0, 8), (1, 4), (2, 4)].map(|(t, n)| (0..n).map(move |r| (t, r)).collect::<Vec<_>>()).concat()
+        );
         let gate_up = rows("layers.0.gate_up");
-        assert_eq!([0, 1, 2, 3].map(|at| gate_up.row(at)), [(0, 0), (1, 0), (0, 1), (1, 1)]);
-        assert_eq!([0, 1, 2, 3].map(|at| rows("layers.0.q_norm").row(at)), [(0, 0), (0, 2), (0, 1), (0, 3)]);
+        assert_eq!([0, 1, 2, 3].map(|at| gate_up.row(at, false)), [(0, 0), (1, 0), (0, 1), (1, 1)]);
+        assert_eq!([0, 1, 2, 3].map(|at| rows("layers.0.q_norm").row(at, false)), [(0, 0), (0, 2), (0, 1), (0, 3)]);
         assert_eq!(source(&model, "layers.28.qkv"), None);
         assert_eq!(source(&model, "layers.0.qkv_bias"), None);
     }

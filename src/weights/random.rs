@@ -49,6 +49,7 @@ pub(super) fn write_files(
         let path = path.to_path_buf();
         move |source| WeightsError::Io { path, source }
     };
+    let config = model.config(dtype).map_err(|e| WeightsError::File { path: folder.into(), why: e.to_string() })?;
     std::fs::create_dir_all(folder).map_err(io(folder))?;
     for name in ["config.json", ONE, INDEX] {
         let path = folder.join(name);
@@ -107,7 +108,7 @@ pub(super) fn write_files(
     }
     // Last: a folder with it is whole.
     let path = folder.join("config.json");
-    std::fs::write(&path, format!("{:#}\n", model.config(dtype))).map_err(io(&path))
+    std::fs::write(&path, format!("{config:#}\n")).map_err(io(&path))
 }
 
 /// The header of a safetensors file: its length in eight bytes, and JSON that is padded to a multiple of eight.

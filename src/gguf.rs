@@ -1,0 +1,368 @@
+//! The file format GGUF, versions 2 and 3: metadata by key, and where each tensor lies.
+//!
+//! Pure: bytes in, positions out. Nothing is copied but names and what is short; every length is held against the file's own.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// What the file begins with.
+pub const MAGIC: [u8; 4] = *b"GGUF";
+/// The longest name of a key or a tensor, and the longest word, in bytes.
+const MAX_NAME: usize = 1 << 16;
+/// The most dimensions of a tensor.
+const MAX_DIMS: u32 = 4;
+
+/// Why a file is not read: what, and at which byte.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("byte {at}: {why}")]
+pub struct GgufError {
+    /// Where in the file.
+    pub at: usize,
+    /// What is wrong.
+    pub why: String,
+}
+
+/// A value of the metadata.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// An integer of any width.
+    Int(i64),
+    /// A number.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A text.
+    Text(String),
+    /// A list: of which type by its number in the format, how many, and where in the file.
+    List {
+        /// The number of the elements' type.
+        of: u32,
+        /// How many.
+        count: u64,
+        /// Their bytes.
+        bytes: Range<usize>,
+    },
+}
+
+/// A tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// Its name.
+    pub name: String,
+    /// Its shape, outermost first.
+    pub shape: Vec<u64>,
+    /// The number of its element type in ggml.
+    pub kind: u32,
+    /// Where its bytes begin in the file.
+    pub at: usize,
+}
+
+/// What stands before the tensors' bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    /// The metadata.
+    pub values: BTreeMap<String, Value>,
+    /// The tensors, in the order of the file.
+    pub tensors: Vec<Tensor>,
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn fail<T>(&self, why: impl Into<String>) -> Result<T, GgufError> {
+        Err(GgufError { at: self.at, why: why.into() })
+    }
+
+    fn take(&mut self, count: usize) -> Result<&'a [u8], GgufError> {
+        let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len());
+        let Some(end) = end else { return self.fail(format!("{count} bytes are wanted, and the file ends")) };
+        let found = &self.bytes[self.at..end];
+        self.at = end;
+        Ok(found)
+    }
+
+    fn number<const N: usize>(&mut self) -> Result<[u8; N], GgufError> {
+        let mut word = [0; N];
+        word.copy_from_slice(self.take(N)?);
+        Ok(word)
+    }
+
+    fn u32(&mut self) -> Result<u32, GgufError> {
+        self.number().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, GgufError> {
+        self.number().map(u64::from_le_bytes)
+    }
+
+    /// A count of things that take at least `least` bytes each.
+    fn count(&mut self, what: &str, least: usize) -> Result<u64, GgufError> {
+        let count = self.u64()?;
+        let left = (self.bytes.len() - self.at) as u64;
+        match count.checked_mul(least as u64) {
+            Some(bytes) if bytes <= left => Ok(count),
+            _ => self.fail(format!("{count} {what}, and {left} bytes are left")),
+        }
+    }
+
+    fn text(&mut self, most: usize) -> Result<&'a str, GgufError> {
+        let length = self.count("bytes of a text", 1)? as usize;
+        if length > most {
+            return self.fail(format!("a text of {length} bytes, {most} are the most"));
+        }
+        let bytes = self.take(length)?;
+        std::str::from_utf8(bytes).or_else(|_| self.fail("a text that is not UTF-8"))
+    }
+
+    fn value(&mut self, kind: u32) -> Result<Value, GgufError> {
+        Ok(match kind {
+            0 => Value::Int(self.number().map(u8::from_le_bytes)?.into()),
+            1 => Value::Int(self.number().map(i8::from_le_bytes)?.into()),
+            2 => Value::Int(self.number().map(u16::from_le_bytes)?.into()),
+            3 => Value::Int(self.number().map(i16::from_le_bytes)?.into()),
+            4 => Value::Int(self.u32()?.into()),
+            5 => Value::Int(self.number().map(i32::from_le_bytes)?.into()),
+            // The shortest decimal that is this number: 1e-5 is meant where 9.99999974e-6 is stored.
+            6 => {
+                let value = self.number().map(f32::from_le_bytes)?;
+                Value::Float(value.to_string().parse().unwrap_or(f64::from(value)))
+            }
+            7 => Value::Bool(self.number().map(u8::from_le_bytes)? != 0),
+            8 => Value::Text(self.text(usize::MAX)?.into()),
+            9 => self.list()?,
+            10 => {
+                let value = self.u64()?;
+                Value::Int(i64::try_from(value).or_else(|_| self.fail(format!("{value} is too large")))?)
+            }
+            11 => Value::Int(self.number().map(i64::from_le_bytes)?),
+            12 => Value::Float(self.number().map(f64::from_le_bytes)?),
+            other => return self.fail(format!("a value of type {other}, which is not known")),
+        })
+    }
+
+    fn list(&mut self) -> Result<Value, GgufError> {
+        let of = self.u32()?;
+        let each = match of {
+            0 | 1 | 7 => 1,
+            2 | 3 => 2,
+            4..=6 => 4,
+            8 | 10..=12 => 8,
+            other => return self.fail(format!("a list of type {other}, which is not known")),
+        };
+        let count = self.count("elements of a list", each)?;
+        let start = self.at;
+        if of == 8 {
+            for _ in 0..count {
+                self.text(MAX_NAME)?;
+            }
+        } else {
+            self.take(count as usize * each)?;
+        }
+        Ok(Value::List { of, count, bytes: start..self.at })
+    }
+
+    fn tensor(&mut self) -> Result<Tensor, GgufError> {
+        let name = self.text(MAX_NAME)?.to_string();
+        let dims = self.u32()?;
+        if dims > MAX_DIMS {
+            return self.fail(format!("{name} has {dims} dimensions, {MAX_DIMS} are the most"));
+        }
+        // Innermost first in the file.
+        let mut shape = (0..dims).map(|_| self.u64()).collect::<Result<Vec<_>, _>>()?;
+        shape.reverse();
+        let kind = self.u32()?;
+        let at = usize::try_from(self.u64()?).or_else(|_| self.fail(format!("{name} lies beyond memory")))?;
+        Ok(Tensor { name, shape, kind, at })
+    }
+}
+
+impl Header {
+    /// Reads what stands before the tensors' bytes. Whether those are there is for who knows their types.
+    pub fn read(bytes: &[u8]) -> Result<Header, GgufError> {
+        let mut r = Reader { bytes, at: 0 };
+        if r.number()? != MAGIC {
+            return Err(GgufError { at: 0, why: "it does not begin with GGUF".into() });
+        }
+        let version = r.u32()?;
+        if !(2..=3).contains(&version) {
+            return r.fail(format!("version {version}; 2 and 3 are read"));
+        }
+        let tensors = r.count("tensors", 24)?;
+        let keys = r.count("keys", 13)?;
+        let mut values = BTreeMap::new();
+        for _ in 0..keys {
+            let key = r.text(MAX_NAME)?.to_string();
+            let kind = r.u32()?;
+            let value = r.value(kind)?;
+            if values.insert(key.clone(), value).is_some() {
+                return r.fail(format!("{key} is there twice"));
+            }
+        }
+        let mut tensors = (0..tensors).map(|_| r.tensor()).collect::<Result<Vec<_>, _>>()?;
+        let alignment = match values.get("general.alignment") {
+            None => 32,
+            Some(Value::Int(v)) if *v > 0 && (*v as u64).is_power_of_two() => *v as usize,
+            Some(other) => return r.fail(format!("general.alignment is {other:?}")),
+        };
+        let start = r.at.checked_next_multiple_of(alignment);
+        for t in &mut tensors {
+            let Some(at) = start.and_then(|start| start.checked_add(t.at)) else {
+                return r.fail(format!("{} lies beyond memory", t.name));
+            };
+            t.at = at;
+        }
+        Ok(Header { values, tensors })
+    }
+
+    /// An integer of the metadata.
+    pub fn int(&self, key: &str) -> Option<i64> {
+        match self.values.get(key)? {
+            Value::Int(v) => Some(*v),
+            _ => None,
+        }
+    }
+
+    /// A number of the metadata.
+    pub fn float(&self, key: &str) -> Option<f64> {
+        match self.values.get(key)? {
+            Value::Float(v) => Some(*v),
+            Value::Int(v) => Some(*v as f64),
+            _ => None,
+        }
+    }
+
+    /// A text of the metadata.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match self.values.get(key)? {
+            Value::Text(v) => Some(v),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Writes files, for tests.
+    #[derive(Default)]
+    pub(crate) struct Writer {
+        values: Vec<u8>,
+        keys: u64,
+        tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+    }
+
+    fn text(out: &mut Vec<u8>, text: &str) {
+        out.extend((text.len() as u64).to_le_bytes());
+        out.extend(text.as_bytes());
+    }
+
+    impl Writer {
+        fn key(&mut self, key: &str, kind: u32, bytes: &[u8]) -> &mut Writer {
+            self.keys += 1;
+            text(&mut self.values, key);
+            self.values.extend(kind.to_le_bytes());
+            self.values.extend(bytes);
+            self
+        }
+
+        pub(crate) fn u32(&mut self, key: &str, v: u32) -> &mut Writer {
+            self.key(key, 4, &v.to_le_bytes())
+        }
+
+        pub(crate) fn f32(&mut self, key: &str, v: f32) -> &mut Writer {
+            self.key(key, 6, &v.to_le_bytes())
+        }
+
+        pub(crate) fn text(&mut self, key: &str, v: &str) -> &mut Writer {
+            let mut bytes = Vec::new();
+            text(&mut bytes, v);
+            self.key(key, 8, &bytes)
+        }
+
+        pub(crate) fn texts(&mut self, key: &str, list: &[&str]) -> &mut Writer {
+            let mut bytes = [&8u32.to_le_bytes()[..], &(list.len() as u64).to_le_bytes()].concat();
+            list.iter().for_each(|v| text(&mut bytes, v));
+            self.key(key, 9, &bytes)
+        }
+
+        /// A tensor, its shape outermost first.
+        pub(crate) fn tensor(&mut self, name: &str, shape: &[u64], kind: u32, bytes: Vec<u8>) -> &mut Writer {
+            self.tensors.push((name.into(), shape.to_vec(), kind, bytes));
+            self
+        }
+
+        pub(crate) fn file(&self) -> Vec<u8> {
+            let mut out = [&MAGIC[..], &3u32.to_le_bytes(), &(self.tensors.len() as u64).to_le_bytes()].concat();
+            out.extend(self.keys.to_le_bytes());
+            out.extend(&self.values);
+            let mut at = 0u64;
+            for (name, shape, kind, bytes) in &self.tensors {
+                text(&mut out, name);
+                out.extend((shape.len() as u32).to_le_bytes());
+                shape.iter().rev().for_each(|d| out.extend(d.to_le_bytes()));
+                out.extend(kind.to_le_bytes());
+                out.extend(at.to_le_bytes());
+                at += bytes.len().next_multiple_of(32) as u64;
+            }
+            for (.., bytes) in &self.tensors {
+                out.resize(out.len().next_multiple_of(32), 0);
+                out.extend(bytes);
+            }
+            out
+        }
+    }
+
+    fn some() -> Vec<u8> {
+        let mut w = Writer::default();
+        w.text("general.architecture", "llama").u32("llama.block_count", 2).f32("llama.eps", 1e-5);
+        w.texts("tokens", &["a", "bc"]).tensor("one", &[3, 2], 0, vec![1; 24]).tensor("two", &[4], 1, vec![2; 8]);
+        w.file()
+    }
+
+    #[test]
+    fn values_and_tensors_are_found() {
+        let bytes = some();
+        let header = Header::read(&bytes).unwrap();
+        assert_eq!((header.int("llama.block_count"), header.text("general.architecture")), (Some(2), Some("llama")));
+        assert_eq!((header.float("llama.eps"), header.int("nothing")), (Some(1e-5), None));
+        assert!(matches!(header.values["tokens"], Value::List { of: 8, count: 2, .. }));
+        let [one, two] = &header.tensors[..] else { panic!("{header:?}") };
+        assert_eq!((one.name.as_str(), &one.shape[..], one.kind), ("one", &[3, 2][..], 0));
+        assert_eq!((&bytes[one.at..one.at + 24], &bytes[two.at..]), (&[1; 24][..], &[2; 8][..]));
+        assert!(one.at % 32 == 0 && two.at % 32 == 0);
+    }
+
+    /// Whatever is cut off or flipped, it is read or refused, in no time and without memory.
+    #[test]
+    fn damaged_files_are_refused() {
+        let bytes = some();
+        let whole = Header::read(&bytes).unwrap().tensors[0].at - 31;
+        for cut in 0..whole.min(bytes.len()) {
+            let read = Header::read(&bytes[..cut]);
+            assert!(read.is_err(), "cut at {cut}");
+        }
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << bit;
+                let _ = Header::read(&damaged);
+            }
+        }
+        let of = |change: fn(&mut Writer) -> &mut Writer| {
+            let mut w = Writer::default();
+            change(&mut w);
+            Header::read(&w.file()).unwrap_err().why
+        };
+        assert!(of(|w| w.u32("a", 1).u32("a", 2)).contains("a is there twice"));
+        assert!(of(|w| w.u32("general.alignment", 3)).contains("alignment"));
+        assert!(of(|w| w.tensor("t", &[1; 5], 0, vec![])).contains("5 dimensions"));
+        assert!(of(|w| w.key("k", 13, &[])).contains("type 13"));
+        assert!(of(|w| w.key("k", 8, &u64::MAX.to_le_bytes())).contains("bytes are left"));
+        assert!(Header::read(b"GGML").unwrap_err().why.contains("GGUF"));
+        assert!(Header::read(b"GGUF\x01\0\0\0").unwrap_err().why.contains("version 1"));
+    }
+}
