@@ -81,7 +81,7 @@ const CHEATS: [(usize, &str, &str, &str); 32] = [
     // A leap into a call that has ended.
     (
         40,
-        "static void *there[8]; if (n < 3 || __builtin_setjmp(there)) work(x, y, from, to); else leap(there);",
+        "static void *there[8]; if (n == 0) __builtin_setjmp(there); if (n < 3) work(x, y, from, to); else leap(there);",
         "",
         "",
     ),
@@ -324,4 +324,24 @@ fn neither_verify_nor_compare_takes_a_cheat_for_good() {
     let out = run(&compare);
     assert!(!own().is_empty() && own().iter().all(|r| r["state"] == "wrong"), "{:?} {}", own(), text(&out));
     assert!(own()[0]["why"].as_str().unwrap().contains("after its rounds"), "{:?}", own());
+}
+
+/// Twenty-five more as kernels. A machine with a GPU but without Rust runs the same by `scripts/gpu/check.sh`.
+#[test]
+fn no_cheat_wins_on_a_gpu() {
+    let gpu = std::fs::read_dir("/dev")
+        .unwrap()
+        .flatten()
+        .any(|e| e.file_name().to_string_lossy().strip_prefix("nvidia").is_some_and(|n| n.parse::<u32>().is_ok()));
+    if !gpu {
+        eprintln!("SKIPPED: no NVIDIA GPU here");
+        return;
+    }
+    let (place, _alone) = alone();
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/gpu/check.sh");
+    let mut check = std::process::Command::new("bash");
+    let out =
+        check.arg(script).args([env!("CARGO_BIN_EXE_jitune"), "out", "cheats"]).current_dir(place.path()).output();
+    let out = out.unwrap();
+    assert!(out.status.success(), "{}", text(&out));
 }
