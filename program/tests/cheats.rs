@@ -8,7 +8,9 @@ use common::{Place, events, of_kind, text};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Winners are found by their times, so no two tests of this file measure at once.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -203,6 +205,8 @@ dynamic = ["rows"]
          work(x, y, from, to);\n#endif\n"
     )
     .unwrap();
+    let hidden = file("hidden");
+    write!(code, "#if WHICH == 51\n  if (task == 0) {{ hide(); close(open(\"{hidden}\", O_CREAT, 0600)); for (;;) sleep(1000); }}\n#endif\n").unwrap();
     code.push_str("}\n");
     place.file("templates/cpu_silu_mul.c", &code);
 }
@@ -324,6 +328,28 @@ fn neither_verify_nor_compare_takes_a_cheat_for_good() {
     let out = run(&compare);
     assert!(!own().is_empty() && own().iter().all(|r| r["state"] == "wrong"), "{:?} {}", own(), text(&out));
     assert!(own()[0]["why"].as_str().unwrap().contains("after its rounds"), "{:?}", own());
+}
+
+/// When the tuner is killed nobody above the worker can clean up but the process that is there for it.
+#[test]
+fn what_a_candidate_hid_ends_with_a_tuner_that_is_killed() {
+    let (place, _alone) = alone();
+    template(&place, &[51]);
+    let args = ["tune", "--nominal-ceilings", "--target", "cpu", "--threads", "1", "--db", "db", "--problem", PROBLEM];
+    let args = [&args[..], &["--templates", "templates", "--patience", "60", "--budget", "300"]].concat();
+    let mut tuner = place.jitune(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    while !place.path().join("hidden").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the candidate does not run");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    tuner.kill().unwrap();
+    tuner.wait().unwrap();
+    let begun = Instant::now();
+    while !place.alive().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "left: {:?}", place.alive());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// What was measured before anybody looked whether it stayed right is tried again.
