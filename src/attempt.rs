@@ -48,7 +48,8 @@ impl Attempt {
     /// Its median time in microseconds, when it is right: NaN where it was not timed.
     pub fn right_us(&self) -> Option<f64> {
         let (_, tried) = self.outcome.as_ref().ok()?;
-        tried.check.wrong.is_none().then(|| tried.series.as_ref().map_or(f64::NAN, |s| s.median()))
+        let right = tried.check.wrong.is_none() && tried.doubt.is_none();
+        right.then(|| tried.series.as_ref().map_or(f64::NAN, |s| s.median()))
     }
 }
 

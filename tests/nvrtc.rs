@@ -188,6 +188,35 @@ fn portable_templates_compile_for_every_architecture() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
+/// The candidates that the GPU check plants, which no machine without a GPU runs.
+#[test]
+fn cheats_for_the_gpu_check_compile() {
+    if nvrtc::open().is_err() && std::env::var_os("JITUNE_ALLOW_NO_NVRTC").is_some() {
+        eprintln!("SKIPPED: NVRTC is not here and JITUNE_ALLOW_NO_NVRTC is set");
+        return;
+    }
+    let mut library = Library::built_in().unwrap();
+    library.add_folder(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu/cheats")).unwrap();
+    let p: Problem = "gelu rows=511 cols=4095".parse().unwrap();
+    for arch in ["sm_80", "sm_90a"] {
+        let device = Device::ahead_of_time(arch).unwrap();
+        let t = library.get(Target::Cuda, "gelu").unwrap();
+        let space = space::enumerate(&t.recipe, &p, &device).unwrap();
+        let cheats = space.candidates.iter().filter(|c| c.config.get("which").is_some_and(|n| n >= 10)).count();
+        assert!(cheats >= 20, "{cheats}");
+        let one = |c: &space::Candidate| {
+            let source = library.render(t, &p, &device, &c.config).unwrap();
+            let launch = t.recipe.launch(&p, &device, &c.config).unwrap();
+            match nvrtc::compile(&source) {
+                Ok((cubin, _)) => arguments_agree(&cubin, &launch).err(),
+                Err(e) => Some(format!("{}: {e}", c.config)),
+            }
+        };
+        let bad: Vec<String> = space.candidates.par_iter().filter_map(one).collect();
+        assert!(bad.is_empty(), "{arch}: {}", bad.join("\n"));
+    }
+}
+
 fn check(arch: &str) {
     if let Err(e) = nvrtc::open() {
         assert!(std::env::var_os("JITUNE_ALLOW_NO_NVRTC").is_some(), "{e}");

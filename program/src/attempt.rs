@@ -5,7 +5,7 @@ use super::select::{Templates, Where};
 use super::{CliError, table};
 use jitune::attempt::{self, Attempt};
 use jitune::backend::cuda::CudaSession;
-use jitune::backend::session::Session;
+use jitune::backend::session::{Doubt, Session};
 use jitune::bench;
 use jitune::device::DeviceId;
 use jitune::problem::Problem;
@@ -81,9 +81,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 fn row(attempt: &Attempt) -> Vec<String> {
     let verdict = match &attempt.outcome {
         Err(e) => e.to_string(),
-        Ok((info, tried)) => match &tried.check.wrong {
-            Some(why) => format!("WRONG: {why}"),
-            None => format!(
+        Ok((info, tried)) => match (&tried.check.wrong, &tried.doubt) {
+            (Some(why), _) => format!("WRONG: {why}"),
+            (None, Some(Doubt::Unstable(why))) => format!("UNSTABLE: right at first, then {why}"),
+            (None, Some(Doubt::Implausible(why))) => format!("not believed: {why}"),
+            (None, None) => format!(
                 "right, error {:.1e} / {:.1e}, {} registers, {} spills",
                 tried.check.rms, tried.check.max, info.registers, info.spills
             ),

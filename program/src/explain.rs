@@ -101,6 +101,9 @@ fn trials(db: &Db, key: Key, template: &str) -> Result<Trials, CliError> {
     let mut unused = Vec::new();
     for (record, diffs) in db.near(&key, &["problem", "target", "template"], 3)? {
         let why = match diffs.iter().find(|d| d.name == "judging") {
+            Some(d) if d.stored.as_deref() == Some("2") => {
+                "they are of a version that did not look whether candidates stayed right".into()
+            }
             Some(_) => "they are of a version that stored failures which were not the candidate's fault".into(),
             None => {
                 let differ: Vec<String> = diffs.iter().map(ToString::to_string).collect();

@@ -5,6 +5,7 @@
 #   compare   compares the model's plan with every peer that is here; more options in $COMPARE
 #   counters  hardware counters of counters.plan's products through ncu, jitune's and cuBLASLt's
 #   faults    hanging, faulting and wrong candidates planted at the first, middle and last position
+#   cheats    candidates that only seem to be right or fast: none wins, none ends the run; verify and compare see one too
 #   kill      kill -9 of the tuner, 20 times
 #   right     the first candidates of each template, even and ragged, against the f64 reference
 #   sanitize  compute-sanitizer on one kernel of each template, even and ragged, and on a planted bug
@@ -76,6 +77,17 @@ step_faults() {
     [ "$(grep -o 'gelu which=[0-9]*' "$out/fault-$place.txt" | tail -n 1)" = "$(grep -o 'gelu which=[0-9]*' "$out/fault-none.txt" | tail -n 1)" ] || fail "another winner with candidates planted $place"
     grep -q '1 timeout' "$out/fault-$place.txt" && grep -q '1 wrong' "$out/fault-$place.txt" && grep -q 'fault' "$out/fault-$place.txt" || fail "verdicts with candidates planted $place"
   done
+}
+
+step_cheats() {
+  say "cheats"
+  rm -rf "$out/cheat-db"
+  "$jitune" tune --problem 'gelu rows=511 cols=4095' --problem 'softmax rows=32 cols=1000' --templates "$here/cheats" \
+    --db "$out/cheat-db" --search exhaustive --trials 64 --patience 1 --near-roofline 0 --budget 240 --json \
+    > "$out/cheats.jsonl" 2> "$out/cheats.log" || fail "cheats: exit code $?"
+  python3 "$here/cheats.py" "$out/cheats.jsonl" | tee "$out/cheats.txt"
+  [ "${PIPESTATUS[0]}" = 0 ] || fail "a cheat is not seen"
+  sleep 0.5; pgrep -f "$jitune jitune-worker" && fail "a process is left"
 }
 
 step_kill() {

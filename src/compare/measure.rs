@@ -96,6 +96,10 @@ pub fn measure(
     let before = monitor.mark();
     let cut = rounds(&mut lanes, entrants, &mut rows, options, monitor, stop, observer);
     let throttled = monitor.throttled_since(before);
+    if !stop.load(Ordering::Relaxed) {
+        check_again(&mut lanes, entrants, prepared, observer);
+        part_with_lost(&mut lanes, entrants, &mut rows);
+    }
     for entrant in entrants.iter_mut() {
         if let Some(conversation) = &mut entrant.conversation
             && let Err(Unanswered::Lost { .. }) = conversation.ask(&Ask::Release, STEP)
@@ -192,6 +196,25 @@ fn check(conversation: &mut Conversation, way: &Way, prepared: &Prepared) -> Res
     match all.compared {
         0 => Err(unchecked(format!("none of its values can be compared: it covers `{}`", way.covers))),
         _ => Ok(all),
+    }
+}
+
+/// Compares once more after all rounds: what is right at its first calls alone is not right, and has no times.
+fn check_again(lanes: &mut [Lane], entrants: &mut [Entrant], prepared: &Prepared, observer: &mut dyn Observer) {
+    for lane in lanes {
+        observer.doing(&format!("{} is checked again", lane.row.peer));
+        let entrant = &mut entrants[lane.entrant];
+        let Some(conversation) = &mut entrant.conversation else { continue };
+        let way = Way::part(lane.row.way.clone(), "", lane.row.covers.clone());
+        let mut row = lane.row.clone();
+        if let Some(lost) = note(&mut row, check(conversation, &way, prepared), prepared) {
+            row = failed(&row, lost);
+            entrant.conversation = None;
+        }
+        if row.state != State::Ok {
+            let why = row.why.unwrap_or_default();
+            lane.row = Row { why: Some(format!("after its rounds, and not before: {why}")), ..row };
+        }
     }
 }
 

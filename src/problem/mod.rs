@@ -19,6 +19,8 @@ mod types;
 
 pub use build::{Builder, Heads};
 pub use inputs::{Input, Inputs, hash_uniform};
+#[cfg(feature = "tuner")]
+pub(crate) use reference::expected_here;
 pub use reference::{Expected, Tolerance, expected};
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};

@@ -23,10 +23,27 @@ impl Expected {
 /// The reference of the whole problem where that costs at most `budget` input reads, else of a sample that always has
 /// the first and the last units and otherwise depends on `seed`.
 pub fn expected(problem: &Problem, inputs: &Inputs, seed: u64, budget: u64) -> Vec<Expected> {
+    units(problem, seed, budget).into_par_iter().flat_map_iter(|unit| of_unit(problem, inputs, unit)).collect()
+}
+
+/// The same, computed by this thread alone: a process that only tells others what to do need not have more.
+#[cfg(feature = "tuner")]
+pub(crate) fn expected_here(problem: &Problem, inputs: &Inputs, seed: u64, budget: u64) -> Vec<Expected> {
+    units(problem, seed, budget).into_iter().flat_map(|unit| of_unit(problem, inputs, unit)).collect()
+}
+
+fn of_unit(problem: &Problem, inputs: &Inputs, unit: u64) -> Vec<Expected> {
+    let mut out = Vec::new();
+    (problem.op().unit)(problem, inputs, unit, &mut out);
+    out
+}
+
+/// The units that are computed.
+fn units(problem: &Problem, seed: u64, budget: u64) -> Vec<u64> {
     let op = problem.op();
     let (units, cost) = ((op.units)(problem), (op.unit_cost)(problem).max(1));
     let affordable = (budget / cost).max(16);
-    let chosen: Vec<u64> = if units <= affordable {
+    if units <= affordable {
         (0..units).collect()
     } else {
         // Stratified: one unit at random from each of equally long stretches, and both ends.
@@ -38,13 +55,7 @@ pub fn expected(problem: &Problem, inputs: &Inputs, seed: u64, budget: u64) -> V
         v.sort_unstable();
         v.dedup();
         v
-    };
-    let one = |unit: u64| {
-        let mut out = Vec::new();
-        (op.unit)(problem, inputs, unit, &mut out);
-        out
-    };
-    chosen.into_par_iter().flat_map_iter(one).collect()
+    }
 }
 
 /// How far an output may be from the reference.

@@ -10,7 +10,7 @@ use crate::artifact::Artifact;
 use crate::backend::session::{Check, Element, Runnable, Series, Setup, Timed, distance};
 use crate::device::{Device, Target};
 use crate::journal;
-use crate::problem::{Expected, Inputs, Tolerance, expected};
+use crate::problem::{Expected, Inputs, Tolerance, expected_here};
 use crate::verdict::{Judged, Standing, Verdict};
 use crate::winner::{Evidence, Winner};
 use jitune_db::Key;
@@ -31,7 +31,7 @@ const FINALISTS: usize = 4;
 const UNJUDGED_IN_A_ROW: u32 = 8;
 const FINAL_MARGIN: f64 = 1.08;
 /// Input reads that a winner's own check in this process may cost, and elements of its outputs that it looks at.
-const OWN_BUDGET: u64 = 4 << 20;
+const OWN_BUDGET: u64 = 1 << 20;
 const OWN_ELEMENTS: usize = 4096;
 /// Where nothing but bringing in is left to do, a winner is still verified in another process when that takes no longer.
 const SOON: Duration = Duration::from_millis(600);
@@ -477,7 +477,7 @@ impl<'a> Tuning<'a> {
         } else {
             let seed = self.setup.seed.wrapping_add(0x5eed);
             let fresh = Setup { seed, single: true, ..self.setup.clone() };
-            let list = expected(&fresh.problem, &Inputs::new(&fresh.problem, fresh.seed), fresh.seed, OWN_BUDGET);
+            let list = expected_here(&fresh.problem, &Inputs::new(&fresh.problem, fresh.seed), fresh.seed, OWN_BUDGET);
             let list: Vec<Expected> = list.iter().step_by(list.len().div_ceil(OWN_ELEMENTS).max(1)).copied().collect();
             let elements: Vec<Element> =
                 list.iter().map(|e| Element { tensor: e.tensor.into(), index: e.index }).collect();

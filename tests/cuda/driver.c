@@ -2,7 +2,7 @@
 // its callers: that a handle is used, and released, with its own context current, and never twice.
 //
 // A "cubin" is 64 bytes that begin as an ELF file does, and then text: a line for each kernel, `name static_smem size size …`.
-// What is launched is written down, not run.
+// What is launched is written down, and run where `kernels.h` knows it.
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -20,7 +20,7 @@ typedef struct context { int ordinal, retained; } context;
 
 typedef struct kernel {
   char name[64];
-  int smem, max_dynamic, count, sizes[PARAMETERS];
+  int smem, max_dynamic, count, runs, sizes[PARAMETERS];
   struct handle *module;
 } kernel;
 
@@ -41,6 +41,12 @@ typedef struct launch {
   char name[64];
   uint64_t values[PARAMETERS];
 } launch;
+
+// A launch that was captured, with the values of its first parameters.
+typedef struct work {
+  kernel *of;
+  uint64_t values[8];
+} work;
 
 static context contexts[GPUS] = {{0, 0}, {1, 0}}, foreign = {-1, 1};
 static handle *all;
@@ -122,6 +128,22 @@ static result inside(address at, size_t bytes) {
   handle *h = memory_of(at);
   if (!h || h->of != current() || at + bytes > (address)h->memory + h->bytes) return fault(INVALID_VALUE);
   return OK;
+}
+
+#include "kernels.h"
+
+static void run(const work *w) { run_kernel(w->of->name, w->of->runs++, w->values); }
+
+// Runs it now, or with the graph that `stream` captures.
+static void enqueue(kernel *k, void **parameters, handle *stream) {
+  work w = {k, {0}};
+  for (int i = 0; i < k->count && i < 8; i++) memcpy(&w.values[i], parameters[i], k->sizes[i] < 8 ? k->sizes[i] : 8);
+  if (!stream || !stream->capturing) {
+    run(&w);
+    return;
+  }
+  stream->memory = realloc(stream->memory, (stream->count + 1) * sizeof w);
+  ((work *)stream->memory)[stream->count++] = w;
 }
 
 // What tests ask.
@@ -380,6 +402,8 @@ result cuStreamEndCapture(handle *h, handle **graph) {
     else {
       *graph = make(GRAPH);
       (*graph)->count = h->count;
+      (*graph)->memory = h->memory;
+      h->memory = NULL;
     }
   }
   UNLOCK;
@@ -391,6 +415,8 @@ result cuGraphInstantiateWithFlags(handle **out, handle *graph, unsigned long lo
   LOCKED;
   *out = make(GRAPH_EXEC);
   (*out)->count = graph->count;
+  (*out)->memory = malloc(graph->count * sizeof(work) + 1);
+  memcpy((*out)->memory, graph->memory, graph->count * sizeof(work));
   UNLOCK;
   return OK;
 }
@@ -405,6 +431,7 @@ result cuGraphLaunch(handle *exec, handle *stream) {
   LOCKED;
   result code = good(exec, GRAPH_EXEC);
   if (!code) code = good(stream, STREAM);
+  for (int i = 0; !code && i < exec->count; i++) run(&((work *)exec->memory)[i]);
   UNLOCK;
   return code;
 }
@@ -461,7 +488,7 @@ result cuLaunchKernelEx(const struct config *c, kernel *k, void **parameters, vo
     memcpy(l->grid, c->grid, sizeof l->grid);
     l->block = c->block[0];
     strcpy(l->name, k->name);
-    if (l->captured) c->stream->count++;
+    enqueue(k, parameters, c->stream);
     for (int i = 0; i < k->count; i++) {
       // Of a tensor map the address.
       memcpy(&l->values[i], parameters[i], k->sizes[i] < 8 ? k->sizes[i] : 8);
@@ -471,6 +498,11 @@ result cuLaunchKernelEx(const struct config *c, kernel *k, void **parameters, vo
   }
   UNLOCK;
   return code;
+}
+result cuLaunchKernel(kernel *k, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned smem, handle *stream, void **parameters, void **extra) {
+  struct config c = {{gx, gy, gz}, {bx, by, bz}, smem, stream, NULL, 0};
+  return cuLaunchKernelEx(&c, k, parameters, extra);
 }
 result cuTensorMapEncodeTiled(address *map, int type, unsigned rank, address at, const uint64_t *dims,
                               const uint64_t *strides, const unsigned *box, const unsigned *steps, int interleave,

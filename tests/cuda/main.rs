@@ -2,6 +2,8 @@
 //! whether it came with the right context. What it cannot show is computing; `examples/two_gpus.rs` does on real ones.
 #![cfg(feature = "tuner")]
 
+mod session;
+
 #[path = "../bundle/make.rs"]
 #[allow(dead_code)]
 mod make;
@@ -48,8 +50,9 @@ fn driver() -> Driver {
         for (source, name) in [("driver.c", "libcuda.so"), ("nvml.c", "libnvidia-ml.so.1")] {
             let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda").join(source);
             let mut cc = std::process::Command::new("cc");
-            cc.args(["-std=gnu11", "-O1", "-Wall", "-shared", "-fPIC", "-pthread"]).arg(format!("-Wl,-soname,{name}"));
-            assert!(cc.arg(source).arg("-o").arg(folder.path().join(name)).status().unwrap().success());
+            cc.args(["-std=gnu11", "-O1", "-Wall", "-shared", "-fPIC", "-pthread", "-ffp-contract=off"])
+                .arg(format!("-Wl,-soname,{name}"));
+            assert!(cc.arg(source).arg("-o").arg(folder.path().join(name)).arg("-lm").status().unwrap().success());
             // The loader answers a name that it has loaded with what it has loaded.
             std::mem::forget(unsafe { libloading::Library::new(folder.path().join(name)) }.unwrap());
         }

@@ -158,13 +158,13 @@ impl CpuSession {
         }
     }
 
-    /// Compares what a pass over all sets left in outputs that were poisoned before it: one set whole, and those that
-    /// differ from it in a byte.
-    fn compare_all(&self, check: &mut Check) {
+    /// Compares what launches on the first `ran` sets left in outputs that were poisoned before: one set whole, and those
+    /// that differ from it in a byte.
+    fn compare_all(&self, ran: usize, check: &mut Check) {
         let Some(state) = &self.state else { return };
-        let one = (unpredictable() % state.sets.len() as u64) as usize;
+        let one = (unpredictable() % ran.max(1) as u64) as usize;
         self.compare(one, check);
-        for (set, held) in state.sets.iter().enumerate() {
+        for (set, held) in state.sets.iter().enumerate().take(ran) {
             let differs = |((t, a), b): ((&Tensor, &Held), &Held)| {
                 let same = || a.buffer.bytes().par_chunks(1 << 20).eq(b.buffer.bytes().par_chunks(1 << 20));
                 t.role == Role::Out && !(a.buffer.guards_hold() && same())
@@ -181,13 +181,13 @@ impl CpuSession {
         }
     }
 
-    /// Whether a candidate that just ran over all sets, whose outputs were poisoned before, is still right, and stays so.
+    /// Whether a candidate that just ran on `ran` sets, whose outputs were poisoned before, is still right, and stays so.
     /// It is launched three times more where that takes no time: on the results of the launch before with some of them
     /// spoiled, which a candidate that takes what it finds for its own does not write again, and on poison.
-    fn recheck(&mut self, loaded: &Loaded, launch_s: f64) -> Check {
+    fn recheck(&mut self, loaded: &Loaded, ran: usize, launch_s: f64) -> Check {
         let mut check = Check::default();
-        self.compare_all(&mut check);
-        let set = self.state.as_ref().map_or(0, |s| (unpredictable() % s.sets.len() as u64) as usize);
+        self.compare_all(ran, &mut check);
+        let set = (unpredictable() % ran.max(1) as u64) as usize;
         if check.wrong.is_none() && launch_s <= LONG_S {
             loaded.bound[set].run(&self.pool);
             self.spoil(set);
@@ -361,20 +361,17 @@ impl Session for CpuSession {
                 }
                 tried.measuring_s = start.elapsed().as_secs_f64();
                 let launch_s = series.median() * 1e-6;
-                tried.doubt = unstable(self.recheck(&loaded, launch_s)).or(self.doubt(series.median())?);
+                tried.doubt =
+                    unstable(self.recheck(&loaded, loaded.bound.len(), launch_s)).or(self.doubt(series.median())?);
                 tried.series = Some(series);
             } else if checked.as_secs_f64() < LONG_S {
-                let all = loaded.bound.iter().cycle().take(UNTIMED.0.max(loaded.bound.len()));
-                let mut launches = 0;
-                for (i, bound) in all.enumerate() {
-                    if i >= loaded.bound.len() && start.elapsed().as_secs_f64() > UNTIMED.1 {
-                        break;
-                    }
-                    bound.run(&self.pool);
+                let (all, mut launches) = (loaded.bound.len(), 0);
+                while launches < UNTIMED.0 && start.elapsed().as_secs_f64() < UNTIMED.1 {
+                    loaded.bound[launches % all].run(&self.pool);
                     launches += 1;
                 }
-                let launch_s = start.elapsed().as_secs_f64() / f64::from(launches.max(1));
-                tried.doubt = unstable(self.recheck(&loaded, launch_s));
+                let launch_s = start.elapsed().as_secs_f64() / launches.max(1) as f64;
+                tried.doubt = unstable(self.recheck(&loaded, launches.min(all), launch_s));
             }
         }
         tried.verifying_s = begun.elapsed().as_secs_f64() - tried.measuring_s;
@@ -395,7 +392,8 @@ impl Session for CpuSession {
                 }
                 s.us.push(self.round(l, *passes)?);
                 if last {
-                    doubts.push(unstable(self.recheck(l, s.median() * 1e-6)).or(self.doubt(s.median())?));
+                    doubts
+                        .push(unstable(self.recheck(l, l.bound.len(), s.median() * 1e-6)).or(self.doubt(s.median())?));
                 }
             }
             if last {

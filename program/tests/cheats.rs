@@ -1,0 +1,409 @@
+//! Candidates that only seem to be right or fast: none wins, none ends the run, none takes the winner of another problem, and
+//! of none is a process left. `verify` and `compare` do not take one for good either.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::{Place, events, of_kind, text};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Winners are found by their times, so no two tests of this file measure at once.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// An odd number of rows and columns, so that no tensor ends where a vector does.
+const PROBLEM: &str = "silu_mul rows=63 cols=511 dtype=f32";
+const OTHER: &str = "gelu rows=7 cols=33 dtype=f32";
+
+/// The honest candidates by number and how often each does the work; number 2 is by far the fastest of them.
+const HONEST: [(usize, usize); 3] = [(0, 200), (1, 300), (2, 1)];
+
+/// A cheat: its number, what it does at launch number `n` (from 0) instead of the work, the verdict it must get (any where
+/// none is given), and a part of the evidence. What only disturbs others does the work too, slowly.
+const CHEATS: [(usize, &str, &str, &str); 32] = [
+    (10, "", "wrong", "not written"),
+    (11, "if (n == 0) work(x, y, from, to);", "wrong", "not written"),
+    (12, "if (n < 2) work(x, y, from, to);", "unstable", "not written"),
+    (
+        13,
+        "work(x, y, from, n < 2 ? to : from); if (n >= 2) for (long i = from; i < to; i++) y[i] = 0.5f;",
+        "unstable",
+        "error",
+    ),
+    (14, "if (n < 60) work(x, y, from, to);", "", ""),
+    // Its work only where it was first seen, at one address.
+    (
+        15,
+        "static float *first; if (n == 0) first = y; if (y == first) work(x, y, from, to);",
+        "unstable",
+        "not written",
+    ),
+    // Reads the poison, and takes all else for results of its own.
+    (16, "for (long i = from; i < to; i++) if (bits(y[i]) == 0xffffffff) work(x, y, i, i + 1);", "unstable", "error"),
+    // Takes results for its own of which one is right.
+    (
+        17,
+        "float is = y[from]; work(x, y, from, from + 1); if (bits(is) != bits(y[from])) work(x, y, from, to);",
+        "unstable",
+        "",
+    ),
+    // Works after a pause alone, such as lies before a check.
+    (
+        18,
+        "static double last; double t = now(); if (n < 2 || t - last > 1e-3) work(x, y, from, to); last = now();",
+        "unstable",
+        "",
+    ),
+    (19, "work(x, y, from, to); ((float *)x)[2 * from] += 0.5f;", "worker_lost", "signal 11"),
+    (20, "work(x, y, from, to); if (task == 0) ((char *)(y + count))[0] = 0;", "wrong", "outside"),
+    (21, "work(x, y, from, to); if (task == 0) ((char *)y)[-1] = 0;", "wrong", "outside"),
+    (22, "work(x, y, from, to); if (task == 0 && n >= 8) ((char *)(y + count))[0] = 0;", "unstable", "outside"),
+    (23, "if (task < tasks / 2) work(x, y, from, to);", "wrong", "not written"),
+    (24, "for (long i = from; i < to; i++) y[i] = __builtin_nanf(\"\");", "wrong", "not finite"),
+    // The answer of a fast candidate, in the form of today's answers and of those before.
+    (25, "if (task == 0) answers(1, 2);", "wrong", "not written"),
+    (26, "if (task == 0) answers(0, 200); work(x, y, from, to);", "worker_lost", "answer"),
+    (27, "slowly(x, y, from, to); if (task == 0) { close(0); close(1); close(2); }", "", ""),
+    (28, "work(x, y, from, to); if (task == 0) for (int i = 0; i < 1000; i++) close(i);", "worker_lost", ""),
+    (29, "work(x, y, from, to); if (task == 0 && n == 1 && fork() == 0) for (;;) sleep(1000);", "fault", "a process"),
+    (30, "work(x, y, from, to); if (task == 0 && n == 1) hide();", "fault", "a process"),
+    (31, "work(x, y, from, to); if (task == 0 && n == 1) later(y);", "fault|worker_lost", ""),
+    (32, "if (n < 3) work(x, y, from, to); else exit(0);", "worker_lost", "exit code 0"),
+    (33, "if (n < 3) work(x, y, from, to); else abort();", "worker_lost", "signal 6"),
+    (34, "if (n < 3) work(x, y, from, to); else *(volatile int *)0 = 1;", "worker_lost", "signal 11"),
+    (35, "if (n < 3) work(x, y, from, to); else for (;;) sleep(1000);", "timeout", ""),
+    (36, "slowly(x, y, from, to); if (n == 3) raise(15);", "", ""),
+    (37, "slowly(x, y, from, to); if (task == 0) alarm(1);", "", ""),
+    (38, "work(x, y, from, to); if (task == 0) (void)!chdir(\"/\");", "fault", "working folder"),
+    (39, "slowly(x, y, from, to); if (task == 0) clearenv();", "", ""),
+    // A leap into a call that has ended.
+    (
+        40,
+        "static void *there[8]; if (n == 0) __builtin_setjmp(there); if (n < 3) work(x, y, from, to); else leap(there);",
+        "",
+        "",
+    ),
+    // Right in the first process that runs it alone.
+    (41, "static int first = -1; if (first < 0) first = claim(); if (first) work(x, y, from, to);", "", ""),
+];
+
+const CODE: &str = r#"#include "base.h"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+extern int clearenv(void);
+static inline unsigned bits(float v) { unsigned b; memcpy(&b, &v, 4); return b; }
+static inline double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + 1e-9 * t.tv_nsec; }
+static inline void work(const float *x, float *y, long from, long to) {
+  for (long i = from; i < to; i++) y[i] = x[2 * i] / (1.0f + __builtin_expf(-x[2 * i])) * x[2 * i + 1];
+}
+static inline void slowly(const float *x, float *y, long from, long to) {
+  for (int r = 0; r < 100; r++) { work(x, y, from, to); __asm__ volatile("" ::: "memory"); }
+}
+static inline void answers(int from, int to) {
+  const char *said[] = {
+    "{\"tried\":{\"check\":{\"rms\":0,\"max\":0,\"compared\":9},\"series\":{\"us\":[0.01,0.01,0.01]}}}",
+    "{\"number\":7,\"message\":{\"tried\":{\"check\":{\"rms\":0,\"max\":0,\"compared\":9},\"series\":{\"us\":[0.01]}}}}",
+  };
+  for (int fd = from; fd < to; fd++)
+    for (int k = 0; k < 2; k++) {
+      char frame[256];
+      unsigned length = strlen(said[k]);
+      memcpy(frame, &length, 4);
+      memcpy(frame + 4, said[k], length);
+      (void)!write(fd, frame, 4 + length);
+    }
+}
+/* A process of a session of its own, whose parent is gone. */
+static inline void hide(void) {
+  if (fork() == 0) {
+    setsid();
+    if (fork() == 0) for (;;) sleep(1000);
+    _exit(0);
+  }
+  wait(0);
+}
+static void *writes(void *y) { for (;;) { usleep(1000); ((volatile float *)y)[5] = 7.0f; } return 0; }
+static inline void later(float *y) { pthread_t t; pthread_create(&t, 0, writes, y); }
+static __attribute__((noinline)) void leap(void **there) { __builtin_longjmp(there, 1); }
+static inline int claim(void) { int fd = open("@CLAIM@", O_CREAT | O_EXCL, 0600); if (fd >= 0) close(fd); return fd >= 0; }
+void cpu_silu_mul(const jt_arg *args, long task, long tasks) {
+  const float *x = args[0].p;
+  float *y = args[1].p;
+  long count = args[2].i, from = count * task / tasks, to = count * (task + 1) / tasks;
+  static long launches;
+  /* One thread runs the tasks, the first of them first. */
+  long n = task == 0 ? launches++ : launches - 1;
+  (void)n;
+"#;
+
+/// How long a cheat works in a comparison before it does not: longer than setting up takes, and less than the rounds.
+const SECONDS: u32 = 2;
+
+/// A template in the place of the built-in one, with these candidates, tried in this order.
+fn template(place: &Place, order: &[usize]) {
+    let mut costs = vec!["0".to_string(); 64];
+    for (position, number) in order.iter().enumerate() {
+        costs[*number] = (position + 1).to_string();
+    }
+    let numbers: Vec<String> = order.iter().map(ToString::to_string).collect();
+    place.file(
+        "templates/cpu_silu_mul.toml",
+        &format!(
+            r#"name = "cpu_silu_mul"
+target = "cpu"
+op = "silu_mul"
+summary = "honest candidates and cheats"
+when = "dtype == 'f32'"
+[tunables]
+which = [{}]
+[derive]
+count = "rows * cols"
+simd = "max(dev.simd, 16)"
+[cost]
+us = "[{}][which]"
+[defines]
+simd = "simd"
+[[launch]]
+entry = "cpu_silu_mul"
+grid = ["8", "1", "1"]
+block = "1"
+args = [{{ tensor = "x" }}, {{ tensor = "y" }}, {{ i64 = "count" }}]
+[reuse]
+dynamic = ["rows"]
+"#,
+            numbers.join(", "),
+            costs.join(", ")
+        ),
+    );
+    let mut code = CODE.replace("@CLAIM@", &place.path().join("claimed").display().to_string());
+    for (number, times) in HONEST {
+        let again = format!("for (int r = 0; r < {times}; r++)");
+        let work = format!("{again} {{ work(x, y, from, to); __asm__ volatile(\"\" ::: \"memory\"); }}");
+        write!(code, "#if WHICH == {number}\n  {work}\n#endif\n").unwrap();
+    }
+    for (number, body, ..) in CHEATS {
+        write!(code, "#if WHICH == {number}\n  {body}\n#endif\n").unwrap();
+    }
+    // Honest until it is told not to be: after two launches, or after some seconds.
+    let file = |name: &str| place.path().join(name).display().to_string();
+    let (launches, seconds) = (file("launches"), file("seconds"));
+    write!(
+        code,
+        "#if WHICH == 50\n  static double begun; if (begun == 0) begun = now();\n  \
+         if (n >= 2 && !access(\"{launches}\", F_OK) || now() - begun > {SECONDS} && !access(\"{seconds}\", F_OK)) return;\n  \
+         work(x, y, from, to);\n#endif\n"
+    )
+    .unwrap();
+    let hidden = file("hidden");
+    write!(code, "#if WHICH == 51\n  if (task == 0) {{ hide(); close(open(\"{hidden}\", O_CREAT, 0600)); for (;;) sleep(1000); }}\n#endif\n").unwrap();
+    code.push_str("}\n");
+    place.file("templates/cpu_silu_mul.c", &code);
+}
+
+fn alone() -> (Place, MutexGuard<'static, ()>) {
+    let guard = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    (Place::new(), guard)
+}
+
+struct Run {
+    winner: String,
+    /// The verdict of each candidate.
+    verdicts: BTreeMap<usize, Value>,
+    /// Candidates that were let go after they had been right, with their verdicts.
+    unstable: BTreeMap<usize, Value>,
+}
+
+/// Tunes both problems, with candidates of the one in this order.
+fn tune(place: &Place, order: &[usize]) -> Run {
+    template(place, order);
+    let args = ["tune", "--json", "--nominal-ceilings", "--target", "cpu", "--threads", "1", "--db", "db"];
+    let problems = ["--problem", PROBLEM, "--problem", OTHER, "--templates", "templates"];
+    let search =
+        ["--search", "exhaustive", "--trials", "64", "--budget", "300", "--patience", "2", "--near-roofline", "0"];
+    let out = place.jitune(&[&args[..], &problems, &search].concat()).output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    assert_eq!(place.alive(), [], "no process is left");
+    let list = events(&out.stdout);
+    let number = |e: &Value| e["config"].as_str().unwrap().rsplit_once("which=").unwrap().1.parse::<usize>().unwrap();
+    let verdict = |e: &Value| (number(e), e["verdict"].clone());
+    let own = |kind: &str| -> Vec<Value> {
+        let of = of_kind(&list, kind);
+        of.into_iter().filter(|e| e["problem"].as_str().is_some_and(|p| p.starts_with("silu_mul"))).cloned().collect()
+    };
+    let won = of_kind(&list, "won");
+    assert_eq!(won.len(), 2, "both problems have winners: {}", text(&out));
+    let mine = won.iter().find(|w| w["index"] == 0).unwrap();
+    Run {
+        winner: mine["winner"]["config"].as_str().unwrap().into(),
+        verdicts: own("trial").iter().map(verdict).collect(),
+        unstable: own("unstable").iter().map(verdict).collect(),
+    }
+}
+
+#[test]
+fn no_cheat_wins_or_ends_the_run() {
+    let (place, _alone) = alone();
+    // At the front, so that each runs before what is honest.
+    let cheats: Vec<usize> = CHEATS.iter().map(|(number, ..)| *number).collect();
+    let honest: Vec<usize> = HONEST.iter().map(|(number, _)| *number).collect();
+    let order = [&honest[..1], &cheats, &honest[1..]].concat();
+    let run = tune(&place, &order);
+    assert_eq!(run.winner, "which=2", "{:#?} {:#?}", run.verdicts, run.unstable);
+    for number in honest {
+        assert_eq!(run.verdicts[&number]["verdict"], "measured", "{number} is honest: {}", run.verdicts[&number]);
+    }
+    let journal = std::fs::read_to_string(place.path().join("db/journal.jsonl")).unwrap();
+    for (number, body, verdict, evidence) in CHEATS {
+        let got = &run.verdicts[&number];
+        if !verdict.is_empty() {
+            let named = got["verdict"].as_str().unwrap();
+            assert!(verdict.split('|').any(|v| v == named), "{number} ({body}): {got}");
+            assert!(got.to_string().contains(evidence), "{number} ({body}): {got}");
+            let sub = format!("\"which={number}\"");
+            let mut lines = journal.lines().filter(|l| l.contains(&sub) && l.contains("\"trial\""));
+            assert!(lines.any(|l| l.contains(&format!("\"{named}\""))), "{number} ({body}) is stored");
+        }
+    }
+}
+
+/// In the process where all candidates run it is right as often as anybody looks; what was stored says so afterwards.
+#[test]
+fn a_winner_is_verified_where_no_candidate_ran() {
+    let (place, _alone) = alone();
+    let run = tune(&place, &[41, 2]);
+    assert_eq!(run.winner, "which=2", "{:#?} {:#?}", run.verdicts, run.unstable);
+    assert_eq!(run.verdicts[&41]["verdict"], "measured");
+    assert_eq!(run.unstable[&41]["verdict"], "unstable");
+    let journal = std::fs::read_to_string(place.path().join("db/journal.jsonl")).unwrap();
+    let last = journal.lines().rfind(|l| l.contains("\"which=41\"") && l.contains("\"trial\"")).unwrap();
+    assert!(last.contains("\"unstable\""), "{last}");
+}
+
+#[test]
+fn neither_verify_nor_compare_takes_a_cheat_for_good() {
+    let (place, _alone) = alone();
+    assert_eq!(tune(&place, &[50]).winner, "which=50");
+    let run = |args: &[&str]| place.jitune(args).output().unwrap();
+    let out = run(&["export", "--target", "cpu", "--db", "db", "--templates", "templates", "-o", "b.jitune"]);
+    assert!(place.path().join("b.jitune").exists(), "{}", text(&out));
+    let verify = ["verify", "b.jitune", "--threads", "1", "--slack", "1000", "--json"];
+    let untimed = [&verify[..], &["--no-timing"]].concat();
+    let compare =
+        ["compare", "--quick", "--rounds", "1000", "--target", "cpu", "--threads", "1", "--db", "db", "--no-tune"];
+    let compare = [
+        &compare[..],
+        &["--templates", "templates", "--peers", "cpu", "--problem", PROBLEM, "-o", "out", "--seconds", "6"],
+    ]
+    .concat();
+    let own = || -> Vec<Value> {
+        let rows = std::fs::read_to_string(place.path().join("out/rows.jsonl")).unwrap();
+        let rows = rows.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        rows.filter(|r| r["kind"] == "row" && r["way"] == "tuned").collect()
+    };
+    for args in [&verify[..], &untimed] {
+        let out = run(args);
+        assert_eq!(out.status.code(), Some(0), "it is honest yet: {}", text(&out));
+    }
+
+    place.file("launches", "");
+    for args in [&verify[..], &untimed] {
+        let out = run(args);
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+        let lines = String::from_utf8_lossy(&out.stdout).into_owned();
+        let mut mine = lines.lines().filter(|l| l.contains("silu_mul"));
+        assert!(mine.all(|l| l.contains("\"verdict\":\"unstable\"") && l.contains("not written")), "{lines}");
+    }
+    std::fs::rename(place.path().join("launches"), place.path().join("seconds")).unwrap();
+    let out = run(&compare);
+    assert!(!own().is_empty() && own().iter().all(|r| r["state"] == "wrong"), "{:?} {}", own(), text(&out));
+    assert!(own()[0]["why"].as_str().unwrap().contains("after its rounds"), "{:?}", own());
+}
+
+/// When the tuner is killed nobody above the worker can clean up but the process that is there for it.
+#[test]
+fn what_a_candidate_hid_ends_with_a_tuner_that_is_killed() {
+    let (place, _alone) = alone();
+    template(&place, &[51]);
+    let args = ["tune", "--nominal-ceilings", "--target", "cpu", "--threads", "1", "--db", "db", "--problem", PROBLEM];
+    let args = [&args[..], &["--templates", "templates", "--patience", "60", "--budget", "300"]].concat();
+    let mut tuner = place.jitune(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    while !place.path().join("hidden").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the candidate does not run");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    tuner.kill().unwrap();
+    tuner.wait().unwrap();
+    let begun = Instant::now();
+    while !place.alive().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "left: {:?}", place.alive());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What was measured before anybody looked whether it stayed right is tried again.
+#[test]
+fn measured_once_is_not_enough() {
+    let (place, _alone) = alone();
+    assert_eq!(tune(&place, &[2]).winner, "which=2");
+    // As a version of before has it.
+    let journal = std::fs::read_to_string(place.path().join("db/journal.jsonl")).unwrap();
+    let mut old = String::new();
+    for line in journal.lines().filter(|l| l.contains("\"judging\"")) {
+        let mut rec = serde_json::from_str::<Value>(line).unwrap()["rec"].take();
+        rec["key"]["compile"]["judging"] = "2".into();
+        let rec = rec.to_string();
+        writeln!(old, "{{\"crc\":\"{}\",\"rec\":{rec}}}", &blake3::hash(rec.as_bytes()).to_hex()[..16]).unwrap();
+    }
+    std::fs::remove_dir_all(place.path().join("db")).unwrap();
+    place.file("old.jsonl", &old);
+    let out = place.jitune(&["db", "merge", "old.jsonl", "--db", "db"]).output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    let args = [
+        "explain",
+        "--target",
+        "cpu",
+        "--threads",
+        "1",
+        "--problem",
+        PROBLEM,
+        "--db",
+        "db",
+        "--templates",
+        "templates",
+    ];
+    let out = text(&place.jitune(&args).output().unwrap());
+    assert!(out.contains("0 trials of cpu_silu_mul are used") && out.contains("stayed right"), "{out}");
+    assert_eq!(tune(&place, &[2]).verdicts.len(), 1);
+}
+
+/// Twenty-five more as kernels. A machine with a GPU but without Rust runs the same by `scripts/gpu/check.sh`.
+#[test]
+fn no_cheat_wins_on_a_gpu() {
+    let gpu = std::fs::read_dir("/dev")
+        .unwrap()
+        .flatten()
+        .any(|e| e.file_name().to_string_lossy().strip_prefix("nvidia").is_some_and(|n| n.parse::<u32>().is_ok()));
+    if !gpu {
+        eprintln!("SKIPPED: no NVIDIA GPU here");
+        return;
+    }
+    let (place, _alone) = alone();
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/gpu/check.sh");
+    let mut check = std::process::Command::new("bash");
+    let out =
+        check.arg(script).args([env!("CARGO_BIN_EXE_jitune"), "out", "cheats"]).current_dir(place.path()).output();
+    let out = out.unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+}
