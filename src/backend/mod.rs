@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 pub mod cpu;
 pub mod cuda;
+mod elf;
 mod machine;
 #[cfg(feature = "engine")]
 pub(crate) mod mapped;
