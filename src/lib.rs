@@ -15,6 +15,7 @@ pub mod artifact;
 pub mod backend;
 pub mod bundle;
 pub mod device;
+mod limits;
 pub mod problem;
 pub mod program;
 pub mod recipe;

@@ -18,9 +18,10 @@ const CRC_LEN: usize = 16;
 /// Where the text of the record starts in a line.
 const REC_AT: usize = OPEN.len() + CRC_LEN + MIDDLE.len();
 
-/// Longest line that is stored or read. Longer ones are bad lines, so that a
+/// Longest line that is stored or read: winners have 10 KB. Longer ones are bad
+/// lines, and a parsed one takes up to a hundred times its length, so that a
 /// hostile file cannot fill the memory.
-pub(crate) const MAX_LINE: usize = 32 << 20;
+pub(crate) const MAX_LINE: usize = 2 << 20;
 /// Most line starts that are tried inside one bad line.
 const MAX_SALVAGE: usize = 64;
 
