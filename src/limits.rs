@@ -7,7 +7,7 @@ pub const MAX_BUNDLE_BYTES: u64 = 4 << 30;
 pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 /// Most that a manifest's parts may weigh together (`bundle::manifest::weight`): a part takes up to a hundred bytes of memory
 /// for each byte of its text, a unit of weight about as many at most. Winners of the tuner weigh a thousand at most.
-pub const MAX_MANIFEST_WEIGHT: u64 = 4 << 20;
+pub const MAX_MANIFEST_WEIGHT: u64 = 2 << 20;
 /// Largest single artifact: kernels have some tens of kilobytes.
 pub const MAX_ARTIFACT_BYTES: u64 = 256 << 20;
 /// Most bytes of a signature's file that are read: its comments have some hundred.

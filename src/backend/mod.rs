@@ -180,6 +180,13 @@ impl BackendError {
     }
 }
 
+/// Checks the bytes of a shared object, for fuzzing.
+#[cfg(fuzzing)]
+pub fn fuzz_shared_object(bytes: &[u8]) -> Result<(), String> {
+    let _ = elf::check_cubin(bytes);
+    elf::SharedObject::read(bytes).map(drop)
+}
+
 /// Lets a closed pipe end the process, as it ends other command-line tools. Not for a process that talks to workers: a
 /// dead worker closes its pipe too.
 #[cfg(feature = "tuner")]

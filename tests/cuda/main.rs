@@ -436,6 +436,11 @@ fn what_the_driver_would_read_past_or_refuse_is_found_at_the_start() {
             "100 arguments, and 64 are the most",
         ),
         ("a grid too tall", loads(&|d| d.launches[0].grid[1] = text("65536"), &sound), "65536"),
+        (
+            "blocks without end",
+            loads(&|d| d.launches[0].grid = [text("2147483647"), text("65535"), text("1")], &sound),
+            "blocks for rmsnorm",
+        ),
         ("a block too large", loads(&|d| d.launches[0].block = text("1025"), &sound), "blocks of 1025 threads"),
         ("crooked clusters", loads(&|d| d.launches[0].cluster = text("3"), &sound), "clusters of 3"),
         ("more shared memory than there is", loads(&|d| d.launches[0].smem = text("232449"), &sound), "shared memory"),

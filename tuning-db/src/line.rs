@@ -115,6 +115,18 @@ pub(crate) fn frame(rec: &[u8]) -> (Vec<u8>, [u8; 32]) {
     (line, *hash.as_bytes())
 }
 
+/// Reads a line, and a record in the frame of a line whose checksum fits, for fuzzing.
+#[cfg(fuzzing)]
+pub fn fuzz_line(bytes: &[u8], reader: &Reader) -> Option<Record> {
+    for part in salvage(bytes) {
+        let _ = check(&bytes[part]).map(|sealed| sealed.record());
+    }
+    let (line, _) = frame(bytes);
+    let sealed = check(&line[..line.len() - 1]).ok()?;
+    let _ = sealed.head(reader);
+    sealed.record()
+}
+
 /// The good lines inside a bad one. A damaged newline glues two lines together:
 /// both are found again, so that one bad byte costs at most one line.
 pub(crate) fn salvage(bad: &[u8]) -> Vec<Range<usize>> {
