@@ -3,5 +3,5 @@
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     jitune::compare::fuzz_lines(data);
-    let _ = serde_json::from_slice::<jitune_peer::protocol::Ask>(data);
+    let _ = serde_json::from_slice::<jitune_peer::Ask>(data);
 });
