@@ -111,6 +111,18 @@ torch_peer() {
     (cd baselines/python && "$python" -m unittest -v test_peer)
 }
 
+# What is read of others, on arbitrary bytes: half a minute each, from the corpora of fuzz/, with what a case may take. New
+# inputs stay out of the repository.
+fuzz() {
+    found=$(mktemp -d) || return 1
+    cargo +nightly fuzz run --fuzz-dir fuzz --sanitizer none --target-dir "$target/fuzz" "$1" "$found" "fuzz/corpus/$1" -- \
+        -max_total_time=30 -timeout=5 -rss_limit_mb=800 -print_final_stats=1 2>&1 | tail -n 40 >"$found.log"
+    grep -q 'Done .* runs' "$found.log" && code=0 || code=1
+    if [ $code = 0 ]; then grep 'Done .* runs' "$found.log"; else cat "$found.log"; fi
+    rm -rf "$found" "$found.log"
+    return $code
+}
+
 example() {
     cargo build --locked -p jitune --example production
 }
@@ -182,6 +194,14 @@ if cargo public-api --version >/dev/null 2>&1; then
     step 'the public API is the one in docs/api.txt' sh scripts/api.sh --check
 else
     skip 'the public API against docs/api.txt: no cargo-public-api here (cargo install --locked cargo-public-api)'
+fi
+if cargo +nightly fuzz --version >/dev/null 2>&1; then
+    for name in fuzz/fuzz_targets/*.rs; do
+        name=$(basename "$name" .rs)
+        step "fuzzing $name" fuzz "$name"
+    done
+else
+    skip 'fuzzing: no cargo-fuzz with a nightly toolchain here (rustup toolchain install nightly, cargo install --locked cargo-fuzz)'
 fi
 step 'packages, and a program from them' sh scripts/package.sh --allow-dirty
 if ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then

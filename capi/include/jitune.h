@@ -52,6 +52,11 @@ jitune_status jitune_open_cpu(const char *path, size_t threads, jitune_runtime *
  * and one that a thread has stays as it is. */
 jitune_status jitune_open_cuda(const char *path, size_t ordinal, jitune_runtime **runtime);
 
+/* The same for a bundle that must be signed: a bundle is code, and is run as it is. The signature is beside it, in
+ * PATH.minisig; `public_key` is the text of a file that `minisign -G` wrote, or its second line. Otherwise JITUNE_BUNDLE. */
+jitune_status jitune_open_cpu_signed(const char *path, const char *public_key, size_t threads, jitune_runtime **runtime);
+jitune_status jitune_open_cuda_signed(const char *path, const char *public_key, size_t ordinal, jitune_runtime **runtime);
+
 void jitune_close(jitune_runtime *runtime);
 
 /* The kernel of a problem, such as "matmul m=4 n=2048 k=2048 dtype=bf16": one that was tuned for it, or else the nearest that

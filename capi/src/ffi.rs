@@ -8,6 +8,7 @@
 pub use crate::handle::Status;
 use crate::handle::{self, Bound, Failure, Kernel, Runtime};
 use jitune::backend::cuda::StreamRef;
+use jitune::bundle::Bundle;
 use jitune::runtime::{Queue, View};
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -96,13 +97,39 @@ pub extern "C" fn jitune_last_error() -> *const c_char {
 /// Opens a bundle on the host's processor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitune_open_cpu(path: *const c_char, threads: usize, runtime: *mut *mut Runtime) -> Status {
-    make(runtime, "runtime", || Runtime::cpu(words(path, "path")?, threads))
+    make(runtime, "runtime", || Runtime::cpu(&Bundle::open(words(path, "path")?)?, threads))
 }
 
 /// Opens a bundle on a GPU.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitune_open_cuda(path: *const c_char, ordinal: usize, runtime: *mut *mut Runtime) -> Status {
-    make(runtime, "runtime", || Runtime::cuda(words(path, "path")?, ordinal))
+    make(runtime, "runtime", || Runtime::cuda(&Bundle::open(words(path, "path")?)?, ordinal))
+}
+
+/// Opens a bundle on the host's processor, if this key signed it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitune_open_cpu_signed(
+    path: *const c_char,
+    public_key: *const c_char,
+    threads: usize,
+    runtime: *mut *mut Runtime,
+) -> Status {
+    make(runtime, "runtime", || {
+        Runtime::cpu(&handle::signed(words(path, "path")?, words(public_key, "public_key")?)?, threads)
+    })
+}
+
+/// Opens a bundle on a GPU, if this key signed it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitune_open_cuda_signed(
+    path: *const c_char,
+    public_key: *const c_char,
+    ordinal: usize,
+    runtime: *mut *mut Runtime,
+) -> Status {
+    make(runtime, "runtime", || {
+        Runtime::cuda(&handle::signed(words(path, "path")?, words(public_key, "public_key")?)?, ordinal)
+    })
 }
 
 /// Closes a runtime.

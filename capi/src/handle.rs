@@ -1,7 +1,7 @@
 //! What C holds pointers to, and what goes wrong there.
 
 use jitune::backend::BackendError;
-use jitune::bundle::{Bundle, BundleError};
+use jitune::bundle::{Bundle, BundleError, PublicKey};
 use jitune::problem::{self, Problem, Role};
 use jitune::runtime::{self, RuntimeError, View};
 use std::ffi::CString;
@@ -45,6 +45,12 @@ impl From<BundleError> for Failure {
     }
 }
 
+/// Opens a bundle that this key must have signed.
+pub fn signed(path: &str, key: &str) -> Result<Bundle<'static>, Failure> {
+    let key = PublicKey::read(key).map_err(|e| Failure::argument(e.to_string()))?;
+    Ok(Bundle::open_signed(path, &key)?)
+}
+
 impl From<RuntimeError> for Failure {
     fn from(e: RuntimeError) -> Failure {
         let status = match e {
@@ -74,12 +80,12 @@ pub fn text(text: &str) -> CString {
 pub struct Runtime(runtime::Runtime);
 
 impl Runtime {
-    pub fn cpu(path: &str, threads: usize) -> Result<Runtime, Failure> {
-        Ok(Runtime(runtime::Runtime::cpu(&Bundle::open(path)?, (threads > 0).then_some(threads))?))
+    pub fn cpu(bundle: &Bundle<'_>, threads: usize) -> Result<Runtime, Failure> {
+        Ok(Runtime(runtime::Runtime::cpu(bundle, (threads > 0).then_some(threads))?))
     }
 
-    pub fn cuda(path: &str, ordinal: usize) -> Result<Runtime, Failure> {
-        Ok(Runtime(runtime::Runtime::cuda(&Bundle::open(path)?, ordinal)?))
+    pub fn cuda(bundle: &Bundle<'_>, ordinal: usize) -> Result<Runtime, Failure> {
+        Ok(Runtime(runtime::Runtime::cuda(bundle, ordinal)?))
     }
 
     pub fn lookup(&self, problem: &str) -> Result<Kernel, Failure> {

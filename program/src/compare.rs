@@ -1,8 +1,9 @@
 //! `jitune compare`: the winners head to head with what people use.
 
-use super::export::{failed as not_exported, unusable};
+use super::export::failed as not_exported;
 use super::progress::{Live, Progress, left};
 use super::select::{Store, Templates, Where, Which, within};
+use super::sign::unusable;
 use super::{CliError, table};
 use jitune::bench::Folder;
 use jitune::compare::{self, Asked, Chain, CompareError, KNOWN, Options, Places, Profiler};
@@ -357,7 +358,7 @@ impl compare::Observer for Teller {
 
     fn doing(&mut self, what: &str) {
         if !self.json {
-            self.live.set_message(format!("{}  {what}", self.place()));
+            self.live.message(&format!("{}  {what}", self.place()));
         }
     }
 

@@ -87,6 +87,9 @@ pub enum CliError {
     /// Part of the work failed; it was said already.
     #[error("{0}")]
     Partly(String),
+    /// A process of the program's own ended with this code, after it said why.
+    #[error("the process that did the work ended with code {0}")]
+    Said(u8),
     /// The user stopped it.
     #[error("interrupted; what was finished is stored, and the same command goes on from there")]
     Interrupted,
@@ -95,7 +98,7 @@ pub enum CliError {
 impl CliError {
     /// Whether everything was said already.
     pub fn is_quiet(&self) -> bool {
-        matches!(self, CliError::Partly(text) if text.is_empty())
+        matches!(self, CliError::Said(_)) || matches!(self, CliError::Partly(text) if text.is_empty())
     }
 
     /// The process's exit code.
@@ -114,6 +117,7 @@ impl CliError {
             | CliError::Rows { .. }
             | CliError::Report(_) => 4,
             CliError::Partly(_) => 1,
+            CliError::Said(code) => *code,
             CliError::Interrupted => 130,
         }
     }

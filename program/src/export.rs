@@ -1,8 +1,9 @@
 //! `jitune export`: seals stored winners into one file.
 
 use super::select::{Store, Templates, Where, Which};
+use super::sign::{SecretKey, unusable};
 use super::{CliError, table};
-use jitune::bundle::{Bundle, BundleError};
+use jitune::bundle::Bundle;
 use jitune::device::Target;
 use jitune::export::{self, ExportError, Options};
 use jitune::problem::Problem;
@@ -32,6 +33,10 @@ pub struct Args {
     /// The file to write.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Sign the file with this secret key of minisign's, one without a password (`minisign -G -W`); the signature goes to
+    /// FILE.minisig, and `minisign -V` checks it too.
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
     /// Leave out the code that `jitune verify` needs on a GPU machine without NVRTC.
     #[arg(long)]
     no_verification: bool,
@@ -53,15 +58,8 @@ pub(super) fn failed(path: &Path, e: ExportError) -> CliError {
     }
 }
 
-/// A bundle's error as the program's: the file cannot be used.
-pub(super) fn unusable(path: &Path, e: BundleError) -> CliError {
-    match e {
-        BundleError::Io { path, source, .. } => CliError::Io { path, source },
-        other => CliError::Io { path: path.into(), source: std::io::Error::other(other) },
-    }
-}
-
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    let key = args.sign.as_deref().map(SecretKey::read).transpose()?;
     let library = args.templates.library()?;
     let arches = match args.arch.as_slice() {
         [] => vec![args.device.describe()?.arch],
@@ -92,7 +90,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         return Err(CliError::Partly(text));
     }
     bundle.write(&args.output).map_err(|e| unusable(&args.output, e))?;
-    say(args, bundle, &missing, &export.unverifiable);
+    let signature = key.map(|key| key.sign(bundle, &args.output)).transpose()?;
+    say(args, bundle, signature.as_deref(), &missing, &export.unverifiable);
     match missing.len() {
         0 => Ok(()),
         n => Err(CliError::Partly(format!("{n} problems were left out"))),
@@ -117,7 +116,13 @@ fn asked(args: &Args, arches: &[String], every: bool) -> Result<Option<Vec<Probl
     w.whole(target).map(|whole| Some(whole.problems))
 }
 
-fn say(args: &Args, bundle: &Bundle<'_>, missing: &[(Problem, String)], unverified: &[String]) {
+fn say(
+    args: &Args,
+    bundle: &Bundle<'_>,
+    signature: Option<&Path>,
+    missing: &[(Problem, String)],
+    unverified: &[String],
+) {
     for why in unverified {
         err!(
             "jitune: warning: the file can be verified only where NVRTC is: {}",
@@ -130,7 +135,7 @@ fn say(args: &Args, bundle: &Bundle<'_>, missing: &[(Problem, String)], unverifi
             "{}",
             serde_json::json!({
                 "file": args.output, "bytes": bundle.as_bytes().len(), "winners": bundle.len(),
-                "artifacts": bundle.artifacts().len(), "left_out": left_out,
+                "artifacts": bundle.artifacts().len(), "left_out": left_out, "signature": signature,
             })
         );
         return;
@@ -148,4 +153,7 @@ fn say(args: &Args, bundle: &Bundle<'_>, missing: &[(Problem, String)], unverifi
         bundle.artifacts().len(),
         bundle.as_bytes().len()
     );
+    if let Some(path) = signature {
+        out!("signed: {}", path.display());
+    }
 }

@@ -1,6 +1,6 @@
 //! `jitune inspect`: what a bundle holds, on any machine.
 
-use super::export::unusable;
+use super::sign::Signer;
 use super::{CliError, table};
 use jitune::bundle::{ArtifactRole, Bundle, Held, VERSION};
 use std::path::PathBuf;
@@ -8,25 +8,30 @@ use std::path::PathBuf;
 /// Arguments.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  jitune inspect model.jitune\n\n\
-    Reads the whole file and checks every hash; needs neither a device nor a database. Exit code 4 when the file is damaged.")]
+    Reads the whole file and checks every hash; needs neither a device nor a database. Exit code 4 when the file is damaged,\n\
+    or with --public-key when it is not signed by that key: a hash says that a file is whole, not who made it.")]
 pub struct Args {
     /// The bundle.
     file: PathBuf,
+    #[command(flatten)]
+    signer: Signer,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    let bundle = Bundle::open(&args.file).map_err(|e| unusable(&args.file, e))?;
+    let bundle = args.signer.open(&args.file)?;
     if args.json {
         out!("{}", json(&bundle));
         return Ok(());
     }
+    use crate::out::one_line;
     let arches: Vec<String> = bundle.arches().iter().map(|(t, a)| format!("{} {a}", t.name())).collect();
     out!("file        {}, {} bytes, format {VERSION}", args.file.display(), bundle.as_bytes().len());
-    out!("sealed by   jitune {}, newest winner of {} (Unix seconds)", bundle.sealed_by(), bundle.created());
-    out!("holds       {} winners for {}", bundle.len(), arches.join(", "));
+    out!("sealed by   jitune {}, newest winner of {} (Unix seconds)", one_line(bundle.sealed_by()), bundle.created());
+    out!("signature   {}", args.signer.said());
+    out!("holds       {} winners for {}", bundle.len(), one_line(&arches.join(", ")));
     for (role, name) in
         [(ArtifactRole::Kernel, "kernels"), (ArtifactRole::Reference, "references"), (ArtifactRole::Support, "support")]
     {
@@ -38,7 +43,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
     let mut devices: Vec<&str> = bundle.devices().iter().map(|d| d.name.as_str()).collect();
     devices.dedup();
-    out!("tuned on    {}\n", devices.join(", "));
+    out!("tuned on    {}\n", one_line(&devices.join(", ")));
     let row = |h: Held<'_>| {
         let e = h.evidence();
         vec![

@@ -19,6 +19,7 @@ mod profile;
 mod progress;
 mod report;
 mod select;
+mod sign;
 mod table;
 mod tune;
 mod verify;

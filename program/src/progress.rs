@@ -41,10 +41,15 @@ impl Live {
         Live { bar, live }
     }
 
+    /// What is being done, behind the bar.
+    pub fn message(&self, text: &str) {
+        self.bar.set_message(crate::out::one_line(text));
+    }
+
     /// A line that stays.
     pub fn say(&self, text: &str) {
         if self.live {
-            self.bar.println(text);
+            self.bar.println(crate::out::escaped(text));
         } else {
             // Progress that cannot be written is no reason to stop.
             err!("{text}");
@@ -105,11 +110,11 @@ impl Human {
                 table::flops(device.ceilings.single),
             )),
             Event::Problem { problem, space, .. } => {
-                self.line.set_message(format!("{problem}  {space} configs  {}", self.left()));
+                self.line.message(&format!("{problem}  {space} configs  {}", self.left()));
             }
             Event::Trial { problem, best_us, roofline_us, trials, .. } => {
                 let share = if best_us.is_finite() { roofline_us / best_us * 100.0 } else { 0.0 };
-                self.line.set_message(format!(
+                self.line.message(&format!(
                     "{problem}  trial {trials}  best {} us  {share:.0}% of roofline  {}",
                     table::us(*best_us),
                     self.left()

@@ -4,6 +4,7 @@ pub use jitune::report::text::us;
 
 /// Prints rows under a header, columns aligned; numbers (columns in `right`) to the right.
 pub fn print(header: &[&str], rows: &[Vec<String>], right: &[usize]) {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|c| crate::out::one_line(c)).collect()).collect();
     let width = |c: usize| {
         let cells = rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count());
         cells.chain([header[c].chars().count()]).max().unwrap_or(0)
@@ -22,7 +23,7 @@ pub fn print(header: &[&str], rows: &[Vec<String>], right: &[usize]) {
         out!("{}", out.trim_end());
     };
     line(header.to_vec());
-    for row in rows {
+    for row in &rows {
         line(row.iter().map(String::as_str).collect());
     }
 }

@@ -1,9 +1,9 @@
 //! `jitune verify`: a bundle's integrity, then on this machine each winner's results against the reference on fresh
 //! inputs, and its time against the stored evidence.
 
-use super::export::unusable;
 use super::progress::Live;
 use super::select::{Where, within};
+use super::sign::Signer;
 use super::{CliError, table};
 use jitune::bench;
 use jitune::bundle::Bundle;
@@ -11,17 +11,22 @@ use jitune::device::{DeviceId, Target};
 use jitune::problem::Problem;
 use jitune::verify::{Answers, Finding, Options, Verified, Verifier};
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Arguments.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  jitune verify model.jitune\n\n\
     Needs the driver alone: what a GPU needs to fill and compare is in the bundle. Winners of other architectures are\n\
     skipped. Exit code 0 when every winner for this machine is right and about as fast as stored, 1 when one is wrong,\n\
-    fails or is slower, or none is for this machine, 3 without the device, 4 when the file is damaged.")]
+    fails or is slower, or none is for this machine, 3 without the device, 4 when the file is damaged, or with --public-key\n\
+    not signed by that key. Verifying runs the bundle's code: a bundle is a program, and its hashes do not say whose.")]
 pub struct Args {
     /// The bundle.
     file: PathBuf,
+    #[command(flatten)]
+    signer: Signer,
     #[command(flatten)]
     device: Where,
     /// How many times the stored time a winner may take.
@@ -59,6 +64,29 @@ pub struct Args {
 /// Sizes beyond which neither a drawing nor a row of them makes sense.
 const MOST: usize = 1 << 20;
 
+/// Set for the process that verifies.
+const CHILD: &str = "JITUNE_VERIFIES";
+
+/// Verifies in a process of its own, since the bundle's code may end it: this program once more, with the same arguments.
+fn apart(file: &Path) -> Result<(), CliError> {
+    let failed = |source| CliError::Io { path: "the process that verifies".into(), source };
+    let program = std::env::current_exe().map_err(failed)?;
+    let status = Command::new(program).args(std::env::args_os().skip(1)).env(CHILD, "1").status().map_err(failed)?;
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(()),
+        // It has said why.
+        (Some(code), _) => Err(CliError::Said(code as u8)),
+        (None, Some(signal @ (4 | 6 | 7 | 8 | 11))) => Err(CliError::Partly(format!(
+            "{}: its code ended the process that ran it by signal {signal}; do not use it",
+            file.display()
+        ))),
+        (None, signal) => {
+            let how = signal.map_or("nobody knows how".into(), |s| format!("by signal {s}"));
+            Err(failed(std::io::Error::other(format!("it was ended {how}"))))
+        }
+    }
+}
+
 fn text(finding: &Finding) -> String {
     match finding {
         Finding::Good => "good".into(),
@@ -75,7 +103,12 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     if args.draw > MOST || !(0..=MOST as i64).contains(&args.every) {
         return Err(CliError::Usage(format!("--draw and --every take at most {MOST}")));
     }
-    let bundle = Bundle::open(&args.file).map_err(|e| unusable(&args.file, e))?;
+    if std::env::var_os(CHILD).is_none() {
+        return apart(&args.file);
+    }
+    // It does not outlive who waits for it.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let bundle = args.signer.open(&args.file)?;
     let id = device(&bundle, args)?;
     let mut session = bench::session(id)?;
     let seed = args.seed.unwrap_or_else(jitune_db::now);
@@ -85,7 +118,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         out!("{file}: every byte is as it was sealed; verifying on {} ({}), seed {seed}\n", d.name, d.arch);
     }
     if let Some(path) = &args.beside {
-        let other = Bundle::open(path).map_err(|e| unusable(path, e))?;
+        let other = args.signer.open(path)?;
         let (one, other) = (open(&other, path, id)?, open(&bundle, &args.file, id)?);
         return beside(&mut Verifier::new(session.as_mut(), options)?, &one, &other, args);
     }

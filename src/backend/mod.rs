@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 pub mod cpu;
 pub mod cuda;
+mod elf;
 mod machine;
 #[cfg(feature = "engine")]
 pub(crate) mod mapped;
@@ -177,6 +178,13 @@ impl BackendError {
             BackendError::Driver { code: 700 | 702 | 709 | 710 | 714..=719, .. } | BackendError::LeftBehind { .. }
         )
     }
+}
+
+/// Checks the bytes of a shared object, for fuzzing.
+#[cfg(fuzzing)]
+pub fn fuzz_shared_object(bytes: &[u8]) -> Result<(), String> {
+    let _ = elf::check_cubin(bytes);
+    elf::SharedObject::read(bytes).map(drop)
 }
 
 /// Lets a closed pipe end the process, as it ends other command-line tools. Not for a process that talks to workers: a

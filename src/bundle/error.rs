@@ -100,6 +100,28 @@ pub enum BundleError {
         /// What is wrong.
         why: String,
     },
+    /// A bundle that must be signed, without a signature.
+    #[error(
+        "the bundle is not signed: there is no {signature}; take it from where the bundle is from, or sign it with `jitune export --sign` or `minisign -S`"
+    )]
+    Unsigned {
+        /// Where its signature is looked for.
+        signature: PathBuf,
+    },
+    /// A signature that is not of these bytes, or not by this key.
+    #[error("the signature is not good: {why}; the bundle was changed, or signed by another key: do not use it")]
+    Signature {
+        /// What is wrong.
+        why: String,
+    },
+    /// A text that is no public key.
+    #[error(
+        "the public key is not one of minisign's: {why}; give the file that `minisign -G` wrote, or its second line"
+    )]
+    Key {
+        /// What is wrong.
+        why: String,
+    },
     /// The file system.
     #[error("cannot {doing} {path}: {source}")]
     Io {

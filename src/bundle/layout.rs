@@ -1,22 +1,13 @@
 //! Where things lie in a bundle, the limits, and the checks that come before any allocation.
 
 use super::BundleError;
+use crate::limits::{MAX_ARTIFACT_BYTES, MAX_ARTIFACTS, MAX_BUNDLE_BYTES, MAX_MANIFEST_BYTES, MAX_WINNERS};
 use std::ops::Range;
 
 /// The first bytes: a name, then bytes that a transfer in text mode changes.
 pub(super) const MAGIC: [u8; 8] = *b"jitune\r\n";
 /// The version of the format that is written and read.
 pub const VERSION: u32 = 1;
-/// Largest file.
-pub const MAX_BUNDLE_BYTES: u64 = 4 << 30;
-/// Most artifacts.
-pub const MAX_ARTIFACTS: u32 = 1 << 16;
-/// Most winners.
-pub const MAX_WINNERS: u32 = 1 << 16;
-/// Largest manifest.
-pub const MAX_MANIFEST_BYTES: u64 = 256 << 20;
-/// Largest single artifact.
-pub const MAX_ARTIFACT_BYTES: u64 = 256 << 20;
 
 /// Length of the header.
 pub(super) const HEADER_BYTES: usize = 48;

@@ -4,10 +4,12 @@
 use super::BundleError;
 use super::layout::Header;
 use crate::device::Device;
+use crate::limits::{MAX_DESCRIPTIONS, MAX_DEVICES, MAX_EXPRESSIONS_BYTES};
 use crate::problem::Problem;
 use crate::recipe::{Config, Description, Role};
 use crate::winner::Evidence;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 
 /// The version of the manifest's fields.
 pub(super) const SCHEMA: u32 = 1;
@@ -61,6 +63,24 @@ pub(super) struct Reference {
     pub description: u32,
 }
 
+/// About how much memory a text of JSON takes when it is parsed, in units of a hundred bytes at most: 8 for an object, 1 for
+/// each further value, item and key.
+pub(super) fn weight(text: &[u8]) -> u64 {
+    let (mut weight, mut inside, mut escaped) = (0, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if inside => escaped = true,
+            b'"' => inside = !inside,
+            _ if inside => {}
+            b'{' => weight += 8,
+            b'[' | b',' | b':' => weight += 1,
+            _ => {}
+        }
+    }
+    weight
+}
+
 impl Manifest {
     /// Refuses positions that do not exist, roles and targets that do not fit, and counts that differ from the header's.
     pub fn check(&self, header: &Header) -> Result<(), BundleError> {
@@ -76,7 +96,25 @@ impl Manifest {
             );
             return unsound("list of winners", why);
         }
+        let most = |what: &str, found: usize, most: usize| match found > most {
+            true => unsound(what, format!("it has {found} entries, and {most} are the most")),
+            false => Ok(()),
+        };
+        most("list of devices", self.devices.len(), MAX_DEVICES)?;
+        most("list of descriptions", self.descriptions.len(), MAX_DESCRIPTIONS)?;
+        let mut expressions = 0;
+        for (i, d) in self.descriptions.iter().enumerate() {
+            expressions += d.check().map_err(|why| BundleError::Unsound { place: format!("description {i}"), why })?;
+        }
+        if expressions > MAX_EXPRESSIONS_BYTES {
+            let why = format!("their expressions have {expressions} bytes, and {MAX_EXPRESSIONS_BYTES} are the most");
+            return unsound("list of descriptions", why);
+        }
+        let mut known = HashSet::new();
         for (i, e) in self.winners.iter().enumerate() {
+            if !known.insert((e.problem, e.device)) {
+                return unsound(&format!("winner {i} ({})", e.problem), "another is for its problem and device".into());
+            }
             self.check_winner(e).or_else(|why| unsound(&format!("winner {i} ({})", e.problem), why))?;
         }
         Ok(())
@@ -90,6 +128,9 @@ impl Manifest {
             Some(found) => Err(format!("artifact {i} has the role {found:?} and is used as {role:?}")),
             None => Err(format!("artifact {i} does not exist")),
         };
+        if !e.evidence.median_us.is_finite() || e.evidence.median_us <= 0.0 {
+            return Err(format!("its median is {} µs", e.evidence.median_us));
+        }
         let d = describe(e.description)?;
         if d.role != Role::Kernel || d.target != device.target || !d.op.iter().any(|op| op == e.problem.op().name) {
             return Err(format!("template {} is not a kernel of its op and target", d.name));

@@ -18,13 +18,17 @@ mod error;
 mod layout;
 mod manifest;
 mod seal;
+mod signature;
 
+pub use crate::limits::{MAX_ARTIFACT_BYTES, MAX_ARTIFACTS, MAX_BUNDLE_BYTES, MAX_MANIFEST_BYTES, MAX_WINNERS};
 pub use error::BundleError;
-pub use layout::{MAX_ARTIFACT_BYTES, MAX_ARTIFACTS, MAX_BUNDLE_BYTES, MAX_MANIFEST_BYTES, MAX_WINNERS, VERSION};
+pub use layout::VERSION;
 pub use manifest::ArtifactRole;
 pub use seal::{Extras, Part};
+pub use signature::{PublicKey, signature_path};
 
 use crate::device::{Device, Target};
+use crate::limits::MAX_MANIFEST_WEIGHT;
 use crate::problem::Problem;
 use crate::recipe::{Config, Description};
 use crate::winner::{Evidence, Winner};
@@ -76,22 +80,30 @@ pub struct Held<'b> {
     winner: &'b SealedWinner,
 }
 
+/// Reads a file, but not at all when its header does not fit its length.
+fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
+    let io = |source| BundleError::Io { doing: "read", path: path.into(), source };
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let mut head = [0; HEADER_BYTES];
+    let have = usize::try_from(length).unwrap_or(usize::MAX).min(HEADER_BYTES);
+    file.read_exact(&mut head[..have]).map_err(io)?;
+    Header::read(&head[..have], length)?;
+    let mut bytes = Vec::new();
+    // A file of holes may be longer than there is memory.
+    let full = |_| io(std::io::ErrorKind::OutOfMemory.into());
+    bytes.try_reserve_exact(length as usize + 1).map_err(full)?;
+    bytes.extend_from_slice(&head);
+    // One byte more than stated would show a file that grows while it is read.
+    file.take(length - HEADER_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
+}
+
 impl Bundle<'static> {
-    /// Reads a file. It is not read at all when its header does not fit its length.
+    /// Reads a file. It is not read at all when its header does not fit its length. That it is as it was sealed does not say
+    /// who sealed it: [`Bundle::open_signed`] does.
     pub fn open(path: impl AsRef<Path>) -> Result<Bundle<'static>, BundleError> {
-        let path = path.as_ref();
-        let io = |source| BundleError::Io { doing: "read", path: path.into(), source };
-        let mut file = std::fs::File::open(path).map_err(io)?;
-        let length = file.metadata().map_err(io)?.len();
-        let mut head = [0; HEADER_BYTES];
-        let have = usize::try_from(length).unwrap_or(usize::MAX).min(HEADER_BYTES);
-        file.read_exact(&mut head[..have]).map_err(io)?;
-        Header::read(&head[..have], length)?;
-        let mut bytes = Vec::with_capacity(length as usize);
-        bytes.extend_from_slice(&head);
-        // One byte more than stated would show a file that grows while it is read.
-        file.take(length - HEADER_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(io)?;
-        Bundle::parse(bytes)
+        Bundle::parse(read(path.as_ref())?)
     }
 }
 
@@ -103,8 +115,13 @@ impl<'a> Bundle<'a> {
         header.check_seal(&bytes)?;
         let table = header.table(&bytes)?;
         let text = &bytes[header.manifest()];
-        let manifest: Manifest = serde_json::from_slice(text)
-            .map_err(|e| BundleError::Manifest { offset: header.manifest().start, why: e.to_string() })?;
+        let (offset, found) = (header.manifest().start, manifest::weight(text));
+        if found > MAX_MANIFEST_WEIGHT {
+            let what = "the weight of the manifest's parts";
+            return Err(BundleError::Limit { offset, what, found, most: MAX_MANIFEST_WEIGHT });
+        }
+        let manifest: Manifest =
+            serde_json::from_slice(text).map_err(|e| BundleError::Manifest { offset, why: e.to_string() })?;
         manifest.check(&header)?;
         let artifacts = table.into_iter().map(|(range, hash)| Stored { range, hash }).collect();
         Ok(Bundle { bytes, manifest, artifacts })

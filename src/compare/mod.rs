@@ -15,6 +15,8 @@ mod task;
 pub use counters::{Profiled, Profiler};
 pub use measure::times;
 pub use ours::Ours;
+#[cfg(fuzzing)]
+pub use peers::fuzz_lines;
 pub use peers::{Conversation, KNOWN, Known, Places, Unanswered};
 pub use pieces::Chain;
 pub use sass::mix;

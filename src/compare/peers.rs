@@ -264,6 +264,13 @@ fn next_line(from: &mut impl Read, rest: &mut Vec<u8>) -> std::io::Result<Option
     }
 }
 
+/// Reads the lines that a peer answers, for fuzzing.
+#[cfg(fuzzing)]
+pub fn fuzz_lines(mut bytes: &[u8]) {
+    let mut rest = Vec::new();
+    while let Ok(Some(_)) = next_line(&mut bytes, &mut rest) {}
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -195,6 +195,12 @@ impl Model {
         config::write(self, dtype).map_err(|why| ModelError::Config { path: "config.json".into(), why })
     }
 
+    /// Reads the text of a `config.json`, for fuzzing.
+    #[cfg(fuzzing)]
+    pub fn fuzz_config(text: &str) -> Result<(Model, Vec<String>), ModelError> {
+        config::read("fuzzed", Path::new("config.json"), text)
+    }
+
     /// How many weights it has; a tied head counts once.
     pub fn parameters(&self) -> u64 {
         let of = |v: i64| v.max(0) as u128;

@@ -1,6 +1,7 @@
 //! The schema of a template's description file; `docs/templates.md` is its manual.
 
 use crate::device::Target;
+use crate::limits::{MAX_ARGS, MAX_ENTRIES, MAX_EXPRESSION_BYTES, MAX_LAUNCHES, MAX_NAME_BYTES, MAX_VALUES};
 use indexmap::IndexMap;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -81,6 +82,76 @@ pub struct Description {
     /// What other shapes one artifact serves.
     #[serde(default)]
     pub reuse: Reuse,
+}
+
+impl Description {
+    /// The bytes of all its expressions, or what of it is larger than it may be. Nothing of it is parsed.
+    pub(crate) fn check(&self) -> Result<usize, String> {
+        let few_of = |of: &str, what: &str, found: usize, most: usize| match found > most {
+            true => Err(format!("{of} has {found} {what}, and {most} are the most")),
+            false => Ok(()),
+        };
+        let few = |what: &str, found: usize, most: usize| few_of("it", what, found, most);
+        few("launches", self.launches.len(), MAX_LAUNCHES)?;
+        for (what, found) in [
+            ("ops", self.op.len()),
+            ("tunables", self.tunables.len()),
+            ("derived names", self.derive.len()),
+            ("constraints", self.constraints.len()),
+            ("defines", self.defines.len()),
+            ("flags", self.options.flags.len()),
+            ("dynamic dimensions", self.reuse.dynamic.len()),
+        ] {
+            few(what, found, MAX_ENTRIES)?;
+        }
+        for (name, values) in &self.tunables {
+            few_of(&format!("tunable {}", shown(name)), "values", values.len(), MAX_VALUES)?;
+        }
+        for l in &self.launches {
+            few_of(&shown(&l.entry), "arguments", l.args.len(), MAX_ARGS)?;
+        }
+        let args = || self.launches.iter().flat_map(|l| &l.args);
+        let tensors = args().flat_map(|a| [&a.map, &a.tensor].into_iter().flatten());
+        let names = [&self.name, &self.arch].into_iter().chain(&self.op).chain(&self.reuse.dynamic);
+        let names = names.chain(self.tunables.keys()).chain(self.derive.keys()).chain(self.defines.keys());
+        let names = names.chain(self.constraints.iter().map(|c| &c.name));
+        for name in names.chain(self.launches.iter().map(|l| &l.entry)).chain(tensors) {
+            if name.len() > MAX_NAME_BYTES {
+                return Err(format!("{} has {} bytes, and {MAX_NAME_BYTES} are the most", shown(name), name.len()));
+            }
+        }
+        let mut all = vec![&self.when, &self.cost.us, &self.reuse.legal];
+        all.extend(self.derive.values().chain(self.defines.values()));
+        all.extend(self.constraints.iter().map(|c| &c.expr));
+        all.extend(self.options.max_registers.iter().chain(self.workspace.iter().map(|w| &w.bytes)));
+        for l in &self.launches {
+            all.extend([&l.when, &l.block, &l.cluster, &l.smem, &l.pdl].into_iter().chain(&l.grid));
+        }
+        for a in args() {
+            few("sizes of a map", a.dims.len().max(a.strides.len()).max(a.box_.len()), MAX_RANK)?;
+            all.extend([&a.when, &a.i32, &a.i64, &a.f32, &a.workspace, &a.swizzle].into_iter().flatten());
+            all.extend(a.dims.iter().chain(&a.strides).chain(&a.box_));
+        }
+        if let Some(long) = all.iter().find(|e| e.0.len() > MAX_EXPRESSION_BYTES) {
+            return Err(format!(
+                "the expression `{}` has {} bytes, and {MAX_EXPRESSION_BYTES} are the most",
+                shown(&long.0),
+                long.0.len()
+            ));
+        }
+        Ok(all.iter().map(|e| e.0.len()).sum())
+    }
+}
+
+/// Most dimensions of a tensor map.
+const MAX_RANK: usize = 5;
+
+/// The beginning of a name, for an error.
+fn shown(name: &str) -> String {
+    match name.char_indices().nth(40) {
+        Some((at, _)) => format!("{}…", &name[..at]),
+        None => name.into(),
+    }
 }
 
 /// What a template is for.

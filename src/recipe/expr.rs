@@ -1,13 +1,15 @@
 //! Expressions of descriptions, and the names they see.
 
+use super::formula::{Formula, Names};
+use super::value::Value;
 use crate::device::{Device, Target};
 use crate::problem::{Problem, Variable};
 use crate::sync::{read, write};
-use minijinja::value::{Object, Rest, Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Expression, UndefinedBehavior};
 use std::collections::HashMap;
-use std::fmt;
-use std::sync::{Arc, LazyLock, RwLock};
+use std::sync::{Arc, RwLock};
+
+/// Most characters of an expression that an error repeats.
+const MAX_REPEATED: usize = 200;
 
 /// A description that cannot be evaluated; always the description's fault, never the user's shape's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,67 +47,9 @@ pub enum RecipeError {
     },
 }
 
-static ENGINE: LazyLock<Environment<'static>> = LazyLock::new(|| {
-    let mut env = Environment::empty();
-    env.set_undefined_behavior(UndefinedBehavior::Strict);
-    env.add_function("cdiv", |a: i64, b: i64| divide(a, b).map(|(q, r)| q + i64::from(r != 0)));
-    env.add_function("align", |a: i64, to: i64| divide(a, to).map(|(q, r)| (q + i64::from(r != 0)) * to));
-    env.add_function("min", |v: Rest<Value>| extreme(&v, std::cmp::Ordering::Less));
-    env.add_function("max", |v: Rest<Value>| extreme(&v, std::cmp::Ordering::Greater));
-    env.add_function("log2", |v: f64| v.log2());
-    env.add_function("sqrt", |v: f64| v.sqrt());
-    env
-});
-
-fn divide(a: i64, b: i64) -> Result<(i64, i64), Error> {
-    if b <= 0 || a < 0 {
-        return Err(Error::new(ErrorKind::InvalidOperation, format!("cdiv/align of {a} by {b}")));
-    }
-    Ok((a / b, a % b))
-}
-
-fn extreme(values: &[Value], keep: std::cmp::Ordering) -> Result<Value, Error> {
-    let mut best: Option<&Value> = None;
-    for v in values {
-        if !v.is_number() {
-            return Err(Error::new(ErrorKind::InvalidOperation, "min/max take numbers"));
-        }
-        if best.is_none_or(|b| v.cmp(b) == keep) {
-            best = Some(v);
-        }
-    }
-    best.cloned().ok_or_else(|| Error::new(ErrorKind::MissingArgument, "min/max of nothing"))
-}
-
-/// Most bytes of an expression's text.
-const MAX_TEXT: usize = 2000;
-/// Most brackets that may be open at once, and most operators of one operand in a row.
-const MAX_NESTING: usize = 32;
-
-/// How deep a parser of the text would recurse: brackets that are open at once, or words and signs that follow each other
-/// without a value between them.
-fn nesting(text: &str) -> usize {
-    let (mut open, mut row, mut most) = (0usize, 0usize, 0usize);
-    for token in text.split_inclusive(|c: char| "()[]{}-+~ ".contains(c)) {
-        let end = token.chars().last().unwrap_or(' ');
-        match end {
-            '(' | '[' | '{' => open += 1,
-            ')' | ']' | '}' => open = open.saturating_sub(1),
-            _ => {}
-        }
-        let value = token.trim_end_matches(|c: char| "()[]{}-+~ ".contains(c));
-        match value {
-            "" | "not" | "if" | "else" => row += usize::from(!token.trim().is_empty()),
-            _ => row = 0,
-        }
-        most = most.max(open).max(row);
-    }
-    most
-}
-
-/// A compiled expression that remembers where it stands, for its errors.
+/// A parsed expression that remembers where it stands, for its errors.
 pub struct Expr {
-    compiled: Expression<'static, 'static>,
+    formula: Formula,
     text: String,
     place: String,
     /// Names it reads.
@@ -113,116 +57,95 @@ pub struct Expr {
 }
 
 impl Expr {
-    /// Compiles `text`, which stands at `place` of `template`.
+    /// Parses `text`, which stands at `place` of `template`.
     pub fn new(template: &str, place: &str, text: &str) -> Result<Expr, RecipeError> {
-        // The parser recurses, so what nests deeply would end the process.
-        if text.len() > MAX_TEXT || nesting(text) > MAX_NESTING {
-            return Err(RecipeError::Expression {
-                template: template.into(),
-                place: place.into(),
-                text: text.chars().take(80).collect(),
-                why: format!("an expression has at most {MAX_TEXT} bytes, nested at most {MAX_NESTING} deep"),
-            });
-        }
-        let compiled = ENGINE.compile_expression_owned(text.to_string()).map_err(|e| RecipeError::Expression {
+        let wrong = |why: String| RecipeError::Expression {
             template: template.into(),
             place: place.into(),
-            text: text.into(),
-            why: e.to_string(),
-        })?;
-        let mut names: Vec<String> = compiled.undeclared_variables(false).into_iter().collect();
+            text: text.chars().take(MAX_REPEATED).collect(),
+            why,
+        };
+        let formula = Formula::parse(text).map_err(wrong)?;
+        let mut names = Vec::new();
+        formula.names(&mut names);
+        let mut names: Vec<String> = names.into_iter().map(String::from).collect();
         names.sort();
-        Ok(Expr { compiled, text: text.into(), place: format!("{template}\u{0}{place}"), names })
+        names.dedup();
+        Ok(Expr { formula, text: text.into(), place: format!("{template}\u{0}{place}"), names })
     }
 
     fn error(&self, why: String) -> RecipeError {
         let (template, place) = self.place.split_once('\u{0}').unwrap_or(("", &self.place));
-        RecipeError::Expression { template: template.into(), place: place.into(), text: self.text.clone(), why }
+        let text = self.text.chars().take(MAX_REPEATED).collect();
+        RecipeError::Expression { template: template.into(), place: place.into(), text, why }
     }
 
     /// Its value.
     pub fn value(&self, scope: &Scope) -> Result<Value, RecipeError> {
-        self.compiled.eval(Value::from_dyn_object(scope.0.clone())).map_err(|e| self.error(e.to_string()))
+        self.formula.value(scope).map_err(|why| self.error(why))
     }
 
     /// Its value as an integer; a float must be whole.
     pub fn int(&self, scope: &Scope) -> Result<i64, RecipeError> {
         let v = self.value(scope)?;
-        if v.kind() == ValueKind::Bool {
-            return Ok(i64::from(v.is_true()));
-        }
-        i64::try_from(v.clone()).map_err(|_| self.error(format!("gives {v}, not a whole number")))
+        v.int().ok_or_else(|| self.error(format!("gives {v}, not a whole number")))
     }
 
     /// Its value as a float.
     pub fn float(&self, scope: &Scope) -> Result<f64, RecipeError> {
         let v = self.value(scope)?;
-        f64::try_from(v.clone()).map_err(|_| self.error(format!("gives {v}, not a number")))
+        v.real().ok_or_else(|| self.error(format!("gives {v}, not a number")))
     }
 
     /// Its truth.
     pub fn truth(&self, scope: &Scope) -> Result<bool, RecipeError> {
-        Ok(self.value(scope)?.is_true())
+        Ok(self.value(scope)?.truth())
     }
 }
 
 /// The names that expressions see. Cheap to extend and to take back, for walking a space.
-pub struct Scope(Arc<Names>);
-
-struct Names {
-    fixed: HashMap<String, Value>,
+pub struct Scope {
+    fixed: HashMap<&'static str, Value>,
+    /// What follows the dot of `dev`, `x`, `w` and `y`.
+    attributes: [(&'static str, Vec<(&'static str, Value)>); 4],
     stack: RwLock<Vec<(Arc<str>, Value)>>,
 }
 
-/// What follows the dot of `dev`, `x`, `w` and `y`.
-#[derive(Debug)]
-struct Attributes(Vec<(&'static str, Value)>);
-
-impl Object for Attributes {
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let key = key.as_str()?;
-        self.0.iter().find(|(name, _)| *name == key).map(|(_, v)| v.clone())
-    }
-}
-
-impl fmt::Debug for Names {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} names", self.fixed.len())
-    }
-}
-
-impl Object for Names {
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let key = key.as_str()?;
+impl Names for Scope {
+    fn name(&self, name: &str) -> Option<Value> {
         let stack = read(&self.stack);
-        let found = stack.iter().rev().find(|(name, _)| &**name == key).map(|(_, v)| v.clone());
-        found.or_else(|| self.fixed.get(key).cloned())
+        let pushed = stack.iter().rev().find(|(n, _)| &**n == name).map(|(_, v)| v.clone());
+        pushed.or_else(|| self.fixed.get(name).cloned())
+    }
+
+    fn attribute(&self, name: &str, attribute: &str) -> Option<Value> {
+        let (_, list) = self.attributes.iter().find(|(n, _)| *n == name)?;
+        list.iter().find(|(n, _)| *n == attribute).map(|(_, v)| v.clone())
     }
 }
 
 impl Scope {
     /// The dimensions of `problem` and the numbers of `device`.
     pub fn new(problem: &Problem, device: &Device) -> Scope {
-        let mut fixed: HashMap<String, Value> = HashMap::new();
+        let mut fixed: HashMap<&'static str, Value> = HashMap::new();
         for (name, value) in problem.variables() {
             let value = match value {
                 Variable::Int(v) => Value::from(v),
                 Variable::Word(w) => Value::from(w),
                 Variable::Real(v) => Value::from(v),
             };
-            fixed.insert(name.into(), value);
+            fixed.insert(name, value);
         }
-        fixed.insert("op".into(), Value::from(problem.op().name));
+        fixed.insert("op", Value::from(problem.op().name));
         let types = problem.types();
         // Of types that no dtype says this is no dtype's name, so that code for one type refuses them.
-        fixed.insert("dtype".into(), Value::from(types.to_string()));
-        fixed.insert("elem".into(), Value::from(types.x.bytes(1) as i64));
-        fixed.insert("compute".into(), Value::from(types.compute.name()));
-        for (name, storage) in [("x", types.x), ("w", types.w), ("y", types.y)] {
+        fixed.insert("dtype", Value::from(types.to_string().as_str()));
+        fixed.insert("elem", Value::from(types.x.bytes(1) as i64));
+        fixed.insert("compute", Value::from(types.compute.name()));
+        let tensor = |storage: crate::problem::Storage| {
             let (bits, bytes) = (storage.bits() as i64, storage.bytes(1) as i64);
-            let list = vec![("dtype", storage.name().into()), ("bits", bits.into()), ("elem", bytes.into())];
-            fixed.insert(name.into(), Value::from_object(Attributes(list)));
-        }
+            vec![("dtype", storage.name().into()), ("bits", bits.into()), ("elem", bytes.into())]
+        };
         let rate = |v: f64| Value::from(v);
         let count = |v: u64| Value::from(v as i64);
         let mut dev = vec![
@@ -242,28 +165,27 @@ impl Scope {
                 ("cores", count(device.units.into())),
                 ("l1", count(device.l1)),
                 ("l3", count(device.l3)),
-                ("isa", Value::from(device.isa.clone())),
+                ("isa", Value::from(device.isa.as_str())),
                 ("simd", count(device.simd)),
             ]),
         }
-        fixed.insert("dev".into(), Value::from_object(Attributes(dev)));
-        Scope(Arc::new(Names { fixed, stack: RwLock::default() }))
+        let attributes = [("dev", dev), ("x", tensor(types.x)), ("w", tensor(types.w)), ("y", tensor(types.y))];
+        Scope { fixed, attributes, stack: RwLock::default() }
     }
 
     /// Adds a name that shadows earlier ones.
     pub fn push(&self, name: &Arc<str>, value: Value) {
-        let mut stack = write(&self.0.stack);
-        stack.push((name.clone(), value));
+        write(&self.stack).push((name.clone(), value));
     }
 
     /// How many names were pushed.
     pub fn depth(&self) -> usize {
-        read(&self.0.stack).len()
+        read(&self.stack).len()
     }
 
     /// Takes names back until `depth` are left.
     pub fn truncate(&self, depth: usize) {
-        write(&self.0.stack).truncate(depth);
+        write(&self.stack).truncate(depth);
     }
 }
 
@@ -295,27 +217,87 @@ mod tests {
     #[test]
     fn mistakes_name_the_template_and_the_place() {
         assert!(Expr::new("t", "cost", "m +").is_err());
-        for text in ["nope + 1", "cdiv(m, 0)", "m / 3", "dev.nope > 1"] {
+        for text in ["nope + 1", "cdiv(m, 0)", "m / 3", "dev.nope > 1", "dtype + 1", "m < dtype"] {
             let e = Expr::new("tpl", "cost.us", text).unwrap().int(&scope()).unwrap_err().to_string();
             assert!(e.contains("tpl") && e.contains("cost.us"), "{e}");
         }
     }
 
     #[test]
-    fn what_nests_deeply_is_refused_before_it_is_parsed() {
+    fn what_nests_deeply_or_is_long_is_refused_before_it_is_parsed() {
         for text in [
             "(".repeat(25_000) + "1" + &")".repeat(25_000),
             "(".repeat(900) + "1" + &")".repeat(900),
-            "[".repeat(900) + "1" + &"]".repeat(900),
+            "m in [".repeat(300) + "1" + &"]".repeat(300),
             "not ".repeat(400) + "m",
             "-".repeat(1500) + "m",
+            "m if m else ".repeat(100) + "m",
+            "max(".repeat(100) + "m" + &")".repeat(100),
+            "(')'==".repeat(100) + "m" + &")".repeat(100),
             "m + ".repeat(20_000) + "m",
         ] {
             let e = Expr::new("tpl", "cost.us", &text).err().map(|e| e.to_string()).unwrap_or_default();
-            assert!(e.contains("nested at most") && e.len() < 400, "{e}");
+            assert!((e.contains("nests deeper than 32") || e.contains("2000 are the most")) && e.len() < 400, "{e}");
         }
         let deep = "(".repeat(30) + "m" + &")".repeat(30);
         assert_eq!(Expr::new("t", "x", &deep).unwrap().int(&scope()).unwrap(), 100);
+        // As long as may be, on a thread with little stack.
+        let long = "m+".repeat(999) + "m";
+        let small = std::thread::Builder::new().stack_size(512 << 10);
+        let sum = small.spawn(move || Expr::new("t", "x", &long).unwrap().int(&scope()).unwrap());
+        assert_eq!(sum.unwrap().join().unwrap(), 100_000);
+    }
+
+    #[test]
+    fn no_value_grows() {
+        for text in [
+            "dtype * 100000000",
+            "'x' * 100000000",
+            "'x' + 'y'",
+            "'x' ~ 'y'",
+            "[1, 2] * 100000000",
+            "[1] + [2]",
+            "10 ** 1000",
+            "(10 ** 30) * (10 ** 30)",
+            "99999999999999999999999999999999999999999999",
+            "dtype|upper",
+            "range(1000000000)",
+            "dtype[::1]",
+            "[1, 2][2]",
+            "[1, 2][-1]",
+            "'\\n'",
+        ] {
+            assert!(Expr::new("t", "x", text).and_then(|e| e.value(&scope())).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_those_of_python() {
+        for (text, shown) in [
+            ("7 // 2 + -7 // 2 + 7 // -2", "-5"),
+            ("-7 % 3", "2"),
+            ("7.5 % -2", "-0.5"),
+            ("7 / 2", "3.5"),
+            ("6 / 2", "3.0"),
+            ("2 ** -1", "0.5"),
+            ("2 ** 3 ** 2", "64"),
+            ("-2 ** 2", "4"),
+            ("1e-6 * 1e6", "1.0"),
+            ("1 < 2 < 3", "True"),
+            ("1 < 3 < 2", "False"),
+            ("m == 100.0", "True"),
+            ("0 or dtype", "bf16"),
+            ("0 and nope", "0"),
+            ("m not in [1, 2,]", "True"),
+            ("not m == 1 and true", "True"),
+            ("1 if 0 else 2 if 0 else 3", "3"),
+            ("max(1, 2.5, 2) * 2", "5.0"),
+            ("(m > 1) + 1", "2"),
+            ("10 ** 20", "100000000000000000000"),
+            ("[5, m, 7 + 1][2] + [m][0]", "108"),
+        ] {
+            assert_eq!(Expr::new("t", "x", text).unwrap().value(&scope()).unwrap().to_string(), shown, "{text}");
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! An instance: a recipe for one problem with one config on one device, evaluated once.
 
-use super::{Arg, Config, Expr, KernelLaunch, Launch, Recipe, RecipeError, Scope, TensorMap};
-use crate::device::Device;
+use super::{Arg, Config, Expr, KernelLaunch, Launch, Recipe, RecipeError, Scope, TensorMap, Value};
+use crate::device::{Device, Target};
+use crate::limits::{MAX_BLOCKS, MAX_TASKS, MAX_WORKSPACE_SHARE, MIN_WORKSPACE};
 use crate::problem::{Problem, Types};
-use minijinja::Value;
 use std::fmt;
 
 /// A recipe for one problem with one config on one device: its names have their values.
@@ -265,7 +265,32 @@ impl Instance<'_> {
         }
         let workspace = recipe.workspace.as_ref().map_or(Ok(0), |w| self.fit("workspace", w))?;
         let zero = recipe.description.workspace.as_ref().is_some_and(|w| w.zero);
-        Ok(Launch { kernels: list, workspace, zero })
+        let launch = Launch { kernels: list, workspace, zero };
+        self.bounded(&launch)?;
+        Ok(launch)
+    }
+
+    /// Refuses a launch that takes for ever, or more memory than there can be reason for.
+    fn bounded(&self, launch: &Launch) -> Result<(), RecipeError> {
+        let (what, most) = match self.recipe.description.target {
+            Target::Cpu => ("tasks", MAX_TASKS),
+            Target::Cuda => ("blocks", MAX_BLOCKS),
+        };
+        let of = |k: &KernelLaunch| k.grid.iter().fold(1u64, |all, n| all.saturating_mul((*n).into()));
+        let found = launch.kernels.iter().fold(0u64, |all, k| all.saturating_add(of(k)));
+        let refuse = |what: &str, found: u64, most: u64| {
+            let of = format!("for {} with [{}]", self.problem, self.config);
+            Err(self.invalid(format!("{found} {what} {of}, and {most} are the most")))
+        };
+        if found > most {
+            return refuse(what, found, most);
+        }
+        let tensors = self.problem.tensors().iter().fold(0u64, |all, t| all.saturating_add(t.bytes()));
+        let most = tensors.saturating_mul(MAX_WORKSPACE_SHARE).saturating_add(MIN_WORKSPACE);
+        if launch.workspace > most {
+            return refuse("bytes of workspace", launch.workspace, most);
+        }
+        Ok(())
     }
 
     fn invalid(&self, why: String) -> RecipeError {

@@ -6,11 +6,6 @@ use crate::problem::{Part, Problem};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Most arguments that a launch may list, those that `when` leaves out included.
-pub const MAX_ARGS: usize = 64;
-/// Most launches of one description.
-const MAX_LAUNCHES: usize = 16;
-
 /// Everything that is needed to run a kernel, but addresses and code.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Launch {
@@ -118,6 +113,7 @@ impl Recipe {
         let invalid = |why: String| RecipeError::Invalid { template: name.clone(), why };
         let one = |place: &str, text: &ExprText| Expr::new(&name, place, &text.0);
         let all = |place: &str, list: &[ExprText]| list.iter().map(|t| one(place, t)).collect::<Result<Vec<_>, _>>();
+        description.check().map_err(invalid)?;
         if let Some(unknown) = description.op.iter().find(|op| crate::problem::OPS.iter().all(|o| o.name != **op)) {
             return Err(invalid(format!("op '{unknown}' is not an op of jitune")));
         }
@@ -126,9 +122,6 @@ impl Recipe {
         }
         if description.launches.is_empty() {
             return Err(invalid("it has no [[launch]]".into()));
-        }
-        if description.launches.len() > MAX_LAUNCHES {
-            return Err(invalid(format!("it has over {MAX_LAUNCHES} [[launch]] tables")));
         }
         if let Some((tunable, _)) = description.tunables.iter().find(|(_, v)| v.is_empty()) {
             return Err(invalid(format!("tunable {tunable} has no value")));
@@ -140,13 +133,6 @@ impl Recipe {
                 let given = kinds.iter().flatten().count() + [&a.map, &a.tensor].iter().filter(|k| k.is_some()).count();
                 if given != 1 {
                     return Err(invalid(format!("an argument of {} must have exactly one kind", l.entry)));
-                }
-                if l.args.len() > MAX_ARGS {
-                    return Err(invalid(format!(
-                        "{} has {} arguments, {MAX_ARGS} are the most",
-                        l.entry,
-                        l.args.len()
-                    )));
                 }
                 if a.map.is_some() && (a.dims.is_empty() || a.dims.len() > 5 || a.box_.len() != a.dims.len()) {
                     return Err(invalid(format!("a map of {} needs 1 to 5 dims and as many box sizes", l.entry)));

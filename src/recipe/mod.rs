@@ -6,15 +6,19 @@
 
 mod description;
 mod expr;
+mod formula;
 mod instance;
 mod launch;
+mod value;
 
+pub use crate::limits::MAX_ARGS;
 pub use description::{
     ArgSpec, Constraint, Cost, Description, ExprText, LaunchSpec, Options, Reuse, Role, WorkspaceSpec,
 };
 pub use expr::{Expr, RecipeError, Scope};
 pub use instance::{Constants, Instance, Refused};
-pub use launch::{Arg, KernelLaunch, Launch, MAX_ARGS, Recipe, TensorMap};
+pub use launch::{Arg, KernelLaunch, Launch, Recipe, TensorMap};
+pub use value::Value;
 
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};

@@ -3,10 +3,10 @@
 //! Pure. Walks the tunables depth first and drops a branch as soon as a constraint can be evaluated and fails.
 
 use crate::device::Device;
+use crate::limits::MAX_ENUMERATION;
 use crate::problem::Problem;
-use crate::recipe::{Config, Expr, Recipe, RecipeError, Scope};
+use crate::recipe::{Config, Expr, Recipe, RecipeError, Scope, Value};
 use indexmap::IndexMap;
-use minijinja::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -43,6 +43,8 @@ struct Walk<'a> {
     steps: Vec<Vec<Step<'a>>>,
     scope: Scope,
     space: Space,
+    /// Expressions that were evaluated.
+    evaluated: u64,
 }
 
 /// Enumerates the space of `recipe` for `problem` on `device`.
@@ -65,7 +67,7 @@ pub fn enumerate(recipe: &Recipe, problem: &Problem, device: &Device) -> Result<
         steps[level(expr, &depth)].push(Step::Check(name, expr));
     }
     let scope = Scope::new(problem, device);
-    let mut walk = Walk { recipe, tunables, steps, scope, space: Space::default() };
+    let mut walk = Walk { recipe, tunables, steps, scope, space: Space::default(), evaluated: 0 };
     walk.descend(0, &mut Vec::new())?;
     let mut space = walk.space;
     space.candidates.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
@@ -74,6 +76,10 @@ pub fn enumerate(recipe: &Recipe, problem: &Problem, device: &Device) -> Result<
 
 impl Walk<'_> {
     fn descend(&mut self, at: usize, values: &mut Vec<i64>) -> Result<(), RecipeError> {
+        self.evaluated += self.steps[at].len() as u64 + 1;
+        if self.evaluated > MAX_ENUMERATION {
+            return self.too_large(format!("its space takes over {MAX_ENUMERATION} steps"));
+        }
         for step in &self.steps[at] {
             match step {
                 Step::Derive(name, expr) => {
@@ -102,12 +108,14 @@ impl Walk<'_> {
         Ok(())
     }
 
+    fn too_large(&self, why: String) -> Result<(), RecipeError> {
+        let template = self.recipe.description.name.clone();
+        Err(RecipeError::Invalid { template, why: format!("{why}; it needs fewer values, or tighter constraints") })
+    }
+
     fn keep(&mut self, values: &[i64]) -> Result<(), RecipeError> {
         if self.space.candidates.len() >= MAX_CONFIGS {
-            return Err(RecipeError::Invalid {
-                template: self.recipe.description.name.clone(),
-                why: format!("its space holds over {MAX_CONFIGS} configs; it needs tighter constraints"),
-            });
+            return self.too_large(format!("its space holds over {MAX_CONFIGS} configs"));
         }
         let cost_us = self.recipe.cost.float(&self.scope)?;
         let names = self.recipe.description.tunables.keys().cloned();
@@ -205,7 +213,7 @@ args = [{ tensor = "x" }, { i32 = "m" }]
         }
         let many = TOY.replace(r#"{ i32 = "m" }"#, &[r#"{ i32 = "m" }"#; 64].join(", "));
         let e = Recipe::new(toml::from_str(&many).unwrap()).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(e.contains("65 arguments, 64 are the most"), "{e}");
+        assert!(e.contains("65 arguments, and 64 are the most"), "{e}");
     }
 
     #[test]

@@ -5,10 +5,14 @@
 mod render;
 
 use crate::device::{Device, Target};
+use crate::limits::{
+    MAX_DESCRIPTION_BYTES, MAX_EXPRESSIONS_BYTES, MAX_FOLDER_BYTES, MAX_SOURCE_BYTES, MAX_TEMPLATE_FILES,
+};
 use crate::problem::Problem;
 use crate::recipe::{Config, Description, Recipe, RecipeError, Role};
 use crate::source::Source;
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -83,6 +87,22 @@ pub struct Template {
     origin: Origin,
 }
 
+/// The text of a file of a template.
+fn bounded(path: &Path) -> std::io::Result<String> {
+    let most = if path.extension().is_some_and(|e| e == "toml") { MAX_DESCRIPTION_BYTES } else { MAX_SOURCE_BYTES };
+    let mut text = String::new();
+    // One byte more shows that there is more.
+    std::fs::File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > most {
+        true => Err(too_large(format!("it has more than {most} bytes, the most that are read"))),
+        false => Ok(text),
+    }
+}
+
+fn too_large(why: String) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::FileTooLarge, why)
+}
+
 /// Where files come from: 0 is built in, then a user's folders in their order. A file's includes are looked for beside
 /// it, then among the built-in ones.
 type Origin = usize;
@@ -131,11 +151,18 @@ impl Library {
     pub fn add_folder(&mut self, folder: &Path) -> Result<(), TemplateError> {
         let io = |source| TemplateError::Io { path: folder.into(), source };
         let mut files = Vec::new();
+        let mut total = 0;
         let mut read = |folder: &Path, known: &[&str]| {
             for entry in std::fs::read_dir(folder)? {
                 let path = entry?.path();
                 if path.extension().is_some_and(|e| known.iter().any(|k| e == *k)) {
-                    files.push((path.clone(), std::fs::read_to_string(&path)));
+                    let text = bounded(&path);
+                    total += text.as_ref().map_or(0, |t| t.len() as u64);
+                    files.push((path, text));
+                }
+                if files.len() > MAX_TEMPLATE_FILES || total > MAX_FOLDER_BYTES {
+                    let most = format!("{MAX_TEMPLATE_FILES} files of {MAX_FOLDER_BYTES} bytes together");
+                    return Err(too_large(format!("it has more templates than are read, {most}")));
                 }
             }
             Ok(())
@@ -155,6 +182,7 @@ impl Library {
     }
 
     fn add(&mut self, files: &[(String, String)], origin: Origin) -> Result<(), TemplateError> {
+        let mut expressions = 0;
         for (name, text) in files {
             let path = Path::new(name);
             let stem = path.file_name().map(|f| f.to_string_lossy().into_owned()).unwrap_or_default();
@@ -167,6 +195,12 @@ impl Library {
         for (name, text) in files.iter().filter(|(n, _)| n.ends_with(".toml")) {
             let description: Description = toml::from_str(text)
                 .map_err(|e| TemplateError::Description { file: name.clone(), why: e.to_string() })?;
+            let refused = |why: String| TemplateError::Description { file: name.clone(), why };
+            expressions += description.check().map_err(refused)?;
+            if expressions > MAX_EXPRESSIONS_BYTES {
+                let most = format!("more than {MAX_EXPRESSIONS_BYTES} bytes, the most");
+                return Err(refused(format!("with it the expressions of the folder have {most}")));
+            }
             let extension = match description.target {
                 Target::Cuda => "cu",
                 Target::Cpu => "c",

@@ -62,6 +62,18 @@ pub fn worker_main() {
     std::process::exit(code.into())
 }
 
+/// Reads frames of both directions, for fuzzing: as they are, and as one message.
+#[cfg(fuzzing)]
+pub fn fuzz_frames(bytes: &[u8]) {
+    let whole = [&(bytes.len() as u32).to_le_bytes(), bytes].concat();
+    for mut from in [bytes, &whole] {
+        while let Ok(Some(_)) = frame::receive::<Answer>(&mut from) {}
+    }
+    for mut from in [bytes, &whole] {
+        while let Ok(Some(_)) = frame::receive::<Request>(&mut from) {}
+    }
+}
+
 /// What a worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Duty {

@@ -134,8 +134,11 @@ fn cubin(launch: &Launch) -> Vec<u8> {
 }
 
 fn code(text: &str) -> Vec<u8> {
+    // The header of a cubin with one section, which is empty, at its beginning.
     let mut bytes = [0; 64];
-    bytes[..4].copy_from_slice(b"\x7fELF");
+    bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    bytes[18] = 190;
+    (bytes[58], bytes[60]) = (64, 1);
     [&bytes[..], text.as_bytes(), b"\0"].concat()
 }
 
@@ -406,7 +409,16 @@ fn what_the_driver_would_read_past_or_refuse_is_found_at_the_start() {
     let crowded = code(&String::from_utf8_lossy(&sound[64..sound.len() - 1]).replacen(" 0 ", " 4096 ", 1));
     assert_eq!(loads(&keep, &sound), "it loads");
     for (what, said, part) in [
-        ("no ELF file", loads(&keep, b"// PTX that never ends"), "not a cubin"),
+        ("no ELF file", loads(&keep, b"// PTX that never ends"), "no 64-bit"),
+        (
+            "a table of sections outside of it",
+            loads(&keep, &{
+                let mut c = sound.clone();
+                c[41] = 0xff;
+                c
+            }),
+            "cut off",
+        ),
         ("no such kernel", loads(&keep, &code("another 0 8 8\n")), "has no kernel"),
         (
             "one argument more",
@@ -424,9 +436,14 @@ fn what_the_driver_would_read_past_or_refuse_is_found_at_the_start() {
                 },
                 &sound,
             ),
-            "100 arguments, 64 are the most",
+            "100 arguments, and 64 are the most",
         ),
         ("a grid too tall", loads(&|d| d.launches[0].grid[1] = text("65536"), &sound), "65536"),
+        (
+            "blocks without end",
+            loads(&|d| d.launches[0].grid = [text("2147483647"), text("65535"), text("1")], &sound),
+            "blocks for rmsnorm",
+        ),
         ("a block too large", loads(&|d| d.launches[0].block = text("1025"), &sound), "blocks of 1025 threads"),
         ("crooked clusters", loads(&|d| d.launches[0].cluster = text("3"), &sound), "clusters of 3"),
         ("more shared memory than there is", loads(&|d| d.launches[0].smem = text("232449"), &sound), "shared memory"),

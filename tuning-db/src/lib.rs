@@ -101,6 +101,8 @@ pub use exchange::{MergeReport, SkippedLine};
 pub use gc::{GcOptions, GcReport};
 pub use hash::{ArtifactHash, KeyId};
 pub use holder::Holder;
+#[cfg(fuzzing)]
+pub use line::fuzz_line;
 pub use opening::{IndexState, OpenOptions, OpenReport};
 pub use record::{FieldDiff, Key, KeyPart, Kind, MAX_DATE, Reader, Record};
 pub use recover::BadLine;

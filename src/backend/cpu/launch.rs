@@ -2,11 +2,12 @@
 
 use super::pool::Pool;
 use crate::backend::BackendError;
+use crate::backend::elf::SharedObject;
 use crate::recipe::{Arg, KernelLaunch, Launch};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
-use std::ffi::c_long;
+use std::ffi::{c_int, c_long, c_void};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -18,7 +19,11 @@ type Entry = unsafe extern "C" fn(*const u64, c_long, c_long);
 
 /// A loaded shared object.
 pub struct Module {
-    library: Library,
+    object: SharedObject,
+    /// Where it is loaded.
+    base: usize,
+    /// Keeps it loaded.
+    _library: Library,
 }
 
 impl Module {
@@ -26,21 +31,45 @@ impl Module {
     ///
     /// # Safety
     /// The code is run: its initialisers now, its kernels when they are launched. It must be made for jitune, and do to
-    /// memory what the launches say that come with it.
+    /// memory what the launches say that come with it. That it is whole is checked before, and that an entry is its own
+    /// when it is found.
     pub unsafe fn load(bytes: &[u8]) -> Result<Arc<Module>, BackendError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let unloadable = |why: String| BackendError::Load { why };
+        let object = SharedObject::read(bytes).map_err(unloadable)?;
         let file = anonymous(bytes).map_err(|e| unloadable(format!("no memory for its file: {e}")))?;
         let path = spelling(file.as_raw_fd(), NUMBER.fetch_add(1, Ordering::Relaxed));
         // SAFETY: the caller's promise.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
-        Ok(Arc::new(Module { library: library.map_err(|e| unloadable(whole(&e)))? }))
+        let (library, base) = placed(library.map_err(|e| unloadable(whole(&e)))?);
+        let base = base.ok_or_else(|| unloadable("the loader does not say where it is".into()))?;
+        Ok(Arc::new(Module { object, base, _library: library }))
     }
 
+    /// A function of its own: the loader would also find those of the libraries that it needs, such as `system`.
     fn entry(&self, name: &str) -> Result<Entry, BackendError> {
-        let load = |e: libloading::Error| BackendError::Load { why: format!("entry {name}: {}", whole(&e)) };
-        // SAFETY: every entry of a CPU template has this type, which is part of the promise that `load` was given.
-        unsafe { self.library.get::<Entry>(name.as_bytes()) }.map(|s| *s).map_err(load)
+        let at = self.object.function(name);
+        let at =
+            at.ok_or_else(|| BackendError::Load { why: format!("entry {name}: its code defines no such function") })?;
+        // SAFETY: the address of loaded code of the library that is held; every entry of a CPU template has this type, which
+        // is part of the promise that `load` was given.
+        Ok(unsafe { std::mem::transmute::<usize, Entry>(self.base + at as usize) })
+    }
+}
+
+/// Where a library is loaded.
+fn placed(library: Library) -> (Library, Option<usize>) {
+    unsafe extern "C" {
+        fn dlinfo(handle: *mut c_void, request: c_int, answer: *mut c_void) -> c_int;
+    }
+    /// Asks for the loader's entry of a library, which begins with that address.
+    const LINK_MAP: c_int = 2;
+    let handle = library.into_raw();
+    let mut entry: *const usize = std::ptr::null();
+    // SAFETY: the handle is open; a pointer is written, to an entry that lives as long as the library is loaded.
+    unsafe {
+        let found = dlinfo(handle, LINK_MAP, std::ptr::from_mut(&mut entry).cast()) == 0;
+        (Library::from_raw(handle), entry.as_ref().copied().filter(|_| found))
     }
 }
 

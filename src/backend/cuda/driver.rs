@@ -2,7 +2,7 @@
 //! drops, on whatever thread, go to the right GPU and leave the caller's own context current.
 
 use super::context::{Capturing, Context, Relaxed};
-use crate::backend::BackendError;
+use crate::backend::{BackendError, elf};
 use crate::sync::lock;
 use cudarc::driver::sys;
 use std::any::Any;
@@ -42,7 +42,7 @@ impl Module {
     /// Loads a cubin, and finds those of `entries` that it has.
     ///
     /// # Safety
-    /// The driver reads as much as the image's own headers say: they must be a compiler's. Kernels that are launched do
+    /// The image must be a compiler's: that its tables lie within it is checked, and no more. Kernels that are launched do
     /// to memory what they please.
     pub(crate) unsafe fn load<'e>(
         context: &Arc<Context>,
@@ -53,10 +53,8 @@ impl Module {
             fault if fault.is_fault() => fault,
             other => BackendError::Load { why: other.to_string() },
         };
-        // Cubins are ELF files; anything else may be taken as text, which ends where a zero happens to be.
-        if !cubin.starts_with(b"\x7fELF") || cubin.len() < 64 {
-            return Err(BackendError::Load { why: "it is not a cubin".into() });
-        }
+        // The driver is not told where the image ends. Anything but an ELF file may be taken as text, up to a zero byte.
+        elf::check_cubin(cubin).map_err(|why| BackendError::Load { why })?;
         let _current = context.bind()?;
         let mut handle = ptr::null_mut();
         // SAFETY: the caller's promise.

@@ -1,7 +1,7 @@
 //! NVRTC: from a source to a cubin, on a machine with or without a GPU.
 
 use crate::artifact::ArtifactInfo;
-use crate::backend::BackendError;
+use crate::backend::{BackendError, elf};
 use crate::source::Source;
 use cudarc::nvrtc::sys;
 use std::ffi::{CStr, CString, c_char};
@@ -171,6 +171,8 @@ pub fn compile(source: &Source) -> Result<(Vec<u8>, ArtifactInfo), BackendError>
             return Err(failed("nvrtcGetCUBIN", got));
         }
     }
+    // By the same check as when it is loaded: nothing is measured and sealed that does not load later.
+    elf::check_cubin(&cubin).map_err(|why| BackendError::Compiler { why: format!("its cubin: {why}") })?;
     let mut info = report(&log);
     info.bytes = cubin.len() as u64;
     info.seconds = start.elapsed().as_secs_f64();
