@@ -98,6 +98,8 @@ impl Worst {
     }
 
     /// Runs one case and judges how it ends.
+    // It is waited for by `ended`.
+    #[allow(clippy::zombie_processes)]
     fn run(&mut self, what: &str, mut command: Command) -> Output {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
         let begun = Instant::now();
@@ -561,7 +563,10 @@ fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().flatten() {
         let to = to.join(entry.file_name());
-        if entry.path().is_dir() { copy(&entry.path(), &to) } else { drop(std::fs::copy(entry.path(), to).unwrap()) }
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => assert!(std::fs::copy(entry.path(), to).is_ok()),
+        }
     }
 }
 
@@ -618,7 +623,8 @@ fn journals() {
     let said = journal_case(&mut worst, &place, "nothing changed", &newer(&records, &|_| ()));
     assert!(said.contains("4 winners for cpu") && worst.errors == 0, "{said}");
     let launch = |r: &mut Value, field: &str, value: Value| r["body"]["description"]["launch"][0][field] = value;
-    let attacks: [(&str, &dyn Fn(&mut Value), &str); 6] = [
+    type Forged<'a> = (&'a str, &'a dyn Fn(&mut Value), &'a str);
+    let attacks: [Forged<'_>; 6] = [
         ("expressions 25,000 deep", &|r| launch(r, "block", nested(25_000).into()), "2000 are the most"),
         ("a million arguments", &|r| launch(r, "args", many("{'i32':'1'}", 1_000_000)), "no line is a record"),
         ("ten thousand arguments", &|r| launch(r, "args", vec![json!({"i32": "1"}); 10_000].into()), "64 are the most"),
