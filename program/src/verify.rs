@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -56,6 +58,9 @@ pub struct Args {
     /// With --beside: the same in geometric mean.
     #[arg(long, default_value_t = 1.1, value_name = "RATIO")]
     mean: f64,
+    /// Seconds after which a problem counts as hanging.
+    #[arg(long, default_value_t = 300.0, value_name = "SECONDS", value_parser = within(0.05, 86_400.0))]
+    patience: f64,
     /// Print JSON lines.
     #[arg(long)]
     json: bool,
@@ -87,6 +92,37 @@ fn apart(file: &Path) -> Result<(), CliError> {
     }
 }
 
+/// Ends the process where a kernel does not: nothing else ends one.
+struct Watch(Arc<Mutex<(Instant, String)>>);
+
+impl Watch {
+    /// Watches from now on; whatever comes next may take so long, and so may each problem.
+    fn start(file: &Path, patience: Duration) -> Result<Watch, CliError> {
+        let at = Arc::new(Mutex::new((Instant::now(), "its code, while it was loaded".to_string())));
+        let (seen, file) = (Arc::clone(&at), file.display().to_string());
+        let watch = move || {
+            loop {
+                std::thread::sleep(Duration::from_millis(100));
+                let at = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                if at.0.elapsed() > patience {
+                    let said = format!("no end within {:.0} s (--patience)", patience.as_secs_f64());
+                    err!("jitune: {file}: {}: {said}; do not use it", at.1);
+                    // Threads that run it end with the process.
+                    std::process::exit(1);
+                }
+            }
+        };
+        let failed = |source| CliError::Io { path: "the thread that watches".into(), source };
+        std::thread::Builder::new().spawn(watch).map_err(failed)?;
+        Ok(Watch(at))
+    }
+
+    /// A problem is begun.
+    fn at(&self, problem: &Problem) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), problem.to_string());
+    }
+}
+
 fn text(finding: &Finding) -> String {
     match finding {
         Finding::Good => "good".into(),
@@ -110,6 +146,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let bundle = args.signer.open(&args.file)?;
     let id = device(&bundle, args)?;
+    let watch = Watch::start(&args.file, Duration::from_secs_f64(args.patience))?;
     let mut session = bench::session(id)?;
     let seed = args.seed.unwrap_or_else(jitune_db::now);
     let options = Options { seed, slack: args.slack, timing: !args.no_timing };
@@ -120,12 +157,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     if let Some(path) = &args.beside {
         let other = args.signer.open(path)?;
         let (one, other) = (open(&other, path, id)?, open(&bundle, &args.file, id)?);
-        return beside(&mut Verifier::new(session.as_mut(), options)?, &one, &other, args);
+        return beside(&mut Verifier::new(session.as_mut(), options)?, &one, &other, args, &watch);
     }
     let mut verifier = Verifier::new(session.as_mut(), options)?;
     let mut lines = Vec::new();
     for held in bundle.winners() {
         let from = lines.len();
+        watch.at(&held.problem());
         lines.push(verifier.tuned(&held));
         if args.served {
             lines.extend(verifier.served(&held));
@@ -138,7 +176,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         show(&lines);
     }
     if args.draw > 0 || args.every > 0 {
-        let asked = asked(&mut verifier, &open(&bundle, &args.file, id)?, args, seed);
+        let asked = asked(&mut verifier, &open(&bundle, &args.file, id)?, args, seed, &watch);
         if !args.json {
             summary(&asked);
         }
@@ -152,11 +190,12 @@ fn open<'b>(bundle: &'b Bundle<'b>, path: &Path, device: DeviceId) -> Result<Ans
 }
 
 /// What the bundle answers at sizes that it need not hold. Of those that are right only their number is shown.
-fn asked(verifier: &mut Verifier<'_>, answers: &Answers<'_>, args: &Args, seed: u64) -> Vec<Verified> {
+fn asked(verifier: &mut Verifier<'_>, answers: &Answers<'_>, args: &Args, seed: u64, watch: &Watch) -> Vec<Verified> {
     let problems = [answers.every(args.every), answers.drawn(args.draw, seed)].concat();
     let bar = Live::new("{pos} of {len} sizes, {eta} left [{wide_bar}]");
     bar.set_length(problems.len() as u64);
     let one = |problem| {
+        watch.at(problem);
         let line = verifier.asked(answers, problem);
         bar.inc(1);
         match args.json {
@@ -172,9 +211,16 @@ fn asked(verifier: &mut Verifier<'_>, answers: &Answers<'_>, args: &Args, seed: 
 }
 
 /// Each winner's time beside what the other bundle answers.
-fn beside(verifier: &mut Verifier<'_>, one: &Answers<'_>, other: &Answers<'_>, args: &Args) -> Result<(), CliError> {
+fn beside(
+    verifier: &mut Verifier<'_>,
+    one: &Answers<'_>,
+    other: &Answers<'_>,
+    args: &Args,
+    watch: &Watch,
+) -> Result<(), CliError> {
     let (mut rows, mut ratios, mut bad) = (Vec::new(), Vec::new(), 0);
     for problem in other.tuned() {
+        watch.at(&problem);
         match verifier.beside(one, other, &problem) {
             Ok(b) => {
                 if args.json {

@@ -1,5 +1,7 @@
 //! `jitune export`, `inspect` and `verify` as a user runs them, on winners that were stored by hand.
 
+mod common;
+
 #[path = "../../tests/bundle/make.rs"]
 #[allow(dead_code)]
 mod make;
@@ -263,4 +265,25 @@ fn a_winner_of_another_template_than_todays_is_not_exported() {
     let (code, text) = export(&[]);
     assert!(code == 0 && text.contains("1 winners"), "{text}");
     assert_eq!(Bundle::open(path.join("m.jitune")).unwrap().winners().next().unwrap().evidence().at, first);
+}
+
+#[test]
+fn a_kernel_without_an_end_ends_its_verification() {
+    let place = common::Place::new();
+    let (device, problem) = (make::device(), make::problem("rmsnorm rows=4 cols=96 dtype=f32"));
+    let config = make::config("cpu_rmsnorm", &problem, &device);
+    let template = LIBRARY.get(device.target, "cpu_rmsnorm").unwrap();
+    let mut source = LIBRARY.render(template, &problem, &device, &config).unwrap();
+    let before = source.text.len();
+    source.text = source.text.replacen("(void)tasks;", "for (volatile int i = 0; !i;) (void)tasks;", 1);
+    assert_ne!(source.text.len(), before);
+    let (code, _) = jitune::backend::cpu::cc::compile(&source, place.path()).unwrap();
+    let winner = make::winner("cpu_rmsnorm", &problem, &device, config, &code);
+    Bundle::seal([(winner, code)]).unwrap().write(place.path().join("m.jitune")).unwrap();
+    let begun = std::time::Instant::now();
+    let out = place.jitune(&["verify", "m.jitune", "--target", "cpu", "--patience", "2"]).output().unwrap();
+    let said = common::text(&out);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.contains("rmsnorm rows=4 cols=96 dtype=f32: no end within 2 s"), "{said}");
+    assert!(begun.elapsed().as_secs() < 60 && place.alive().is_empty(), "{said}");
 }
