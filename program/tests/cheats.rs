@@ -389,6 +389,17 @@ fn measured_once_is_not_enough() {
 }
 
 /// Twenty-five more as kernels. A machine with a GPU but without Rust runs the same by `scripts/gpu/check.sh`.
+/// One launch of which is not repeated for the last look: what was checked is there for it.
+#[test]
+fn what_takes_long_has_a_winner_too() {
+    let (place, _alone) = alone();
+    let problem = "gelu rows=3072 cols=2560 dtype=f32";
+    let args = ["tune", "--json", "--nominal-ceilings", "--target", "cpu", "--trials", "1", "--budget", "120"];
+    let out = place.jitune(&[&args[..], &["--db", "large", "--problem", problem]].concat()).output().unwrap();
+    let list = events(&out.stdout);
+    assert_eq!((of_kind(&list, "unstable").len(), of_kind(&list, "won").len()), (0, 1), "{}", text(&out));
+}
+
 #[test]
 fn no_cheat_wins_on_a_gpu() {
     let gpu = std::fs::read_dir("/dev")

@@ -349,7 +349,9 @@ impl Session for CpuSession {
         let mut tried =
             Tried { check, doubt: None, series: None, blocks_per_sm: 0, verifying_s: 0.0, measuring_s: 0.0 };
         let checked = begun.elapsed();
-        if tried.check.wrong.is_none() {
+        // What is launched again finds poison; what takes too long for that leaves what was checked.
+        let again = rounds > 0 || checked.as_secs_f64() < LONG_S;
+        if tried.check.wrong.is_none() && again {
             self.poison_all();
             let start = Instant::now();
             if rounds > 0 {
@@ -364,7 +366,7 @@ impl Session for CpuSession {
                 tried.doubt =
                     unstable(self.recheck(&loaded, loaded.bound.len(), launch_s)).or(self.doubt(series.median())?);
                 tried.series = Some(series);
-            } else if checked.as_secs_f64() < LONG_S {
+            } else {
                 let (all, mut launches) = (loaded.bound.len(), 0);
                 while launches < UNTIMED.0 && start.elapsed().as_secs_f64() < UNTIMED.1 {
                     loaded.bound[launches % all].run(&self.pool);
