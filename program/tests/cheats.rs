@@ -281,8 +281,9 @@ fn no_cheat_wins_or_ends_the_run() {
 #[test]
 fn a_winner_is_verified_where_no_candidate_ran() {
     let (place, _alone) = alone();
-    let run = tune(&place, &[41, 2]);
-    assert_eq!(run.winner, "which=2", "{:#?} {:#?}", run.verdicts, run.unstable);
+    // Beside one that is much slower, so that it comes out first whatever else the machine does.
+    let run = tune(&place, &[41, 0]);
+    assert_eq!(run.winner, "which=0", "{:#?} {:#?}", run.verdicts, run.unstable);
     assert_eq!(run.verdicts[&41]["verdict"], "measured");
     assert_eq!(run.unstable[&41]["verdict"], "unstable");
     let journal = std::fs::read_to_string(place.path().join("db/journal.jsonl")).unwrap();
@@ -388,7 +389,6 @@ fn measured_once_is_not_enough() {
     assert_eq!(tune(&place, &[2]).verdicts.len(), 1);
 }
 
-/// Twenty-five more as kernels. A machine with a GPU but without Rust runs the same by `scripts/gpu/check.sh`.
 /// One launch of which is not repeated for the last look: what was checked is there for it.
 #[test]
 fn what_takes_long_has_a_winner_too() {
@@ -400,6 +400,7 @@ fn what_takes_long_has_a_winner_too() {
     assert_eq!((of_kind(&list, "unstable").len(), of_kind(&list, "won").len()), (0, 1), "{}", text(&out));
 }
 
+/// Twenty-five more as kernels. A machine with a GPU but without Rust runs the same by `scripts/gpu/check.sh`.
 #[test]
 fn no_cheat_wins_on_a_gpu() {
     let gpu = std::fs::read_dir("/dev")
