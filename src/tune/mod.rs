@@ -200,12 +200,20 @@ pub fn run(
     let report = std::thread::scope(|scope| {
         let watch = std::thread::Builder::new().spawn_scoped(scope, || tuner.watch(&done));
         watch.map_err(|e| BackendError::Threads { asked: 1, why: e.to_string() })?;
-        let report = tuner.run_all(problems);
-        done.store(true, Ordering::Relaxed);
-        report
+        let _end = Done(&done);
+        tuner.run_all(problems)
     });
     drop(tuner);
     report
+}
+
+/// Says that a run is over, also where it ends in a panic.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A folder for artifacts in the making, removed at the end; those of processes that died are removed now. The caller
@@ -596,10 +604,11 @@ fn at_once<T: Send>(
         let threads: Vec<_> = list.map(spawn).collect();
         let refused = |e: std::io::Error| BackendError::Threads { asked: 1, why: e.to_string() };
         let end = |t: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match t {
-            Ok(thread) => thread.join().ok(),
-            Err(e) => Some(Err(refused(e).into())),
+            // A panic is nobody's verdict: it goes on in the thread that waits.
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(e) => Err(refused(e).into()),
         };
-        threads.into_iter().filter_map(end).collect()
+        threads.into_iter().map(end).collect()
     });
     ended.into_iter().collect()
 }
