@@ -189,6 +189,29 @@ fn the_winners_of_an_h100_answer_every_size_and_cache() {
     }
 }
 
+/// What is shipped is what a look-up finds: no template, reference, option or constant changed since it was measured. Where
+/// this fails with reason, the winners are measured anew.
+#[test]
+fn the_shipped_winners_are_of_the_templates_as_they_are() {
+    let library = Library::built_in().unwrap();
+    for file in ["journal.jsonl", "qwen3-0.6b.jsonl"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning-db/winners/nvidia-h100-80gb-hbm3/2026-11-28");
+        let text = std::fs::read_to_string(folder.join(file)).unwrap();
+        let mut stale = Vec::new();
+        for line in text.lines() {
+            let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let record: jitune::db::Record = serde_json::from_value(line["rec"].take()).unwrap();
+            let winner = jitune::journal::winner(&record).unwrap();
+            let compiler = record.key.get("compiler").unwrap().to_string();
+            let templates = library.for_problem(&winner.problem, &winner.device).unwrap();
+            let context = jitune::key::Context { device: winner.device.clone(), compiler };
+            let today = context.winner(&library, &winner.problem, &templates);
+            stale.extend(today.diff(&record.key).into_iter().map(|d| format!("{}: {d}", winner.problem)));
+        }
+        assert!(stale.is_empty(), "{file}: {} differ, {}", stale.len(), stale[0]);
+    }
+}
+
 #[test]
 fn any_context_is_served() {
     let library = Library::built_in().unwrap();

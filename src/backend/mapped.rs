@@ -9,11 +9,12 @@ use std::path::Path;
 pub struct Mapped(Mmap);
 
 impl Mapped {
-    /// Maps a file. Whoever shortens it meanwhile ends the processes that read what is gone, as for any mapped file.
+    /// Maps a file. Nobody may write to it meanwhile: what is read would change, and where it is shortened reading what is
+    /// gone ends the process, as for any mapped file.
     pub fn open(path: &Path) -> std::io::Result<Mapped> {
         let file = File::open(path)?;
-        // SAFETY: the bytes are only read, as numbers of which any is allowed, and checked before each is believed; a file
-        // that is shortened meanwhile faults, which is no undefined behaviour.
+        // SAFETY: nobody may write to the file meanwhile, which the documentation above says and nothing can enforce. The bytes
+        // are read as numbers of which any is allowed, and lengths are held against the map's; a file that is shortened faults.
         unsafe { Mmap::map(&file) }.map(Mapped)
     }
 }

@@ -19,8 +19,9 @@ use std::sync::Arc;
 /// Where each target's support code is among the built-in files.
 const SUPPORT: [(Target, &str); 2] = [(Target::Cuda, "cuda/support.cu"), (Target::Cpu, "cpu/support.c")];
 
-/// What a session on a GPU looks after a candidate with; compiled behind the support code.
-const WATCH: &str = "cuda/watch.cu";
+/// What a session on a GPU needs beside what judges: it looks after memory, and measures the rate of products. Compiled behind
+/// the support code.
+const BESIDE: [&str; 2] = ["cuda/watch.cu", "cuda/rate.cu"];
 
 static BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/templates.rs"));
 
@@ -124,8 +125,8 @@ pub struct Library {
     folders: usize,
     /// What fills, compares and measures ceilings on each target.
     support: HashMap<Target, String>,
-    /// What looks after candidates on a GPU.
-    watch: String,
+    /// What stands behind it on a GPU.
+    beside: Vec<String>,
 }
 
 impl Library {
@@ -140,8 +141,8 @@ impl Library {
         for (target, file) in SUPPORT {
             support.insert(target, code(file)?);
         }
-        let watch = code(WATCH)?;
-        let mut library = Library { templates: Vec::new(), includes: HashMap::new(), folders: 0, support, watch };
+        let beside = BESIDE.into_iter().map(code).collect::<Result<_, _>>()?;
+        let mut library = Library { templates: Vec::new(), includes: HashMap::new(), folders: 0, support, beside };
         library.add(&files, BUILT_IN_ORIGIN)?;
         Ok(library)
     }
@@ -297,8 +298,8 @@ impl Library {
 
     /// A hash of what judges the candidates of a problem: the support code, and on a GPU the reference.
     pub fn judge(&self, problem: &Problem, device: &Device) -> String {
-        // Without what only looks after candidates: it says of no result whether it is right.
-        let support = render::support(self, problem.types().y, device).map(|s| s.hash()).unwrap_or_default();
+        // Without what stands behind it, which says of no result whether it is right.
+        let support = render::support(self, &[], problem.types().y, device).map(|s| s.hash()).unwrap_or_default();
         let reference = match device.target {
             Target::Cuda => self.reference(problem, device).map(|t| self.fingerprint(&t)).unwrap_or_default(),
             Target::Cpu => String::new(),
@@ -308,11 +309,8 @@ impl Library {
 
     /// The device-side support code (fill, compare, look after memory, ceilings) for a problem's results.
     pub fn support(&self, problem: &Problem, device: &Device) -> Result<Source, TemplateError> {
-        let mut source = render::support(self, problem.types().y, device)?;
-        if device.target == Target::Cuda {
-            source.text.push_str(&self.watch);
-        }
-        Ok(source)
+        let beside = if device.target == Target::Cuda { &self.beside[..] } else { &[] };
+        render::support(self, beside, problem.types().y, device)
     }
 }
 

@@ -65,12 +65,19 @@ pub(super) fn constants(template: &Template, problem: &Problem, device: &Device)
     text
 }
 
-pub(super) fn support(library: &Library, results: Storage, device: &Device) -> Result<Source, TemplateError> {
-    let code = &library.support[&device.target];
+pub(super) fn support(
+    library: &Library,
+    beside: &[String],
+    results: Storage,
+    device: &Device,
+) -> Result<Source, TemplateError> {
     // It compares results, and fills what is stored as they are.
     let mut text = preamble(results.name(), device);
     let own = (device.target, BUILT_IN_ORIGIN);
-    splice(library, own, "the support code", code, &mut Vec::new(), &mut text)?;
+    let mut done = Vec::new();
+    for code in std::iter::once(&library.support[&device.target]).chain(beside) {
+        splice(library, own, "the support code", code, &mut done, &mut text)?;
+    }
     let options = match device.target {
         Target::Cuda => Vec::new(),
         Target::Cpu => vec!["-ffp-contract=fast".into()],

@@ -229,9 +229,11 @@ impl Measurer {
         deadline: Duration,
     ) -> Result<(Judged, Vec<f64>), TuneError> {
         let start = std::time::Instant::now();
-        let mut found = self.verified(setup, winner, elements, deadline)?;
+        let prepare = Request::Prepare(Box::new(setup.clone()));
+        let verify = Request::Verify { candidate: Box::new(winner.clone()), elements: elements.to_vec() };
+        let mut found = self.verified(&prepare, &verify, deadline)?;
         if found.0.standing == Standing::Open {
-            let second = self.verified(setup, winner, elements, deadline * 2)?;
+            let second = self.verified(&prepare, &verify, deadline * 2)?;
             found = (found.0.again(second.0), second.1);
         }
         self.spent.verifying += start.elapsed().as_secs_f64();
@@ -240,9 +242,8 @@ impl Measurer {
 
     fn verified(
         &mut self,
-        setup: &Setup,
-        winner: &Runnable,
-        elements: &[Element],
+        prepare: &Request,
+        verify: &Request,
         deadline: Duration,
     ) -> Result<(Judged, Vec<f64>), TuneError> {
         let fresh = |m: &Measurer| Worker::start(&m.exe, Duty::Measure(m.id)).map_err(TuneError::from);
@@ -250,20 +251,18 @@ impl Measurer {
             Some(worker) => worker,
             None => fresh(self).map_err(of_the_problem)?,
         };
-        let prepare = Request::Prepare(Box::new(setup.clone()));
-        let mut prepared = worker.ask(&prepare, SLOW, &self.halt);
-        if let Ok(Answer::Failed(_)) = prepared {
-            // There may not be memory for two.
+        let mut prepared = worker.ask(prepare, SLOW, &self.halt);
+        if !matches!(prepared, Ok(Answer::Done) | Err(Lost::Interrupted)) {
+            // There may not be memory for two, and somebody may have ended the one that was there.
             (self.worker, worker) = (None, fresh(self).map_err(of_the_problem)?);
-            prepared = worker.ask(&prepare, SLOW, &self.halt);
+            prepared = worker.ask(prepare, SLOW, &self.halt);
         }
         match prepared {
             Ok(Answer::Failed(f)) => return Err(TuneError::Prepare(f)),
             Err(lost) => return Err(of_the_problem(lost.into())),
             Ok(_) => {}
         }
-        let request = Request::Verify { candidate: Box::new(winner.clone()), elements: elements.to_vec() };
-        match worker.ask(&request, deadline, &self.halt) {
+        match worker.ask(verify, deadline, &self.halt) {
             Ok(Answer::Verified { tried, bits }) => {
                 let judged = Judged::from(*tried);
                 if self.device.target == Target::Cuda && matches!(judged.verdict, Verdict::Measured { .. }) {
@@ -393,32 +392,26 @@ impl Place {
 
     /// A turn, with a problem made ready.
     pub fn turn(&self, setup: &Setup) -> Result<MutexGuard<'_, Measurer>, TuneError> {
-        let mut measurer = lock(&self.measurer);
+        let mut measurer = self.bare_turn();
         measurer.ready(setup)?;
         Ok(measurer)
     }
 
-    /// As [`Measurer::verify`], at whose place nothing need be ready.
-    pub fn verify(
-        &self,
-        setup: &Setup,
-        winner: &Runnable,
-        elements: &[Element],
-        deadline: Duration,
-    ) -> Result<(Judged, Vec<f64>), TuneError> {
-        lock(&self.measurer).verify(setup, winner, elements, deadline)
+    /// A turn for what needs nothing ready.
+    pub fn bare_turn(&self) -> MutexGuard<'_, Measurer> {
+        lock(&self.measurer)
     }
 
     /// Measures the device's ceilings anew.
     pub fn ceilings(&self, support: Artifact) -> Result<(), TuneError> {
-        let ceilings = lock(&self.measurer).ceilings(support)?;
+        let ceilings = self.bare_turn().ceilings(support)?;
         lock(&self.device).ceilings = ceilings;
         Ok(())
     }
 
     /// Where the worker's time went.
     pub fn spent(&self) -> Spent {
-        lock(&self.measurer).spent
+        self.bare_turn().spent
     }
 }
 

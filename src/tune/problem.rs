@@ -481,7 +481,7 @@ impl<'a> Tuning<'a> {
             let list: Vec<Expected> = list.iter().step_by(list.len().div_ceil(OWN_ELEMENTS).max(1)).copied().collect();
             let elements: Vec<Element> =
                 list.iter().map(|e| Element { tensor: e.tensor.into(), index: e.index }).collect();
-            let (judged, values) = self.place.verify(&fresh, &runnable, &elements, deadline)?;
+            let (judged, values) = self.place.bare_turn().verify(&fresh, &runnable, &elements, deadline)?;
             match own_check(&fresh, &list, &values).wrong.filter(|_| !values.is_empty()) {
                 Some(why) => Judged { verdict: Verdict::Unstable { why }, standing: Standing::Own },
                 None => judged,

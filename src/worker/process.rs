@@ -48,8 +48,7 @@ impl Lost {
     }
 }
 
-/// A running process. Where it dies with the thread that started it, it must be started, used and dropped on one thread
-/// that outlives it.
+/// A running process.
 pub(crate) struct Process<A> {
     child: Child,
     /// It was waited for: its number is no longer its own.

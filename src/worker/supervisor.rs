@@ -8,8 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A running worker. Must be started, used and dropped on one thread that outlives it: the kernel ties its life to that
-/// thread.
+/// A running worker. Any thread may start, use and drop it: it ends when its pipe does, with all of this process.
 pub(crate) struct Worker {
     process: Process<Numbered<Answer>>,
 }
