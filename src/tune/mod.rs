@@ -6,6 +6,7 @@ mod ceilings;
 mod compilers;
 mod error;
 mod events;
+mod lanes;
 mod measurer;
 mod problem;
 mod search;
@@ -24,14 +25,13 @@ use crate::device::{Device, DeviceId, Target};
 use crate::journal;
 use crate::key::Context;
 use crate::problem::{DimDef, Part, Problem};
-use crate::recipe::Config;
 use crate::space;
 use crate::sync::{into_inner, lock};
 use crate::template::{Library, Template};
 use crate::winner::Winner;
 use compilers::Compilers;
-use indexmap::IndexMap;
 use jitune_db::Db;
+use lanes::{Queue, Remembered, at_once, families};
 use measurer::{Measurer, Place};
 use problem::Tuning;
 use std::collections::{BTreeMap, HashSet};
@@ -49,12 +49,8 @@ const GRACE: Duration = Duration::from_millis(2300);
 const GRACE_TO_STOP: Duration = Duration::from_millis(1300);
 /// How many times its roofline a candidate may take beyond the patience.
 const PATIENT_ROOFLINES: f64 = 400.0;
-/// About how many launches trying a problem comes to: a GPU's rounds hold many, a processor's few.
-const LAUNCHES: Launches = Launches { cuda: 400.0, cpu: 12.0 };
 /// Problems that are tuned at a time on a GPU: while the candidates of one are measured those of the others are compiled.
 const LANES: usize = 12;
-/// Configs of neighbours that are tried first.
-const REMEMBERED: usize = 4;
 /// The best of each neighbour that a narrow search tries.
 const OF_A_NEIGHBOUR: usize = 16;
 
@@ -512,105 +508,6 @@ impl Tuner<'_> {
     fn bench(&self) -> Bench<'_, Compilers> {
         Bench::new(self.library, &self.compilers)
     }
-}
-
-struct Launches {
-    cuda: f64,
-    cpu: f64,
-}
-
-/// A winner whose config is tried first for its neighbours.
-#[derive(Clone)]
-struct Remembered {
-    problem: Problem,
-    template: String,
-    config: Config,
-}
-
-impl Remembered {
-    fn of(winner: &Winner) -> Remembered {
-        let template = winner.template().to_string();
-        Remembered { problem: winner.problem, template, config: winner.config.clone() }
-    }
-}
-
-/// Configs of what won for neighbours of a problem: same op and template, any shape; the latest first.
-fn remembered(won: &[Remembered], problem: &Problem, templates: &[Arc<Template>]) -> Vec<(usize, Config)> {
-    let near = |r: &&Remembered| r.problem.op().name == problem.op().name && r.problem.types() == problem.types();
-    let mut list: Vec<(usize, Config)> = Vec::new();
-    for r in won.iter().rev().filter(near) {
-        let Some(place) = templates.iter().position(|t| t.name() == r.template) else { continue };
-        let known = (place, r.config.clone());
-        if !list.contains(&known) {
-            list.push(known);
-        }
-        if list.len() == REMEMBERED {
-            break;
-        }
-    }
-    list
-}
-
-/// The problems of one kind of device, and what it gave so far; shared by the lanes of its devices.
-struct Queue<'a> {
-    problems: &'a [Problem],
-    /// The positions of those that are tuned, by who is tuned one after the other.
-    lanes: Vec<Vec<usize>>,
-    /// The next lane that nobody has taken.
-    next: AtomicUsize,
-    /// The positions of those that are not begun yet.
-    waiting: Mutex<Vec<usize>>,
-    /// How many devices are of the kind.
-    devices: usize,
-    report: Mutex<OfKind>,
-}
-
-impl Queue<'_> {
-    /// Takes a problem off those that wait. The share of the remaining time that it gets: by what it costs to try it, which
-    /// is a constant, taken as a second, and a number of launches.
-    fn begin(&self, index: usize, device: &Device) -> f64 {
-        let launches = if device.target == Target::Cpu { LAUNCHES.cpu } else { LAUNCHES.cuda };
-        let weight = |i: &usize| 1.0 + device.roofline(&self.problems[*i]).0 * launches;
-        let mut waiting = lock(&self.waiting);
-        let share = weight(&index) / waiting.iter().map(weight).sum::<f64>();
-        waiting.retain(|i| *i != index);
-        share
-    }
-}
-
-/// The problems of `todo` by who shares code, in the order in which they stand there: what won for one is tried first for
-/// the next, whatever the others do meanwhile, so that two runs try the same.
-fn families(problems: &[Problem], todo: &[usize]) -> Vec<Vec<usize>> {
-    let family = |p: &Problem| {
-        let fixed = |d: &&DimDef| d.part == Part::Contract;
-        let contract: Vec<i64> = p.op().dims.iter().filter(fixed).map(|d| p.dim(d.name)).collect();
-        (p.op().name, p.types(), contract)
-    };
-    let mut list: IndexMap<_, Vec<usize>> = IndexMap::new();
-    for &index in todo {
-        list.entry(family(&problems[index])).or_default().push(index);
-    }
-    list.into_values().collect()
-}
-
-/// Runs `work` on each of a list at the same time, on threads of their own. The first error of them, once all have ended.
-fn at_once<T: Send>(
-    list: impl Iterator<Item = T>,
-    work: impl Fn(T) -> Result<(), TuneError> + Sync,
-) -> Result<(), TuneError> {
-    let ended: Vec<Result<(), TuneError>> = std::thread::scope(|scope| {
-        let work = &work;
-        let spawn = |item| std::thread::Builder::new().spawn_scoped(scope, move || work(item));
-        let threads: Vec<_> = list.map(spawn).collect();
-        let refused = |e: std::io::Error| BackendError::Threads { asked: 1, why: e.to_string() };
-        let end = |t: std::io::Result<std::thread::ScopedJoinHandle<'_, _>>| match t {
-            // A panic is nobody's verdict: it goes on in the thread that waits.
-            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Err(e) => Err(refused(e).into()),
-        };
-        threads.into_iter().map(end).collect()
-    });
-    ended.into_iter().collect()
 }
 
 /// The legal configs of all templates that take a problem.

@@ -2,10 +2,11 @@
 
 use super::LOOK;
 use super::compilers::{NotCompiled, Outcome, Reply};
+use super::lanes::{Remembered, remembered};
 use super::measurer::{Measurer, Place};
 use super::search::{Point, Searcher};
 use super::statistics::ties;
-use super::{Event, JoinedSpace, Remembered, TuneError, Tuner, remembered};
+use super::{Event, JoinedSpace, TuneError, Tuner};
 use crate::artifact::Artifact;
 use crate::backend::session::{Check, Element, Runnable, Series, Setup, Timed, distance};
 use crate::device::{Device, Target};
