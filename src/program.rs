@@ -6,6 +6,7 @@
 
 use crate::problem::{Layout, Problem, Role, Storage, Tensor};
 use serde::Serialize;
+use std::collections::HashMap;
 
 /// Steps in the order in which they run.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,6 +15,8 @@ pub struct Program {
     pub tensors: Vec<Named>,
     /// The steps.
     pub steps: Vec<Step>,
+    /// Where in `tensors` each name is: a program of many layers is built in time linear in them.
+    places: HashMap<String, usize>,
 }
 
 /// A tensor of a program.
@@ -84,9 +87,10 @@ impl Program {
         let described = problem.tensors();
         let mut tensors = Vec::new();
         for (i, (life, name)) in names.iter().enumerate() {
-            let known = self.tensors.iter().position(|t| t.name == *name);
+            let known = self.places.get(*name).copied();
             let at = known.unwrap_or_else(|| {
                 let t = described.get(i);
+                self.places.insert((*name).into(), self.tensors.len());
                 self.tensors.push(Named {
                     name: (*name).into(),
                     life: *life,
@@ -103,7 +107,7 @@ impl Program {
 
     /// The position of the tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<usize> {
-        self.tensors.iter().position(|t| t.name == name)
+        self.places.get(name).copied()
     }
 
     /// Says what keeps the steps from chaining: a tensor too many or too few, one that is another to one step than to the

@@ -11,6 +11,16 @@ use std::path::Path;
 
 /// Sizes above this are mistakes, and would overflow the products of a plan.
 pub(super) const MAX_SIZE: i64 = 1 << 24;
+/// More layers than this are a mistake too, and their programs would fill the memory; the largest published models have some
+/// 130.
+const MAX_LAYERS: i64 = 1 << 10;
+
+pub(super) fn layers(key: &str, layers: i64) -> Result<i64, String> {
+    match layers {
+        0..=MAX_LAYERS => Ok(layers),
+        _ => Err(format!("{key} = {layers}: models go to {MAX_LAYERS} layers")),
+    }
+}
 
 /// The model of a configuration, and what is to be said of it.
 pub(super) fn read(name: &str, file: &Path, text: &str) -> Result<(Model, Vec<String>), ModelError> {
@@ -78,7 +88,7 @@ fn model(name: &str, text: &str) -> Result<(Model, Vec<String>), String> {
         }
     }
     let hidden = keys.needed("hidden_size")?;
-    let layers = keys.needed("num_hidden_layers")?;
+    let layers = layers("num_hidden_layers", keys.needed("num_hidden_layers")?)?;
     let heads = keys.needed("num_attention_heads")?;
     let kv_heads = match (keys.map.get("num_key_value_heads"), family) {
         (Some(_), _) | (None, Family::Llama) => keys.size("num_key_value_heads")?.unwrap_or(heads),
@@ -649,6 +659,11 @@ mod tests {
             refused(Family::Llama, json!({key: "-"}), &format!("{key} is missing"));
             refused(Family::Llama, json!({key: null}), &format!("{key} is missing"));
         }
+        refused(
+            Family::Llama,
+            json!({"num_hidden_layers": 1025}),
+            "num_hidden_layers = 1025: models go to 1024 layers",
+        );
     }
 
     #[test]

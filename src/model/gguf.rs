@@ -71,7 +71,7 @@ pub(super) fn read(name: &str, header: &Header, factors: Option<Vec<f64>>) -> Re
         family,
         hidden,
         intermediate: needed("feed_forward_length")?,
-        layers: needed("block_count")?,
+        layers: super::config::layers(&key("block_count"), needed("block_count")?)?,
         heads,
         kv_heads,
         head_dim,

@@ -237,6 +237,17 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_takes_time_linear_in_the_layers() {
+        // Each name of a step was once looked for among all names of the program.
+        let model = Model { layers: 1000, ..Model::preset("llama-3.2-1b").unwrap() };
+        let begun = std::time::Instant::now();
+        let buckets = Buckets { batch: vec![1], prefill: vec![512], chunk: vec![], ..Buckets::default() };
+        let plan = Plan::new(&model, &buckets, Dtype::Bf16).unwrap();
+        assert_eq!(plan.calls.iter().find(|c| c.role == "down").unwrap().calls, 1000);
+        assert!(begun.elapsed().as_secs() < 4, "{:?}", begun.elapsed());
+    }
+
+    #[test]
     fn a_window_is_never_exceeded() {
         let model = Model::preset("mistral-7b-v0.1").unwrap();
         let plan = |context, prefill| {
