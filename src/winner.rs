@@ -80,7 +80,7 @@ pub struct Evidence {
     /// on with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cut_off: bool,
-    /// Whether only what was best for the problem's neighbours was tried.
+    /// Whether only what was measured for others of its family was tried, the best by prediction.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub narrow: bool,
     /// What the compiler said.

@@ -12,6 +12,7 @@ use jitune::problem::Problem;
 use jitune::template::{Library, Template};
 use jitune::tune;
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
@@ -28,12 +29,34 @@ fn main() {
     let (again, found_again) = example::tune(folder.path()).unwrap();
     assert_eq!((again.stored(), found_again), (2, found));
     println!("test a_program_tunes_with_the_library_alone ... ok");
-    sizes_between_try_what_was_best_for_their_neighbours(&folder.path().join("narrow"));
+    a_look_up_has_no_time_that_could_be_up(folder.path());
+    println!("test a_look_up_has_no_time_that_could_be_up ... ok");
+    sizes_between_try_what_was_measured_for_others(&folder.path().join("narrow"));
     lanes_take_turns(&folder.path().join("lanes"));
     println!("test lanes_take_turns ... ok");
     kinds_share_the_time_and_keep_their_reports(&folder.path().join("kinds"));
     println!("test kinds_share_the_time_and_keep_their_reports ... ok");
-    println!("test sizes_between_try_what_was_best_for_their_neighbours ... ok");
+    println!("test sizes_between_try_what_was_measured_for_others ... ok");
+}
+
+/// Describing a device may take long, as a GPU does, and then nothing is tried.
+fn a_look_up_has_no_time_that_could_be_up(folder: &Path) {
+    let slow = folder.join("slow");
+    let this = std::env::current_exe().unwrap();
+    std::fs::write(&slow, format!("#!/bin/sh\nsleep 3\nexec '{}' \"$@\"\n", this.display())).unwrap();
+    std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (db, library) = (Db::open(folder, jitune::journal::options()).unwrap(), Library::built_in().unwrap());
+    let problems: Vec<Problem> =
+        ["matmul m=1 n=256 k=256", "argmax rows=3 cols=7"].map(|t| format!("{t} dtype=f32").parse().unwrap()).into();
+    let options = tune::Options {
+        exe: Some(slow),
+        devices: vec![DeviceId::Cpu(0)],
+        budget: Some(Duration::ZERO),
+        stored_only: true,
+        ..tune::Options::default()
+    };
+    let report = tune::run(&db, &library, &problems, &options, &(), &AtomicBool::new(false)).unwrap();
+    assert_eq!((report.stored(), report.winners().count(), report.failed().count()), (1, 1, 0), "{report:?}");
 }
 
 /// As on a GPU: the candidates of some problems are compiled while those of another are measured.
@@ -103,7 +126,7 @@ fn kinds_share_the_time_and_keep_their_reports(folder: &Path) {
     assert_eq!(report.winners().count() + report.failed().count(), 2 * problems.len());
 }
 
-fn sizes_between_try_what_was_best_for_their_neighbours(folder: &Path) {
+fn sizes_between_try_what_was_measured_for_others(folder: &Path) {
     let problem = |m: i64| -> Problem { format!("matmul m={m} n=256 k=256 dtype=f32").parse().unwrap() };
     let (db, library) = (Db::open(folder, jitune::journal::options()).unwrap(), Library::built_in().unwrap());
     let tune = |problems: &[Problem], narrow: &[Problem]| {

@@ -257,7 +257,6 @@ fn tuned(
         }
     }
     let budget = match args.budget {
-        _ if args.no_tune => Duration::ZERO,
         Some(seconds) => Duration::from_secs(seconds),
         None if args.quick => Duration::from_secs(60),
         None => tune::default_budget(Target::Cuda),

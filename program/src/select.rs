@@ -52,7 +52,7 @@ pub struct BucketArgs {
     /// Tokens in the KV cache while decoding.
     #[arg(long, default_value_t = 4096)]
     pub context: i64,
-    /// Sizes between two buckets of a product, which are tuned among what was best for these two; 1 on a GPU and 0 on a CPU
+    /// Sizes between two buckets of a product, which are tuned among what was measured for the buckets; 3 on a GPU and 0 on a CPU
     /// by default.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=15))]
     pub between: Option<u32>,
@@ -147,7 +147,7 @@ impl Which {
         };
         let (_, plan, notes) = self.buckets.plan(name, target)?;
         say(&notes);
-        let narrow = plan.between(self.buckets.between.unwrap_or(u32::from(target == Target::Cuda)));
+        let narrow = plan.between(self.buckets.between.unwrap_or(if target == Target::Cuda { 3 } else { 0 }));
         let mut problems = plan.problems();
         let probes = jitune::problem::probes(&problems);
         problems.extend(probes.into_iter().filter(|p| !problems.contains(p)).collect::<Vec<_>>());

@@ -151,8 +151,8 @@ impl Plan {
     }
 
     /// Problems beside those of the plan that fill its gaps, for a tuning that tries there what was compiled for their
-    /// neighbours: `each` sizes between two neighbouring ones of a product, in equal ratios, and decode steps over an eighth
-    /// of the context.
+    /// neighbours: `each` sizes between two neighbouring ones of a product, in equal ratios (one below 64, where a tile has
+    /// all rows), and decode steps over an eighth of the context.
     pub fn between(&self, each: u32) -> Vec<Problem> {
         let problems = self.problems();
         let mut list: Vec<Problem> = Vec::new();
@@ -191,17 +191,26 @@ impl Plan {
     }
 }
 
-/// Sizes that part the way from one to a larger one in equal ratios, rounded up to the multiple of a quarter of the power of
-/// two below them, which tiles fit.
+/// Sizes that part the way from one to a larger one in equal ratios. From 64 on, where products have several rows of tiles,
+/// they are odd: a size that tiles divide is a case of its own, and what is asked for between two buckets seldom is one.
+/// Below, they are rounded up to the multiple of a quarter of the power of two below them, which tiles fit.
 fn sizes_between(from: i64, to: i64, each: u32) -> impl Iterator<Item = i64> {
+    let tiled = from >= TILED_FROM;
+    let each = if tiled { each } else { each.min(1) };
     let ratio = (to as f64 / from as f64).powf(1.0 / f64::from(each + 1));
     let size = move |i: u32| {
         let size = from as f64 * ratio.powi(i as i32);
+        if tiled {
+            return size as i64 | 1;
+        }
         let step = 2f64.powf((size.log2() - 2.0).floor()).max(1.0);
         ((size / step).ceil() * step) as i64
     };
     (1..=each).map(size).filter(move |size| from < *size && *size < to)
 }
+
+/// Rows from which products have more than one row of tiles.
+const TILED_FROM: i64 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -296,7 +305,7 @@ mod tests {
         let model = Model::preset("llama-3.2-1b").unwrap();
         let plan = Plan::new(&model, &Buckets::of(Target::Cuda), Dtype::Bf16).unwrap();
         assert_eq!(plan.between(0), []);
-        let between = plan.between(1);
+        let between = plan.between(2);
         let sizes = |op: &str, name: &str, dim: &str| -> Vec<i64> {
             between
                 .iter()
@@ -305,12 +314,13 @@ mod tests {
                 .map(|p| p.dim(dim))
                 .collect()
         };
-        assert_eq!(sizes("qkv", "", "m"), [2, 8, 24, 48, 96, 192, 384, 768, 1536, 3072, 6144]);
-        assert_eq!(sizes("matmul", "n=128256", "m"), [2, 8, 24, 48, 96, 192]);
+        let few = [2, 8, 24, 48, 81, 101, 161, 203];
+        let many = [323, 407, 645, 813, 1291, 1625, 2581, 3251, 5161, 6501];
+        assert_eq!(sizes("qkv", "", "m"), [&few[..], &many[..]].concat());
+        assert_eq!(sizes("matmul", "n=128256", "m"), few);
         assert_eq!(sizes("decode", "context=512 ", "batch"), [1, 4, 16, 32, 64, 128, 256]);
         assert!(between.iter().all(|p| !plan.problems().contains(p)));
-        assert_eq!(between.len(), 4 * 11 + 6 + 7);
-        assert_eq!(sizes_between(1024, 2048, 3).collect::<Vec<_>>(), [1280, 1536, 1792]);
+        assert_eq!(sizes_between(1024, 2048, 3).collect::<Vec<_>>(), [1217, 1449, 1723]);
         assert_eq!(sizes_between(4, 5, 3).count(), 0);
     }
 

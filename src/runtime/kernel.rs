@@ -41,6 +41,13 @@ impl Code {
         self.recipe.answer(&self.problem, &self.constants, asked, &self.device, &self.config)
     }
 
+    /// The microseconds that it took where it was tuned, times the ratio of what its description predicts for the two.
+    pub fn predicted_us(&self, asked: &Problem) -> f64 {
+        let cost = |p: &Problem| self.recipe.instance(p, &self.device, &self.config).and_then(|i| i.cost_us()).ok();
+        let ratio = cost(asked).zip(cost(&self.problem)).map(|(asked, tuned)| asked / tuned);
+        self.median_us * ratio.filter(|r| r.is_finite() && *r > 0.0).unwrap_or(1.0)
+    }
+
     /// Its template's name.
     pub fn template(&self) -> &str {
         &self.recipe.description.name
@@ -52,7 +59,7 @@ impl Code {
 pub enum Match {
     /// Tuned for this very problem, whatever its capacities and its workload were.
     Exact,
-    /// Tuned for the nearest problem whose kernel may run this one.
+    /// Tuned for a problem near this one, by a kernel that may run this one too.
     Bucket {
         /// The problem it was tuned for.
         tuned: Problem,

@@ -1,6 +1,6 @@
 //! The production half: a bundle's winners loaded on the device at hand, a table from problem to kernel, and launches.
 //!
-//! Owns which winners fit the device and the look-up with its ladder (exact, nearest tuned bucket, typed error). It compiles
+//! Owns which winners fit the device and the look-up with its ladder (exact, a tuned bucket near it, typed error). It compiles
 //! nothing, tunes nothing and opens no file; loading, binding and launching live in `backend`.
 //!
 //! Everything is made ready when the bundle is loaded: expressions are compiled, modules loaded and their functions found,
@@ -147,7 +147,7 @@ impl Runtime {
     }
 
     /// The kernel for a problem. An exact hit costs one look-up in a table; an untuned problem is resolved once through
-    /// the ladder (nearest tuned bucket whose artifact may run it) and then remembered. Where nothing serves, the error
+    /// the ladder (of the nearest tuned buckets whose artifacts may run it, the fastest by prediction) and then remembered. Where nothing serves, the error
     /// names the nearest winners and why each was refused.
     pub fn lookup(&self, problem: &Problem) -> Result<Arc<Kernel>, RuntimeError> {
         match self.exact.get(problem) {

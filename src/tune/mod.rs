@@ -8,6 +8,7 @@ mod error;
 mod events;
 mod lanes;
 mod measurer;
+mod narrow;
 mod problem;
 mod search;
 mod statistics;
@@ -24,7 +25,8 @@ use crate::bench::{Bench, Folder};
 use crate::device::{Device, DeviceId, Target};
 use crate::journal;
 use crate::key::Context;
-use crate::problem::{DimDef, Part, Problem};
+use crate::problem::Problem;
+use crate::recipe::Config;
 use crate::space;
 use crate::sync::{into_inner, lock};
 use crate::template::{Library, Template};
@@ -33,8 +35,9 @@ use compilers::Compilers;
 use jitune_db::Db;
 use lanes::{Queue, Remembered, at_once, families};
 use measurer::{Measurer, Place};
+use narrow::{apart, correction, in_turn};
 use problem::Tuning;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -51,8 +54,8 @@ const GRACE_TO_STOP: Duration = Duration::from_millis(1300);
 const PATIENT_ROOFLINES: f64 = 400.0;
 /// Problems that are tuned at a time on a GPU: while the candidates of one are measured those of the others are compiled.
 const LANES: usize = 12;
-/// The best of each neighbour that a narrow search tries.
-const OF_A_NEIGHBOUR: usize = 16;
+/// What a narrow search tries of what was measured for others.
+const OF_OTHERS: usize = 24;
 
 /// How to tune.
 #[derive(Clone, Debug)]
@@ -79,8 +82,8 @@ pub struct Options {
     pub again: bool,
     /// Use the device's nominal ceilings in place of measured ones: rooflines are rough, and the start is quick.
     pub nominal: bool,
-    /// Those of the problems that are searched only among what was best for their neighbours, which are others of the
-    /// problems that differ from them in one size: code that has been compiled.
+    /// Those of the problems that are searched only among what was measured for others of the problems that differ from them
+    /// in one size, the best by prediction: code that has been compiled.
     pub narrow: Vec<Problem>,
     /// Problems that are tuned at a time on a device; by default 12 on a GPU, and one on a processor, whose time the
     /// compilers would take.
@@ -260,7 +263,9 @@ impl Tuner<'_> {
         let mut stopped: Option<Instant> = None;
         while !done.load(Ordering::Relaxed) {
             let told = self.stopped() && stopped.get_or_insert_with(Instant::now).elapsed() >= GRACE_TO_STOP;
-            if told || self.start.elapsed().saturating_sub(GRACE) >= self.budget {
+            // What is only looked up takes no time that could be up.
+            let over = !self.options.stored_only && self.start.elapsed() >= self.budget.saturating_add(GRACE);
+            if told || over {
                 self.halt.store(true, Ordering::Relaxed);
                 return;
             }
@@ -309,6 +314,8 @@ impl Tuner<'_> {
                 // In the order of the plan where nobody works beside.
                 let alone = self.lanes == 1 && ids.len() == 1;
                 let lanes = if alone { vec![todo] } else { families(problems, &todo) };
+                let in_turn = |lane| in_turn(lane, problems, |p| self.is_narrow(p));
+                let lanes: Vec<Vec<usize>> = lanes.into_iter().map(in_turn).collect();
                 let queue = Queue {
                     problems,
                     waiting: Mutex::new(lanes.concat()),
@@ -353,8 +360,8 @@ impl Tuner<'_> {
                 Err(e) => self.failed(index, problem, &e, report),
             }
         }
-        // What has no winner yet comes first, but neighbours before those that try what was best for them.
-        todo.sort_by_key(|&index| (self.is_narrow(&problems[index]), report.winners[index].is_some()));
+        // What has no winner yet comes first.
+        todo.sort_by_key(|&index| report.winners[index].is_some());
         todo
     }
 
@@ -438,10 +445,11 @@ impl Tuner<'_> {
         // Never so little that nothing can be tried: the first candidate always runs.
         let seconds = (left.as_secs_f64() * share.min(1.0)).max(0.2);
         let budget = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        let space = match self.space(&problem, &device) {
-            Ok(space) if self.is_narrow(&problem) => self.narrowed(space, queue.problems, &device),
-            other => other,
+        let narrowed = match self.is_narrow(&problem) {
+            true => self.narrowed(&problem, queue.problems, &device),
+            false => Ok(None),
         };
+        let space = narrowed.and_then(|narrowed| narrowed.map_or_else(|| self.space(&problem, &device), Ok));
         let tuned = space.and_then(|space| Tuning::open(self, place, space, neighbours, budget)?.run(index));
         match tuned {
             Ok(winner) => {
@@ -472,27 +480,44 @@ impl Tuner<'_> {
         Ok(JoinedSpace { problem: *problem, templates, points: points.into(), narrow: false })
     }
 
-    /// Of a problem's space what was best for its neighbours; the whole where that is nothing.
-    fn narrowed(&self, whole: JoinedSpace, problems: &[Problem], device: &Device) -> Result<JoinedSpace, TuneError> {
-        let mut best: HashSet<(String, String)> = HashSet::new();
-        for neighbour in neighbours(&whole.problem, problems.iter().filter(|p| !self.is_narrow(p))) {
-            let mut measured: Vec<(f64, (String, String))> = Vec::new();
-            for t in self.library.for_problem(neighbour, device)? {
-                let key = self.context(device).trials(self.library, neighbour, &t);
+    /// Of what was measured for others of the problems that differ from one in one size, the best by prediction, what only
+    /// spares the search a slow config included; nothing where nothing was. The prediction is the analytic one, corrected by
+    /// what it was worth at the nearest sizes below and above.
+    fn narrowed(
+        &self,
+        problem: &Problem,
+        problems: &[Problem],
+        device: &Device,
+    ) -> Result<Option<JoinedSpace>, TuneError> {
+        let templates = self.library.for_problem(problem, device)?;
+        let mut points = Vec::new();
+        for (template, t) in templates.iter().enumerate() {
+            // Of each config: how far the problem lies where it was measured, and the logarithm of time over prediction.
+            let mut measured: BTreeMap<String, (Config, Vec<(f64, f64)>)> = BTreeMap::new();
+            for (other, far) in
+                problems.iter().filter(|p| !self.is_narrow(p)).filter_map(|p| Some((p, apart(problem, p)?)))
+            {
+                let key = self.context(device).trials(self.library, other, t);
                 for record in self.db.trials(&key)? {
-                    let us = journal::verdict(&record).and_then(|v| v.median_us());
-                    measured.extend(us.zip(record.sub).map(|(us, config)| (us, (t.name().to_string(), config))));
+                    let Some(us) = journal::verdict(&record).and_then(|v| v.median_us()) else { continue };
+                    let Some(Ok(config)) = record.sub.as_deref().map(str::parse::<Config>) else { continue };
+                    let cost = |p: &Problem| t.recipe.instance(p, device, &config).and_then(|i| i.cost_us());
+                    let serves = t.recipe.serves(other, problem, device, &config).is_ok();
+                    if let (true, Ok(predicted)) = (serves, cost(other)) {
+                        let held = measured.entry(config.to_string()).or_insert_with(|| (config, Vec::new()));
+                        held.1.push((far, (us / predicted).ln()));
+                    }
                 }
             }
-            measured.sort_by(|a, b| a.0.total_cmp(&b.0));
-            best.extend(measured.into_iter().take(OF_A_NEIGHBOUR).map(|(_, named)| named));
+            for (config, worth) in measured.into_values() {
+                let cost_us = t.recipe.instance(problem, device, &config)?.cost_us()? * correction(&worth).exp();
+                points.push(Point { template, config, cost_us });
+            }
         }
-        let name = |p: &Point| (whole.templates[p.template].name().to_string(), p.config.to_string());
-        let points: Vec<Point> = whole.points.iter().filter(|p| best.contains(&name(p))).cloned().collect();
-        if points.is_empty() {
-            return Ok(whole);
-        }
-        Ok(JoinedSpace { points: points.into(), narrow: true, ..whole })
+        points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
+        points.truncate(OF_OTHERS);
+        let narrowed = JoinedSpace { problem: *problem, templates, points: points.into(), narrow: true };
+        Ok(Some(narrowed).filter(|space| !space.points.is_empty()))
     }
 
     /// The stored winner of a problem, if there is one whose artifact is there too.
@@ -516,24 +541,6 @@ struct JoinedSpace {
     templates: Vec<Arc<Template>>,
     /// The cheapest by prediction first.
     points: Arc<[Point]>,
-    /// Whether they are only those that were best for the problem's neighbours.
+    /// Whether they are only the best by prediction of what was measured for others.
     narrow: bool,
-}
-
-/// The nearest problems below and above one that differ from it in one size alone.
-fn neighbours<'a>(problem: &Problem, all: impl Iterator<Item = &'a Problem>) -> Vec<&'a Problem> {
-    let mut nearest: BTreeMap<(&str, bool), &Problem> = BTreeMap::new();
-    for p in all.filter(|p| p.op().name == problem.op().name) {
-        let differ = |d: &&DimDef| d.part == Part::Size && p.dim(d.name) != problem.dim(d.name);
-        let Some(d) = problem.op().dims.iter().find(differ) else { continue };
-        let here = problem.dim(d.name);
-        if p.with(&[(d.name, here)]).map(|p| p.bucket()) != Ok(problem.bucket()) {
-            continue;
-        }
-        let held = nearest.entry((d.name, p.dim(d.name) > here)).or_insert(p);
-        if p.dim(d.name).abs_diff(here) < held.dim(d.name).abs_diff(here) {
-            *held = p;
-        }
-    }
-    nearest.into_values().collect()
 }

@@ -1,0 +1,90 @@
+//! Problems that are searched only among what was measured for others of their family: how far these are, what their
+//! measurements say of a prediction, and when it is their turn.
+
+use crate::problem::{DimDef, Part, Problem};
+
+/// The logarithm of the ratio of the one size in which another problem differs; nothing where it differs in none or in more.
+pub(super) fn apart(problem: &Problem, other: &Problem) -> Option<f64> {
+    let differ = |d: &&DimDef| d.part == Part::Size && other.dim(d.name) != problem.dim(d.name);
+    let d = problem.op().dims.iter().filter(|_| other.op().name == problem.op().name).find(differ)?;
+    let alike = other.with(&[(d.name, problem.dim(d.name))]).map(|p| p.bucket()) == Ok(problem.bucket());
+    alike.then(|| (other.dim(d.name).max(1) as f64 / problem.dim(d.name).max(1) as f64).ln())
+}
+
+/// What lies between the nearest of these below 0 and above it, in proportion; the nearest where there is one side alone.
+pub(super) fn correction(worth: &[(f64, f64)]) -> f64 {
+    let nearest = |above: bool| {
+        let side = worth.iter().filter(|(far, _)| (*far > 0.0) == above);
+        side.min_by(|a, b| a.0.abs().total_cmp(&b.0.abs())).copied()
+    };
+    match (nearest(false), nearest(true)) {
+        (Some((below, low)), Some((above, high))) => low + (high - low) * below / (below - above),
+        (low, high) => low.or(high).map_or(0.0, |(_, worth)| worth),
+    }
+}
+
+/// A lane's problems in the order in which they are tuned: those that try what was measured for others right after the
+/// nearest of these, while the compilers work for other lanes.
+pub(super) fn in_turn(lane: Vec<usize>, problems: &[Problem], is_narrow: impl Fn(&Problem) -> bool) -> Vec<usize> {
+    let (narrow, mut order): (Vec<usize>, Vec<usize>) = lane.into_iter().partition(|&i| is_narrow(&problems[i]));
+    let wide = order.clone();
+    for index in narrow {
+        let nearest = |above: bool| {
+            let far = |&i: &usize| Some((apart(&problems[index], &problems[i])?, i));
+            let side = wide.iter().filter_map(far).filter(|(far, _)| (*far > 0.0) == above);
+            side.min_by(|a, b| a.0.abs().total_cmp(&b.0.abs())).map(|(_, i)| i)
+        };
+        let place = |i: usize| order.iter().position(|o| *o == i);
+        // Behind those that stand there already.
+        let after = [false, true].into_iter().filter_map(nearest).filter_map(place).max();
+        let at = after.map_or(order.len(), |at| {
+            at + 1 + order[at + 1..].iter().take_while(|i| is_narrow(&problems[**i])).count()
+        });
+        order.insert(at, index);
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn products(list: &[i64]) -> Vec<Problem> {
+        list.iter().map(|m| format!("matmul m={m} n=64 k=64 dtype=f32").parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn problems_are_apart_in_one_size_alone() {
+        let p = products(&[100, 200]);
+        assert_eq!(apart(&p[0], &p[1]), Some(2f64.ln()));
+        assert_eq!(apart(&p[1], &p[0]), Some(0.5f64.ln()));
+        assert_eq!(apart(&p[0], &p[0]), None);
+        for other in ["matmul m=200 n=128 k=64 dtype=f32", "matmul m=200 n=64 k=64 dtype=bf16", "argmax rows=9 cols=64"]
+        {
+            assert_eq!(apart(&p[0], &other.parse().unwrap()), None, "{other}");
+        }
+        let decode = |text: &str| format!("decode {text} heads=8 kv_heads=2 head_dim=64").parse::<Problem>().unwrap();
+        assert!(apart(&decode("batch=4 context=512"), &decode("batch=4 context=4096")).is_some());
+        assert_eq!(apart(&decode("batch=4 context=512"), &decode("batch=1 context=4096")), None);
+    }
+
+    #[test]
+    fn a_correction_lies_between_the_nearest_on_both_sides() {
+        assert_eq!(correction(&[]), 0.0);
+        assert_eq!(correction(&[(0.5, 3.0), (0.7, 9.0)]), 3.0);
+        assert_eq!(correction(&[(-2.0, 9.0), (-1.0, 4.0)]), 4.0);
+        assert_eq!(correction(&[(-1.0, 4.0), (3.0, 8.0), (-2.0, 100.0), (5.0, 100.0)]), 5.0);
+    }
+
+    #[test]
+    fn what_is_narrow_comes_right_after_the_nearest_of_the_others() {
+        let p = products(&[1, 4, 16, 64, 2, 8, 5, 100]);
+        let narrow = |q: &Problem| [2, 8, 5, 100].contains(&q.dim("m"));
+        let order: Vec<i64> = in_turn((0..8).collect(), &p, narrow).into_iter().map(|i| p[i].dim("m")).collect();
+        assert_eq!(order, [1, 4, 2, 16, 8, 5, 64, 100]);
+        // Of another family than all others: at the end.
+        let alone = in_turn(vec![4, 0, 1], &p, narrow);
+        assert_eq!(alone, [0, 1, 4]);
+        assert_eq!(in_turn(vec![4], &p, narrow), [4]);
+    }
+}
