@@ -26,6 +26,7 @@ step() {
     else
         result=FAILED failed="$failed$nl  $name"
         { printf '\n== %s: its last lines\n' "$name" && tail -n 60 "$logs/step"; } >>"$logs/why"
+        { printf '== %s\n' "$name" && grep -aE 'error|panicked|FAILED|failed|ERROR|jitune: ' "$logs/step" | cut -c1-200 | tail -n 6; } >>"$logs/short"
         rm "$logs/failed"
     fi
     times="$times$(printf '\n  %5ds  %-6s  %s' "$(($(date +%s) - begun))" "$result" "$name")"
@@ -211,5 +212,7 @@ fi
 [ ! -e "$logs/why" ] || cat "$logs/why"
 printf '\n== summary%s\n' "$times"
 [ -z "$skipped" ] || printf 'SKIPPED:%s\n' "$skipped"
+# Once more in a few words, for who sees the end of a log alone.
+[ ! -e "$logs/short" ] || cat "$logs/short"
 [ -z "$failed" ] || { printf 'FAILED:%s\n' "$failed"; exit 1; }
 echo 'all that ran passed'
