@@ -16,6 +16,8 @@ pub mod backend;
 pub mod bundle;
 pub mod device;
 #[cfg(feature = "engine")]
+pub mod engine;
+#[cfg(feature = "engine")]
 pub mod gguf;
 mod limits;
 pub mod problem;

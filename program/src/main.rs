@@ -18,6 +18,7 @@ mod model;
 mod profile;
 mod progress;
 mod report;
+mod run;
 mod select;
 mod sign;
 mod table;
@@ -42,6 +43,8 @@ enum Command {
     Tune(tune::Args),
     /// Print the problems that one forward pass of a model calls.
     Model(model::Args),
+    /// Run a model: from the ids of a prompt's tokens to those of its answer, on the tuned kernels.
+    Run(run::Args),
     /// Compile every template of a model's plan, with no GPU needed, and print what the compiler says.
     Compile(compile::Args),
     /// Compile, check and time a few candidates of a problem in this process: for writing templates.
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Tune(args) => tune::run(&args),
         Command::Model(args) => model::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Try(args) => attempt::run(&args),
         Command::Export(args) => export::run(&args),

@@ -134,7 +134,7 @@ fn weights(args: &Args) -> Result<(), CliError> {
     Ok(())
 }
 
-fn not_usable(e: WeightsError) -> CliError {
+pub(super) fn not_usable(e: WeightsError) -> CliError {
     match e {
         WeightsError::Io { path, source } => CliError::Io { path, source },
         other => CliError::Usage(other.to_string()),
@@ -142,7 +142,7 @@ fn not_usable(e: WeightsError) -> CliError {
 }
 
 /// A count with its thousands set apart.
-fn grouped(count: u64) -> String {
+pub(super) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -64,7 +64,7 @@ pub struct BucketArgs {
     pub dtype: Option<Dtype>,
 }
 
-fn dtype(text: &str) -> Result<Dtype, String> {
+pub fn dtype(text: &str) -> Result<Dtype, String> {
     Dtype::parse(text).ok_or_else(|| format!("it is one of {}", Dtype::names()))
 }
 

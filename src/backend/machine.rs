@@ -118,11 +118,11 @@ impl Executable {
             let why = format!("it has {} tensors, and tensor {tensor} is given", self.operands.len());
             return Err(BackendError::Bind { why });
         };
-        named(operand.name, view.check(&self.machine, operand.bytes, operand.indices))
+        named(operand.name, view.check(&self.machine, operand.bytes, operand.indices, operand.written))
     }
 
     fn check_workspace(&self, view: &View) -> Result<(), BackendError> {
-        named("workspace", view.check(&self.machine, self.workspace, false))
+        named("workspace", view.check(&self.machine, self.workspace, false, true))
     }
 }
 

@@ -72,7 +72,7 @@ impl Memory {
 
     /// All of it.
     pub fn view(&self) -> View {
-        View { memory: Some(self.clone()), address: self.address(), bytes: self.len(), in_range: false }
+        View { memory: Some(self.clone()), address: self.address(), bytes: self.len(), in_range: false, fixed: false }
     }
 
     /// All of it, where it holds inputs that [`crate::problem::Inputs`] made.
@@ -142,9 +142,17 @@ pub struct View {
     address: u64,
     bytes: u64,
     in_range: bool,
+    /// Kernels may read it alone: its values were checked.
+    fixed: bool,
 }
 
 impl View {
+    /// A view of indices that were checked, and that nobody writes but who checks them.
+    #[cfg(feature = "engine")]
+    pub(super) fn checked(memory: &Memory) -> View {
+        View { in_range: true, fixed: true, ..memory.view() }
+    }
+
     /// Memory that jitune did not allocate: a tensor of another library's, an arena of yours.
     ///
     /// # Safety
@@ -155,12 +163,12 @@ impl View {
     /// * where it stands for a tensor of indices (pages, slots, ids, positions, lengths), its values are within their range
     ///   at every launch: [`View::assume_in_range`] is part of this promise.
     pub unsafe fn from_raw(address: u64, bytes: u64) -> View {
-        View { memory: None, address, bytes, in_range: true }
+        View { memory: None, address, bytes, in_range: true, fixed: false }
     }
 
     /// No memory: the workspace of a kernel that needs none.
     pub fn none() -> View {
-        View { memory: None, address: 0, bytes: 0, in_range: true }
+        View { memory: None, address: 0, bytes: 0, in_range: true, fixed: false }
     }
 
     /// Says that the integers it holds are good indices. Kernels that gather and scatter do not check them: an id, a page
@@ -197,9 +205,19 @@ impl View {
         self.bytes == 0
     }
 
-    /// Whether it can stand for something of `bytes` bytes on a machine; `indices` says that values there address memory.
-    pub(crate) fn check(&self, machine: &Machine, bytes: u64, indices: bool) -> Result<(), BackendError> {
+    /// Whether it can stand for something of `bytes` bytes on a machine; `indices` says that values there address
+    /// memory, `written` that the kernel writes it.
+    pub(crate) fn check(
+        &self,
+        machine: &Machine,
+        bytes: u64,
+        indices: bool,
+        written: bool,
+    ) -> Result<(), BackendError> {
         let refused = |why: String| Err(BackendError::Bind { why });
+        if written && self.fixed {
+            return refused("it holds indices that were checked, and the kernel would write others there".into());
+        }
         if let Some(memory) = &self.memory {
             memory.belongs(machine)?;
         }

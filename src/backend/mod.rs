@@ -14,12 +14,16 @@ mod machine;
 #[cfg(feature = "engine")]
 pub(crate) mod mapped;
 mod memory;
+#[cfg(feature = "engine")]
+mod metadata;
 #[cfg(feature = "tuner")]
 pub mod session;
 
 pub use machine::{Bound, Queue};
 pub(crate) use machine::{Executable, Machine, Module};
 pub use memory::{Memory, View};
+#[cfg(feature = "engine")]
+pub use metadata::{Bounds, Metadata, Tables};
 
 /// What can go wrong on a device.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +107,13 @@ pub enum BackendError {
     #[error("it cannot be bound: {why}")]
     Bind {
         /// What is missing.
+        why: String,
+    },
+    /// Tables of a step that would lead its kernels out of their memory.
+    #[cfg(feature = "engine")]
+    #[error("a step's tables are wrong: {why}")]
+    Metadata {
+        /// What is out of its bounds.
         why: String,
     },
     /// A launch on the wrong kind of queue.

@@ -11,7 +11,7 @@ mod plan;
 mod presets;
 mod rope;
 
-pub use pass::Pass;
+pub use pass::{Cache, Logits, Pass};
 pub use plan::{Buckets, Call, Phase, Plan};
 pub use rope::{Rope, Scaling};
 
@@ -188,6 +188,36 @@ impl Model {
             (0..count).map(|i| if t.kind == 0 { Storage::F32.value(bytes, i) } else { f64::NAN }).collect()
         });
         gguf::read(&path.display().to_string(), &header, factors).map_err(bad)
+    }
+
+    /// The tokens after which an answer ends: of `generation_config.json`, else of `config.json`, or of a GGUF file's metadata.
+    /// None where these say none.
+    #[cfg(feature = "engine")]
+    pub fn ends(path: &Path) -> Result<Vec<i32>, ModelError> {
+        use crate::{backend::mapped::Mapped, gguf::Header};
+        let bad = |path: &Path, why: String| ModelError::Config { path: path.into(), why };
+        if path.is_file() {
+            let bytes = Mapped::open(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
+            let header = Header::read(&bytes).map_err(|e| bad(path, e.to_string()))?;
+            return Ok(header
+                .int("tokenizer.ggml.eos_token_id")
+                .and_then(|id| id.try_into().ok())
+                .into_iter()
+                .collect());
+        }
+        for file in ["generation_config.json", "config.json"].map(|name| path.join(name)) {
+            let Ok(text) = std::fs::read_to_string(&file) else { continue };
+            let config: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(&file, e.to_string()))?;
+            let ids = match &config["eos_token_id"] {
+                serde_json::Value::Null => continue,
+                serde_json::Value::Array(list) => list.clone(),
+                one => vec![one.clone()],
+            };
+            let id = |v: &serde_json::Value| v.as_i64().and_then(|id| i32::try_from(id).ok());
+            let ids: Option<Vec<i32>> = ids.iter().map(id).collect();
+            return ids.ok_or_else(|| bad(&file, format!("eos_token_id = {}", config["eos_token_id"])));
+        }
+        Ok(Vec::new())
     }
 
     /// The `config.json` of a folder with its weights in this type, as transformers 4 and 5 read it.

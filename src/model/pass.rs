@@ -33,29 +33,56 @@ impl Pass {
             [(Phase::Decode, &buckets.batch), (Phase::Prefill, &buckets.prefill), (Phase::Chunk, &buckets.chunk)];
         for (phase, list) in kinds {
             for (_, &bucket) in list.iter().enumerate().filter(|(i, size)| !list[..*i].contains(size)) {
-                passes.push(Pass { phase, bucket, program: program(model, phase, bucket, buckets, cache, dtype)? });
+                passes.push(Pass::of(model, phase, bucket, buckets.context, cache, Logits::Last, dtype)?);
             }
         }
         Ok(passes)
     }
+
+    /// The pass over `rows` sequences (decode) or tokens of one sequence (a prompt, or a part of one), which see up to
+    /// `context` tokens; a prompt sees itself.
+    pub fn of(
+        model: &Model,
+        phase: Phase,
+        rows: i64,
+        context: i64,
+        cache: Cache,
+        logits: Logits,
+        dtype: Dtype,
+    ) -> Result<Pass, ModelError> {
+        Ok(Pass { phase, bucket: rows, program: program(model, phase, rows, context, cache, logits, dtype)? })
+    }
 }
 
 /// The cache that all passes share.
-#[derive(Clone, Copy)]
-struct Cache {
-    page: i64,
-    pages: i64,
-    /// Entries of a row of the block table.
-    max_pages: i64,
-    max_pos: i64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// Tokens of a page.
+    pub page: i64,
+    /// Pages of all sequences together.
+    pub pages: i64,
+    /// Entries of a row of the block table: pages of the longest sequence.
+    pub max_pages: i64,
+    /// Positions in the table of RoPE's cosines and sines.
+    pub max_pos: i64,
+}
+
+/// Which rows of a prompt get logits. A decode step has them for each of its sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// The one that says which token comes next.
+    Last,
+    /// All of them.
+    All,
 }
 
 fn program(
     m: &Model,
     phase: Phase,
     rows: i64,
-    buckets: &Buckets,
+    context: i64,
     cache: Cache,
+    logits: Logits,
     dtype: Dtype,
 ) -> Result<Program, ModelError> {
     let mut program = Program::default();
@@ -81,8 +108,8 @@ fn program(
     let attention = match phase {
         // The prompt's keys are where its QKV step wrote them: in the pages of the cache.
         Phase::Prefill => format!("paged_attention tokens={rows} batch=1 context={rows}"),
-        Phase::Chunk => format!("paged_attention tokens={rows} batch=1 context={}", buckets.context.max(rows)),
-        Phase::Decode => format!("decode batch={rows} context={}", buckets.context),
+        Phase::Chunk => format!("paged_attention tokens={rows} batch=1 context={}", context.max(rows)),
+        Phase::Decode => format!("decode batch={rows} context={context}"),
     };
     let embed = (Weight, "embed_tokens");
     // The residual stream has a name of its own after each step that adds to it.
@@ -150,8 +177,7 @@ fn program(
         step("down", product(rows, hidden, inter, [m.mlp_bias, true]), &names)?;
         stream = out;
     }
-    // The last token alone is turned into logits after a prompt.
-    let last = if phase == Phase::Decode { rows } else { 1 };
+    let last = if phase == Phase::Decode || logits == Logits::All { rows } else { 1 };
     if last < rows {
         // A gather of rows, whatever they are rows of.
         let text = format!("embedding tokens={last} vocab={rows} hidden={hidden}");

@@ -65,7 +65,7 @@ impl Buckets {
         self.prefill.iter().chain(&self.chunk).copied().fold(self.context, i64::max)
     }
 
-    pub(super) fn check(&self, model: &Model) -> Result<(), ModelError> {
+    pub(crate) fn check(&self, model: &Model) -> Result<(), ModelError> {
         let page = [self.page];
         let sizes: [(&str, &[i64]); 5] = [
             ("batch", &self.batch),

@@ -104,6 +104,11 @@ impl Kernel {
         self.code.winner
     }
 
+    /// Whether it is the portable kernel of its op, which answers where nothing tuned does.
+    pub fn is_portable(&self) -> bool {
+        self.code.recipe.description.portable
+    }
+
     /// Its config.
     pub fn config(&self) -> &Config {
         &self.code.config

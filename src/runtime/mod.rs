@@ -28,6 +28,8 @@ mod ladder;
 mod table;
 
 pub use crate::backend::{Bound, Memory, Queue, View};
+#[cfg(feature = "engine")]
+pub use crate::backend::{Bounds, Metadata, Tables};
 pub use error::{Refusal, RuntimeError};
 pub use fit::{launch_on, served_on};
 pub use kernel::{Kernel, Match};
@@ -209,6 +211,18 @@ impl Runtime {
     /// Memory of `bytes` on the runtime's device, with undefined contents.
     pub fn allocate(&self, bytes: u64) -> Result<Memory, RuntimeError> {
         Ok(Memory::new(&self.machine, bytes)?)
+    }
+
+    /// Memory that holds zeros.
+    #[cfg(feature = "engine")]
+    pub fn zeroed(&self, bytes: u64) -> Result<Memory, RuntimeError> {
+        Ok(Memory::zeroed(&self.machine, bytes)?)
+    }
+
+    /// Memory for what a step says to its kernels, with these tables in it.
+    #[cfg(feature = "engine")]
+    pub fn metadata(&self, bounds: Bounds, tables: &Tables) -> Result<Metadata, RuntimeError> {
+        Ok(Metadata::new(&self.machine, bounds, tables)?)
     }
 
     /// Memory for every tensor of a problem, in order.
