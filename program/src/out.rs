@@ -50,6 +50,16 @@ pub fn write(text: Arguments<'_>) {
     }
 }
 
+/// Writes a piece of a text that grows, and shows it at once.
+pub fn piece(text: &str) {
+    write(format_args!("{text}"));
+    if FAILED.get().is_none()
+        && let Err(e) = std::io::stdout().lock().flush()
+    {
+        let _ = FAILED.set(e);
+    }
+}
+
 /// Writes a line to standard error.
 pub fn error(text: Arguments<'_>) {
     let text = format!("{text}\n");

@@ -4,7 +4,7 @@ use super::model::{grouped, not_usable};
 use super::progress::{Live, Progress};
 use super::select::{Store, Templates, Where, dtype, say};
 use super::sign::Signer;
-use super::{CliError, export};
+use super::{CliError, export, out};
 use jitune::backend::BackendError;
 use jitune::bundle::Bundle;
 use jitune::device::{DeviceId, Target};
@@ -12,6 +12,7 @@ use jitune::engine::{Engine, EngineError, Generated, Options};
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem, probes};
 use jitune::runtime::{Runtime, RuntimeError};
+use jitune::tokenizer::{Message, Stream, Tokenizer, TokenizerError};
 use jitune::weights::Weights;
 use jitune::{export as sealing, tune};
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ use std::time::Duration;
 
 /// Arguments.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  jitune run --model ./my-model --ids 1,5,7 --max-tokens 48\n  \
+#[command(after_help = "Examples:\n  jitune run --model ./my-model --prompt 'Why is the sky blue?'\n  \
+    jitune run --model ./my-model.gguf --raw --prompt 'Once upon a time' --max-tokens 200\n  \
     jitune run --model ./my-model --ids 1,5,7 --ignore-eos --json --logits logits.f32\n\n\
     Runs on the winners of the database, or of a bundle. What is not tuned runs on portable kernels, which are compiled\n\
     first where they are not there yet; `jitune tune --model` finds better ones.")]
@@ -27,8 +29,14 @@ pub struct Args {
     /// A folder as Hugging Face has it (config.json and safetensors), or a GGUF file.
     #[arg(long, value_name = "FOLDER|FILE.gguf")]
     model: String,
-    /// The prompt, as the ids of its tokens.
-    #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true)]
+    /// The prompt: what a user says to the model, put into its chat template.
+    #[arg(long, value_name = "TEXT", required_unless_present = "ids")]
+    prompt: Option<String>,
+    /// Take the prompt as it is, without the chat template; special tokens in it are read as such.
+    #[arg(long, requires = "prompt")]
+    raw: bool,
+    /// The prompt, as the ids of its tokens; no tokenizer is needed.
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', conflicts_with = "prompt", allow_hyphen_values = true)]
     ids: Vec<i32>,
     /// Most tokens of the answer.
     #[arg(long, default_value_t = 64, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
@@ -77,7 +85,15 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     notes.extend(more);
     say(&notes);
     let ends = if args.ignore_eos { Vec::new() } else { Model::ends(path)? };
-    let context = args.ids.len() as i64 + i64::from(args.max_tokens);
+    let (tokenizer, ids) = match &args.prompt {
+        Some(text) => {
+            let tokenizer = Tokenizer::open(path).map_err(unreadable)?;
+            let ids = encoded(&tokenizer, text, args.raw).map_err(unreadable)?;
+            (Some(tokenizer), ids)
+        }
+        None => (None, args.ids.clone()),
+    };
+    let context = ids.len() as i64 + i64::from(args.max_tokens);
     let options = Options { dtype, context, page: Buckets::of(target).page };
     let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page: options.page };
     let problems = Plan::new(&model, &buckets, dtype)?.problems();
@@ -93,28 +109,68 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     });
     line.finish_and_clear();
     let mut engine = engine.map_err(failed)?;
-    let most = args.max_tokens as usize;
-    let generated = engine.generate(&args.ids, most, args.logits.is_some(), |id| ends.contains(&id)).map_err(failed)?;
+    let mut stream = tokenizer.as_ref().map(Stream::new);
+    let (mut text, mut wrong) = (String::new(), None);
+    let mut heard = |id: i32| {
+        let ended = ends.contains(&id);
+        // What ends an answer is no part of it.
+        let piece = match stream.as_mut().filter(|_| !ended).map(|stream| stream.push(id)) {
+            Some(Ok(piece)) => piece,
+            Some(Err(e)) => {
+                wrong = Some(e);
+                return true;
+            }
+            None => String::new(),
+        };
+        if !args.json {
+            out::piece(&piece);
+        }
+        text += &piece;
+        ended
+    };
+    let generated =
+        engine.generate(&ids, args.max_tokens as usize, args.logits.is_some(), &mut heard).map_err(failed)?;
+    if let Some(e) = wrong {
+        return Err(unreadable(e));
+    }
     if let (Some(file), Some(logits)) = (&args.logits, &generated.logits) {
         let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
         std::fs::write(file, bytes).map_err(|source| CliError::Io { path: file.clone(), source })?;
     }
-    show(args, &engine, &generated);
+    show(args, &engine, &generated, tokenizer.is_some().then_some(text));
     Ok(())
 }
 
-fn show(args: &Args, engine: &Engine, generated: &Generated) {
+fn encoded(tokenizer: &Tokenizer, text: &str, raw: bool) -> Result<Vec<i32>, TokenizerError> {
+    if raw {
+        return tokenizer.encode(text, true);
+    }
+    let chat = tokenizer.chat(&[Message { role: "user".into(), content: text.into() }])?;
+    // The template has what begins a text.
+    tokenizer.encode(&chat, false)
+}
+
+fn unreadable(e: TokenizerError) -> CliError {
+    match e {
+        TokenizerError::Io { path, source } => CliError::Io { path, source },
+        other => CliError::Usage(other.to_string()),
+    }
+}
+
+fn show(args: &Args, engine: &Engine, generated: &Generated, text: Option<String>) {
     let milliseconds = |d: Duration| d.as_secs_f64() * 1e3;
     let after = generated.ids.len().saturating_sub(1);
     let each = (after > 0).then(|| milliseconds(generated.rest) / after as f64);
     let seconds = (generated.first + generated.rest).as_secs_f64();
     let rate = generated.ids.len() as f64 / seconds;
     if args.json {
-        let text = serde_json::json!({
-            "ids": generated.ids, "text": null, "ttft_ms": milliseconds(generated.first), "tpot_ms": each,
+        let line = serde_json::json!({
+            "ids": generated.ids, "text": text, "ttft_ms": milliseconds(generated.first), "tpot_ms": each,
             "tokens_per_s": rate, "memory_bytes": engine.bytes(),
         });
-        out!("{text}");
+        out!("{line}");
+    } else if text.is_some() {
+        out!("");
     } else {
         out!("{}", generated.ids.iter().map(i32::to_string).collect::<Vec<_>>().join(","));
     }

