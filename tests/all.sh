@@ -94,7 +94,8 @@ lints() {
 
 runtime_lints() {
     cargo clippy --locked -p jitune --lib --example production -- -D warnings &&
-        cargo clippy --locked -p jitune --lib --features engine -- -D warnings
+        cargo clippy --locked -p jitune --lib --features engine -- -D warnings &&
+        cargo clippy --locked -p jitune-cli --no-default-features -- -D warnings
 }
 
 # Beside a crate that has the driver linked, such as Candle with CUDA: only the last step, linking, needs the driver.

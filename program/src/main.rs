@@ -18,12 +18,15 @@ mod model;
 mod profile;
 mod progress;
 mod report;
+#[cfg(feature = "engine")]
 mod run;
 mod select;
 mod sign;
 mod table;
 mod tune;
 mod verify;
+#[cfg(feature = "engine")]
+mod weights;
 
 use clap::{Parser, Subcommand};
 use error::{CliError, EXIT_CODES};
@@ -43,6 +46,7 @@ enum Command {
     Tune(tune::Args),
     /// Print the problems that one forward pass of a model calls.
     Model(model::Args),
+    #[cfg(feature = "engine")]
     /// Run a model: from the ids of a prompt's tokens to those of its answer, on the tuned kernels.
     Run(run::Args),
     /// Compile every template of a model's plan, with no GPU needed, and print what the compiler says.
@@ -85,6 +89,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Tune(args) => tune::run(&args),
         Command::Model(args) => model::run(&args),
+        #[cfg(feature = "engine")]
         Command::Run(args) => run::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Try(args) => attempt::run(&args),

@@ -51,6 +51,7 @@ pub fn write(text: Arguments<'_>) {
 }
 
 /// Writes a piece of a text that grows, and shows it at once.
+#[cfg(feature = "engine")]
 pub fn piece(text: &str) {
     write(format_args!("{text}"));
     if FAILED.get().is_none()

@@ -1,9 +1,10 @@
 //! `jitune run`: a model's answer to a prompt.
 
-use super::model::{grouped, not_usable};
+use super::model::grouped;
 use super::progress::{Live, Progress};
 use super::select::{Store, Templates, Where, dtype, say};
 use super::sign::Signer;
+use super::weights::not_usable;
 use super::{CliError, export, out};
 use jitune::backend::BackendError;
 use jitune::bundle::Bundle;
@@ -94,6 +95,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         None => (None, args.ids.clone()),
     };
     let context = ids.len() as i64 + i64::from(args.max_tokens);
+    if context > model.max_position_embeddings {
+        let most = model.max_position_embeddings;
+        err!("jitune: note: {context} tokens are more than the {most} that the model was made for");
+    }
     let options = Options { dtype, context, page: Buckets::of(target).page };
     let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page: options.page };
     let problems = Plan::new(&model, &buckets, dtype)?.problems();

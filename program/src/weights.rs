@@ -1,0 +1,96 @@
+//! What `jitune model` does with weights: looks at a folder's, and writes random ones.
+
+use super::CliError;
+use super::model::grouped;
+use super::progress::Live;
+use super::select::say;
+use jitune::model::Model;
+use jitune::problem::Dtype;
+use jitune::weights::{self, Weights, WeightsError};
+use std::path::{Path, PathBuf};
+
+/// Arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Write a folder with the model's config.json and random weights that any engine loads; SEED is a number.
+    #[arg(long, value_name = "random:SEED", requires = "output", value_parser = seed)]
+    init: Option<u64>,
+    /// The folder that --init writes.
+    #[arg(short, long, value_name = "FOLDER", requires = "init")]
+    output: Option<PathBuf>,
+    /// Look at the weights in the folder too: whether they are all there, of their shapes, and finite.
+    #[arg(long, conflicts_with = "init")]
+    weights: bool,
+}
+
+impl Args {
+    /// Whether it is weights that are asked for.
+    pub fn asked(&self) -> bool {
+        self.weights || self.init.is_some()
+    }
+}
+
+pub(super) fn run(args: &Args, model: &str, dtype: Option<Dtype>, json: bool) -> Result<(), CliError> {
+    match (args.init, &args.output) {
+        (Some(seed), Some(folder)) => init(model, dtype, seed, folder),
+        _ => look(model, json),
+    }
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    let seed = text.strip_prefix("random:").and_then(|seed| seed.parse().ok());
+    seed.ok_or_else(|| "it is random:SEED, where SEED is a number".into())
+}
+
+/// Writes a folder of random weights, in the type that is asked for, or that of the configuration.
+fn init(name: &str, dtype: Option<Dtype>, seed: u64, folder: &Path) -> Result<(), CliError> {
+    let (model, notes) = Model::load(name)?;
+    say(&notes);
+    let dtype = dtype.or(model.dtype).unwrap_or(Dtype::Bf16);
+    let line = Live::new("{elapsed_precise} [{bar:24}] {bytes}/{total_bytes}  {binary_bytes_per_sec}, {eta} left");
+    let progress = |written, total| {
+        line.set_length(total);
+        line.set_position(written);
+    };
+    let written = weights::write(&model, seed, dtype, folder, progress);
+    line.finish_and_clear();
+    written.map_err(not_usable)?;
+    out!("{}: {}, {} random parameters in {dtype}", folder.display(), model.name, grouped(model.parameters()));
+    Ok(())
+}
+
+/// Looks at the weights of a folder.
+fn look(name: &str, json: bool) -> Result<(), CliError> {
+    let (model, mut notes) = Model::load(name)?;
+    let path = Path::new(name);
+    if Model::preset(name).is_some() {
+        let text = format!("--weights looks into a folder, and {name} is a preset; write ./{name} to mean one");
+        return Err(CliError::Usage(text));
+    }
+    // Beside a config.json lie its weights; any other file holds them.
+    let beside = path.parent().filter(|_| path.is_file() && path.extension().is_some_and(|e| e == "json"));
+    let (weights, more) = Weights::open(beside.unwrap_or(path), &model).map_err(not_usable)?;
+    notes.extend(more);
+    say(&notes);
+    weights.check().map_err(not_usable)?;
+    let (tensors, files, bytes) = weights.checkpoint().size();
+    let parameters = model.parameters();
+    if json {
+        let text = serde_json::json!({
+            "model": name, "parameters": parameters, "notes": notes, "tensors": tensors, "files": files,
+            "bytes": bytes,
+        });
+        out!("{text}");
+    } else {
+        let said = format!("{tensors} tensors in {files} files, {bytes} bytes, all there and finite");
+        out!("{}: {} parameters; {said}", model.name, grouped(parameters));
+    }
+    Ok(())
+}
+
+pub(super) fn not_usable(e: WeightsError) -> CliError {
+    match e {
+        WeightsError::Io { path, source } => CliError::Io { path, source },
+        other => CliError::Usage(other.to_string()),
+    }
+}
