@@ -21,7 +21,7 @@ pub struct Args {
     arch: Option<String>,
     #[cfg(feature = "engine")]
     #[command(flatten)]
-    weights: super::weights::Args,
+    weights: super::weights::OfWeights,
     /// Print the problems alone, one a line, as --plan reads them.
     #[arg(long, conflicts_with = "json")]
     problems: bool,
@@ -68,23 +68,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             out!("{p}");
         }
     } else {
-        out!("{}: {}, {} parameters", model.name, model.family.name(), grouped(model.parameters()));
+        out!("{}: {}, {} parameters", model.name, model.family.name(), table::grouped(model.parameters()));
         print(&plan, &device);
     }
     Ok(())
-}
-
-/// A count with its thousands set apart.
-pub(super) fn grouped(count: u64) -> String {
-    let digits = count.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 fn print(plan: &Plan, device: &Device) {

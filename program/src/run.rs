@@ -1,11 +1,10 @@
 //! `jitune run`: a model's answer to a prompt.
 
-use super::model::grouped;
 use super::progress::{Live, Progress};
 use super::select::{Store, Templates, Where, dtype, say};
 use super::sign::Signer;
 use super::weights::not_usable;
-use super::{CliError, export, out};
+use super::{CliError, export, out, table};
 use jitune::backend::BackendError;
 use jitune::bundle::Bundle;
 use jitune::device::{DeviceId, Target};
@@ -184,7 +183,7 @@ fn show(args: &Args, engine: &Engine, generated: &Generated, text: Option<String
         "{} tokens: the first after {:.1} ms{each}, {rate:.1} tokens/s; {} bytes on the device",
         generated.ids.len(),
         milliseconds(generated.first),
-        grouped(engine.bytes()),
+        table::grouped(engine.bytes()),
     );
     if let (untuned @ 1.., all) = engine.portable() {
         err!(

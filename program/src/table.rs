@@ -37,3 +37,16 @@ pub fn flops(v: f64) -> String {
 pub fn bytes(v: f64) -> String {
     format!("{:.1} GB/s", v / 1e9)
 }
+
+/// A count with its thousands set apart.
+pub fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}

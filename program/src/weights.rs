@@ -1,9 +1,8 @@
 //! What `jitune model` does with weights: looks at a folder's, and writes random ones.
 
-use super::CliError;
-use super::model::grouped;
 use super::progress::Live;
 use super::select::say;
+use super::{CliError, table};
 use jitune::model::Model;
 use jitune::problem::Dtype;
 use jitune::weights::{self, Weights, WeightsError};
@@ -11,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Arguments.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct OfWeights {
     /// Write a folder with the model's config.json and random weights that any engine loads; SEED is a number.
     #[arg(long, value_name = "random:SEED", requires = "output", value_parser = seed)]
     init: Option<u64>,
@@ -23,14 +22,14 @@ pub struct Args {
     weights: bool,
 }
 
-impl Args {
+impl OfWeights {
     /// Whether it is weights that are asked for.
     pub fn asked(&self) -> bool {
         self.weights || self.init.is_some()
     }
 }
 
-pub(super) fn run(args: &Args, model: &str, dtype: Option<Dtype>, json: bool) -> Result<(), CliError> {
+pub(super) fn run(args: &OfWeights, model: &str, dtype: Option<Dtype>, json: bool) -> Result<(), CliError> {
     match (args.init, &args.output) {
         (Some(seed), Some(folder)) => init(model, dtype, seed, folder),
         _ => look(model, json),
@@ -55,7 +54,7 @@ fn init(name: &str, dtype: Option<Dtype>, seed: u64, folder: &Path) -> Result<()
     let written = weights::write(&model, seed, dtype, folder, progress);
     line.finish_and_clear();
     written.map_err(not_usable)?;
-    out!("{}: {}, {} random parameters in {dtype}", folder.display(), model.name, grouped(model.parameters()));
+    out!("{}: {}, {} random parameters in {dtype}", folder.display(), model.name, table::grouped(model.parameters()));
     Ok(())
 }
 
@@ -83,7 +82,7 @@ fn look(name: &str, json: bool) -> Result<(), CliError> {
         out!("{text}");
     } else {
         let said = format!("{tensors} tensors in {files} files, {bytes} bytes, all there and finite");
-        out!("{}: {} parameters; {said}", model.name, grouped(parameters));
+        out!("{}: {} parameters; {said}", model.name, table::grouped(parameters));
     }
     Ok(())
 }
