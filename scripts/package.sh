@@ -9,6 +9,12 @@ target=$(cargo metadata --format-version 1 --no-deps |
     python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
 
 rm -f "$target"/package/*.crate
+# Cargo keeps what it unpacked of a local registry by the registry's path and the crate's version, which stays the same here:
+# without this an earlier commit's sources would be built.
+home=${CARGO_HOME:-$HOME/.cargo}
+for name in jitune jitune-c jitune-cli jitune-db jitune-peer; do
+    rm -rf "$home"/registry/src/-*/"$name"-[0-9]* "$home"/registry/cache/-*/"$name"-[0-9]*
+done
 cargo package --locked --workspace "$@"
 for pack in "$target"/package/*.crate; do
     tar -xzf "$pack" -C "$folder"
