@@ -64,8 +64,8 @@ struct Operand {
     name: &'static str,
     bytes: u64,
     written: bool,
-    /// Its values say where memory is read or written.
-    indices: bool,
+    /// Where its values say where memory is read or written: the first that may, and the first after these that may not.
+    indices: Option<(i64, i64)>,
 }
 
 impl Executable {
@@ -82,7 +82,7 @@ impl Executable {
             name: t.name,
             bytes: t.bytes(),
             written: t.role == Role::Out,
-            indices: t.role == Role::In && t.storage == Storage::I32,
+            indices: (t.role == Role::In && t.storage == Storage::I32).then(|| t.index_range()),
         };
         let operands = tensors.iter().map(operand).collect();
         Ok(Executable { kind, operands, workspace: launch.workspace, machine: module.machine.clone() })
@@ -118,11 +118,11 @@ impl Executable {
             let why = format!("it has {} tensors, and tensor {tensor} is given", self.operands.len());
             return Err(BackendError::Bind { why });
         };
-        named(operand.name, view.check(&self.machine, operand.bytes, operand.indices, operand.written))
+        named(operand.name, view.check(&self.machine, operand.bytes, operand.written, operand.indices))
     }
 
     fn check_workspace(&self, view: &View) -> Result<(), BackendError> {
-        named("workspace", view.check(&self.machine, self.workspace, false, true))
+        named("workspace", view.check(&self.machine, self.workspace, true, None))
     }
 }
 
@@ -143,7 +143,8 @@ struct Views {
 }
 
 impl Views {
-    /// Refuses a tensor that shares memory with another, or with the workspace, where either is written.
+    /// Refuses a tensor that shares memory with another, or with the workspace, where either is written, and indices that
+    /// were checked without each other.
     fn apart(&self, tensor: usize) -> Result<(), BackendError> {
         let operands = &self.executable.operands;
         let (mine, view) = (&operands[tensor], &self.tensors[tensor]);
@@ -154,6 +155,10 @@ impl Views {
         for (i, (operand, other)) in operands.iter().zip(&self.tensors).enumerate() {
             if i != tensor && (mine.written || operand.written) && view.overlaps(mine.bytes, other, operand.bytes) {
                 return clash(operand.name);
+            }
+            if view.checked_apart_from(other) {
+                let why = format!("{} and {} are of two steps' tables", mine.name, operand.name);
+                return Err(BackendError::Bind { why });
             }
         }
         if view.overlaps(mine.bytes, &self.workspace, self.executable.workspace) {

@@ -72,7 +72,7 @@ impl Memory {
 
     /// All of it.
     pub fn view(&self) -> View {
-        View { memory: Some(self.clone()), address: self.address(), bytes: self.len(), in_range: false, fixed: false }
+        View { memory: Some(self.clone()), address: self.address(), bytes: self.len(), in_range: false, checked: None }
     }
 
     /// All of it, where it holds inputs that [`crate::problem::Inputs`] made.
@@ -142,15 +142,15 @@ pub struct View {
     address: u64,
     bytes: u64,
     in_range: bool,
-    /// Kernels may read it alone: its values were checked.
-    fixed: bool,
+    /// Where its values were checked: the range that they are in. Kernels may read it alone.
+    checked: Option<(i64, i64)>,
 }
 
 impl View {
-    /// A view of indices that were checked, and that nobody writes but who checks them.
+    /// A view of indices from the first number to below the second, which nobody writes but who checks that.
     #[cfg(feature = "engine")]
-    pub(super) fn checked(memory: &Memory) -> View {
-        View { in_range: true, fixed: true, ..memory.view() }
+    pub(super) fn checked(memory: &Memory, range: (i64, i64)) -> View {
+        View { in_range: true, checked: Some(range), ..memory.view() }
     }
 
     /// Memory that jitune did not allocate: a tensor of another library's, an arena of yours.
@@ -163,12 +163,12 @@ impl View {
     /// * where it stands for a tensor of indices (pages, slots, ids, positions, lengths), its values are within their range
     ///   at every launch: [`View::assume_in_range`] is part of this promise.
     pub unsafe fn from_raw(address: u64, bytes: u64) -> View {
-        View { memory: None, address, bytes, in_range: true, fixed: false }
+        View { memory: None, address, bytes, in_range: true, checked: None }
     }
 
     /// No memory: the workspace of a kernel that needs none.
     pub fn none() -> View {
-        View { memory: None, address: 0, bytes: 0, in_range: true, fixed: false }
+        View { memory: None, address: 0, bytes: 0, in_range: true, checked: None }
     }
 
     /// Says that the integers it holds are good indices. Kernels that gather and scatter do not check them: an id, a page
@@ -205,18 +205,26 @@ impl View {
         self.bytes == 0
     }
 
-    /// Whether it can stand for something of `bytes` bytes on a machine; `indices` says that values there address
-    /// memory, `written` that the kernel writes it.
+    /// Whether it can stand for something of `bytes` bytes on a machine, which the kernel writes or reads; `indices` is the range of
+    /// values that address memory.
     pub(crate) fn check(
         &self,
         machine: &Machine,
         bytes: u64,
-        indices: bool,
         written: bool,
+        indices: Option<(i64, i64)>,
     ) -> Result<(), BackendError> {
         let refused = |why: String| Err(BackendError::Bind { why });
-        if written && self.fixed {
-            return refused("it holds indices that were checked, and the kernel would write others there".into());
+        match (self.checked, indices) {
+            (Some(_), _) if written => {
+                return refused("it holds indices that were checked, and the kernel would write others there".into());
+            }
+            (Some((from, to)), Some((least, end))) if from < least || to > end => {
+                let why =
+                    format!("its values were checked to be {from} to {}, and {least} to {} are good", to - 1, end - 1);
+                return refused(why);
+            }
+            _ => {}
         }
         if let Some(memory) = &self.memory {
             memory.belongs(machine)?;
@@ -230,13 +238,19 @@ impl View {
         if !self.address.is_multiple_of(cuda::ALIGNMENT) {
             return refused(format!("its address {:#x} is no multiple of {}", self.address, cuda::ALIGNMENT));
         }
-        if indices && !self.in_range {
+        if indices.is_some() && !self.in_range {
             return refused(
                 "its values say where memory is read or written; promise by View::assume_in_range that they are good"
                     .into(),
             );
         }
         Ok(())
+    }
+
+    /// Whether both hold indices that were checked, but not together: what one says of the other is not known.
+    pub(crate) fn checked_apart_from(&self, other: &View) -> bool {
+        let of = |view: &View| view.checked.and(view.memory.as_ref().map(|memory| Arc::as_ptr(&memory.0)));
+        matches!((of(self), of(other)), (Some(a), Some(b)) if a != b)
     }
 
     /// Whether the first bytes of both share any.
@@ -263,5 +277,31 @@ impl From<Memory> for View {
 impl From<&View> for View {
     fn from(view: &View) -> View {
         view.clone()
+    }
+}
+
+#[cfg(all(test, feature = "engine"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checked_indices_are_bound_only_where_their_range_is_good() {
+        let machine = Machine::Cpu(Arc::new(cpu::Pool::new(1).unwrap()));
+        let memory = Memory::zeroed(&machine, 64).unwrap();
+        let view = View::checked(&memory, (0, 10)).slice(0..32).unwrap();
+        let said = |written, indices| view.check(&machine, 32, written, indices).map_err(|e| e.to_string());
+        for good in [(0, 10), (-1, 10), (0, 11)] {
+            assert_eq!(said(false, Some(good)), Ok(()));
+        }
+        for bad in [(0, 9), (1, 10), (0, 0)] {
+            assert!(said(false, Some(bad)).unwrap_err().contains("checked to be 0 to 9"), "{bad:?}");
+        }
+        assert!(said(true, None).unwrap_err().contains("the kernel would write others there"));
+        // Tables that were checked without each other say nothing of each other.
+        let other = Memory::zeroed(&machine, 64).unwrap();
+        assert!(view.checked_apart_from(&View::checked(&other, (0, 10))));
+        assert!(!view.checked_apart_from(&View::checked(&memory, (0, 3))) && !view.checked_apart_from(&other.view()));
+        let plain = memory.view().check(&machine, 32, false, Some((0, 10)));
+        assert!(plain.unwrap_err().to_string().contains("assume_in_range"));
     }
 }

@@ -1,7 +1,8 @@
 //! What a step says to its kernels: which tokens, where they stand, which pages they read and write.
 //!
-//! Kernels that gather and scatter check none of it, so it is checked here as a whole, each time before it reaches the device,
-//! against what the step's kernels were bound for. Kernels read it alone ([`View`]s of it are refused where one writes).
+//! Kernels that gather and scatter check none of it, so it is checked here as a whole, each time before it reaches the device.
+//! Kernels read it alone: a view of it is bound only where the range that it was checked for lies in the kernel's own, and beside
+//! other tables of the same step.
 
 use super::memory::{Memory, View};
 use super::{BackendError, Machine};
@@ -25,6 +26,16 @@ pub struct Bounds {
     pub max_pages: i64,
     /// Tokens that a sequence may see.
     pub context: i64,
+}
+
+impl Bounds {
+    /// Of each table the first value that may stand in it, and the first after these that may not.
+    fn ranges(&self) -> [(i64, i64); 7] {
+        let most = self.context.min(self.max_pages.saturating_mul(self.page));
+        let slots = self.pages.saturating_mul(self.page);
+        let tokens = self.tokens;
+        [(0, self.vocab), (0, self.max_pos), (-1, slots), (0, self.pages), (0, tokens + 1), (1, most + 1), (0, tokens)]
+    }
 }
 
 /// The integers of a step.
@@ -58,23 +69,17 @@ impl Tables {
 
     /// Whether kernels within these bounds stay inside their memory.
     fn check(&self, b: &Bounds) -> Result<(), String> {
-        let within = |name: &str, list: &[i32], count: i64, from: i64, to: i64| {
+        let (tokens, sequences) = (b.tokens, b.sequences);
+        let lasts = self.last_rows.len() as i64;
+        let counts = [tokens, tokens, tokens, sequences.saturating_mul(b.max_pages), sequences + 1, sequences, lasts];
+        for (((name, list), count), (from, to)) in NAMES.iter().zip(self.all()).zip(counts).zip(b.ranges()) {
             if list.len() as i64 != count {
                 return Err(format!("{name} has {} entries, and {count} are needed", list.len()));
             }
-            match list.iter().find(|v| !(from..to).contains(&i64::from(**v))) {
-                Some(v) => Err(format!("{name} holds {v}, and {from} to {} is its range", to - 1)),
-                None => Ok(()),
+            if let Some(v) = list.iter().find(|v| !(from..to).contains(&i64::from(**v))) {
+                return Err(format!("{name} holds {v}, and {from} to {} is its range", to - 1));
             }
-        };
-        within("ids", &self.ids, b.tokens, 0, b.vocab)?;
-        within("positions", &self.positions, b.tokens, 0, b.max_pos)?;
-        within("slots", &self.slots, b.tokens, -1, b.pages.saturating_mul(b.page))?;
-        within("block_table", &self.block_table, b.sequences.saturating_mul(b.max_pages), 0, b.pages)?;
-        within("q_starts", &self.q_starts, b.sequences + 1, 0, b.tokens + 1)?;
-        let most = b.context.min(b.max_pages.saturating_mul(b.page));
-        within("kv_lens", &self.kv_lens, b.sequences, 1, most + 1)?;
-        within("last_rows", &self.last_rows, self.last_rows.len() as i64, 0, b.tokens)?;
+        }
         if self.q_starts[0] != 0 {
             return Err(format!("q_starts begins with {}", self.q_starts[0]));
         }
@@ -126,7 +131,7 @@ impl Metadata {
     pub fn view(&self, name: &str) -> Option<View> {
         let place = NAMES.iter().position(|n| *n == name)?;
         let at: u64 = self.bytes[..place].iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum();
-        View::checked(&self.memory).slice(at..at + self.bytes[place]).ok()
+        View::checked(&self.memory, self.bounds.ranges()[place]).slice(at..at + self.bytes[place]).ok()
     }
 
     /// Bytes on the device.

@@ -23,7 +23,7 @@ pub use machine::{Bound, Queue};
 pub(crate) use machine::{Executable, Machine, Module};
 pub use memory::{Memory, View};
 #[cfg(feature = "engine")]
-pub use metadata::{Bounds, Metadata, Tables};
+pub(crate) use metadata::{Bounds, Metadata, Tables};
 
 /// What can go wrong on a device.
 #[derive(Debug, thiserror::Error)]

@@ -7,12 +7,12 @@
 mod arena;
 mod step;
 
-use crate::backend::BackendError;
 use crate::backend::cuda::Stream;
+use crate::backend::{BackendError, Bounds, Tables};
 use crate::model::{Buckets, Cache, Logits, Model, ModelError, Pass, Phase};
 use crate::problem::Dtype;
 use crate::program::{Life, ProgramError};
-use crate::runtime::{Bounds, Memory, Runtime, RuntimeError, Tables};
+use crate::runtime::{Memory, Runtime, RuntimeError};
 use crate::weights::{Weights, WeightsError};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

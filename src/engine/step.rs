@@ -3,11 +3,12 @@
 use super::arena::{Arena, arena};
 use super::{EngineError, Stores};
 use crate::backend::cuda::{Graph, Stream};
+use crate::backend::{Bounds, Metadata, Tables};
 use crate::device::Target;
 use crate::model::Pass;
 use crate::problem::Storage;
 use crate::program::{Life, Program};
-use crate::runtime::{Bound, Bounds, Memory, Metadata, Queue, Runtime, Tables, View};
+use crate::runtime::{Bound, Memory, Queue, Runtime, View};
 use std::collections::BTreeMap;
 
 /// Outputs that the host reads.

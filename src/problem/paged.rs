@@ -37,9 +37,9 @@ pub(super) static OP: OpDef = OpDef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spread {
     kind: Kind,
-    tokens: i64,
+    pub(super) tokens: i64,
     batch: i64,
-    context: i64,
+    pub(super) context: i64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -118,6 +118,20 @@ impl Tensor {
         self.len() == 0
     }
 
+    /// Of a tensor of indices the first that may stand in it, and the first after these that may not. A row of a bucket that is
+    /// not in use has the slot -1.
+    pub(crate) fn index_range(&self) -> (i64, i64) {
+        let Fill::Index(fill) = self.fill else { return (0, 0) };
+        match fill {
+            IndexFill::Padded(below) => (-1, below),
+            IndexFill::Distinct(below) if self.name == "slots" => (-1, below),
+            IndexFill::Below(below) | IndexFill::Distinct(below) => (0, below),
+            IndexFill::Full(most) | IndexFill::Lengths(most) => (1, most + 1),
+            IndexFill::QueryStarts(spread) => (0, spread.tokens + 1),
+            IndexFill::KvLengths(spread) => (1, spread.context + 1),
+        }
+    }
+
     /// Size in bytes.
     pub fn bytes(&self) -> u64 {
         self.storage.bytes(self.len())

@@ -29,7 +29,7 @@ mod table;
 
 pub use crate::backend::{Bound, Memory, Queue, View};
 #[cfg(feature = "engine")]
-pub use crate::backend::{Bounds, Metadata, Tables};
+use crate::backend::{Bounds, Metadata, Tables};
 pub use error::{Refusal, RuntimeError};
 pub use fit::{launch_on, served_on};
 pub use kernel::{Kernel, Match};
@@ -215,13 +215,13 @@ impl Runtime {
 
     /// Memory that holds zeros.
     #[cfg(feature = "engine")]
-    pub fn zeroed(&self, bytes: u64) -> Result<Memory, RuntimeError> {
+    pub(crate) fn zeroed(&self, bytes: u64) -> Result<Memory, RuntimeError> {
         Ok(Memory::zeroed(&self.machine, bytes)?)
     }
 
     /// Memory for what a step says to its kernels, with these tables in it.
     #[cfg(feature = "engine")]
-    pub fn metadata(&self, bounds: Bounds, tables: &Tables) -> Result<Metadata, RuntimeError> {
+    pub(crate) fn metadata(&self, bounds: Bounds, tables: &Tables) -> Result<Metadata, RuntimeError> {
         Ok(Metadata::new(&self.machine, bounds, tables)?)
     }
 
