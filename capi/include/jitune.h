@@ -59,7 +59,7 @@ jitune_status jitune_open_cuda_signed(const char *path, const char *public_key, 
 
 void jitune_close(jitune_runtime *runtime);
 
-/* The kernel of a problem, such as "matmul m=4 n=2048 k=2048 dtype=bf16": one that was tuned for it, or else the nearest that
+/* The kernel of a problem, such as "matmul m=4 n=2048 k=2048 dtype=bf16": one that was tuned for it, or else one near it that
  * may run it. */
 jitune_status jitune_lookup(const jitune_runtime *runtime, const char *problem, jitune_kernel **kernel);
 

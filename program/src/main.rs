@@ -46,8 +46,8 @@ enum Command {
     Tune(tune::Args),
     /// Print the problems that one forward pass of a model calls.
     Model(model::Args),
+    /// Run a model: its answer to a prompt, on the tuned kernels.
     #[cfg(feature = "engine")]
-    /// Run a model: from the ids of a prompt's tokens to those of its answer, on the tuned kernels.
     Run(run::Args),
     /// Compile every template of a model's plan, with no GPU needed, and print what the compiler says.
     Compile(compile::Args),

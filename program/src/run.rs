@@ -5,7 +5,6 @@ use super::select::{Store, Templates, Where, dtype, say};
 use super::sign::Signer;
 use super::weights::not_usable;
 use super::{CliError, export, out, table};
-use jitune::backend::BackendError;
 use jitune::bundle::Bundle;
 use jitune::device::{DeviceId, Target};
 use jitune::engine::{Engine, EngineError, Generated, Options};
@@ -239,15 +238,8 @@ fn failed(e: EngineError) -> CliError {
     match e {
         EngineError::Model(e) => CliError::Model(e),
         EngineError::Weights(e) => not_usable(e),
-        EngineError::Backend(e) | EngineError::Runtime(RuntimeError::Target(e)) => device(e),
+        EngineError::Backend(e) | EngineError::Runtime(RuntimeError::Target(e)) => CliError::Target(e),
         EngineError::Prompt(why) => CliError::Usage(why),
         other => CliError::Partly(other.to_string()),
-    }
-}
-
-fn device(e: BackendError) -> CliError {
-    match e {
-        e @ BackendError::Metadata { .. } => CliError::Usage(e.to_string()),
-        e => CliError::Target(e),
     }
 }

@@ -32,7 +32,7 @@ pub struct Which {
 pub struct Whole {
     /// All of the problems.
     pub problems: Vec<Problem>,
-    /// Those of them that are searched only among what was best for their neighbours.
+    /// Those of them that are searched only among what was measured for others.
     pub narrow: Vec<Problem>,
 }
 

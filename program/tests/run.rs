@@ -61,6 +61,7 @@ fn models_compute_what_transformers_computes() {
                     compared += 1;
                 }
             }
+            println!("{name}, {count} tokens: {worst:.1e} of the rms");
             assert!(worst <= LIMIT, "{name}, {count} tokens: {worst:.1e} of the rms");
             // Equal wherever the next best token is farther than the error; after one that is not, they may go apart.
             let margins = prompt["margins"].as_array().unwrap();

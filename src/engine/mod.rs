@@ -157,23 +157,19 @@ impl Engine {
             let why = format!("{count} tokens and {most} more are over the context of {}", self.options.context);
             return Err(EngineError::Prompt(why));
         }
-        let mut generated = Generated { ids: Vec::new(), first: Duration::ZERO, rest: Duration::ZERO, logits: None };
-        let (next, kept) = self.prompt(prompt, logits)?;
-        generated.logits = kept;
-        generated.first = begun.elapsed();
-        let mut next = next;
-        for at in count.. {
-            if generated.ids.len() == most {
+        let (mut next, logits) = self.prompt(prompt, logits)?;
+        let first = begun.elapsed();
+        let mut ids = Vec::new();
+        for at in count..count + most as i64 {
+            if at > count {
+                next = self.token(next, at - 1)?;
+            }
+            ids.push(next);
+            if last(next) {
                 break;
             }
-            generated.ids.push(next);
-            if last(next) || generated.ids.len() == most {
-                break;
-            }
-            next = self.token(next, at)?;
         }
-        generated.rest = begun.elapsed() - generated.first;
-        Ok(generated)
+        Ok(Generated { ids, first, rest: begun.elapsed() - first, logits })
     }
 
     /// Bytes on the device: weights, caches, and the steps that needed most.
@@ -191,8 +187,7 @@ impl Engine {
     fn prompt(&mut self, prompt: &[i32], logits: bool) -> Result<(i32, Option<Vec<f32>>), EngineError> {
         let count = prompt.len() as i64;
         let wanted = if logits { Logits::All } else { Logits::Last };
-        let Options { dtype, .. } = self.options;
-        let pass = Pass::of(&self.model, Phase::Prefill, count, count, self.cache, wanted, dtype)?;
+        let pass = Pass::of(&self.model, Phase::Prefill, count, count, self.cache, wanted, self.options.dtype)?;
         let tables = self.tables(prompt, 0);
         let step = self.step(&pass, count, &tables, false)?;
         let tokens = step.run(&tables, self.stream.as_ref())?;

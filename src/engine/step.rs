@@ -20,14 +20,14 @@ pub(super) struct Step {
     kernels: Vec<Bound>,
     graph: Option<Graph>,
     /// What the kernels are told; set before each run.
-    pub metadata: Metadata,
+    metadata: Metadata,
     logits: Memory,
     storage: Storage,
     tokens: Memory,
     rows: usize,
     /// Bytes on the device beside weights and caches.
     pub bytes: u64,
-    /// Kernels that are not tuned for a size near theirs, of all.
+    /// Portable kernels, which answer where nothing tuned does, and all.
     pub portable: (usize, usize),
 }
 
@@ -60,10 +60,7 @@ impl Step {
             match tensor.life {
                 _ if at == logits_at => Ok(logits.view()),
                 _ if at == tokens_at => Ok(tokens.view()),
-                Life::Activation => Ok(activations
-                    .view()
-                    .slice(places[at].clone().ok_or_else(unknown)?)
-                    .map_err(crate::runtime::RuntimeError::from)?),
+                Life::Activation => Ok(activations.view().slice(places[at].clone().ok_or_else(unknown)?)?),
                 Life::Weight => stores.weights.get(&tensor.name).map(Memory::view).ok_or_else(unknown),
                 Life::State => stores.states.get(&tensor.name).map(Memory::view).ok_or_else(unknown),
                 Life::Metadata => metadata.view(&tensor.name).ok_or_else(unknown),

@@ -191,6 +191,9 @@ impl Plan {
     }
 }
 
+/// Rows from which products have more than one row of tiles.
+const TILED_FROM: i64 = 64;
+
 /// Sizes that part the way from one to a larger one in equal ratios. From 64 on, where products have several rows of tiles,
 /// they are odd: a size that tiles divide is a case of its own, and what is asked for between two buckets seldom is one.
 /// Below, they are rounded up to the multiple of a quarter of the power of two below them, which tiles fit.
@@ -208,9 +211,6 @@ fn sizes_between(from: i64, to: i64, each: u32) -> impl Iterator<Item = i64> {
     };
     (1..=each).map(size).filter(move |size| from < *size && *size < to)
 }
-
-/// Rows from which products have more than one row of tiles.
-const TILED_FROM: i64 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -320,6 +320,7 @@ mod tests {
         assert_eq!(sizes("matmul", "n=128256", "m"), few);
         assert_eq!(sizes("decode", "context=512 ", "batch"), [1, 4, 16, 32, 64, 128, 256]);
         assert!(between.iter().all(|p| !plan.problems().contains(p)));
+        assert_eq!(between.len(), 4 * 18 + 8 + 7);
         assert_eq!(sizes_between(1024, 2048, 3).collect::<Vec<_>>(), [1217, 1449, 1723]);
         assert_eq!(sizes_between(4, 5, 3).count(), 0);
     }

@@ -12,7 +12,7 @@ use super::error::Refusal;
 use super::kernel::{Code, Kernel, Match};
 use crate::backend::BackendError;
 use crate::problem::{DimKind, Part, Problem};
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 /// Winners that an error names.
@@ -48,7 +48,7 @@ pub(super) fn nearest(codes: &[Arc<Code>], asked: &Problem) -> Result<Kernel, Ru
         let mut serving = Vec::new();
         for code in ranked.by_ref() {
             match code.answer(asked) {
-                Ok(launch) => serving.push((code, launch)),
+                Ok(launch) => serving.push((order(code, asked), code, launch)),
                 Err(why) => refuse(code, why.to_string()),
             }
             if serving.len() == CONSIDERED {
@@ -59,8 +59,8 @@ pub(super) fn nearest(codes: &[Arc<Code>], asked: &Problem) -> Result<Kernel, Ru
             return Err(RuntimeError::Untuned { problem: *asked, nearest: refused });
         }
         // Of two that are predicted to take the same time, the nearer.
-        serving.sort_by(|(a, _), (b, _)| order(a, asked).partial_cmp(&order(b, asked)).unwrap_or(Ordering::Equal));
-        for (code, launch) in serving {
+        serving.sort_by(|((a, a_us), ..), ((b, b_us), ..)| a.cmp(b).then(a_us.total_cmp(b_us)));
+        for (_, code, launch) in serving {
             let tuned = code.problem;
             let rung = if tuned.bucket() == asked.bucket() { Match::Exact } else { Match::Bucket { tuned } };
             match Kernel::new(Arc::clone(code), *asked, launch, rung) {
@@ -72,11 +72,11 @@ pub(super) fn nearest(codes: &[Arc<Code>], asked: &Problem) -> Result<Kernel, Ru
     }
 }
 
-/// What was tuned for this very bucket first, portable code last, the others by the microseconds that they may take.
-fn order(code: &Code, asked: &Problem) -> (bool, bool, f64) {
+/// Portable code last, and of the rest what was tuned for this very bucket first; then the microseconds that it may take.
+fn order(code: &Code, asked: &Problem) -> ((bool, bool), f64) {
     let exact = code.problem.bucket() == asked.bucket();
     let us = code.predicted_us(asked) * Gap::new(&code.problem, asked).doubt();
-    (!exact, code.recipe.description.portable, us)
+    ((code.recipe.description.portable, !exact), us)
 }
 
 /// How far a tuned problem is from the asked one: sums of |ln(asked / tuned)|.
@@ -134,10 +134,10 @@ mod tests {
     fn nearer_is_by_ratio_and_the_one_above_wins_a_tie() {
         // (asked, tuned ones, nearest first)
         for (asked, tuned, order) in [
-            (8, [4, 16, 1], [16, 4, 1]),
-            (7, [1, 4, 16], [4, 16, 1]),
-            (100, [512, 32, 100], [100, 32, 512]),
-            (1, [3, 2, 1], [1, 2, 3]),
+            (8, vec![4, 16], vec![16, 4]),
+            (7, vec![1, 4, 16, 32], vec![4, 16, 32, 1]),
+            (100, vec![512, 32, 100], vec![100, 32, 512]),
+            (1, vec![3, 2], vec![2, 3]),
         ] {
             let (asked, mut tuned) = (products(&[asked])[0], products(&tuned));
             tuned.sort_by_key(|t| Gap::new(t, &asked).rank());

@@ -26,7 +26,6 @@ use crate::device::{Device, DeviceId, Target};
 use crate::journal;
 use crate::key::Context;
 use crate::problem::Problem;
-use crate::recipe::Config;
 use crate::space;
 use crate::sync::{into_inner, lock};
 use crate::template::{Library, Template};
@@ -35,7 +34,7 @@ use compilers::Compilers;
 use jitune_db::Db;
 use lanes::{Queue, Remembered, at_once, families};
 use measurer::{Measurer, Place};
-use narrow::{apart, correction, in_turn};
+use narrow::in_turn;
 use problem::Tuning;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,8 +53,6 @@ const GRACE_TO_STOP: Duration = Duration::from_millis(1300);
 const PATIENT_ROOFLINES: f64 = 400.0;
 /// Problems that are tuned at a time on a GPU: while the candidates of one are measured those of the others are compiled.
 const LANES: usize = 12;
-/// What a narrow search tries of what was measured for others.
-const OF_OTHERS: usize = 24;
 
 /// How to tune.
 #[derive(Clone, Debug)]
@@ -478,46 +475,6 @@ impl Tuner<'_> {
         }
         points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
         Ok(JoinedSpace { problem: *problem, templates, points: points.into(), narrow: false })
-    }
-
-    /// Of what was measured for others of the problems that differ from one in one size, the best by prediction, what only
-    /// spares the search a slow config included; nothing where nothing was. The prediction is the analytic one, corrected by
-    /// what it was worth at the nearest sizes below and above.
-    fn narrowed(
-        &self,
-        problem: &Problem,
-        problems: &[Problem],
-        device: &Device,
-    ) -> Result<Option<JoinedSpace>, TuneError> {
-        let templates = self.library.for_problem(problem, device)?;
-        let mut points = Vec::new();
-        for (template, t) in templates.iter().enumerate() {
-            // Of each config: how far the problem lies where it was measured, and the logarithm of time over prediction.
-            let mut measured: BTreeMap<String, (Config, Vec<(f64, f64)>)> = BTreeMap::new();
-            for (other, far) in
-                problems.iter().filter(|p| !self.is_narrow(p)).filter_map(|p| Some((p, apart(problem, p)?)))
-            {
-                let key = self.context(device).trials(self.library, other, t);
-                for record in self.db.trials(&key)? {
-                    let Some(us) = journal::verdict(&record).and_then(|v| v.median_us()) else { continue };
-                    let Some(Ok(config)) = record.sub.as_deref().map(str::parse::<Config>) else { continue };
-                    let cost = |p: &Problem| t.recipe.instance(p, device, &config).and_then(|i| i.cost_us());
-                    let serves = t.recipe.serves(other, problem, device, &config).is_ok();
-                    if let (true, Ok(predicted)) = (serves, cost(other)) {
-                        let held = measured.entry(config.to_string()).or_insert_with(|| (config, Vec::new()));
-                        held.1.push((far, (us / predicted).ln()));
-                    }
-                }
-            }
-            for (config, worth) in measured.into_values() {
-                let cost_us = t.recipe.instance(problem, device, &config)?.cost_us()? * correction(&worth).exp();
-                points.push(Point { template, config, cost_us });
-            }
-        }
-        points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
-        points.truncate(OF_OTHERS);
-        let narrowed = JoinedSpace { problem: *problem, templates, points: points.into(), narrow: true };
-        Ok(Some(narrowed).filter(|space| !space.points.is_empty()))
     }
 
     /// The stored winner of a problem, if there is one whose artifact is there too.

@@ -1,25 +1,80 @@
 //! Problems that are searched only among what was measured for others of their family: how far these are, what their
 //! measurements say of a prediction, and when it is their turn.
 
+use super::search::Point;
+use super::{JoinedSpace, TuneError, Tuner};
+use crate::device::Device;
+use crate::journal;
 use crate::problem::{DimDef, Part, Problem};
+use crate::recipe::Config;
+use std::collections::BTreeMap;
+
+/// What a search among what was measured for others tries.
+const OF_OTHERS: usize = 24;
+
+impl Tuner<'_> {
+    /// Of what was measured for others of the problems that differ from one in one size, the best by prediction, what only
+    /// spares the search a slow config included; nothing where nothing was. The prediction is the analytic one, corrected by
+    /// what it was worth at the nearest sizes below and above.
+    pub(super) fn narrowed(
+        &self,
+        problem: &Problem,
+        problems: &[Problem],
+        device: &Device,
+    ) -> Result<Option<JoinedSpace>, TuneError> {
+        let templates = self.library.for_problem(problem, device)?;
+        let mut points = Vec::new();
+        for (template, t) in templates.iter().enumerate() {
+            // Of each config: how far the problem lies where it was measured, and the logarithm of time over prediction.
+            let mut measured: BTreeMap<String, (Config, Vec<(f64, f64)>)> = BTreeMap::new();
+            for (other, far) in
+                problems.iter().filter(|p| !self.is_narrow(p)).filter_map(|p| Some((p, apart(problem, p)?)))
+            {
+                let key = self.context(device).trials(self.library, other, t);
+                for record in self.db.trials(&key)? {
+                    let Some(us) = journal::verdict(&record).and_then(|v| v.median_us()) else { continue };
+                    let Some(Ok(config)) = record.sub.as_deref().map(str::parse::<Config>) else { continue };
+                    let cost = |p: &Problem| t.recipe.instance(p, device, &config).and_then(|i| i.cost_us());
+                    let serves = t.recipe.serves(other, problem, device, &config).is_ok();
+                    if let (true, Ok(predicted)) = (serves, cost(other)) {
+                        let held = measured.entry(config.to_string()).or_insert_with(|| (config, Vec::new()));
+                        held.1.push((far, (us / predicted).ln()));
+                    }
+                }
+            }
+            for (config, worth) in measured.into_values() {
+                let cost_us = t.recipe.instance(problem, device, &config)?.cost_us()? * correction(&worth).exp();
+                points.push(Point { template, config, cost_us });
+            }
+        }
+        points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
+        points.truncate(OF_OTHERS);
+        let narrowed = JoinedSpace { problem: *problem, templates, points: points.into(), narrow: true };
+        Ok(Some(narrowed).filter(|space| !space.points.is_empty()))
+    }
+}
 
 /// The logarithm of the ratio of the one size in which another problem differs; nothing where it differs in none or in more.
-pub(super) fn apart(problem: &Problem, other: &Problem) -> Option<f64> {
+fn apart(problem: &Problem, other: &Problem) -> Option<f64> {
     let differ = |d: &&DimDef| d.part == Part::Size && other.dim(d.name) != problem.dim(d.name);
     let d = problem.op().dims.iter().filter(|_| other.op().name == problem.op().name).find(differ)?;
     let alike = other.with(&[(d.name, problem.dim(d.name))]).map(|p| p.bucket()) == Ok(problem.bucket());
     alike.then(|| (other.dim(d.name).max(1) as f64 / problem.dim(d.name).max(1) as f64).ln())
 }
 
+/// The nearest below 0 and the nearest above it.
+fn nearest<T: Copy>(list: impl Iterator<Item = (f64, T)> + Clone) -> [Option<(f64, T)>; 2] {
+    [false, true].map(|above| {
+        let side = list.clone().filter(|(far, _)| (*far > 0.0) == above);
+        side.min_by(|a, b| a.0.abs().total_cmp(&b.0.abs()))
+    })
+}
+
 /// What lies between the nearest of these below 0 and above it, in proportion; the nearest where there is one side alone.
-pub(super) fn correction(worth: &[(f64, f64)]) -> f64 {
-    let nearest = |above: bool| {
-        let side = worth.iter().filter(|(far, _)| (*far > 0.0) == above);
-        side.min_by(|a, b| a.0.abs().total_cmp(&b.0.abs())).copied()
-    };
-    match (nearest(false), nearest(true)) {
-        (Some((below, low)), Some((above, high))) => low + (high - low) * below / (below - above),
-        (low, high) => low.or(high).map_or(0.0, |(_, worth)| worth),
+fn correction(worth: &[(f64, f64)]) -> f64 {
+    match nearest(worth.iter().copied()) {
+        [Some((below, low)), Some((above, high))] => low + (high - low) * below / (below - above),
+        [low, high] => low.or(high).map_or(0.0, |(_, worth)| worth),
     }
 }
 
@@ -29,14 +84,10 @@ pub(super) fn in_turn(lane: Vec<usize>, problems: &[Problem], is_narrow: impl Fn
     let (narrow, mut order): (Vec<usize>, Vec<usize>) = lane.into_iter().partition(|&i| is_narrow(&problems[i]));
     let wide = order.clone();
     for index in narrow {
-        let nearest = |above: bool| {
-            let far = |&i: &usize| Some((apart(&problems[index], &problems[i])?, i));
-            let side = wide.iter().filter_map(far).filter(|(far, _)| (*far > 0.0) == above);
-            side.min_by(|a, b| a.0.abs().total_cmp(&b.0.abs())).map(|(_, i)| i)
-        };
-        let place = |i: usize| order.iter().position(|o| *o == i);
+        let far = wide.iter().filter_map(|&i| Some((apart(&problems[index], &problems[i])?, i)));
+        let place = |(_, i): (f64, usize)| order.iter().position(|o| *o == i);
         // Behind those that stand there already.
-        let after = [false, true].into_iter().filter_map(nearest).filter_map(place).max();
+        let after = nearest(far).into_iter().flatten().filter_map(place).max();
         let at = after.map_or(order.len(), |at| {
             at + 1 + order[at + 1..].iter().take_while(|i| is_narrow(&problems[**i])).count()
         });
