@@ -279,7 +279,7 @@ impl<'a> Verifier<'a> {
     pub fn beside(&mut self, one: &Answers<'_>, other: &Answers<'_>, problem: &Problem) -> Result<Beside, Finding> {
         let unanswered = |why| Finding::Failed { why };
         let found = [one.of(problem).map_err(unanswered)?, other.of(problem).map_err(unanswered)?];
-        let setup = self.setup(&other.judge(found[1].0, problem), *problem)?;
+        let setup = self.setup(&other.judge(found[1].0, problem), *problem, true)?;
         self.session.prepare(&setup).map_err(|e| failed(&e))?;
         let mut runnables = Vec::new();
         let mut names = Vec::new();
@@ -317,7 +317,8 @@ impl<'a> Verifier<'a> {
         launch: Launch,
         line: &mut Verified,
     ) -> Result<Finding, Finding> {
-        let setup = self.setup(judge, line.problem)?;
+        let stored_us = line.stored_us.filter(|_| self.options.timing);
+        let setup = self.setup(judge, line.problem, stored_us.is_some())?;
         self.session.prepare(&setup).map_err(|e| match e {
             e @ BackendError::OutOfMemory { .. } => Finding::Skipped { why: e.to_string() },
             e => failed(&e),
@@ -328,7 +329,7 @@ impl<'a> Verifier<'a> {
         if let Some(found) = Finding::of(tried) {
             return Ok(found);
         }
-        let Some(stored_us) = line.stored_us.filter(|_| self.options.timing) else { return Ok(Finding::Good) };
+        let Some(stored_us) = stored_us else { return Ok(Finding::Good) };
         for _ in 0..TRIES {
             let timed = self.session.finals(std::slice::from_ref(&runnable), ROUNDS).map_err(|e| failed(&e))?;
             let Some(Timed { series, doubt }) = timed.into_iter().next() else {
@@ -348,7 +349,8 @@ impl<'a> Verifier<'a> {
     }
 
     /// What the session needs to fill and compare: from the bundle, else made here, which for a GPU needs NVRTC.
-    fn setup(&self, held: &Held<'_>, problem: Problem) -> Result<Setup, Finding> {
+    /// What the session needs to check a problem; to time it, it needs more memory than the caches hold.
+    fn setup(&self, held: &Held<'_>, problem: Problem, timed: bool) -> Result<Setup, Finding> {
         let (device, seed) = (self.session.device(), self.options.seed);
         let (Some(support), Some((code, description))) = (held.support(), held.reference()) else {
             let skipped = |e: &dyn std::fmt::Display| Finding::Skipped {
@@ -361,7 +363,8 @@ impl<'a> Verifier<'a> {
                     self.library.get_or_init(|| library)
                 }
             };
-            return Bench::new(library, &self.here).setup(&problem, device, seed).map_err(|e| skipped(&e));
+            let setup = Bench::new(library, &self.here).setup(&problem, device, seed).map_err(|e| skipped(&e))?;
+            return Ok(Setup { single: !timed, ..setup });
         };
         let recipe = Recipe::new(description.clone()).map_err(|e| failed(&e))?;
         if problem != held.problem() && recipe.serves(&held.problem(), &problem, device, &Config::default()).is_err() {
@@ -369,7 +372,7 @@ impl<'a> Verifier<'a> {
         }
         let launch = recipe.launch(&problem, device, &Config::default()).map_err(|e| failed(&e))?;
         let reference = Some(Runnable { artifact: self.put(code.bytes)?, launch });
-        Ok(Setup { problem, seed, support: Some(self.put(support.bytes)?), reference, single: false })
+        Ok(Setup { problem, seed, support: Some(self.put(support.bytes)?), reference, single: !timed })
     }
 
     fn put(&self, code: &[u8]) -> Result<Artifact, Finding> {
