@@ -5,6 +5,12 @@
 //! format (`weights`), no kernel (`runtime`), no tokenizer.
 
 mod arena;
+#[allow(dead_code)]
+mod blocks;
+#[allow(dead_code)]
+mod schedule;
+#[cfg(test)]
+mod simulation;
 mod step;
 
 use crate::backend::cuda::Stream;
