@@ -1,6 +1,6 @@
 //! The scheduler and the pages of the cache under random requests, with a model of what the cache holds.
 //!
-//! `JITUNE_SIMULATED` is the number of requests; 100,000 without it. The lines that it prints are seen with `--nocapture`.
+//! `JITUNE_SIMULATED` is the number of requests; a million without it. The lines that it prints are seen with `--nocapture`.
 
 use super::blocks::Blocks;
 use super::schedule::{Id, Limits, Refused, Scheduler, Step};
@@ -480,11 +480,11 @@ const WORLDS: [World; 7] = [
 
 #[test]
 fn no_page_is_lost_or_shared_wrongly_and_nobody_starves() {
-    let requests = match std::env::var("JITUNE_SIMULATED") {
+    let requests: u64 = match std::env::var("JITUNE_SIMULATED") {
         Ok(number) => number.parse().expect("JITUNE_SIMULATED is a number of requests"),
-        Err(_) => 100_000,
+        Err(_) => 1_000_000,
     };
-    let each = (requests / WORLDS.len() as u64).max(1000);
+    let each = requests.div_ceil(WORLDS.len() as u64).max(1000);
     for (seed, world) in WORLDS.iter().enumerate() {
         let t = Simulation::new(world, seed as u64).run(each);
         let percent = |part: u64, all: u64| 100.0 * part as f64 / all.max(1) as f64;
