@@ -15,6 +15,8 @@ mod explain;
 mod export;
 mod inspect;
 mod model;
+#[cfg(feature = "engine")]
+mod opened;
 mod profile;
 mod progress;
 mod report;
@@ -22,6 +24,8 @@ mod report;
 mod run;
 mod select;
 mod sign;
+#[cfg(feature = "engine")]
+mod step;
 mod table;
 mod tune;
 mod verify;
@@ -49,6 +53,9 @@ enum Command {
     /// Run a model: its answer to a prompt, on the tuned kernels.
     #[cfg(feature = "engine")]
     Run(run::Args),
+    /// Time whole steps of a model, beside the sum of their kernels and the floor.
+    #[cfg(feature = "engine")]
+    Step(step::Args),
     /// Compile every template of a model's plan, with no GPU needed, and print what the compiler says.
     Compile(compile::Args),
     /// Compile, check and time a few candidates of a problem in this process: for writing templates.
@@ -91,6 +98,8 @@ fn main() -> ExitCode {
         Command::Model(args) => model::run(&args),
         #[cfg(feature = "engine")]
         Command::Run(args) => run::run(&args),
+        #[cfg(feature = "engine")]
+        Command::Step(args) => step::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Try(args) => attempt::run(&args),
         Command::Export(args) => export::run(&args),

@@ -15,6 +15,17 @@ pub(crate) enum Machine {
     Cpu(Arc<cpu::Pool>),
 }
 
+#[cfg(feature = "engine")]
+impl Machine {
+    /// Bytes that may be allocated on it.
+    pub(crate) fn available(&self) -> Result<u64, BackendError> {
+        match self {
+            Machine::Cuda(context) => cuda::available(context),
+            Machine::Cpu(_) => Ok(cpu::available()),
+        }
+    }
+}
+
 /// Loaded code.
 pub(crate) struct Module {
     code: Code,

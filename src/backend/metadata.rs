@@ -63,6 +63,28 @@ const NAMES: [&str; 7] = ["ids", "positions", "slots", "block_table", "q_starts"
 const ALIGNMENT: u64 = 256;
 
 impl Tables {
+    /// Those of a step that does nothing, with so many rows of logits.
+    #[must_use]
+    pub fn idle(bounds: &Bounds, rows: i64) -> Tables {
+        let mut tables = Tables::default();
+        tables.pad(bounds, rows);
+        tables
+    }
+
+    /// Makes each table as long as a step of these bounds and rows of logits has it: by tokens that are written nowhere, and
+    /// by sequences that have none of the step. A sequence of a step of one token each sees the first token of the cache.
+    pub fn pad(&mut self, bounds: &Bounds, rows: i64) {
+        let [tokens, sequences, rows] = [bounds.tokens, bounds.sequences, rows].map(|n| n.max(0) as usize);
+        self.ids.resize(tokens, 0);
+        self.positions.resize(tokens, 0);
+        self.slots.resize(tokens, -1);
+        self.block_table.resize(sequences * bounds.max_pages.max(0) as usize, 0);
+        let used = self.q_starts.last().copied().unwrap_or(0);
+        self.q_starts.resize(sequences + 1, used);
+        self.kv_lens.resize(sequences, 1);
+        self.last_rows.resize(rows, 0);
+    }
+
     fn all(&self) -> [&[i32]; 7] {
         [&self.ids, &self.positions, &self.slots, &self.block_table, &self.q_starts, &self.kv_lens, &self.last_rows]
     }
@@ -132,11 +154,6 @@ impl Metadata {
         let place = NAMES.iter().position(|n| *n == name)?;
         let at: u64 = self.bytes[..place].iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum();
         View::checked(&self.memory, self.bounds.ranges()[place]).slice(at..at + self.bytes[place]).ok()
-    }
-
-    /// Bytes on the device.
-    pub fn bytes(&self) -> u64 {
-        self.memory.len()
     }
 }
 

@@ -53,15 +53,15 @@ pub(super) fn arena(program: &Program, kept: &[usize]) -> Arena {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cache, Logits, Model, Pass, Phase};
+    use crate::model::{Cache, Model, Pass, Shape};
     use crate::problem::{Dtype, Role};
 
     #[test]
     fn no_byte_is_two_tensors_at_a_time_and_layers_share() {
         let model = Model::preset("llama-3.2-1b").unwrap();
         let cache = Cache { page: 64, pages: 32, max_pages: 16, max_pos: 1024 };
-        for (phase, rows) in [(Phase::Prefill, 300), (Phase::Decode, 3), (Phase::Chunk, 64)] {
-            let pass = Pass::of(&model, phase, rows, 1024, cache, Logits::Last, Dtype::Bf16).unwrap();
+        for shape in [Shape::prompt(300), Shape::decode(3, 1024), Shape::chunk(64, 5, 1024)] {
+            let pass = Pass::of(&model, shape, cache, Dtype::Bf16).unwrap();
             let program = &pass.program;
             let kept = [program.tensor("logits").unwrap()];
             let arena = arena(program, &kept);
@@ -91,7 +91,7 @@ mod tests {
             }
             let all: u64 =
                 (0..program.tensors.len()).filter_map(|t| arena.places[t].as_ref()).map(|r| r.end - r.start).sum();
-            assert!(arena.bytes * 8 < all, "{phase:?}: {} of {all}", arena.bytes);
+            assert!(arena.bytes * 8 < all, "{shape:?}: {} of {all}", arena.bytes);
             assert!(arena.places[kept[0]].is_none());
         }
     }

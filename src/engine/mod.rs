@@ -1,33 +1,58 @@
-//! The engine: a model's passes on tuned kernels, from token ids to token ids.
+//! The engine: a model on a device, and many requests at a time.
 //!
-//! [`Engine::open`] puts the weights on the device of a [`Runtime`] and makes the cache; [`Engine::generate`] reads a prompt as
-//! one pass and then takes one step a token, the most likely one each time. One sequence at a time so far. Knows no file
-//! format (`weights`), no kernel (`runtime`), no tokenizer.
+//! **Weights → Blocks → Schedule → Step → Graph → Events.** [`Engine::open`] plans the memory, puts the weights on the device of a
+//! [`Runtime`] and starts a thread that takes one step after the other: the scheduler (`schedule.rs`) chooses which tokens of
+//! which requests, `core.rs` makes tables of them, `step.rs` runs the kernels, and what comes of it is heard by those who
+//! asked. Knows no file format (`weights`), no kernel (`runtime`), no tokenizer.
+//!
+//! ```no_run
+//! use jitune::engine::{Engine, Event, Options, Request};
+//! use jitune::{bundle::Bundle, model::Model, problem::Dtype, runtime::Runtime, weights::Weights};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (model, _) = Model::load("my-model")?;
+//! let (weights, _) = Weights::open("my-model".as_ref(), &model)?;
+//! let runtime = Runtime::cpu(&Bundle::open("my-model.jitune")?, None)?;
+//! let engine = Engine::open(runtime, &model, &weights, Options::new(Dtype::F32, 2048), |_, _| ())?;
+//! let request = Request { prompt: vec![1, 5, 7], most: 16, ..Request::default() };
+//! for event in engine.submit(request)? {
+//!     if let Event::Token(token) = event {
+//!         println!("{}", token.id);
+//!     }
+//! }
+//! # Ok(()) }
+//! ```
 
 mod arena;
-#[allow(dead_code)]
 mod blocks;
-#[allow(dead_code)]
+mod core;
+mod measure;
+mod plan;
+mod request;
 mod schedule;
 #[cfg(test)]
 mod simulation;
 mod step;
 
-use crate::backend::cuda::Stream;
-use crate::backend::{BackendError, Bounds, Tables};
-use crate::model::{Buckets, Cache, Logits, Model, ModelError, Pass, Phase};
+pub use measure::{Case, KernelTime, StepTime, Timer, median};
+pub use plan::MemoryPlan;
+pub use request::{End, Event, Finish, Logprobs, Request, Sampling, Stats, Token};
+pub use schedule::Refused;
+
+use crate::backend::BackendError;
+use crate::model::{Buckets, Model, ModelError};
 use crate::problem::Dtype;
-use crate::program::{Life, ProgramError};
-use crate::runtime::{Memory, Runtime, RuntimeError};
+use crate::program::ProgramError;
+use crate::runtime::{Runtime, RuntimeError};
+use crate::sync::lock;
 use crate::weights::{Weights, WeightsError};
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
-use step::Step;
+use core::Core;
+use schedule::{Room, fits};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
-/// Steps of a decode are bound for contexts of powers of two from here on.
-const LEAST_CONTEXT: i64 = 256;
-
-/// Why a model does not run.
+/// Why a model does not run, or a request is not taken.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
@@ -52,13 +77,39 @@ pub enum EngineError {
         /// What is missing.
         why: String,
     },
-    /// A prompt that the engine was not opened for.
+    /// The model with room for one sequence of the whole context is more than there is.
+    #[error(
+        "{needed} bytes are needed for one sequence of the whole context, and there are {most}; a shorter context needs less \
+         ({plan})"
+    )]
+    Memory {
+        /// Bytes for it.
+        needed: u64,
+        /// Bytes that there are.
+        most: u64,
+        /// What they are for.
+        plan: MemoryPlan,
+    },
+    /// Options that mean nothing.
     #[error("{0}")]
-    Prompt(String),
+    Options(String),
+    /// A request that means nothing to the model, or that the engine was not opened for.
+    #[error("{0}")]
+    Request(String),
+    /// A request that there is no room for.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The engine has ended, after an error that each request heard of.
+    #[error("the engine has ended: {why}")]
+    Ended {
+        /// Of what.
+        why: String,
+    },
 }
 
 /// How to run a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Options {
     /// The type of weights, activations and cache.
     pub dtype: Dtype,
@@ -66,45 +117,79 @@ pub struct Options {
     pub context: i64,
     /// Tokens of a page of the cache.
     pub page: i64,
+    /// Most requests that steps work on at a time.
+    pub sequences: i64,
+    /// Most tokens of a step.
+    pub tokens: i64,
+    /// Most requests that wait.
+    pub waiting: usize,
+    /// Most bytes on the device; none for what is free there. The cache takes what the rest leaves, up to the whole
+    /// context of as many sequences as steps work on.
+    pub memory: Option<u64>,
+    /// Whether what a page holds is used again by prompts that begin alike.
+    pub prefix: bool,
+    /// Whether requests may ask for the logits of a prompt; then none is used again, since a token that is not computed has none.
+    pub logits: bool,
 }
 
-/// What lies on the device as long as the engine does.
-struct Stores {
-    weights: BTreeMap<String, Memory>,
-    states: BTreeMap<String, Memory>,
+impl Options {
+    /// One request at a time, of at most `context` tokens.
+    pub fn new(dtype: Dtype, context: i64) -> Options {
+        Options {
+            dtype,
+            context,
+            page: Buckets::default().page,
+            sequences: 1,
+            tokens: 512,
+            waiting: 1024,
+            memory: None,
+            prefix: true,
+            logits: false,
+        }
+    }
+
+    fn check(&self) -> Result<(), EngineError> {
+        let sizes =
+            [("context", self.context), ("page", self.page), ("sequences", self.sequences), ("tokens", self.tokens)];
+        match sizes.iter().find(|(_, v)| !(1..=crate::problem::MAX_DIM).contains(v)) {
+            Some((name, v)) => Err(EngineError::Options(format!("{name}: {v} is no size; 1 is the least"))),
+            None => Ok(()),
+        }
+    }
 }
 
-/// A model on a device.
+/// Who hears of a request. What it returns says whether it still listens; when not, the request is cancelled.
+type Sink = Box<dyn FnMut(Event) -> bool + Send>;
+
+enum Command {
+    Submit(u64, Request, Sink),
+    Cancel(u64),
+}
+
+/// What the threads of an engine share.
+#[derive(Default)]
+struct Shared {
+    stats: Arc<Mutex<Stats>>,
+    /// Requests that were taken and have not ended, but for those that the stats count as running.
+    waiting: AtomicUsize,
+    ended: Mutex<Option<String>>,
+}
+
+/// A model on a device. Threads may share it. Dropping it cancels what is not done.
 pub struct Engine {
-    runtime: Runtime,
-    model: Model,
+    commands: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    next: AtomicU64,
+    plan: MemoryPlan,
     options: Options,
-    cache: Cache,
-    stores: Stores,
-    stream: Option<Stream>,
-    /// The decode step that ran last, and the context that it is for.
-    decode: Option<(i64, Step)>,
-    /// Most bytes of steps at a time.
-    most: u64,
-    portable: (usize, usize),
-}
-
-/// What a prompt led to.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Generated {
-    /// The tokens after the prompt.
-    pub ids: Vec<i32>,
-    /// From the call to the first token.
-    pub first: Duration,
-    /// From the first token to the last.
-    pub rest: Duration,
-    /// The logits of each token of the prompt, row by row in f32, where they were asked for.
-    pub logits: Option<Vec<f32>>,
+    room: Room,
+    vocab: i64,
 }
 
 impl Engine {
-    /// Puts the weights of a model on the device of `runtime`, and makes the cache. `loaded` hears of the bytes that are there,
-    /// and of all.
+    /// Plans the memory, puts the weights of a model on the device of `runtime`, and begins to wait for requests. `loaded` hears
+    /// of the bytes that are there, and of all.
     pub fn open(
         runtime: Runtime,
         model: &Model,
@@ -112,148 +197,164 @@ impl Engine {
         options: Options,
         mut loaded: impl FnMut(u64, u64),
     ) -> Result<Engine, EngineError> {
-        let Options { dtype, context, page } = options;
-        let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
-        buckets.check(model)?;
-        let pages = (context - 1) / page + 1;
-        let cache = Cache { page, pages, max_pages: pages, max_pos: context };
-        let pass = Pass::of(model, Phase::Decode, 1, context, cache, Logits::Last, dtype)?;
-        let all: u64 = step::tensors(&pass.program, Life::Weight).values().sum();
-        let mut stores = Stores { weights: BTreeMap::new(), states: BTreeMap::new() };
-        let mut there = 0;
-        for tensor in pass.program.tensors.iter().filter(|t| t.life == Life::Weight) {
-            let memory = runtime.allocate(tensor.bytes())?;
-            let mut bytes = vec![0; tensor.bytes() as usize];
-            weights.fill(tensor, &mut bytes)?;
-            memory.upload(&bytes)?;
-            stores.weights.insert(tensor.name.clone(), memory);
-            there += tensor.bytes();
-            loaded(there, all);
-        }
-        // Zeros: what no token has written yet is finite.
-        for (name, bytes) in step::tensors(&pass.program, Life::State) {
-            stores.states.insert(name.into(), runtime.zeroed(bytes)?);
-        }
-        let stream = step::stream(&runtime)?;
-        let model = model.clone();
-        Ok(Engine { runtime, model, options, cache, stores, stream, decode: None, most: 0, portable: (0, 0) })
-    }
-
-    /// The tokens that follow a prompt, the most likely one each time (the lowest id of equals): `most` of them, or fewer
-    /// where `last` says that one is the last. With `logits` those of every token of the prompt are kept.
-    pub fn generate(
-        &mut self,
-        prompt: &[i32],
-        most: usize,
-        logits: bool,
-        mut last: impl FnMut(i32) -> bool,
-    ) -> Result<Generated, EngineError> {
-        let begun = Instant::now();
-        let count = prompt.len() as i64;
-        if prompt.is_empty() {
-            return Err(EngineError::Prompt("the prompt has no token".into()));
-        }
-        if let Some(id) = prompt.iter().find(|id| !(0..self.model.vocab).contains(&i64::from(**id))) {
-            return Err(EngineError::Prompt(format!(
-                "the prompt has the token {id}, and the model's go from 0 to {}",
-                self.model.vocab - 1
-            )));
-        }
-        if count + most as i64 > self.options.context {
-            let why = format!("{count} tokens and {most} more are over the context of {}", self.options.context);
-            return Err(EngineError::Prompt(why));
-        }
-        let (mut next, logits) = self.prompt(prompt, logits)?;
-        let first = begun.elapsed();
-        let mut ids = Vec::new();
-        for at in count..count + most as i64 {
-            if at > count {
-                next = self.token(next, at - 1)?;
-            }
-            ids.push(next);
-            if last(next) {
-                break;
-            }
-        }
-        Ok(Generated { ids, first, rest: begun.elapsed() - first, logits })
-    }
-
-    /// Bytes on the device: weights, caches, and the steps that needed most.
-    pub fn bytes(&self) -> u64 {
-        let stores = self.stores.weights.values().chain(self.stores.states.values());
-        stores.map(Memory::len).sum::<u64>() + self.most
-    }
-
-    /// Kernels of the steps so far that nothing tuned answers for, of all.
-    pub fn portable(&self) -> (usize, usize) {
-        self.portable
-    }
-
-    /// Reads a prompt: the token after it, and the logits of all of its tokens.
-    fn prompt(&mut self, prompt: &[i32], logits: bool) -> Result<(i32, Option<Vec<f32>>), EngineError> {
-        let count = prompt.len() as i64;
-        let wanted = if logits { Logits::All } else { Logits::Last };
-        let pass = Pass::of(&self.model, Phase::Prefill, count, count, self.cache, wanted, self.options.dtype)?;
-        let tables = self.tables(prompt, 0);
-        let step = self.step(&pass, count, &tables, false)?;
-        let tokens = step.run(&tables, self.stream.as_ref())?;
-        let kept = if logits { Some(step.logits()?) } else { None };
-        let held = self.decode.as_ref().map_or(0, |(_, decode)| decode.bytes);
-        self.most = self.most.max(held + step.bytes);
-        tokens.last().map(|next| (*next, kept)).ok_or_else(|| EngineError::Program { why: "it gives no token".into() })
-    }
-
-    /// Takes one step: the token after `id`, which stands at `at`.
-    fn token(&mut self, id: i32, at: i64) -> Result<i32, EngineError> {
-        let tables = self.tables(&[id], at);
-        let context = u64::try_from(at + 1).unwrap_or(1).next_power_of_two() as i64;
-        let context = context.max(LEAST_CONTEXT).min(self.cache.max_pages * self.cache.page);
-        if self.decode.as_ref().is_none_or(|(bound, _)| *bound != context) {
-            self.decode = None;
-            let dtype = self.options.dtype;
-            let pass = Pass::of(&self.model, Phase::Decode, 1, context, self.cache, Logits::Last, dtype)?;
-            let step = self.step(&pass, context, &tables, true)?;
-            self.most = self.most.max(step.bytes);
-            self.decode = Some((context, step));
-        }
-        let tokens = match &self.decode {
-            Some((_, step)) => step.run(&tables, self.stream.as_ref())?,
-            None => Vec::new(),
+        options.check()?;
+        let (context, page) = (options.context, options.page);
+        Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page }.check(model)?;
+        let room = Room { context: options.context as usize, page: options.page as usize, pages: 0 };
+        let (core, plan) = Core::new(runtime, model, weights, options.clone(), &mut loaded)?;
+        let shared = Arc::new(Shared { stats: core.stats(), ..Shared::default() });
+        let (commands, heard) = channel();
+        let thread = {
+            let shared = Arc::clone(&shared);
+            let spawned =
+                std::thread::Builder::new().name("jitune-engine".into()).spawn(move || run(core, &heard, &shared));
+            spawned.map_err(|e| BackendError::Threads { asked: 1, why: e.to_string() })?
         };
-        tokens.first().copied().ok_or_else(|| EngineError::Program { why: "it gives no token".into() })
+        let (next, vocab, room) = (AtomicU64::new(0), model.vocab, Room { pages: plan.pages as usize, ..room });
+        Ok(Engine { commands: Some(commands), thread: Some(thread), shared, next, plan, options, room, vocab })
     }
 
-    fn step(&mut self, pass: &Pass, context: i64, tables: &Tables, again: bool) -> Result<Step, EngineError> {
-        let Cache { page, pages, max_pages, max_pos } = self.cache;
-        let bounds = Bounds {
-            tokens: tables.ids.len() as i64,
-            sequences: 1,
-            vocab: self.model.vocab,
-            max_pos,
-            page,
-            pages,
-            max_pages,
-            context,
+    /// Asks for an answer. Dropping what is returned cancels it.
+    pub fn submit(&self, request: Request) -> Result<Answer<'_>, EngineError> {
+        let (said, events) = channel();
+        let id = self.submit_to(request, move |event| said.send(event).is_ok())?;
+        Ok(Answer { engine: self, id, events, ended: false })
+    }
+
+    /// Asks for an answer, every event of which is given to `sink`, on the engine's thread: it must not wait for anything.
+    /// When it returns false nobody listens any more, and the request is cancelled. What is returned names the request to
+    /// [`Engine::cancel`].
+    pub fn submit_to(
+        &self,
+        request: Request,
+        sink: impl FnMut(Event) -> bool + Send + 'static,
+    ) -> Result<u64, EngineError> {
+        self.check(&request)?;
+        // Those that run wait no longer, so a moment's more than the limit is possible, and harmless.
+        let waiting = lock(&self.shared.stats).waiting + self.shared.waiting.load(Ordering::Relaxed);
+        if waiting >= self.options.waiting {
+            return Err(Refused::Full { waiting }.into());
+        }
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        match &self.commands {
+            Some(commands) if commands.send(Command::Submit(id, request, Box::new(sink))).is_ok() => Ok(id),
+            _ => Err(self.ended()),
+        }
+    }
+
+    /// Ends a request, wherever it is; nothing happens to one that has ended. Its last event says so.
+    pub fn cancel(&self, id: u64) {
+        if let Some(commands) = &self.commands {
+            // Where nobody hears it, all have ended.
+            let _ = commands.send(Command::Cancel(id));
+        }
+    }
+
+    /// What it does and has done.
+    pub fn stats(&self) -> Stats {
+        let stats = *lock(&self.shared.stats);
+        Stats { waiting: stats.waiting + self.shared.waiting.load(Ordering::Relaxed), ..stats }
+    }
+
+    /// What lies on the device.
+    pub fn plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// Why it takes no more requests, if it does not.
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.shared.ended).clone()
+    }
+
+    fn ended(&self) -> EngineError {
+        EngineError::Ended { why: self.failure().unwrap_or_else(|| "its thread is gone".into()) }
+    }
+
+    /// Whether it can take a request.
+    fn check(&self, request: &Request) -> Result<(), EngineError> {
+        let refused = |why: String| Err(EngineError::Request(why));
+        fits(request.prompt.len(), request.most, &self.room)?;
+        if request.most == 0 {
+            return refused("no token is asked for".into());
+        }
+        if let Some(id) = request.prompt.iter().find(|id| !(0..self.vocab).contains(&i64::from(**id))) {
+            return refused(format!("the prompt has the token {id}, and the model's go from 0 to {}", self.vocab - 1));
+        }
+        if request.logits && !self.options.logits {
+            return refused("the engine has no room for the logits of a prompt".into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        drop(self.commands.take());
+        if let Some(thread) = self.thread.take() {
+            // What it had to say, it said to those who wait.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The events of a request, as they come; it ends after [`Event::End`].
+pub struct Answer<'e> {
+    engine: &'e Engine,
+    id: u64,
+    events: Receiver<Event>,
+    ended: bool,
+}
+
+impl Iterator for Answer<'_> {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        let event = if self.ended { None } else { self.events.recv().ok() };
+        self.ended = matches!(event, None | Some(Event::End(_)));
+        event
+    }
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.engine.cancel(self.id);
+        }
+    }
+}
+
+/// The engine's thread: hears what is asked, and takes steps as long as there is something to do.
+fn run(mut core: Core, heard: &Receiver<Command>, shared: &Shared) {
+    loop {
+        let command = match core.is_idle() {
+            true => heard.recv().map_err(|RecvError| TryRecvError::Disconnected),
+            false => heard.try_recv(),
         };
-        let step = Step::new(&self.runtime, &self.stores, pass, bounds, tables, self.stream.as_ref(), again)?;
-        self.portable.0 += step.portable.0;
-        self.portable.1 += step.portable.1;
-        Ok(step)
-    }
-
-    /// What the kernels are told of the tokens `ids` of the sequence, the first of which stands at `from`.
-    fn tables(&self, ids: &[i32], from: i64) -> Tables {
-        let (from, count) = (from as i32, ids.len() as i32);
-        // The pages lie in the order of the tokens, so a token's slot is its position.
-        let positions: Vec<i32> = (from..from + count).collect();
-        Tables {
-            ids: ids.to_vec(),
-            slots: positions.clone(),
-            positions,
-            block_table: (0..self.cache.max_pages as i32).collect(),
-            q_starts: vec![0, count],
-            kv_lens: vec![from + count],
-            last_rows: vec![count - 1],
+        match command {
+            Ok(Command::Submit(id, request, sink)) => {
+                core.submit(id, request, sink);
+                shared.waiting.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            Ok(Command::Cancel(id)) => {
+                core.cancel(id);
+                continue;
+            }
+            Err(TryRecvError::Disconnected) => return core.end_all(&Finish::Cancelled),
+            Err(TryRecvError::Empty) => (),
+        }
+        if let Err(e) = core.step() {
+            *lock(&shared.ended) = Some(e.to_string());
+            core.end_all(&Finish::Failed(e.to_string()));
+            // Who asked meanwhile hears it too.
+            while let Ok(command) = heard.try_recv() {
+                if let Command::Submit(id, request, sink) = command {
+                    core.submit(id, request, sink);
+                    core.end_all(&Finish::Failed(e.to_string()));
+                }
+            }
+            return;
         }
     }
 }

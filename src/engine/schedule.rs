@@ -67,6 +67,36 @@ pub enum Refused {
     },
 }
 
+/// What requests may fill.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Tokens of a sequence at most, prompt and answer.
+    pub context: usize,
+    /// Tokens of a page of the cache.
+    pub page: usize,
+    /// Pages of the cache.
+    pub pages: usize,
+}
+
+/// Whether a request fits when it is alone: tokens of its prompt, and of its answer at most (one at least).
+pub(super) fn fits(prompt: usize, most: usize, room: &Room) -> Result<(), Refused> {
+    let Room { context, page, pages } = *room;
+    let most = most.max(1);
+    if prompt == 0 {
+        return Err(Refused::Empty);
+    }
+    let all = prompt.saturating_add(most);
+    if all > context {
+        return Err(Refused::TooLong { prompt, most, context });
+    }
+    // The last token of the answer is in no page.
+    let needed = (all - 1).div_ceil(page);
+    if needed > pages {
+        return Err(Refused::NeverFits { needed, pages });
+    }
+    Ok(())
+}
+
 /// What a step computes of one sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
@@ -167,19 +197,9 @@ impl Scheduler {
     /// Lets a request wait for its turn: a prompt, and how many tokens its answer has at most (one at least). What is taken
     /// fits into the cache when it is alone.
     pub fn submit(&mut self, id: Id, prompt: Vec<i32>, most: usize) -> Result<(), Refused> {
-        let (context, pages, waiting) = (self.context, self.blocks.pages(), self.waiting.len());
-        let most = most.max(1);
-        if prompt.is_empty() {
-            return Err(Refused::Empty);
-        }
-        let all = prompt.len().saturating_add(most);
-        if all > context {
-            return Err(Refused::TooLong { prompt: prompt.len(), most, context });
-        }
-        let needed = (all - 1).div_ceil(self.blocks.page());
-        if needed > pages {
-            return Err(Refused::NeverFits { needed, pages });
-        }
+        let room = Room { context: self.context, page: self.blocks.page(), pages: self.blocks.pages() };
+        fits(prompt.len(), most, &room)?;
+        let (all, waiting) = (prompt.len() + most.max(1), self.waiting.len());
         if self.arrivals.contains_key(&id) {
             return Err(Refused::Known { id });
         }

@@ -1,123 +1,283 @@
 //! A pass bound to memory: its kernels, one after the other, or as one graph.
 
+use super::EngineError;
 use super::arena::{Arena, arena};
-use super::{EngineError, Stores};
-use crate::backend::cuda::{Graph, Stream};
+use super::measure::KernelTime;
+use super::plan::MemoryPlan;
+use crate::backend::cuda::{Event, Graph, Stream};
 use crate::backend::{Bounds, Metadata, Tables};
 use crate::device::Target;
-use crate::model::Pass;
-use crate::problem::Storage;
+use crate::model::{Cache, Model, Pass};
+use crate::problem::{Problem, Storage};
 use crate::program::{Life, Program};
-use crate::runtime::{Bound, Memory, Queue, Runtime, View};
-use std::collections::BTreeMap;
+use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View};
+use crate::weights::Weights;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// Outputs that the host reads.
-const LOGITS: &str = "logits";
-const TOKENS: &str = "tokens";
+pub(super) const RESULTS: [&str; 2] = ["logits", "tokens"];
+const LOGITS: usize = 0;
+const TOKENS: usize = 1;
+
+/// What lies on the device as long as the engine does; all steps share it, one at a time.
+pub(super) struct Stores {
+    /// Weights and caches, by their names in programs.
+    kept: BTreeMap<String, Memory>,
+    activations: Memory,
+    /// Those that the host reads.
+    results: [Memory; 2],
+    /// Scratch of kernels: what they leave as they found it is zeros in the second.
+    workspaces: [Memory; 2],
+}
+
+impl Stores {
+    /// Allocates what was planned, and fills the weights of `program` in; `loaded` hears of the bytes that are there, and of all.
+    pub fn new(
+        runtime: &Runtime,
+        program: &Program,
+        weights: &Weights,
+        plan: &MemoryPlan,
+        loaded: &mut dyn FnMut(u64, u64),
+    ) -> Result<Stores, EngineError> {
+        let mut kept = BTreeMap::new();
+        let mut there = 0;
+        for tensor in &program.tensors {
+            match tensor.life {
+                Life::Weight => {
+                    let memory = runtime.allocate(tensor.bytes())?;
+                    let mut bytes = vec![0; tensor.bytes() as usize];
+                    weights.fill(tensor, &mut bytes)?;
+                    memory.upload(&bytes)?;
+                    kept.insert(tensor.name.clone(), memory);
+                    there += tensor.bytes();
+                    loaded(there, plan.weights);
+                }
+                // Zeros: what no token has written yet is finite.
+                Life::State => drop(kept.insert(tensor.name.clone(), runtime.zeroed(tensor.bytes())?)),
+                Life::Metadata | Life::Activation => (),
+            }
+        }
+        let [logits, tokens] = plan.results;
+        Ok(Stores {
+            kept,
+            activations: runtime.allocate(plan.activations)?,
+            results: [runtime.allocate(logits)?, runtime.allocate(tokens)?],
+            workspaces: [runtime.allocate(plan.workspaces[0])?, runtime.zeroed(plan.workspaces[1])?],
+        })
+    }
+}
 
 /// A pass that runs.
 pub(super) struct Step {
     kernels: Vec<Bound>,
+    /// The kernels that are alike but for their tensors, by their places; each kind without its times.
+    kinds: Vec<(KernelTime, Vec<usize>)>,
     graph: Option<Graph>,
+    bounds: Bounds,
     /// What the kernels are told; set before each run.
     metadata: Metadata,
-    logits: Memory,
+    results: [Memory; 2],
+    /// The type of the logits, and how many a row has.
     storage: Storage,
-    tokens: Memory,
-    rows: usize,
-    /// Bytes on the device beside weights and caches.
-    pub bytes: u64,
+    vocab: u64,
+    /// Tokens that get logits: `last_rows` of all where the pass gathers them, otherwise all in their order.
+    rows: i64,
+    gathers: bool,
     /// Portable kernels, which answer where nothing tuned does, and all.
     pub portable: (usize, usize),
 }
 
 impl Step {
-    /// Looks the kernels of a pass up, and binds them. On a GPU they are captured into a graph where they run more than once.
+    /// Looks the kernels of a pass up, and binds them; none where their scratch is more than was planned. With a stream to
+    /// capture on they become a graph.
     pub fn new(
         runtime: &Runtime,
         stores: &Stores,
+        model: &Model,
+        cache: Cache,
         pass: &Pass,
-        bounds: Bounds,
-        tables: &Tables,
-        stream: Option<&Stream>,
-        again: bool,
-    ) -> Result<Step, EngineError> {
+        capture: Option<&Stream>,
+    ) -> Result<Option<Step>, EngineError> {
         let program = &pass.program;
         program.check()?;
-        let named = |name: &str| program.tensor(name).map(|t| (t, &program.tensors[t]));
-        let (Some((logits_at, logits)), Some((tokens_at, tokens))) = (named(LOGITS), named(TOKENS)) else {
-            return Err(EngineError::Program { why: format!("it has no {LOGITS} or no {TOKENS}") });
+        let found = lookup(runtime, program)?;
+        let wanted = scratch(&found);
+        if (0..2).any(|i| wanted[i] > stores.workspaces[i].len()) {
+            return Ok(None);
+        }
+        let shape = pass.shape;
+        let bounds = Bounds {
+            tokens: shape.tokens,
+            sequences: shape.sequences,
+            vocab: model.vocab,
+            max_pos: cache.max_pos,
+            page: cache.page,
+            pages: cache.pages,
+            max_pages: cache.max_pages,
+            context: shape.context,
         };
-        let rows = tokens.shape.first().copied().unwrap_or(0) as usize;
-        let storage = logits.storage;
-        let (logits, tokens) = (runtime.allocate(logits.bytes())?, runtime.allocate(tokens.bytes())?);
-        let Arena { places, bytes: arena_bytes } = arena(program, &[logits_at, tokens_at]);
-        let activations = runtime.allocate(arena_bytes)?;
-        let metadata = runtime.metadata(bounds, tables)?;
+        let places = RESULTS.map(|name| program.tensor(name));
+        let kept: Vec<usize> = places.iter().flatten().copied().collect();
+        let Arena { places: activations, .. } = arena(program, &kept);
+        let metadata = runtime.metadata(bounds, &Tables::idle(&bounds, shape.logits))?;
         let view = |at: usize| -> Result<View, EngineError> {
             let tensor = &program.tensors[at];
             let unknown = || EngineError::Program { why: format!("nobody has the tensor {}", tensor.name) };
+            if let Some(result) = places.iter().position(|p| *p == Some(at)) {
+                return Ok(stores.results[result].view().slice(0..tensor.bytes())?);
+            }
             match tensor.life {
-                _ if at == logits_at => Ok(logits.view()),
-                _ if at == tokens_at => Ok(tokens.view()),
-                Life::Activation => Ok(activations.view().slice(places[at].clone().ok_or_else(unknown)?)?),
-                Life::Weight => stores.weights.get(&tensor.name).map(Memory::view).ok_or_else(unknown),
-                Life::State => stores.states.get(&tensor.name).map(Memory::view).ok_or_else(unknown),
+                Life::Activation => {
+                    Ok(stores.activations.view().slice(activations[at].clone().ok_or_else(unknown)?)?)
+                }
+                Life::Weight | Life::State => stores.kept.get(&tensor.name).map(Memory::view).ok_or_else(unknown),
                 Life::Metadata => metadata.view(&tensor.name).ok_or_else(unknown),
             }
         };
-        let mut found = Vec::with_capacity(program.steps.len());
+        let mut kernels = Vec::with_capacity(program.steps.len());
         for step in &program.steps {
-            found.push(runtime.lookup(&step.problem)?);
-        }
-        // One launch at a time uses a workspace; those that leave it as zeros share one of their own.
-        let most = |zeroed: bool| {
-            let mine = found.iter().filter(|k| k.needs_zeroed_workspace() == zeroed);
-            mine.map(|k| k.workspace_bytes()).max().unwrap_or(0)
-        };
-        let workspaces = [runtime.allocate(most(false))?, runtime.zeroed(most(true))?];
-        let mut kernels = Vec::with_capacity(found.len());
-        for (step, kernel) in program.steps.iter().zip(&found) {
+            let Some(kernel) = found.get(&step.problem) else { continue };
             let views = step.tensors.iter().map(|&t| view(t)).collect::<Result<Vec<View>, _>>()?;
             let workspace = match kernel.workspace_bytes() {
                 0 => View::none(),
-                _ => workspaces[usize::from(kernel.needs_zeroed_workspace())].view(),
+                _ => stores.workspaces[usize::from(kernel.needs_zeroed_workspace())].view(),
             };
             kernels.push(kernel.bind(views, workspace)?);
         }
-        let graph = match stream.filter(|_| again) {
+        let graph = match capture {
             Some(stream) => Some(Graph::capture(stream, || kernels.iter().try_for_each(|k| k.launch(stream)))?),
             None => None,
         };
-        let own =
-            [logits.len(), tokens.len(), activations.len(), metadata.bytes(), workspaces[0].len(), workspaces[1].len()];
-        let portable = (found.iter().filter(|k| k.is_portable()).count(), found.len());
-        Ok(Step { kernels, graph, metadata, logits, storage, tokens, rows, bytes: own.iter().sum(), portable })
+        let mut kinds: Vec<(KernelTime, Vec<usize>)> = Vec::new();
+        for (place, step) in program.steps.iter().enumerate() {
+            let (Some(kernel), problem) = (found.get(&step.problem), step.problem) else { continue };
+            let (template, portable) = (kernel.template().to_string(), kernel.is_portable());
+            let known = kinds.iter().position(|(kind, _)| kind.problem == problem);
+            let at = known.unwrap_or_else(|| {
+                let kind =
+                    KernelTime { role: step.role.clone(), problem, template, portable, calls: 0, us: Vec::new() };
+                kinds.push((kind, Vec::new()));
+                kinds.len() - 1
+            });
+            kinds[at].0.calls += 1;
+            kinds[at].1.push(place);
+        }
+        let untuned = program.steps.iter().filter(|s| found.get(&s.problem).is_some_and(|k| k.is_portable())).count();
+        let storage = places[LOGITS].map_or(Storage::F32, |t| program.tensors[t].storage);
+        Ok(Some(Step {
+            portable: (untuned, kernels.len()),
+            kernels,
+            kinds,
+            graph,
+            bounds,
+            metadata,
+            results: stores.results.clone(),
+            storage,
+            vocab: model.vocab as u64,
+            rows: shape.logits,
+            gathers: program.tensor("last_rows").is_some(),
+        }))
     }
 
-    /// Runs it with these tables, and reads the token of each row.
-    pub fn run(&self, tables: &Tables, stream: Option<&Stream>) -> Result<Vec<i32>, EngineError> {
+    /// Runs it with these tables, which [`Step::tables`] made.
+    pub fn run(&self, tables: &Tables, stream: Option<&Stream>) -> Result<(), EngineError> {
         self.metadata.set(tables)?;
         match (stream, &self.graph) {
             (None, _) => self.kernels.iter().try_for_each(|k| k.launch(Queue::Host))?,
             (Some(stream), Some(graph)) => graph.launch(stream)?,
             (Some(stream), None) => self.kernels.iter().try_for_each(|k| k.launch(stream))?,
         }
-        let mut bytes = vec![0; self.rows * 4];
-        self.tokens.download(&mut bytes)?;
-        Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
+        Ok(())
     }
 
-    /// The logits of the last run, row by row.
-    pub fn logits(&self) -> Result<Vec<f32>, EngineError> {
-        let mut bytes = vec![0; self.logits.len() as usize];
-        self.logits.download(&mut bytes)?;
-        let count = bytes.len() as u64 * 8 / self.storage.bits();
-        Ok((0..count).map(|i| self.storage.value(&bytes, i) as f32).collect())
+    /// Runs its kernels kind by kind, with the tables of the last run, and times each kind.
+    pub fn kinds(&self, stream: Option<&Stream>) -> Result<Vec<KernelTime>, EngineError> {
+        let mut timed = Vec::with_capacity(self.kinds.len());
+        for (kind, places) in &self.kinds {
+            let kernels = || places.iter().filter_map(|at| self.kernels.get(*at));
+            let us = match stream {
+                None => {
+                    let begun = Instant::now();
+                    kernels().try_for_each(|k| k.launch(Queue::Host))?;
+                    begun.elapsed().as_secs_f64() * 1e6
+                }
+                Some(stream) => {
+                    let graph = Graph::capture(stream, || kernels().try_for_each(|k| k.launch(stream)))?;
+                    let events = [Event::new(stream)?, Event::new(stream)?];
+                    events[0].record(stream)?;
+                    graph.launch(stream)?;
+                    events[1].record(stream)?;
+                    stream.synchronize()?;
+                    events[1].seconds_since(&events[0])? * 1e6
+                }
+            };
+            timed.push(KernelTime { us: vec![us], ..kind.clone() });
+        }
+        Ok(timed)
+    }
+
+    /// Makes tables longer, up to what the pass is over: by tokens of nobody, which are written nowhere, and by sequences of none.
+    pub fn pad(&self, tables: &mut Tables) {
+        tables.pad(&self.bounds, self.rows);
+    }
+
+    /// The row of the results that belongs to an entry of the tables' last rows.
+    fn row(&self, tables: &Tables, entry: usize) -> usize {
+        if self.gathers { entry } else { tables.last_rows.get(entry).map_or(entry, |row| *row as usize) }
+    }
+
+    /// The tokens that the first `count` entries of the tables' last rows led to in the last run.
+    pub fn tokens(&self, tables: &Tables, count: usize) -> Result<Vec<i32>, EngineError> {
+        let mut bytes = vec![0; self.rows as usize * 4];
+        self.results[TOKENS].download(&mut bytes)?;
+        let all = bytes.as_chunks().0;
+        let token = |entry| all.get(self.row(tables, entry)).map(|b| i32::from_le_bytes(*b));
+        (0..count)
+            .map(token)
+            .collect::<Option<_>>()
+            .ok_or_else(|| EngineError::Program { why: "it gives no token".into() })
+    }
+
+    /// The logits of the first `count` entries of the tables' last rows in the last run, row by row.
+    pub fn logits(&self, tables: &Tables, count: usize) -> Result<Vec<f32>, EngineError> {
+        let mut bytes = vec![0; self.storage.bytes(self.rows as u64 * self.vocab) as usize];
+        self.results[LOGITS].download(&mut bytes)?;
+        let row = |entry| {
+            let at = self.row(tables, entry) as u64 * self.vocab;
+            (at..at + self.vocab).map(|i| self.storage.value(&bytes, i) as f32)
+        };
+        Ok((0..count).flat_map(row).collect())
     }
 }
 
-/// Weights and caches by name, in the shapes of a program.
+/// The kernels of a program, by their problems.
+fn lookup(runtime: &Runtime, program: &Program) -> Result<HashMap<Problem, Arc<Kernel>>, EngineError> {
+    let mut found = HashMap::new();
+    for step in &program.steps {
+        if let Entry::Vacant(place) = found.entry(step.problem) {
+            place.insert(runtime.lookup(&step.problem)?);
+        }
+    }
+    Ok(found)
+}
+
+/// The scratch of kernels of which one runs at a time: of those that need nothing of it, and of those that need zeros.
+fn scratch(found: &HashMap<Problem, Arc<Kernel>>) -> [u64; 2] {
+    [false, true].map(|zeroed| {
+        let mine = found.values().filter(|k| k.needs_zeroed_workspace() == zeroed);
+        mine.map(|k| k.workspace_bytes()).max().unwrap_or(0)
+    })
+}
+
+/// The scratch that the kernels of a program need.
+pub(super) fn workspaces(runtime: &Runtime, program: &Program) -> Result<[u64; 2], EngineError> {
+    Ok(scratch(&lookup(runtime, program)?))
+}
+
+/// Tensors of one life by name, in bytes.
 pub(super) fn tensors(program: &Program, life: Life) -> BTreeMap<&str, u64> {
     program.tensors.iter().filter(|t| t.life == life).map(|t| (t.name.as_str(), t.bytes())).collect()
 }

@@ -11,7 +11,7 @@ mod plan;
 mod presets;
 mod rope;
 
-pub use pass::{Cache, Logits, Pass};
+pub use pass::{Cache, Pass, Shape};
 pub use plan::{Buckets, Call, Phase, Plan};
 pub use rope::{Rope, Scaling};
 

@@ -8,10 +8,8 @@ use crate::program::{Life, Program};
 /// One forward pass.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pass {
-    /// Part of inference.
-    pub phase: Phase,
-    /// Sequences of a decode step, tokens of a prompt or of a part of one.
-    pub bucket: i64,
+    /// What it is over. Its bucket is named by the tokens: sequences of a decode step, tokens of a prompt or of a part of one.
+    pub shape: Shape,
     /// What it runs.
     pub program: Program,
 }
@@ -29,28 +27,54 @@ impl Pass {
         let cache =
             Cache { page: buckets.page, pages: most, max_pages: pages(buckets.longest()), max_pos: buckets.longest() };
         let mut passes = Vec::new();
-        let kinds =
-            [(Phase::Decode, &buckets.batch), (Phase::Prefill, &buckets.prefill), (Phase::Chunk, &buckets.chunk)];
-        for (phase, list) in kinds {
-            for (_, &bucket) in list.iter().enumerate().filter(|(i, size)| !list[..*i].contains(size)) {
-                passes.push(Pass::of(model, phase, bucket, buckets.context, cache, Logits::Last, dtype)?);
+        let shapes = (buckets.batch.iter().map(|b| Shape::decode(*b, buckets.context)))
+            .chain(buckets.prefill.iter().map(|t| Shape::prompt(*t)))
+            .chain(buckets.chunk.iter().map(|t| Shape::chunk(*t, 1, buckets.context)));
+        let mut known = Vec::new();
+        for shape in shapes {
+            if !known.contains(&shape) {
+                known.push(shape);
+                passes.push(Pass::of(model, shape, cache, dtype)?);
             }
         }
         Ok(passes)
     }
 
-    /// The pass over `rows` sequences (decode) or tokens of one sequence (a prompt, or a part of one), which see up to
-    /// `context` tokens; a prompt sees itself.
-    pub fn of(
-        model: &Model,
-        phase: Phase,
-        rows: i64,
-        context: i64,
-        cache: Cache,
-        logits: Logits,
-        dtype: Dtype,
-    ) -> Result<Pass, ModelError> {
-        Ok(Pass { phase, bucket: rows, program: program(model, phase, rows, context, cache, logits, dtype)? })
+    /// The pass of a shape.
+    pub fn of(model: &Model, shape: Shape, cache: Cache, dtype: Dtype) -> Result<Pass, ModelError> {
+        Ok(Pass { shape, program: program(model, shape, cache, dtype)? })
+    }
+}
+
+/// What a pass is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shape {
+    /// Part of inference. A decode step has one token of each sequence, the others any number.
+    pub phase: Phase,
+    /// Tokens of all sequences: rows of the activations.
+    pub tokens: i64,
+    /// Sequences that the tokens belong to.
+    pub sequences: i64,
+    /// The most tokens that a sequence sees, those of the pass included.
+    pub context: i64,
+    /// Tokens that get logits, `last_rows` of all. With none the pass ends as soon as the cache holds its tokens.
+    pub logits: i64,
+}
+
+impl Shape {
+    /// A step of so many sequences.
+    pub fn decode(batch: i64, context: i64) -> Shape {
+        Shape { phase: Phase::Decode, tokens: batch, sequences: batch, context, logits: batch }
+    }
+
+    /// A whole prompt; its last token gets logits.
+    pub fn prompt(tokens: i64) -> Shape {
+        Shape { phase: Phase::Prefill, ..Shape::chunk(tokens, 1, tokens) }
+    }
+
+    /// Parts of the prompts of so many sequences, over what the cache holds of them; the last token of each gets logits.
+    pub fn chunk(tokens: i64, sequences: i64, context: i64) -> Shape {
+        Shape { phase: Phase::Chunk, tokens, sequences, context: context.max(tokens), logits: sequences }
     }
 }
 
@@ -67,24 +91,8 @@ pub struct Cache {
     pub max_pos: i64,
 }
 
-/// Which rows of a prompt get logits. A decode step has them for each of its sequences.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Logits {
-    /// The one that says which token comes next.
-    Last,
-    /// All of them.
-    All,
-}
-
-fn program(
-    m: &Model,
-    phase: Phase,
-    rows: i64,
-    context: i64,
-    cache: Cache,
-    logits: Logits,
-    dtype: Dtype,
-) -> Result<Program, ModelError> {
+fn program(m: &Model, shape: Shape, cache: Cache, dtype: Dtype) -> Result<Program, ModelError> {
+    let Shape { phase, tokens: rows, sequences, context, logits } = shape;
     let mut program = Program::default();
     let mut step = |role: &str, text: String, names: &[(Life, &str)]| -> Result<(), ProblemError> {
         let problem: Problem = format!("{text} dtype={dtype}").parse()?;
@@ -106,9 +114,10 @@ fn program(
         format!("matmul m={rows} n={n} k={k} epilogue={epilogue}")
     };
     let attention = match phase {
-        // The prompt's keys are where its QKV step wrote them: in the pages of the cache.
-        Phase::Prefill => format!("paged_attention tokens={rows} batch=1 context={rows}"),
-        Phase::Chunk => format!("paged_attention tokens={rows} batch=1 context={}", context.max(rows)),
+        // A prompt's keys are where its QKV step wrote them: in the pages of the cache.
+        Phase::Prefill | Phase::Chunk => {
+            format!("paged_attention tokens={rows} batch={sequences} context={context}")
+        }
         Phase::Decode => format!("decode batch={rows} context={context}"),
     };
     let embed = (Weight, "embed_tokens");
@@ -138,6 +147,9 @@ fn program(
             "qkv m={rows} k={hidden} {of_heads} bias={bias} qk_norm={qk_norm} pages={pages} max_pos={max_pos} eps={eps:e}"
         );
         step("qkv", text, &names)?;
+        if logits == 0 && layer + 1 == m.layers {
+            return Ok(program);
+        }
         let attended = at("attended");
         let mut names = vec![(Activation, q.as_str()), (State, &k_cache), (State, &v_cache), (Metadata, "block_table")];
         if phase != Phase::Decode {
@@ -177,8 +189,8 @@ fn program(
         step("down", product(rows, hidden, inter, [m.mlp_bias, true]), &names)?;
         stream = out;
     }
-    let last = if phase == Phase::Decode || logits == Logits::All { rows } else { 1 };
-    if last < rows {
+    let last = logits;
+    if phase != Phase::Decode && last != rows {
         // A gather of rows, whatever they are rows of.
         let text = format!("embedding tokens={last} vocab={rows} hidden={hidden}");
         step("last_rows", text, &[(Metadata, "last_rows"), (Activation, &stream), (Activation, "last")])?;
@@ -219,7 +231,7 @@ mod tests {
             let model = Model::preset(name).unwrap();
             for pass in passes(&model) {
                 let said = pass.program.check();
-                assert_eq!(said, Ok(()), "{name}, {} {}", pass.phase.name(), pass.bucket);
+                assert_eq!(said, Ok(()), "{name}, {} {}", pass.shape.phase.name(), pass.shape.tokens);
             }
         }
         let all = Model { qkv_bias: true, o_bias: true, mlp_bias: true, qk_norm: true, ..tiny("llama-3.2-1b") };
@@ -239,7 +251,7 @@ mod tests {
 
     /// What is said of the first pass of a kind after something was broken in it.
     fn broken(phase: Phase, change: impl Fn(&mut Program)) -> ProgramError {
-        let pass = passes(&tiny("qwen3-0.6b")).into_iter().find(|p| p.phase == phase && p.bucket > 1);
+        let pass = passes(&tiny("qwen3-0.6b")).into_iter().find(|p| p.shape.phase == phase && p.shape.tokens > 1);
         let mut program = pass.unwrap().program;
         program.check().unwrap();
         change(&mut program);

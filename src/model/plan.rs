@@ -130,7 +130,7 @@ impl Plan {
                 match mine {
                     Some(call) => call.calls += 1,
                     None => {
-                        let (role, phase, bucket) = (step.role.clone(), pass.phase, pass.bucket);
+                        let (role, phase, bucket) = (step.role.clone(), pass.shape.phase, pass.shape.tokens);
                         plan.calls.push(Call { role, problem, phase, bucket, calls: 1 });
                     }
                 }

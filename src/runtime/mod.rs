@@ -213,6 +213,12 @@ impl Runtime {
         Ok(Memory::new(&self.machine, bytes)?)
     }
 
+    /// Bytes that may be allocated on the runtime's device.
+    #[cfg(feature = "engine")]
+    pub(crate) fn available(&self) -> Result<u64, RuntimeError> {
+        Ok(self.machine.available()?)
+    }
+
     /// Memory that holds zeros.
     #[cfg(feature = "engine")]
     pub(crate) fn zeroed(&self, bytes: u64) -> Result<Memory, RuntimeError> {

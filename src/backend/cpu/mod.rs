@@ -20,6 +20,8 @@ mod session;
 pub use device::describe;
 pub use launch::{Bound, Executable, Module};
 pub use memory::Buffer;
+#[cfg(feature = "engine")]
+pub(crate) use memory::available;
 pub use pool::Pool;
 #[cfg(feature = "tuner")]
 pub use session::CpuSession;

@@ -189,6 +189,21 @@ fn parameters(function: sys::CUfunction) -> Option<Vec<usize>> {
     }
 }
 
+/// Free bytes of the current context's GPU; none where it does not say.
+fn free() -> u64 {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: writes two sizes.
+    unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+    free as u64
+}
+
+/// Free bytes of a GPU.
+#[cfg(feature = "engine")]
+pub(crate) fn available(context: &Arc<Context>) -> Result<u64, BackendError> {
+    let _current = context.bind()?;
+    Ok(free())
+}
+
 /// Device memory.
 pub(crate) struct Buffer {
     ptr: sys::CUdeviceptr,
@@ -204,10 +219,7 @@ impl Buffer {
         // SAFETY: writes the address to `ptr`.
         let code = unsafe { sys::cuMemAlloc_v2(&mut ptr, bytes.max(16) as usize) };
         if code == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let (mut free, mut total) = (0, 0);
-            // SAFETY: writes two sizes.
-            unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
-            return Err(BackendError::OutOfMemory { needed: bytes, free: free as u64 });
+            return Err(BackendError::OutOfMemory { needed: bytes, free: free() });
         }
         check("cuMemAlloc", code)?;
         Ok(Buffer { ptr, bytes, context: Arc::clone(context) })

@@ -24,6 +24,8 @@ fn present(names: &[&str]) -> bool {
 pub(crate) use context::Context;
 pub(crate) use device::open;
 pub use device::{describe, driver_version, gpu_count, gpu_uuid};
+#[cfg(feature = "engine")]
+pub(crate) use driver::available;
 pub(crate) use driver::{Buffer, Module};
 pub use driver::{Event, Graph, Stream, StreamRef};
 pub(crate) use launch::{ALIGNMENT, Bound, Executable};

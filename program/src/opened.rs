@@ -1,0 +1,183 @@
+//! A model's weights and the kernels for it: what `run`, `serve` and `step` begin with.
+
+use super::progress::{Live, Progress};
+use super::select::{Store, Templates, Where, dtype, say};
+use super::sign::Signer;
+use super::weights::not_usable;
+use super::{CliError, export};
+use jitune::bundle::Bundle;
+use jitune::device::{DeviceId, Target};
+use jitune::engine::{Engine, EngineError, Options};
+use jitune::model::{Buckets, Model, Plan};
+use jitune::problem::{Dtype, Problem, probes};
+use jitune::runtime::{Runtime, RuntimeError};
+use jitune::weights::Weights;
+use jitune::{export as sealing, tune};
+use std::path::{Path, PathBuf};
+
+/// Which model, on what.
+#[derive(clap::Args)]
+pub(super) struct ModelArgs {
+    /// A folder as Hugging Face has it (config.json and safetensors), or a GGUF file.
+    #[arg(long, value_name = "FOLDER|FILE.gguf")]
+    pub model: String,
+    /// bf16, f16 or f32; bf16 on a GPU and f32 on a CPU by default.
+    #[arg(long, value_parser = dtype)]
+    pub dtype: Option<Dtype>,
+    /// Take the kernels from this bundle alone; neither a database nor a compiler is needed.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["db", "templates"])]
+    pub bundle: Option<PathBuf>,
+    #[command(flatten)]
+    signer: Signer,
+    #[command(flatten)]
+    pub device: Where,
+    #[command(flatten)]
+    store: Store,
+    #[command(flatten)]
+    templates: Templates,
+}
+
+/// A model whose files were read.
+pub(super) struct Opened<'a> {
+    args: &'a ModelArgs,
+    pub model: Model,
+    pub weights: Weights,
+    pub target: Target,
+    /// What it runs in.
+    pub dtype: Dtype,
+}
+
+impl ModelArgs {
+    /// The folder or file.
+    pub fn path(&self) -> &Path {
+        Path::new(&self.model)
+    }
+
+    /// Reads what the model is, and finds its weights.
+    pub fn open(&self) -> Result<Opened<'_>, CliError> {
+        let target = self.device.target()?;
+        let dtype = self.dtype.unwrap_or(if target == Target::Cuda { Dtype::Bf16 } else { Dtype::F32 });
+        if Model::preset(&self.model).is_some() {
+            let text = format!("{} is a preset, and has no weights; write ./{0} to mean a folder", self.model);
+            return Err(CliError::Usage(text));
+        }
+        let (model, mut notes) = Model::load(&self.model)?;
+        let (weights, more) = Weights::open(self.path(), &model).map_err(not_usable)?;
+        notes.extend(more);
+        say(&notes);
+        Ok(Opened { args: self, model, weights, target, dtype })
+    }
+}
+
+impl Opened<'_> {
+    /// Options for sequences of so many tokens, one at a time.
+    pub fn options(&self, context: i64) -> Options {
+        if context > self.model.max_position_embeddings {
+            let most = self.model.max_position_embeddings;
+            err!("jitune: note: {context} tokens are more than the {most} that the model was made for");
+        }
+        let mut options = Options::new(self.dtype, context);
+        options.page = Buckets::of(self.target).page;
+        options
+    }
+
+    /// The kernels: of the bundle that was named, or the database's winners, portable ones among them.
+    pub fn runtime(&self, options: &Options) -> Result<Runtime, CliError> {
+        let (context, page) = (options.context, options.page);
+        let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
+        let problems = Plan::new(&self.model, &buckets, self.dtype)?.problems();
+        match &self.args.bundle {
+            Some(file) => load(&self.args.signer.open(file)?, self.args.device.first()?),
+            None => self.args.stored(&problems),
+        }
+    }
+
+    /// The engine, with its memory planned and its weights loaded.
+    pub fn engine(&self, options: Options) -> Result<Engine, CliError> {
+        let (runtime, mut line) = (self.runtime(&options)?, Loading::default());
+        let engine = Engine::open(runtime, &self.model, &self.weights, options, |there, all| line.show(there, all));
+        drop(line);
+        let engine = engine.map_err(failed)?;
+        err!("memory: {}", engine.plan());
+        Ok(engine)
+    }
+}
+
+/// How far weights are on their way to the device.
+#[derive(Default)]
+pub(super) struct Loading(Option<Live>);
+
+impl Loading {
+    pub fn show(&mut self, there: u64, all: u64) {
+        let new =
+            || Live::new("{elapsed_precise} [{bar:24}] {bytes}/{total_bytes}  {binary_bytes_per_sec}, {eta} left");
+        let line = self.0.get_or_insert_with(new);
+        line.set_length(all);
+        line.set_position(there);
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        if let Some(line) = &self.0 {
+            line.finish_and_clear();
+        }
+    }
+}
+
+impl ModelArgs {
+    /// A runtime on the database's winners for the device at hand, portable ones for these problems among them.
+    fn stored(&self, problems: &[Problem]) -> Result<Runtime, CliError> {
+        let id = self.device.first()?;
+        let arch = self.device.describe()?.arch;
+        let library = self.templates.library()?;
+        let probes = probes(problems);
+        let seal = |db: &jitune_db::Db| {
+            let filter = |w: &jitune::winner::Winner| w.device.arch == arch;
+            let options = sealing::Options { filter: &filter, verifiable: false, ..sealing::Options::default() };
+            sealing::seal(db, &library, options).map_err(|e| export::failed(Path::new("the winners"), e))
+        };
+        let has_all = |bundle: &Bundle<'_>| probes.iter().all(|p| bundle.winners().any(|w| w.problem() == *p));
+        // To read is enough where all is there, and works beside a tuner.
+        if let Ok(db) = self.store.read() {
+            let found = seal(&db)?.bundle;
+            if has_all(&found) {
+                return load(&found, id);
+            }
+        }
+        jitune::key::compiler(id.target())?;
+        let db = self.store.open()?;
+        let budget = tune::default_budget(id.target());
+        let options =
+            tune::Options { devices: vec![id], budget: Some(budget), nominal: true, ..tune::Options::default() };
+        let (stop, progress) = (super::tune::on_signals()?, Progress::new(false, budget));
+        let report = tune::run(&db, &library, &probes, &options, &progress, &stop);
+        progress.finish();
+        if report?.interrupted {
+            return Err(CliError::Interrupted);
+        }
+        let found = seal(&db)?.bundle;
+        db.close()?;
+        load(&found, id)
+    }
+}
+
+fn load(bundle: &Bundle<'_>, id: DeviceId) -> Result<Runtime, CliError> {
+    let loaded = match id {
+        DeviceId::Cuda(ordinal) => Runtime::cuda(bundle, ordinal),
+        DeviceId::Cpu(threads) => Runtime::cpu(bundle, (threads > 0).then_some(threads)),
+    };
+    loaded.map_err(|e| failed(e.into()))
+}
+
+/// What to say of an engine that cannot run, or refuses.
+pub(super) fn failed(e: EngineError) -> CliError {
+    match e {
+        EngineError::Model(e) => CliError::Model(e),
+        EngineError::Weights(e) => not_usable(e),
+        EngineError::Backend(e) | EngineError::Runtime(RuntimeError::Target(e)) => CliError::Target(e),
+        EngineError::Request(why) | EngineError::Options(why) => CliError::Usage(why),
+        EngineError::Refused(why) => CliError::Usage(why.to_string()),
+        other => CliError::Partly(other.to_string()),
+    }
+}

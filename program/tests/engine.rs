@@ -1,0 +1,204 @@
+//! What many requests at a time must not change: each answer is the one that its request gets alone, whole, from a cold cache
+//! and with all pages of the world. On portable kernels, where one winner serves every size, down to the bits.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::{Place, text};
+use jitune::bundle::Bundle;
+use jitune::engine::{Engine, EngineError, Event, Finish, Options, Refused, Request};
+use jitune::model::Model;
+use jitune::problem::Dtype;
+use jitune::runtime::Runtime;
+use jitune::weights::Weights;
+use serde_json::Value;
+use std::path::Path;
+
+/// A small random model with a bundle of portable kernels for it.
+struct Given {
+    place: Place,
+    model: Model,
+}
+
+impl Given {
+    fn new(name: &str) -> Given {
+        let place = Place::new();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models.json");
+        let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let held = &golden["models"][name];
+        place.file("config/config.json", &held["config"].to_string());
+        let done = |args: &[&str]| {
+            let out = place.jitune(args).output().unwrap();
+            assert!(out.status.success(), "{}", text(&out));
+        };
+        done(&["model", "./config", "--init", &format!("random:{}", held["seed"]), "--dtype", "f32", "-o", "m"]);
+        done(&["run", "--target", "cpu", "--db", "db", "--model", "./m", "--ids", "1,2", "--max-tokens", "1"]);
+        done(&["export", "--target", "cpu", "--db", "db", "-o", "m.jitune"]);
+        let (model, _) = Model::load(place.path().join("m").to_str().unwrap()).unwrap();
+        Given { place, model }
+    }
+
+    fn open(&self, change: impl Fn(&mut Options)) -> Result<Engine, EngineError> {
+        let runtime = Runtime::cpu(&Bundle::open(self.place.path().join("m.jitune")).unwrap(), Some(1)).unwrap();
+        let (weights, _) = Weights::open(&self.place.path().join("m"), &self.model).unwrap();
+        let mut options = Options::new(Dtype::F32, 256);
+        options.page = 16;
+        change(&mut options);
+        Engine::open(runtime, &self.model, &weights, options, |_, _| ())
+    }
+}
+
+/// What came of a request.
+#[derive(Debug, PartialEq)]
+struct Said {
+    ids: Vec<i32>,
+    cached: usize,
+    why: Finish,
+}
+
+fn hear(events: impl Iterator<Item = Event>) -> Said {
+    let mut said = Said { ids: Vec::new(), cached: 0, why: Finish::Cancelled };
+    for event in events {
+        match event {
+            Event::Logits(_) => (),
+            Event::Token(token) => said.ids.push(token.id),
+            Event::End(end) => {
+                assert_eq!(end.answer, said.ids.len());
+                (said.cached, said.why) = (end.cached, end.why);
+            }
+        }
+    }
+    said
+}
+
+/// A prompt of so many tokens; those of one seed begin alike.
+fn prompt(seed: i32, count: usize) -> Vec<i32> {
+    (0..count as i32).map(|i| (i * (31 + seed) + seed * 17 + i * i % 7) % 97).collect()
+}
+
+fn request(seed: i32, count: usize, most: usize) -> Request {
+    Request { prompt: prompt(seed, count), most, ..Request::default() }
+}
+
+/// All at once; each answer in the order of the requests.
+fn together(engine: &Engine, requests: &[Request]) -> Vec<Said> {
+    let answers: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+    answers.into_iter().map(hear).collect()
+}
+
+/// What each request is answered alone, by an engine of its own that reads prompts whole.
+fn alone(given: &Given, requests: &[Request]) -> Vec<Vec<i32>> {
+    let engine = given.open(|o| o.prefix = false).unwrap();
+    requests.iter().map(|r| hear(engine.submit(r.clone()).unwrap()).ids).collect()
+}
+
+fn ids(said: &[Said]) -> Vec<Vec<i32>> {
+    said.iter().map(|s| s.ids.clone()).collect()
+}
+
+fn every_model(check: impl Fn(&Given)) {
+    ["llama-tied-llama3", "qwen3"].iter().for_each(|name| check(&Given::new(name)));
+}
+
+#[test]
+fn neighbours_chunks_padding_and_prefixes_change_nothing() {
+    every_model(|given| {
+        let requests: Vec<Request> =
+            (0..17).map(|i| request(i % 5, 1 + 11 * i as usize % 150, 3 + i as usize)).collect();
+        let wanted = alone(given, &requests);
+        assert!(wanted.iter().zip(&requests).all(|(ids, r)| ids.len() == r.most));
+        // All in one step, 17 decodes computed as 18, prompts whole or in chunks beside decodes.
+        for tokens in [512, 33, 19] {
+            let engine = given.open(|o| (o.sequences, o.tokens, o.prefix) = (17, tokens, false)).unwrap();
+            let said = together(&engine, &requests);
+            assert_eq!(ids(&said), wanted, "{tokens} tokens a step");
+            assert!(said.iter().all(|s| s.why == Finish::Length && s.cached == 0));
+        }
+        // What was computed for others is not computed again.
+        let engine = given.open(|o| (o.sequences, o.tokens) = (4, 64)).unwrap();
+        for round in 0..2 {
+            let said = together(&engine, &requests);
+            assert_eq!(ids(&said), wanted);
+            // All whole pages but the last token's.
+            let found = |r: &Request| (r.prompt.len() - 1) / 16 * 16;
+            if round > 0 {
+                said.iter().zip(&requests).for_each(|(s, r)| assert_eq!(s.cached, found(r)));
+            }
+        }
+        let stats = engine.stats();
+        assert_eq!((stats.running, stats.waiting, stats.used, stats.ended), (0, 0, 0, 34));
+        assert!(stats.cached_tokens > 0 && stats.preempted == 0);
+    });
+}
+
+#[test]
+fn who_loses_its_pages_goes_on_as_if_it_had_not() {
+    every_model(|given| {
+        let requests: Vec<Request> = (0..6).map(|i| request(i, 40 + i as usize, 60)).collect();
+        let wanted = alone(given, &requests);
+        // Pages of one sequence of the whole context, or hardly more: fewer than six of a hundred tokens need.
+        let plan = *given.open(|o| o.sequences = 6).unwrap().plan();
+        let page = plan.cache / plan.pages as u64;
+        for pages in [16, 19] {
+            let memory = Some(plan.bytes() - plan.cache + pages * page);
+            let engine = given.open(|o| (o.sequences, o.memory, o.prefix) = (6, memory, pages == 19)).unwrap();
+            assert_eq!(engine.plan().pages, pages as i64);
+            assert_eq!(ids(&together(&engine, &requests)), wanted, "{pages} pages");
+            let stats = engine.stats();
+            assert!(stats.preempted > 0, "{stats:?}");
+            assert_eq!((stats.running, stats.used), (0, 0));
+        }
+        let memory = Some(plan.bytes() - plan.cache + 15 * page);
+        let Err(e) = given.open(|o| (o.sequences, o.memory) = (6, memory)) else { panic!("it opens") };
+        let needed = plan.bytes() - plan.cache + 16 * page;
+        assert!(e.to_string().starts_with(&format!("{needed} bytes are needed")), "{e}");
+    });
+}
+
+#[test]
+fn who_leaves_frees_its_pages_and_who_cannot_be_served_hears_why() {
+    let given = Given::new("qwen3");
+    let engine = given.open(|o| (o.sequences, o.waiting) = (2, 3)).unwrap();
+    let mut kept = engine.submit(request(1, 20, 200)).unwrap();
+    assert!(matches!(kept.next(), Some(Event::Token(_))));
+    let mut left = engine.submit(request(2, 20, 200)).unwrap();
+    assert!(matches!(left.next(), Some(Event::Token(_))));
+    let waiting: Vec<_> = (0..3).map(|i| engine.submit(request(i, 5, 9)).unwrap()).collect();
+    let full = engine.submit(request(3, 5, 9)).map(|_| ());
+    assert!(matches!(full, Err(EngineError::Refused(Refused::Full { waiting: 3 }))), "{full:?}");
+    drop(left);
+    let served: Vec<Said> = waiting.into_iter().map(hear).collect();
+    assert!(served.iter().all(|s| s.why == Finish::Length && s.ids.len() == 9));
+    // A listener that says it has enough is not called again.
+    let (said, heard) = std::sync::mpsc::channel();
+    engine.submit_to(request(4, 5, 100), move |event| said.send(event).is_ok() && false).unwrap();
+    let events: Vec<Event> = heard.iter().collect();
+    assert!(matches!(&events[..], [Event::Token(_), Event::End(end)] if end.why == Finish::Cancelled), "{events:?}");
+    let refused = |request: Request, part: &str| {
+        let e = engine.submit(request).map(|_| ()).unwrap_err().to_string();
+        assert!(e.contains(part), "{e}");
+    };
+    refused(request(1, 0, 1), "the prompt has no token");
+    refused(request(1, 200, 57), "200 tokens and 57 for the answer are over the context of 256");
+    refused(request(1, 5, 0), "no token is asked for");
+    refused(
+        Request { prompt: vec![1, 97], most: 1, ..Request::default() },
+        "the token 97, and the model's go from 0 to 96",
+    );
+    refused(Request { logits: true, ..request(1, 5, 1) }, "no room for the logits");
+    drop(kept);
+    let end = loop {
+        let stats = engine.stats();
+        if stats.running + stats.waiting == 0 {
+            break stats;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!((end.used, end.ended), (0, 6));
+    // The last token may be one that ends answers.
+    let said = hear(engine.submit(request(1, 20, 9)).unwrap());
+    let ends = vec![said.ids[2]];
+    let until = said.ids.iter().position(|id| *id == ends[0]).unwrap() + 1;
+    let ended = hear(engine.submit(Request { ends, ..request(1, 20, 9) }).unwrap());
+    assert_eq!((ended.ids.as_slice(), ended.why), (&said.ids[..until], Finish::Stop));
+}

@@ -1,0 +1,140 @@
+//! How long a step takes, beside the sum of its kernels and what the device allows.
+
+use super::core::{Core, Piece, Wanted};
+use super::schedule::Row;
+use super::{EngineError, Options};
+use crate::model::Model;
+use crate::problem::Problem;
+use crate::runtime::Runtime;
+use crate::weights::Weights;
+
+/// A step that is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Case {
+    /// One token each of so many sequences that see so many tokens, each token chosen by the step before it.
+    Decode {
+        /// Sequences.
+        batch: i64,
+        /// Tokens that a sequence sees in the last step.
+        context: i64,
+    },
+    /// A whole prompt.
+    Prompt {
+        /// Its tokens.
+        tokens: i64,
+    },
+}
+
+/// The times of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepTime {
+    /// Which.
+    pub case: Case,
+    /// Microseconds of each step, from what the kernels are told to the tokens on the host.
+    pub us: Vec<f64>,
+    /// Its kernels.
+    pub kernels: Vec<KernelTime>,
+    /// Microseconds by the roofline of each kernel, with the device's ceilings, summed.
+    pub floor_us: f64,
+}
+
+/// The times of one kind of kernel of a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelTime {
+    /// What it is in the model, first of all.
+    pub role: String,
+    /// What it computes.
+    pub problem: Problem,
+    /// The template that answers.
+    pub template: String,
+    /// Whether it is the portable one.
+    pub portable: bool,
+    /// How many the step has.
+    pub calls: usize,
+    /// Microseconds of all of them in a row, each on its own weights, between the other kinds of the step.
+    pub us: Vec<f64>,
+}
+
+/// The median; 0 of none.
+pub fn median(us: &[f64]) -> f64 {
+    let mut us = us.to_vec();
+    us.sort_by(f64::total_cmp);
+    let middle = |i: usize| us.get(i).copied().unwrap_or(0.0);
+    (middle(us.len().saturating_sub(1) / 2) + middle(us.len() / 2)) / 2.0
+}
+
+impl StepTime {
+    /// The median of the step, and the sum of the medians of its kernels, in microseconds.
+    pub fn medians(&self) -> (f64, f64) {
+        (median(&self.us), self.kernels.iter().map(|k| median(&k.us)).sum())
+    }
+}
+
+/// Times the steps of a model.
+pub struct Timer(Core);
+
+impl Timer {
+    /// As [`super::Engine::open`], for steps of these options.
+    pub fn open(
+        runtime: Runtime,
+        model: &Model,
+        weights: &Weights,
+        options: Options,
+        mut loaded: impl FnMut(u64, u64),
+    ) -> Result<Timer, EngineError> {
+        Ok(Timer(Core::new(runtime, model, weights, options, &mut loaded)?.0))
+    }
+
+    /// Times a step `rounds` times: a round takes the step, and then its kernels kind by kind, so that both meet the same machine.
+    pub fn time(&mut self, case: Case, rounds: usize) -> Result<StepTime, EngineError> {
+        self.0.time(case, rounds)
+    }
+}
+
+impl Core {
+    fn time(&mut self, case: Case, rounds: usize) -> Result<StepTime, EngineError> {
+        let (batch, tokens, from) = match case {
+            // The first round is none: what it binds and wakes is not the step's.
+            Case::Decode { batch, context } => (batch, 1, context - 1 - rounds as i64),
+            Case::Prompt { tokens } => (1, tokens, 0),
+        };
+        let cache = self.sizes.cache;
+        let each = (from + tokens + rounds as i64 * i64::from(batch > 0 && tokens == 1) - 1) / cache.page + 1;
+        if from < 0 || each > cache.max_pages || each * batch > cache.pages || tokens > self.sizes.tokens {
+            let why = format!("{case:?} and {rounds} rounds do not fit what the engine was opened for");
+            return Err(EngineError::Request(why));
+        }
+        let row = |number: i64| Row {
+            id: number as u64,
+            from: from as usize,
+            tokens: (0..tokens).map(|t| ((number * 31 + t * 7 + 1) % self.model.vocab) as i32).collect(),
+            pages: (number * each..(number + 1) * each).map(|page| page as u32).collect(),
+            samples: true,
+            cached: 0,
+        };
+        let mut rows: Vec<Row> = (0..batch).map(row).collect();
+        let mut time = StepTime { case, us: Vec::new(), kernels: Vec::new(), floor_us: 0.0 };
+        for round in 0..=rounds {
+            let piece = |row| Piece { row, at: 0, count: tokens as usize, logits: Wanted::Last };
+            let pieces: Vec<Piece<'_>> = rows.iter().map(piece).collect();
+            let begun = std::time::Instant::now();
+            let chosen = self.execute(&pieces)?;
+            let us = begun.elapsed().as_secs_f64() * 1e6;
+            let kinds = self.kinds(&pieces)?;
+            if round == 0 {
+                time.floor_us =
+                    kinds.iter().map(|k| k.calls as f64 * self.runtime.device().roofline(&k.problem).0 * 1e6).sum();
+                time.kernels = kinds.into_iter().map(|k| KernelTime { us: Vec::new(), ..k }).collect();
+            } else {
+                time.us.push(us);
+                time.kernels.iter_mut().zip(kinds).for_each(|(all, this)| all.us.extend(this.us));
+            }
+            if let Case::Decode { .. } = case {
+                for (row, token) in rows.iter_mut().zip(chosen) {
+                    (row.from, row.tokens) = (row.from + 1, vec![token]);
+                }
+            }
+        }
+        Ok(time)
+    }
+}

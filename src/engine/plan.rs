@@ -1,0 +1,211 @@
+//! What lies on the device as long as an engine does: planned once, before anything is allocated.
+
+use super::arena::arena;
+use super::step::{RESULTS, tensors, workspaces};
+use super::{EngineError, Options};
+use crate::model::{Cache, Model, Pass, Shape};
+use crate::program::Life;
+use crate::runtime::Runtime;
+use std::fmt;
+
+/// Steps that are kept bound; of more the one that was not needed for longest is bound again when it is.
+pub(super) const STEPS: usize = 48;
+/// Steps are bound for contexts of powers of two from here on.
+const LEAST_CONTEXT: i64 = 256;
+/// Rows of logits that a request for all of them gets in one step.
+const LOGITS_ROWS: i64 = 64;
+
+/// Bytes on the device, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryPlan {
+    /// Weights.
+    pub weights: u64,
+    /// The cache.
+    pub cache: u64,
+    /// Its pages.
+    pub pages: i64,
+    /// Activations of the largest step.
+    pub activations: u64,
+    /// Logits, and the tokens that they lead to.
+    pub results: [u64; 2],
+    /// Scratch of kernels: what they leave as zeros, and the other.
+    pub workspaces: [u64; 2],
+    /// Ids, positions, block tables of the steps that are kept bound.
+    pub tables: u64,
+}
+
+impl MemoryPlan {
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        let rest = self.results.iter().chain(&self.workspaces).sum::<u64>();
+        self.weights + self.cache + self.activations + rest + self.tables
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "weights {:.1} MiB, cache {:.1} MiB ({} pages), activations {:.1} MiB, logits {:.1} MiB, workspaces {:.1} MiB, \
+             tables {:.1} MiB: {:.1} MiB",
+            mib(self.weights),
+            mib(self.cache),
+            self.pages,
+            mib(self.activations),
+            mib(self.results.iter().sum()),
+            mib(self.workspaces[0] + self.workspaces[1]),
+            mib(self.tables),
+            mib(self.bytes()),
+        )
+    }
+}
+
+/// The shapes that steps have, and the cache that they share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    /// Most tokens of a step.
+    pub tokens: i64,
+    /// Most sequences of a step.
+    pub sequences: i64,
+    /// Most rows that get logits.
+    pub rows: i64,
+    /// The cache.
+    pub cache: Cache,
+}
+
+/// The size that so many rows are computed as: themselves up to 16, and beyond that at most an eighth more.
+pub(super) fn rounded(rows: i64) -> i64 {
+    let rows = rows.max(1).unsigned_abs();
+    let step = rows.next_power_of_two() / 16;
+    rows.next_multiple_of(step.max(1)) as i64
+}
+
+impl Sizes {
+    /// Those of these options, with a cache that holds the whole context of all sequences.
+    pub fn of(options: &Options) -> Sizes {
+        let max_pages = (options.context - 1) / options.page + 1;
+        let pages = max_pages.saturating_mul(options.sequences);
+        let cache = Cache { page: options.page, pages, max_pages, max_pos: options.context };
+        // Every running sequence has room for a token.
+        let (tokens, sequences) = (rounded(options.tokens.max(options.sequences)), rounded(options.sequences));
+        let rows = if options.logits { sequences.max(LOGITS_ROWS) } else { sequences };
+        let mut sizes = Sizes { tokens, sequences, rows, cache };
+        sizes.hold(pages);
+        sizes
+    }
+
+    /// Makes the cache one of so many pages. No step has more tokens than it has places for.
+    fn hold(&mut self, pages: i64) {
+        self.cache.pages = pages;
+        self.tokens = self.tokens.min(pages.saturating_mul(self.cache.page));
+        self.sequences = self.sequences.min(self.tokens);
+        self.rows = self.rows.min(self.tokens);
+    }
+
+    /// The sizes up to the greatest.
+    fn list(most: i64) -> impl Iterator<Item = i64> {
+        let next = move |size: &i64| (*size < most).then(|| rounded(size + 1).min(most));
+        std::iter::successors(Some(1), next)
+    }
+
+    /// The context that a step is bound for where the longest sequence has so many tokens.
+    pub fn context(&self, longest: i64) -> i64 {
+        let most = self.cache.max_pages * self.cache.page;
+        (longest.max(LEAST_CONTEXT).unsigned_abs().next_power_of_two() as i64).min(most)
+    }
+
+    /// A step that decodes so many sequences.
+    pub fn decode(&self, sequences: i64, longest: i64) -> Shape {
+        Shape::decode(rounded(sequences).min(self.sequences), self.context(longest))
+    }
+
+    /// A step over parts of prompts.
+    pub fn mixed(&self, tokens: i64, sequences: i64, logits: i64, longest: i64) -> Shape {
+        let tokens = rounded(tokens).min(self.tokens);
+        let sequences = rounded(sequences).min(self.sequences);
+        let logits = if logits == 0 { 0 } else { rounded(logits).min(self.logits(tokens)) };
+        Shape { logits, context: self.context(longest), ..Shape::chunk(tokens, sequences, 1) }
+    }
+
+    /// The step of the same tokens that [`Sizes::plan`] made room for, whatever kernels answer for the first.
+    pub fn roomy(&self, shape: Shape) -> Shape {
+        let sequences = shape.tokens.min(self.sequences);
+        let longest = self.cache.max_pages * self.cache.page;
+        Shape { context: longest, sequences, logits: self.logits(shape.tokens), ..shape }
+    }
+
+    fn logits(&self, tokens: i64) -> i64 {
+        tokens.min(self.rows)
+    }
+
+    /// Plans the memory of a model; the pages of the cache are as many as `most` bytes leave for them, and no more than all
+    /// sequences of the whole context fill.
+    pub fn plan(
+        &mut self,
+        runtime: &Runtime,
+        model: &Model,
+        options: &Options,
+        most: u64,
+    ) -> Result<MemoryPlan, EngineError> {
+        let (longest, dtype) = (self.cache.max_pages * self.cache.page, options.dtype);
+        let decodes = Sizes::list(self.sequences).map(|b| Shape::decode(b, longest));
+        let mixed = Sizes::list(self.tokens).map(|t| Shape {
+            context: longest,
+            logits: self.logits(t),
+            ..Shape::chunk(t, t.min(self.sequences), 1)
+        });
+        let mut plan = MemoryPlan {
+            weights: 0,
+            cache: 0,
+            pages: 0,
+            activations: 0,
+            results: [0; 2],
+            workspaces: [0; 2],
+            tables: 0,
+        };
+        let mut page = 0;
+        for shape in decodes.chain(mixed) {
+            let Pass { program, .. } = Pass::of(model, shape, self.cache, dtype)?;
+            plan.weights = tensors(&program, Life::Weight).values().sum();
+            page = tensors(&program, Life::State).values().sum::<u64>() / self.cache.pages as u64;
+            let places = RESULTS.map(|name| program.tensor(name));
+            let kept: Vec<usize> = places.iter().flatten().copied().collect();
+            plan.activations = plan.activations.max(arena(&program, &kept).bytes);
+            for (most, place) in plan.results.iter_mut().zip(places) {
+                *most = place.map_or(0, |t| program.tensors[t].bytes()).max(*most);
+            }
+            let wanted = workspaces(runtime, &program)?;
+            plan.workspaces = [0, 1].map(|i| plan.workspaces[i].max(wanted[i]));
+            let tables = tensors(&program, Life::Metadata).values().map(|b| b.next_multiple_of(256)).sum::<u64>();
+            plan.tables = plan.tables.max(STEPS as u64 * tables);
+        }
+        let rest = plan.bytes();
+        let fit = i64::try_from(most.saturating_sub(rest) / page.max(1)).unwrap_or(i64::MAX).min(self.cache.pages);
+        (plan.pages, plan.cache) = (fit, fit as u64 * page);
+        if fit < self.cache.max_pages {
+            let least = MemoryPlan { pages: self.cache.max_pages, cache: self.cache.max_pages as u64 * page, ..plan };
+            return Err(EngineError::Memory { needed: least.bytes(), most, plan: least });
+        }
+        self.hold(fit);
+        Ok(plan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_rows_more_are_computed_than_asked_for() {
+        let list: Vec<i64> = Sizes::list(2048).collect();
+        assert_eq!((list.len(), list[15], list[16], list.last()), (72, 16, 18, Some(&2048)));
+        for rows in 1..=5000 {
+            let size = rounded(rows);
+            assert!(size >= rows && (rows <= 16 && size == rows || 8 * (size - rows) < rows), "{rows}: {size}");
+            assert_eq!(rounded(size), size);
+            assert!(rows > 2048 || list.contains(&size));
+        }
+    }
+}

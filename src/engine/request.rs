@@ -1,0 +1,138 @@
+//! What is asked of a model, and what it answers.
+
+use std::time::Duration;
+
+/// Something that the model is to go on from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Request {
+    /// The tokens of the prompt.
+    pub prompt: Vec<i32>,
+    /// The most tokens of the answer.
+    pub most: usize,
+    /// Tokens that end the answer; the one that does is its last.
+    pub ends: Vec<i32>,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// Whether the logits of the prompt's tokens are wanted ([`Event::Logits`]); the engine is opened for it
+    /// ([`super::Options::logits`]).
+    pub logits: bool,
+}
+
+/// How the next token is chosen among all, in the order of the fields.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits of tokens that the prompt or the answer has are divided by it where they are positive, and multiplied by it
+    /// otherwise; 1 leaves them.
+    pub repetition_penalty: f32,
+    /// Logits are divided by it; 0 takes the most likely token, the lowest id among equals.
+    pub temperature: f32,
+    /// So many of the most likely tokens are left; 0 leaves all.
+    pub top_k: i32,
+    /// The fewest of the most likely tokens whose probabilities add up to it are left; 1 leaves all.
+    pub top_p: f32,
+    /// Tokens of less than this share of the most likely one's probability are left out.
+    pub min_p: f32,
+    /// The same seed, request and kernels give the same tokens.
+    pub seed: u64,
+    /// Log-probabilities of the chosen token and so many of the most likely ones.
+    pub logprobs: Option<usize>,
+}
+
+impl Default for Sampling {
+    /// The most likely token each time.
+    fn default() -> Sampling {
+        Sampling {
+            repetition_penalty: 1.0,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+            logprobs: None,
+        }
+    }
+}
+
+/// What is heard of a request, in this order: logits where they were asked for, tokens one by one, the end.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Logits of some tokens of the prompt, row by row in f32; those of the first ones first.
+    Logits(Vec<f32>),
+    /// The next token.
+    Token(Token),
+    /// Nothing comes after it.
+    End(End),
+}
+
+/// A token of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: i32,
+    /// Its log-probability and those of the most likely tokens, where they were asked for.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Natural logarithms of probabilities by the model's own logits, whatever the sampling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// Of the most likely ones, most likely first, with their ids.
+    pub top: Vec<(i32, f32)>,
+}
+
+/// How an answer ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct End {
+    /// Why.
+    pub why: Finish,
+    /// Tokens of the prompt that the cache held already.
+    pub cached: usize,
+    /// Tokens of the answer.
+    pub answer: usize,
+    /// From being heard to the first step that it took part in.
+    pub waited: Duration,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A token that ends answers.
+    Stop,
+    /// As many tokens as were asked for.
+    Length,
+    /// Nobody wants it any more.
+    Cancelled,
+    /// The engine cannot go on; what the device said.
+    Failed(String),
+}
+
+/// What the engine has to do and has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests that have no pages yet, or lost them to older ones.
+    pub waiting: usize,
+    /// Requests that steps work on.
+    pub running: usize,
+    /// Pages of the cache, and how many of them hold tokens of running requests.
+    pub pages: usize,
+    /// Pages in use.
+    pub used: usize,
+    /// Steps so far.
+    pub steps: u64,
+    /// Tokens of prompts that were computed, those that were computed again included.
+    pub prompt_tokens: u64,
+    /// Tokens of prompts that the cache held already.
+    pub cached_tokens: u64,
+    /// Tokens of answers.
+    pub answer_tokens: u64,
+    /// Times that a request gave its pages to an older one.
+    pub preempted: u64,
+    /// Requests that ended, however they did.
+    pub ended: u64,
+    /// Kernels of the steps that are bound, and how many of them are portable ones, since nothing tuned answers.
+    pub kernels: usize,
+    /// Portable kernels among them.
+    pub portable: usize,
+}
