@@ -171,7 +171,12 @@ fn who_leaves_frees_its_pages_and_who_cannot_be_served_hears_why() {
     assert!(served.iter().all(|s| s.why == Finish::Length && s.ids.len() == 9));
     // A listener that says it has enough is not called again.
     let (said, heard) = std::sync::mpsc::channel();
-    engine.submit_to(request(4, 5, 100), move |event| said.send(event).is_ok() && false).unwrap();
+    engine
+        .submit_to(request(4, 5, 100), move |event| {
+            said.send(event).unwrap();
+            false
+        })
+        .unwrap();
     let events: Vec<Event> = heard.iter().collect();
     assert!(matches!(&events[..], [Event::Token(_), Event::End(end)] if end.why == Finish::Cancelled), "{events:?}");
     let refused = |request: Request, part: &str| {
