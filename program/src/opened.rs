@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 /// Which model, on what.
 #[derive(clap::Args)]
 pub(super) struct ModelArgs {
-    /// A folder as Hugging Face has it (config.json and safetensors), or a GGUF file.
-    #[arg(long, value_name = "FOLDER|FILE.gguf")]
+    /// A folder as Hugging Face has it (config.json and safetensors), a repository in its local cache (ORG/NAME), or a GGUF
+    /// file.
+    #[arg(long, value_name = "FOLDER|ORG/NAME|FILE.gguf")]
     pub model: String,
     /// bf16, f16 or f32; bf16 on a GPU and f32 on a CPU by default.
     #[arg(long, value_parser = dtype)]
@@ -49,8 +50,8 @@ pub(super) struct Opened<'a> {
 
 impl ModelArgs {
     /// The folder or file.
-    pub fn path(&self) -> &Path {
-        Path::new(&self.model)
+    pub fn path(&self) -> PathBuf {
+        Model::place(&self.model)
     }
 
     /// Reads what the model is, and finds its weights.
@@ -62,7 +63,7 @@ impl ModelArgs {
             return Err(CliError::Usage(text));
         }
         let (model, mut notes) = Model::load(&self.model)?;
-        let (weights, more) = Weights::open(self.path(), &model).map_err(not_usable)?;
+        let (weights, more) = Weights::open(&self.path(), &model).map_err(not_usable)?;
         notes.extend(more);
         say(&notes);
         Ok(Opened { args: self, model, weights, target, dtype })

@@ -49,10 +49,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         return Err(CliError::Usage("--temperature: only 0, the most likely token, is there yet".into()));
     }
     let (opened, path) = (args.open.open()?, args.open.path());
-    let ends = if args.ignore_eos { Vec::new() } else { Model::ends(path)? };
+    let ends = if args.ignore_eos { Vec::new() } else { Model::ends(&path)? };
     let (tokenizer, ids) = match &args.prompt {
         Some(text) => {
-            let tokenizer = Tokenizer::open(path).map_err(unreadable)?;
+            let tokenizer = Tokenizer::open(&path).map_err(unreadable)?;
             let ids = encoded(&tokenizer, text, args.raw).map_err(unreadable)?;
             (Some(tokenizer), ids)
         }

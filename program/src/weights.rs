@@ -61,7 +61,7 @@ fn init(name: &str, dtype: Option<Dtype>, seed: u64, folder: &Path) -> Result<()
 /// Looks at the weights of a folder.
 fn look(name: &str, json: bool) -> Result<(), CliError> {
     let (model, mut notes) = Model::load(name)?;
-    let path = Path::new(name);
+    let path = &*Model::place(name);
     if Model::preset(name).is_some() {
         let text = format!("--weights looks into a folder, and {name} is a preset; write ./{name} to mean one");
         return Err(CliError::Usage(text));

