@@ -93,7 +93,7 @@ impl Executable {
             name: t.name,
             bytes: t.bytes(),
             written: t.role == Role::Out,
-            indices: (t.role == Role::In && t.storage == Storage::I32).then(|| t.index_range()),
+            indices: t.index_range(),
         };
         let operands = tensors.iter().map(operand).collect();
         Ok(Executable { kind, operands, workspace: launch.workspace, machine: module.machine.clone() })

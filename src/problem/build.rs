@@ -80,6 +80,11 @@ impl Problem {
         of("argmax", &[("rows", rows), ("cols", cols)])
     }
 
+    /// The next token of each row of logits, by the settings of the row.
+    pub fn sample(rows: i64, cols: i64) -> Builder {
+        of("sample", &[("rows", rows), ("cols", cols)])
+    }
+
     /// Softmax of each row.
     pub fn softmax(rows: i64, cols: i64) -> Builder {
         of("softmax", &[("rows", rows), ("cols", cols)])
@@ -163,6 +168,11 @@ impl Builder {
         self.field("pages", pages)
     }
 
+    /// So many of the most likely tokens of each row, with their log-probabilities.
+    pub fn top(self, tokens: i64) -> Builder {
+        self.field("top", tokens)
+    }
+
     /// Entries of a row of the block table.
     pub fn max_pages(self, pages: i64) -> Builder {
         self.field("max_pages", pages)
@@ -232,6 +242,8 @@ mod tests {
             (Problem::layernorm(3, 70), "layernorm rows=3 cols=70"),
             (Problem::embedding(3, 9, 70), "embedding tokens=3 vocab=9 hidden=70"),
             (Problem::argmax(3, 70), "argmax rows=3 cols=70"),
+            (Problem::sample(3, 70), "sample rows=3 cols=70"),
+            (Problem::sample(3, 70).top(5), "sample rows=3 cols=70 top=5"),
             (Problem::softmax(3, 70), "softmax rows=3 cols=70"),
             (Problem::silu_mul(3, 70), "silu_mul rows=3 cols=70"),
             (Problem::gelu(3, 70), "gelu rows=3 cols=70"),

@@ -101,6 +101,7 @@ impl Inputs {
                 Fill::Uniform { scale } => Values::Uniform { seed, scale, round: tensor.storage },
                 Fill::Index(kind) => Values::Ints(indices(kind, tensor.len(), seed)),
                 Fill::CosSin => Values::Floats(cos_sin(tensor.shape[0], tensor.shape[1])),
+                Fill::Settings(turns) => Values::Floats(turns.settings(tensor.shape[0], seed)),
                 Fill::Output => Values::Ints(Vec::new()),
             };
             Input { tensor, values }
@@ -160,6 +161,8 @@ fn indices(kind: IndexFill, len: u64, seed: u64) -> Vec<i32> {
         IndexFill::Lengths(n) => (0..len).map(|b| super::decode::length(n, len as i64, b as i64) as i32).collect(),
         IndexFill::QueryStarts(spread) => spread.starts(),
         IndexFill::KvLengths(spread) => spread.lengths(),
+        IndexFill::TopK(turns) => turns.top_k(len, seed),
+        IndexFill::Bits => (0..len).map(|i| (hash(seed, 2 * i) & hash(seed, 2 * i + 1)) as i32).collect(),
         IndexFill::Padded(n) => {
             let mut slots = indices(IndexFill::Distinct(n), len, seed);
             super::qkv::padded(&mut slots);

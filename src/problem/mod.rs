@@ -13,6 +13,7 @@ mod paged;
 mod pointwise;
 mod qkv;
 mod reference;
+mod sample;
 mod tensor;
 mod text;
 mod types;
@@ -48,6 +49,7 @@ pub static OPS: &[&OpDef] = &[
     &pointwise::SOFTMAX,
     &pointwise::EMBEDDING,
     &pointwise::ARGMAX,
+    &sample::OP,
 ];
 
 /// What an op is: its dimensions and the pure functions over them.

@@ -2,6 +2,7 @@
 
 use super::Storage;
 use super::paged::Spread;
+use super::sample::Turns;
 
 /// How a natural tensor, such as a checkpoint has it, is arranged in memory. All are dense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub enum Fill {
     Index(IndexFill),
     /// cos and sin of position · 10000^(-2j/d), interleaved.
     CosSin,
+    /// What rows of logits are sampled by (see `sample.rs`).
+    Settings(Turns),
     /// An output: nothing to fill.
     Output,
 }
@@ -61,6 +64,10 @@ pub enum IndexFill {
     QueryStarts(Spread),
     /// The KV tokens of every sequence.
     KvLengths(Spread),
+    /// How many tokens a row of logits keeps.
+    TopK(Turns),
+    /// Flags, 32 a value: about a quarter is set.
+    Bits,
 }
 
 /// One tensor of a problem, dense.
@@ -119,17 +126,18 @@ impl Tensor {
     }
 
     /// Of a tensor of indices the first that may stand in it, and the first after these that may not. A row of a bucket that is
-    /// not in use has the slot -1.
-    pub(crate) fn index_range(&self) -> (i64, i64) {
-        let Fill::Index(fill) = self.fill else { return (0, 0) };
-        match fill {
+    /// not in use has the slot -1. None of integers that are no indices: any value is good there.
+    pub(crate) fn index_range(&self) -> Option<(i64, i64)> {
+        let Fill::Index(fill) = self.fill else { return None };
+        Some(match fill {
             IndexFill::Padded(below) => (-1, below),
             IndexFill::Distinct(below) if self.name == "slots" => (-1, below),
             IndexFill::Below(below) | IndexFill::Distinct(below) => (0, below),
             IndexFill::Full(most) | IndexFill::Lengths(most) => (1, most + 1),
             IndexFill::QueryStarts(spread) => (0, spread.tokens + 1),
             IndexFill::KvLengths(spread) => (1, spread.context + 1),
-        }
+            IndexFill::TopK(_) | IndexFill::Bits => return None,
+        })
     }
 
     /// Size in bytes.

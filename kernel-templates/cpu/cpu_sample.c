@@ -1,0 +1,2 @@
+// The next token of each row of logits; PARTS tasks share a row.
+#include "sampling.h"
