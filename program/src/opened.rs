@@ -8,7 +8,7 @@ use super::{CliError, export};
 use jitune::bundle::Bundle;
 use jitune::device::{DeviceId, Target};
 use jitune::engine::{Engine, EngineError, Options};
-use jitune::model::{Buckets, Model, Plan};
+use jitune::model::{Buckets, Model, ModelError, Plan};
 use jitune::problem::{Dtype, Problem, probes};
 use jitune::runtime::{Runtime, RuntimeError};
 use jitune::weights::Weights;
@@ -86,7 +86,10 @@ impl Opened<'_> {
     pub fn runtime(&self, options: &Options) -> Result<Runtime, CliError> {
         let (context, page) = (options.context, options.page);
         let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
-        let problems = Plan::new(&self.model, &buckets, self.dtype)?.problems();
+        let mut problems = Plan::new(&self.model, &buckets, self.dtype)?.problems();
+        // In no plan: what samples is in the steps of those alone who ask for it.
+        let sample = format!("sample rows=1 cols={} dtype={}", self.model.vocab, self.dtype);
+        problems.push(sample.parse().map_err(ModelError::Problem)?);
         match &self.args.bundle {
             Some(file) => load(&self.args.signer.open(file)?, self.args.device.first()?),
             None => self.args.stored(&problems),

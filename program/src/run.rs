@@ -2,7 +2,7 @@
 
 use super::opened::{ModelArgs, failed};
 use super::{CliError, out, table};
-use jitune::engine::{Engine, Event, Finish, Request};
+use jitune::engine::{Engine, Event, Finish, Request, Sampling};
 use jitune::model::Model;
 use jitune::tokenizer::{Message, Stream, Tokenizer, TokenizerError};
 use std::path::PathBuf;
@@ -30,9 +30,8 @@ pub struct Args {
     /// Most tokens of the answer.
     #[arg(long, default_value_t = 64, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
-    /// 0 takes the most likely token each time; nothing else is there yet.
-    #[arg(long, default_value_t = 0.0)]
-    temperature: f64,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Go on after the model's end tokens.
     #[arg(long)]
     ignore_eos: bool,
@@ -44,10 +43,37 @@ pub struct Args {
     json: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    if args.temperature != 0.0 {
-        return Err(CliError::Usage("--temperature: only 0, the most likely token, is there yet".into()));
+/// How tokens are chosen.
+#[derive(clap::Args)]
+struct SamplingArgs {
+    /// Logits are divided by it before a token is drawn; 0 takes the most likely token each time.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Draw among so many of the most likely tokens alone; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    top_k: i32,
+    /// Draw among the fewest of the most likely tokens whose probabilities add up to this.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f32,
+    /// Leave out tokens of less than this share of the most likely one's probability.
+    #[arg(long, default_value_t = 0.0)]
+    min_p: f32,
+    /// Divide the logits of tokens that were said already by it, those below zero multiply.
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// What is drawn follows from it: the same seed gives the same answer.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingArgs {
+    fn sampling(&self) -> Sampling {
+        let SamplingArgs { temperature, top_k, top_p, min_p, repetition_penalty, seed } = *self;
+        Sampling { repetition_penalty, temperature, top_k, top_p, min_p, seed, logprobs: None }
     }
+}
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let (opened, path) = (args.open.open()?, args.open.path());
     let ends = if args.ignore_eos { Vec::new() } else { Model::ends(&path)? };
     let (tokenizer, ids) = match &args.prompt {
@@ -63,7 +89,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let engine = opened.engine(options)?;
     let mut stream = tokenizer.as_ref().map(Stream::new);
     let (most, logits) = (args.max_tokens as usize, args.logits.is_some());
-    let request = Request { prompt: ids, most, ends: ends.clone(), logits, ..Request::default() };
+    let sampling = args.sampling.sampling();
+    let request = Request { prompt: ids, most, ends: ends.clone(), sampling, logits };
     let begun = Instant::now();
     let (mut said, mut rows) = (Said::default(), Vec::new());
     for event in engine.submit(request).map_err(failed)? {

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Place, text};
 use jitune::bundle::Bundle;
-use jitune::engine::{Engine, EngineError, Event, Finish, Options, Refused, Request};
+use jitune::engine::{Engine, EngineError, Event, Finish, Options, Refused, Request, Sampling, Token};
 use jitune::model::Model;
 use jitune::problem::Dtype;
 use jitune::runtime::Runtime;
@@ -51,19 +51,19 @@ impl Given {
 /// What came of a request.
 #[derive(Debug, PartialEq)]
 struct Said {
-    ids: Vec<i32>,
+    tokens: Vec<Token>,
     cached: usize,
     why: Finish,
 }
 
 fn hear(events: impl Iterator<Item = Event>) -> Said {
-    let mut said = Said { ids: Vec::new(), cached: 0, why: Finish::Cancelled };
+    let mut said = Said { tokens: Vec::new(), cached: 0, why: Finish::Cancelled };
     for event in events {
         match event {
             Event::Logits(_) => (),
-            Event::Token(token) => said.ids.push(token.id),
+            Event::Token(token) => said.tokens.push(token),
             Event::End(end) => {
-                assert_eq!(end.answer, said.ids.len());
+                assert_eq!(end.answer, said.tokens.len());
                 (said.cached, said.why) = (end.cached, end.why);
             }
         }
@@ -80,6 +80,25 @@ fn request(seed: i32, count: usize, most: usize) -> Request {
     Request { prompt: prompt(seed, count), most, ..Request::default() }
 }
 
+/// A request whose tokens are chosen in one of several ways.
+fn sampled(seed: i32, count: usize, most: usize) -> Request {
+    let sampling = match seed % 4 {
+        0 => Sampling::default(),
+        1 => Sampling { temperature: 1.3, seed: seed as u64, ..Sampling::default() },
+        2 => Sampling { logprobs: Some(3), repetition_penalty: 1.3, ..Sampling::default() },
+        _ => Sampling {
+            repetition_penalty: 1.1,
+            temperature: 0.9,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.01,
+            seed: seed as u64,
+            logprobs: Some(0),
+        },
+    };
+    Request { sampling, ..request(seed, count, most) }
+}
+
 /// All at once; each answer in the order of the requests.
 fn together(engine: &Engine, requests: &[Request]) -> Vec<Said> {
     let answers: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
@@ -87,13 +106,13 @@ fn together(engine: &Engine, requests: &[Request]) -> Vec<Said> {
 }
 
 /// What each request is answered alone, by an engine of its own that reads prompts whole.
-fn alone(given: &Given, requests: &[Request]) -> Vec<Vec<i32>> {
+fn alone(given: &Given, requests: &[Request]) -> Vec<Vec<Token>> {
     let engine = given.open(|o| o.prefix = false).unwrap();
-    requests.iter().map(|r| hear(engine.submit(r.clone()).unwrap()).ids).collect()
+    requests.iter().map(|r| hear(engine.submit(r.clone()).unwrap()).tokens).collect()
 }
 
-fn ids(said: &[Said]) -> Vec<Vec<i32>> {
-    said.iter().map(|s| s.ids.clone()).collect()
+fn tokens(said: &[Said]) -> Vec<Vec<Token>> {
+    said.iter().map(|s| s.tokens.clone()).collect()
 }
 
 fn every_model(check: impl Fn(&Given)) {
@@ -104,21 +123,29 @@ fn every_model(check: impl Fn(&Given)) {
 fn neighbours_chunks_padding_and_prefixes_change_nothing() {
     every_model(|given| {
         let requests: Vec<Request> =
-            (0..17).map(|i| request(i % 5, 1 + 11 * i as usize % 150, 3 + i as usize)).collect();
+            (0..17).map(|i| sampled(i % 9, 1 + 11 * i as usize % 150, 3 + i as usize)).collect();
         let wanted = alone(given, &requests);
-        assert!(wanted.iter().zip(&requests).all(|(ids, r)| ids.len() == r.most));
+        assert!(wanted.iter().zip(&requests).all(|(tokens, r)| tokens.len() == r.most));
+        // Log-probabilities as asked for, those of the most likely tokens in their order.
+        for (token, r) in wanted.iter().zip(&requests).flat_map(|(tokens, r)| tokens.iter().map(move |t| (t, r))) {
+            let (most, found) = (r.sampling.logprobs, &token.logprobs);
+            assert_eq!(found.as_ref().map(|l| l.top.len()), most, "{token:?}");
+            let Some(found) = found else { continue };
+            assert!(found.top.iter().all(|(_, p)| *p <= 0.0) && found.top.is_sorted_by(|a, b| a.1 >= b.1), "{found:?}");
+            assert!(found.top.iter().all(|(id, p)| *id != token.id || *p == found.chosen), "{token:?}");
+        }
         // All in one step, 17 decodes computed as 18, prompts whole or in chunks beside decodes.
-        for tokens in [512, 33, 19] {
-            let engine = given.open(|o| (o.sequences, o.tokens, o.prefix) = (17, tokens, false)).unwrap();
+        for budget in [512, 33, 19] {
+            let engine = given.open(|o| (o.sequences, o.tokens, o.prefix) = (17, budget, false)).unwrap();
             let said = together(&engine, &requests);
-            assert_eq!(ids(&said), wanted, "{tokens} tokens a step");
+            assert_eq!(tokens(&said), wanted, "{budget} tokens a step");
             assert!(said.iter().all(|s| s.why == Finish::Length && s.cached == 0));
         }
         // What was computed for others is not computed again.
         let engine = given.open(|o| (o.sequences, o.tokens) = (4, 64)).unwrap();
         for round in 0..2 {
             let said = together(&engine, &requests);
-            assert_eq!(ids(&said), wanted);
+            assert_eq!(tokens(&said), wanted);
             // All whole pages but the last token's.
             let found = |r: &Request| (r.prompt.len() - 1) / 16 * 16;
             if round > 0 {
@@ -134,7 +161,7 @@ fn neighbours_chunks_padding_and_prefixes_change_nothing() {
 #[test]
 fn who_loses_its_pages_goes_on_as_if_it_had_not() {
     every_model(|given| {
-        let requests: Vec<Request> = (0..6).map(|i| request(i, 40 + i as usize, 60)).collect();
+        let requests: Vec<Request> = (0..6).map(|i| sampled(i, 40 + i as usize, 60)).collect();
         let wanted = alone(given, &requests);
         // Pages of one sequence of the whole context, or hardly more: fewer than six of a hundred tokens need.
         let plan = *given.open(|o| o.sequences = 6).unwrap().plan();
@@ -143,7 +170,7 @@ fn who_loses_its_pages_goes_on_as_if_it_had_not() {
             let memory = Some(plan.bytes() - plan.cache + pages * page);
             let engine = given.open(|o| (o.sequences, o.memory, o.prefix) = (6, memory, pages == 19)).unwrap();
             assert_eq!(engine.plan().pages, pages as i64);
-            assert_eq!(ids(&together(&engine, &requests)), wanted, "{pages} pages");
+            assert_eq!(tokens(&together(&engine, &requests)), wanted, "{pages} pages");
             let stats = engine.stats();
             assert!(stats.preempted > 0, "{stats:?}");
             assert_eq!((stats.running, stats.used), (0, 0));
@@ -168,7 +195,7 @@ fn who_leaves_frees_its_pages_and_who_cannot_be_served_hears_why() {
     assert!(matches!(full, Err(EngineError::Refused(Refused::Full { waiting: 3 }))), "{full:?}");
     drop(left);
     let served: Vec<Said> = waiting.into_iter().map(hear).collect();
-    assert!(served.iter().all(|s| s.why == Finish::Length && s.ids.len() == 9));
+    assert!(served.iter().all(|s| s.why == Finish::Length && s.tokens.len() == 9));
     // A listener that says it has enough is not called again.
     let (said, heard) = std::sync::mpsc::channel();
     engine
@@ -190,6 +217,15 @@ fn who_leaves_frees_its_pages_and_who_cannot_be_served_hears_why() {
         Request { prompt: vec![1, 97], most: 1, ..Request::default() },
         "the token 97, and the model's go from 0 to 96",
     );
+    let with = |sampling| Request { sampling, ..request(1, 5, 1) };
+    refused(
+        with(Sampling { temperature: -1.0, ..Sampling::default() }),
+        "temperature is -1, and 0 or more is its range",
+    );
+    refused(with(Sampling { temperature: f32::NAN, ..Sampling::default() }), "temperature is NaN");
+    refused(with(Sampling { top_p: 1.5, ..Sampling::default() }), "top_p is 1.5, and from 0 to 1");
+    refused(with(Sampling { repetition_penalty: 0.0, ..Sampling::default() }), "repetition_penalty is 0");
+    refused(with(Sampling { logprobs: Some(21), ..Sampling::default() }), "logprobs is 21, and 20 is the most");
     refused(Request { logits: true, ..request(1, 5, 1) }, "no room for the logits");
     drop(kept);
     let end = loop {
@@ -202,8 +238,8 @@ fn who_leaves_frees_its_pages_and_who_cannot_be_served_hears_why() {
     assert_eq!((end.used, end.ended), (0, 6));
     // The last token may be one that ends answers.
     let said = hear(engine.submit(request(1, 20, 9)).unwrap());
-    let ends = vec![said.ids[2]];
-    let until = said.ids.iter().position(|id| *id == ends[0]).unwrap() + 1;
+    let ends = vec![said.tokens[2].id];
+    let until = said.tokens.iter().position(|t| t.id == ends[0]).unwrap() + 1;
     let ended = hear(engine.submit(Request { ends, ..request(1, 20, 9) }).unwrap());
-    assert_eq!((ended.ids.as_slice(), ended.why), (&said.ids[..until], Finish::Stop));
+    assert_eq!((ended.tokens.as_slice(), ended.why), (&said.tokens[..until], Finish::Stop));
 }

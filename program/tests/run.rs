@@ -238,7 +238,11 @@ fn what_cannot_be_run_is_said() {
     refused(&["--model", "./m", "--ids", "1,x"], 2, "invalid value");
     refused(&["--model", "./m", "--ids", "1,97"], 2, "the prompt has the token 97, and the model's go from 0 to 96");
     refused(&["--model", "./m", "--ids", "-1"], 2, "the prompt has the token -1");
-    refused(&["--model", "./m", "--ids", "1", "--temperature", "0.5"], 2, "--temperature");
+    refused(
+        &["--model", "./m", "--ids", "1", "--temperature=-0.5"],
+        2,
+        "temperature is -0.5, and 0 or more is its range",
+    );
     refused(&["--model", "./m", "--ids", "1", "--dtype", "e4m3"], 2, "e4m3");
     // Without a tokenizer.json there is no text.
     refused(&["--model", "./m", "--prompt", "a"], 4, "tokenizer.json");

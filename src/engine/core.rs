@@ -3,19 +3,19 @@
 use super::blocks::Blocks;
 use super::measure::KernelTime;
 use super::plan::{MemoryPlan, STEPS, Sizes};
-use super::request::{End, Event, Finish, Request, Stats, Token};
+use super::request::{End, Event, Finish, Request, Sampling, Stats, Token};
 use super::schedule::{Id, Limits, Row, Scheduler};
-use super::step::{Step, Stores, stream};
+use super::step::{Choice, Step, Stores, stream};
 use super::{EngineError, Options, Sink};
 use crate::backend::Tables;
 use crate::backend::cuda::Stream;
-use crate::model::{Model, Pass, Phase, Shape};
+use crate::model::{Model, Pass, Phase, Shape, Tail};
 use crate::problem::Dtype;
 use crate::runtime::Runtime;
 use crate::sync::lock;
 use crate::weights::Weights;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Instant;
 
 /// A model on a device, and who waits for its answers.
@@ -44,6 +44,27 @@ struct Live {
     answer: usize,
     /// Rows of logits that were given.
     rows: usize,
+    /// Flags of the tokens of prompt and answer, 32 a number; nothing where none is penalised.
+    seen: Vec<u32>,
+}
+
+/// The most likely token.
+static GREEDY: LazyLock<Sampling> = LazyLock::new(Sampling::default);
+
+/// Flags a token, where there are flags.
+fn see(seen: &mut [u32], id: i32) {
+    if let Some(word) = usize::try_from(id).ok().and_then(|id| seen.get_mut(id / 32)) {
+        *word |= 1 << (id % 32);
+    }
+}
+
+/// The number by which the token of that place of an answer is drawn: 24 bits of SplitMix64's output, so that it is the same in
+/// whatever company the token is computed.
+fn drawn(seed: u64, place: u64) -> f32 {
+    let mut z = seed.wrapping_add((place + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) >> 40) as f32 / 16_777_216.0
 }
 
 impl Live {
@@ -133,13 +154,19 @@ impl Core {
 
     pub fn submit(&mut self, id: Id, request: Request, sink: Sink) {
         let heard = Instant::now();
-        let live = Live { request, sink, heard, begun: None, answer: 0, rows: 0 };
+        let penalised = request.sampling.repetition_penalty != 1.0;
+        let mut seen = vec![0; if penalised { self.model.vocab as usize / 32 + 1 } else { 0 }];
+        request.prompt.iter().for_each(|id| see(&mut seen, *id));
+        let live = Live { request, sink, heard, begun: None, answer: 0, rows: 0, seen };
         let (prompt, most) = (live.request.prompt.clone(), live.request.most);
         match self.scheduler.submit(id, prompt, most) {
             Ok(()) => drop(self.live.insert(id, live)),
-            Err(why) => live.end(Finish::Failed(why.to_string())),
+            Err(why) => {
+                self.stats.ended += 1;
+                self.publish();
+                live.end(Finish::Failed(why.to_string()));
+            }
         }
-        self.publish();
     }
 
     pub fn cancel(&mut self, id: Id) {
@@ -165,8 +192,8 @@ impl Core {
     }
 
     fn publish(&self) {
-        let (waiting, running) = (self.scheduler.waiting(), self.scheduler.running());
-        *lock(&self.published) = Stats { waiting, running, used: self.scheduler.blocks().used(), ..self.stats };
+        let (running, used) = (self.scheduler.running(), self.scheduler.blocks().used());
+        *lock(&self.published) = Stats { running, used, ..self.stats };
     }
 
     fn end(&mut self, id: Id, why: Finish) {
@@ -193,14 +220,23 @@ impl Core {
         }
         self.stats.steps += 1;
         self.stats.preempted += chosen.preempted as u64;
+        self.publish();
         let sampled = self.run(&chosen.rows)?;
-        self.scheduler.done(&chosen, &sampled);
-        for (id, token) in sampled {
+        let ids: Vec<(Id, i32)> = sampled.iter().map(|(id, token)| (*id, token.id)).collect();
+        self.scheduler.done(&chosen, &ids);
+        for (id, mut token) in sampled {
             let Some(live) = self.live.get_mut(&id) else { continue };
             live.answer += 1;
             self.stats.answer_tokens += 1;
-            let heard = live.say(Event::Token(Token { id: token, logprobs: None }));
-            let why = if live.request.ends.contains(&token) {
+            see(&mut live.seen, token.id);
+            let ends = live.request.ends.contains(&token.id);
+            // A neighbour's wish makes the step compute them for all.
+            match live.request.sampling.logprobs {
+                Some(most) => token.logprobs.iter_mut().for_each(|l| l.top.truncate(most)),
+                None => token.logprobs = None,
+            }
+            let heard = live.say(Event::Token(token));
+            let why = if ends {
                 Finish::Stop
             } else if live.answer >= live.request.most {
                 Finish::Length
@@ -217,7 +253,7 @@ impl Core {
     }
 
     /// Computes rows, and gives the token after each that has one.
-    fn run(&mut self, rows: &[Row]) -> Result<Vec<(Id, i32)>, EngineError> {
+    fn run(&mut self, rows: &[Row]) -> Result<Vec<(Id, Token)>, EngineError> {
         let mut sampled = Vec::with_capacity(rows.len());
         let mut together = Vec::with_capacity(rows.len());
         for row in rows {
@@ -233,7 +269,7 @@ impl Core {
                 let piece = Piece { row, at, count, logits: Wanted::All };
                 let tokens = self.execute(std::slice::from_ref(&piece))?;
                 let last = at + count == row.tokens.len() && row.samples;
-                sampled.extend(tokens.last().filter(|_| last).map(|t| (row.id, *t)));
+                sampled.extend(tokens.into_iter().next_back().filter(|_| last).map(|t| (row.id, t)));
             }
         }
         if !together.is_empty() {
@@ -245,12 +281,13 @@ impl Core {
     }
 
     /// One step on the device: the tokens after those that get logits, in their order.
-    pub fn execute(&mut self, pieces: &[Piece<'_>]) -> Result<Vec<i32>, EngineError> {
+    pub fn execute(&mut self, pieces: &[Piece<'_>]) -> Result<Vec<Token>, EngineError> {
         let mut tables = self.tables(pieces);
         let wanted = tables.last_rows.len();
         let shape = self.bound(self.shape(pieces, &tables))?;
         let step = self.steps.get(&shape)?;
         step.pad(&mut tables);
+        step.choose(&tables, &self.choices(pieces))?;
         step.run(&tables, self.stream.as_ref())?;
         if let [Piece { row, at, logits: Wanted::All, .. }] = pieces {
             let mut logits = step.logits(&tables, wanted)?;
@@ -265,7 +302,7 @@ impl Core {
         }
         match wanted {
             0 => Ok(Vec::new()),
-            _ => step.tokens(&tables, wanted),
+            _ => step.chosen(&tables, wanted),
         }
     }
 
@@ -276,15 +313,48 @@ impl Core {
         self.steps.get(&shape)?.kinds(self.stream.as_ref())
     }
 
+    /// By what the token of each row with logits is chosen.
+    fn choices<'a>(&'a self, pieces: &[Piece<'a>]) -> Vec<Choice<'a>> {
+        let mut list = Vec::new();
+        for piece in pieces {
+            let live = self.live.get(&piece.row.id);
+            let greedy = Choice { sampling: &GREEDY, u: 0.0, seen: &[] };
+            let last = live.map_or(greedy, |live| Choice {
+                sampling: &live.request.sampling,
+                u: drawn(live.request.sampling.seed, live.answer as u64),
+                seen: &live.seen,
+            });
+            // Of a prompt whose logits are wanted the last row alone is a token's.
+            let before = if piece.logits == Wanted::All { piece.count - 1 } else { 0 };
+            list.extend(std::iter::repeat_n(greedy, before));
+            list.extend((piece.logits != Wanted::None).then_some(last));
+        }
+        list
+    }
+
+    /// How the step of these pieces chooses tokens.
+    fn tail(&self, pieces: &[Piece<'_>]) -> Tail {
+        let those = pieces.iter().filter(|p| p.logits != Wanted::None).filter_map(|p| self.live.get(&p.row.id));
+        let mut tail = Tail::Argmax;
+        for sampling in those.map(|live| live.request.sampling).filter(|sampling| !sampling.is_greedy()) {
+            match (sampling.logprobs, self.sizes.top) {
+                (Some(1..), Some(top)) => return Tail::Sample { top },
+                _ => tail = Tail::Sample { top: 0 },
+            }
+        }
+        tail
+    }
+
     /// The shape of the step of these pieces.
     fn shape(&self, pieces: &[Piece<'_>], tables: &Tables) -> Shape {
         let longest = tables.kv_lens.iter().copied().max().unwrap_or(1).into();
         let (tokens, sequences, wanted) = (tables.ids.len(), pieces.len(), tables.last_rows.len());
         let decodes = pieces.iter().all(|p| p.count == 1 && p.logits == Wanted::Last);
-        match decodes {
+        let shape = match decodes {
             true => self.sizes.decode(sequences as i64, longest),
             false => self.sizes.mixed(tokens as i64, sequences as i64, wanted as i64, longest),
-        }
+        };
+        Shape { tail: self.tail(pieces), ..shape }
     }
 
     /// Binds the step of a shape, unless it is bound; gives the shape under which it is.

@@ -131,7 +131,7 @@ impl Core {
             }
             if let Case::Decode { .. } = case {
                 for (row, token) in rows.iter_mut().zip(chosen) {
-                    (row.from, row.tokens) = (row.from + 1, vec![token]);
+                    (row.from, row.tokens) = (row.from + 1, vec![token.id]);
                 }
             }
         }

@@ -47,7 +47,7 @@ use crate::sync::lock;
 use crate::weights::{Weights, WeightsError};
 use core::Core;
 use schedule::{Room, fits};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -88,7 +88,7 @@ pub enum EngineError {
         /// Bytes that there are.
         most: u64,
         /// What they are for.
-        plan: MemoryPlan,
+        plan: Box<MemoryPlan>,
     },
     /// Options that mean nothing.
     #[error("{0}")]
@@ -170,8 +170,6 @@ enum Command {
 #[derive(Default)]
 struct Shared {
     stats: Arc<Mutex<Stats>>,
-    /// Requests that were taken and have not ended, but for those that the stats count as running.
-    waiting: AtomicUsize,
     ended: Mutex<Option<String>>,
 }
 
@@ -180,11 +178,14 @@ pub struct Engine {
     commands: Option<Sender<Command>>,
     thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
+    /// The number of the next request, and so how many were taken.
     next: AtomicU64,
     plan: MemoryPlan,
     options: Options,
     room: Room,
     vocab: i64,
+    /// Most tokens whose log-probabilities a request may ask for; none where no kernel samples.
+    top: Option<i64>,
 }
 
 impl Engine {
@@ -203,6 +204,7 @@ impl Engine {
         let room = Room { context: options.context as usize, page: options.page as usize, pages: 0 };
         let (core, plan) = Core::new(runtime, model, weights, options.clone(), &mut loaded)?;
         let shared = Arc::new(Shared { stats: core.stats(), ..Shared::default() });
+        let top = core.sizes.top;
         let (commands, heard) = channel();
         let thread = {
             let shared = Arc::clone(&shared);
@@ -211,7 +213,7 @@ impl Engine {
             spawned.map_err(|e| BackendError::Threads { asked: 1, why: e.to_string() })?
         };
         let (next, vocab, room) = (AtomicU64::new(0), model.vocab, Room { pages: plan.pages as usize, ..room });
-        Ok(Engine { commands: Some(commands), thread: Some(thread), shared, next, plan, options, room, vocab })
+        Ok(Engine { commands: Some(commands), thread: Some(thread), shared, next, plan, options, room, vocab, top })
     }
 
     /// Asks for an answer. Dropping what is returned cancels it.
@@ -230,13 +232,11 @@ impl Engine {
         sink: impl FnMut(Event) -> bool + Send + 'static,
     ) -> Result<u64, EngineError> {
         self.check(&request)?;
-        // Those that run wait no longer, so a moment's more than the limit is possible, and harmless.
-        let waiting = lock(&self.shared.stats).waiting + self.shared.waiting.load(Ordering::Relaxed);
+        let waiting = self.stats().waiting;
         if waiting >= self.options.waiting {
             return Err(Refused::Full { waiting }.into());
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         match &self.commands {
             Some(commands) if commands.send(Command::Submit(id, request, Box::new(sink))).is_ok() => Ok(id),
             _ => Err(self.ended()),
@@ -254,7 +254,9 @@ impl Engine {
     /// What it does and has done.
     pub fn stats(&self) -> Stats {
         let stats = *lock(&self.shared.stats);
-        Stats { waiting: stats.waiting + self.shared.waiting.load(Ordering::Relaxed), ..stats }
+        // What was taken and has neither ended nor runs, whether the engine's thread has heard of it or not.
+        let waiting = self.next.load(Ordering::Relaxed).saturating_sub(stats.ended + stats.running as u64);
+        Stats { waiting: waiting as usize, ..stats }
     }
 
     /// What lies on the device.
@@ -281,6 +283,7 @@ impl Engine {
         if let Some(id) = request.prompt.iter().find(|id| !(0..self.vocab).contains(&i64::from(**id))) {
             return refused(format!("the prompt has the token {id}, and the model's go from 0 to {}", self.vocab - 1));
         }
+        request.sampling.check(self.top).map_err(EngineError::Request)?;
         if request.logits && !self.options.logits {
             return refused("the engine has no room for the logits of a prompt".into());
         }
@@ -334,7 +337,6 @@ fn run(mut core: Core, heard: &Receiver<Command>, shared: &Shared) {
         match command {
             Ok(Command::Submit(id, request, sink)) => {
                 core.submit(id, request, sink);
-                shared.waiting.fetch_sub(1, Ordering::Relaxed);
                 continue;
             }
             Ok(Command::Cancel(id)) => {

@@ -1,9 +1,11 @@
 //! What lies on the device as long as an engine does: planned once, before anything is allocated.
 
 use super::arena::arena;
-use super::step::{RESULTS, tensors, workspaces};
+use super::step::{CHOICES, RESULTS, tensors, workspaces};
 use super::{EngineError, Options};
-use crate::model::{Cache, Model, Pass, Shape};
+use crate::model::ModelError;
+use crate::model::{Cache, Model, Pass, Shape, Tail};
+use crate::problem::Problem;
 use crate::program::Life;
 use crate::runtime::Runtime;
 use std::fmt;
@@ -12,6 +14,8 @@ use std::fmt;
 pub(super) const STEPS: usize = 48;
 /// Steps are bound for contexts of powers of two from here on.
 const LEAST_CONTEXT: i64 = 256;
+/// Tokens whose log-probabilities a row has, where it has any but the chosen one's.
+pub(super) const TOP: i64 = 20;
 /// Rows of logits that a request for all of them gets in one step.
 const LOGITS_ROWS: i64 = 64;
 
@@ -27,8 +31,10 @@ pub struct MemoryPlan {
     pub pages: i64,
     /// Activations of the largest step.
     pub activations: u64,
-    /// Logits, and the tokens that they lead to.
-    pub results: [u64; 2],
+    /// Logits, the tokens that they lead to, and log-probabilities.
+    pub results: [u64; 4],
+    /// What tokens are chosen by.
+    pub choices: [u64; 3],
     /// Scratch of kernels: what they leave as zeros, and the other.
     pub workspaces: [u64; 2],
     /// Ids, positions, block tables of the steps that are kept bound.
@@ -38,7 +44,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// All of it.
     pub fn bytes(&self) -> u64 {
-        let rest = self.results.iter().chain(&self.workspaces).sum::<u64>();
+        let rest = self.results.iter().chain(&self.choices).chain(&self.workspaces).sum::<u64>();
         self.weights + self.cache + self.activations + rest + self.tables
     }
 }
@@ -54,7 +60,7 @@ impl fmt::Display for MemoryPlan {
             mib(self.cache),
             self.pages,
             mib(self.activations),
-            mib(self.results.iter().sum()),
+            mib(self.results.iter().chain(&self.choices).sum()),
             mib(self.workspaces[0] + self.workspaces[1]),
             mib(self.tables),
             mib(self.bytes()),
@@ -73,6 +79,8 @@ pub(super) struct Sizes {
     pub rows: i64,
     /// The cache.
     pub cache: Cache,
+    /// Most tokens whose log-probabilities a row may have; none where nothing samples.
+    pub top: Option<i64>,
 }
 
 /// The size that so many rows are computed as: themselves up to 16, and beyond that at most an eighth more.
@@ -91,7 +99,7 @@ impl Sizes {
         // Every running sequence has room for a token.
         let (tokens, sequences) = (rounded(options.tokens.max(options.sequences)), rounded(options.sequences));
         let rows = if options.logits { sequences.max(LOGITS_ROWS) } else { sequences };
-        let mut sizes = Sizes { tokens, sequences, rows, cache };
+        let mut sizes = Sizes { tokens, sequences, rows, cache, top: None };
         sizes.hold(pages);
         sizes
     }
@@ -150,6 +158,12 @@ impl Sizes {
         most: u64,
     ) -> Result<MemoryPlan, EngineError> {
         let (longest, dtype) = (self.cache.max_pages * self.cache.page, options.dtype);
+        let top = TOP.min(model.vocab);
+        let sample: Problem = format!("sample rows=1 cols={} top={top} dtype={dtype}", model.vocab)
+            .parse()
+            .map_err(ModelError::Problem)?;
+        self.top = runtime.lookup(&sample).is_ok().then_some(top);
+        let tails = [Some(Tail::Argmax), self.top.map(|top| Tail::Sample { top })];
         let decodes = Sizes::list(self.sequences).map(|b| Shape::decode(b, longest));
         let mixed = Sizes::list(self.tokens).map(|t| Shape {
             context: longest,
@@ -161,12 +175,14 @@ impl Sizes {
             cache: 0,
             pages: 0,
             activations: 0,
-            results: [0; 2],
+            results: [0; 4],
+            choices: [0; 3],
             workspaces: [0; 2],
             tables: 0,
         };
         let mut page = 0;
-        for shape in decodes.chain(mixed) {
+        let shapes = decodes.chain(mixed);
+        for shape in shapes.flat_map(|shape| tails.into_iter().flatten().map(move |tail| Shape { tail, ..shape })) {
             let Pass { program, .. } = Pass::of(model, shape, self.cache, dtype)?;
             plan.weights = tensors(&program, Life::Weight).values().sum();
             page = tensors(&program, Life::State).values().sum::<u64>() / self.cache.pages as u64;
@@ -176,9 +192,13 @@ impl Sizes {
             for (most, place) in plan.results.iter_mut().zip(places) {
                 *most = place.map_or(0, |t| program.tensors[t].bytes()).max(*most);
             }
+            for (most, name) in plan.choices.iter_mut().zip(CHOICES) {
+                *most = program.tensor(name).map_or(0, |t| program.tensors[t].bytes()).max(*most);
+            }
             let wanted = workspaces(runtime, &program)?;
             plan.workspaces = [0, 1].map(|i| plan.workspaces[i].max(wanted[i]));
-            let tables = tensors(&program, Life::Metadata).values().map(|b| b.next_multiple_of(256)).sum::<u64>();
+            let tables = tensors(&program, Life::Metadata).into_iter().filter(|(name, _)| !CHOICES.contains(name));
+            let tables = tables.map(|(_, bytes)| bytes.next_multiple_of(256)).sum::<u64>();
             plan.tables = plan.tables.max(STEPS as u64 * tables);
         }
         let rest = plan.bytes();
@@ -186,7 +206,7 @@ impl Sizes {
         (plan.pages, plan.cache) = (fit, fit as u64 * page);
         if fit < self.cache.max_pages {
             let least = MemoryPlan { pages: self.cache.max_pages, cache: self.cache.max_pages as u64 * page, ..plan };
-            return Err(EngineError::Memory { needed: least.bytes(), most, plan: least });
+            return Err(EngineError::Memory { needed: least.bytes(), most, plan: Box::new(least) });
         }
         self.hold(fit);
         Ok(plan)

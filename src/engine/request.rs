@@ -53,6 +53,37 @@ impl Default for Sampling {
     }
 }
 
+impl Sampling {
+    /// Whether it is the most likely token each time, and nothing more.
+    pub(super) fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 && self.repetition_penalty == 1.0 && self.logprobs.is_none()
+    }
+
+    /// Says what is out of range; `top` is the most tokens whose log-probabilities there may be, none where nothing samples.
+    pub(super) fn check(&self, top: Option<i64>) -> Result<(), String> {
+        let Sampling { repetition_penalty, temperature, top_p, min_p, logprobs, .. } = *self;
+        let ranges = [
+            ("temperature", temperature, temperature >= 0.0, "0 or more"),
+            ("repetition_penalty", repetition_penalty, repetition_penalty > 0.0, "more than 0"),
+            ("top_p", top_p, (0.0..=1.0).contains(&top_p), "from 0 to 1"),
+            ("min_p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1"),
+        ];
+        if let Some((name, value, _, range)) = ranges.iter().find(|(_, value, good, _)| !good || !value.is_finite()) {
+            return Err(format!("{name} is {value}, and {range} is its range"));
+        }
+        match top {
+            _ if self.is_greedy() => Ok(()),
+            None => {
+                Err("no kernel here samples: a bundle has none of a program that knew none; export it again".into())
+            }
+            Some(top) if logprobs.is_some_and(|n| n as i64 > top) => {
+                Err(format!("logprobs is {}, and {top} is the most", logprobs.unwrap_or(0)))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
 /// What is heard of a request, in this order: logits where they were asked for, tokens one by one, the end.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {

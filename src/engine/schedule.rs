@@ -340,6 +340,7 @@ impl Scheduler {
     }
 
     /// Requests that wait for their turn.
+    #[cfg(test)]
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }

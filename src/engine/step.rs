@@ -4,10 +4,11 @@ use super::EngineError;
 use super::arena::{Arena, arena};
 use super::measure::KernelTime;
 use super::plan::MemoryPlan;
+use super::request::{Logprobs, Sampling};
 use crate::backend::cuda::{Event, Graph, Stream};
 use crate::backend::{Bounds, Metadata, Tables};
 use crate::device::Target;
-use crate::model::{Cache, Model, Pass};
+use crate::model::{Cache, Model, Pass, Tail};
 use crate::problem::{Problem, Storage};
 use crate::program::{Life, Program};
 use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View};
@@ -18,17 +19,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Outputs that the host reads.
-pub(super) const RESULTS: [&str; 2] = ["logits", "tokens"];
+pub(super) const RESULTS: [&str; 4] = ["logits", "tokens", "logprobs", "likely"];
 const LOGITS: usize = 0;
 const TOKENS: usize = 1;
+const LOGPROBS: usize = 2;
+const LIKELY: usize = 3;
+/// Inputs that say by what tokens are chosen.
+pub(super) const CHOICES: [&str; 3] = ["settings", "top_k", "seen"];
 
 /// What lies on the device as long as the engine does; all steps share it, one at a time.
 pub(super) struct Stores {
     /// Weights and caches, by their names in programs.
     kept: BTreeMap<String, Memory>,
     activations: Memory,
-    /// Those that the host reads.
-    results: [Memory; 2],
+    /// Those that the host reads, and those that it writes beside the tables.
+    results: [Memory; 4],
+    choices: [Memory; 3],
     /// Scratch of kernels: what they leave as they found it is zeros in the second.
     workspaces: [Memory; 2],
 }
@@ -60,15 +66,33 @@ impl Stores {
                 Life::Metadata | Life::Activation => (),
             }
         }
-        let [logits, tokens] = plan.results;
+        let [logits, tokens, logprobs, likely] = plan.results.map(|bytes| runtime.allocate(bytes));
+        let [settings, top_k, seen] = plan.choices.map(|bytes| runtime.allocate(bytes));
         Ok(Stores {
             kept,
             activations: runtime.allocate(plan.activations)?,
-            results: [runtime.allocate(logits)?, runtime.allocate(tokens)?],
+            results: [logits?, tokens?, logprobs?, likely?],
+            choices: [settings?, top_k?, seen?],
             workspaces: [runtime.allocate(plan.workspaces[0])?, runtime.zeroed(plan.workspaces[1])?],
         })
     }
 }
+
+/// By what a row's token is chosen.
+#[derive(Clone, Copy)]
+pub(super) struct Choice<'a> {
+    pub sampling: &'a Sampling,
+    /// From 0 to below 1.
+    pub u: f32,
+    /// Flags of the tokens that are penalised, 32 a number; nothing where none is.
+    pub seen: &'a [u32],
+}
+
+/// What came of a row: the token, and where the step samples its log-probabilities.
+pub(super) type Chosen = super::request::Token;
+
+/// f32 settings of a row, as the op `sample` has them.
+const SETTINGS: usize = 6;
 
 /// A pass that runs.
 pub(super) struct Step {
@@ -79,7 +103,9 @@ pub(super) struct Step {
     bounds: Bounds,
     /// What the kernels are told; set before each run.
     metadata: Metadata,
-    results: [Memory; 2],
+    results: [Memory; 4],
+    choices: [Memory; 3],
+    tail: Tail,
     /// The type of the logits, and how many a row has.
     storage: Storage,
     vocab: u64,
@@ -129,6 +155,9 @@ impl Step {
             if let Some(result) = places.iter().position(|p| *p == Some(at)) {
                 return Ok(stores.results[result].view().slice(0..tensor.bytes())?);
             }
+            if let Some(choice) = CHOICES.iter().position(|name| *name == tensor.name) {
+                return Ok(stores.choices[choice].view().slice(0..tensor.bytes())?);
+            }
             match tensor.life {
                 Life::Activation => {
                     Ok(stores.activations.view().slice(activations[at].clone().ok_or_else(unknown)?)?)
@@ -175,6 +204,8 @@ impl Step {
             bounds,
             metadata,
             results: stores.results.clone(),
+            choices: stores.choices.clone(),
+            tail: shape.tail,
             storage,
             vocab: model.vocab as u64,
             rows: shape.logits,
@@ -229,16 +260,62 @@ impl Step {
         if self.gathers { entry } else { tables.last_rows.get(entry).map_or(entry, |row| *row as usize) }
     }
 
-    /// The tokens that the first `count` entries of the tables' last rows led to in the last run.
-    pub fn tokens(&self, tables: &Tables, count: usize) -> Result<Vec<i32>, EngineError> {
-        let mut bytes = vec![0; self.rows as usize * 4];
-        self.results[TOKENS].download(&mut bytes)?;
-        let all = bytes.as_chunks().0;
-        let token = |entry| all.get(self.row(tables, entry)).map(|b| i32::from_le_bytes(*b));
-        (0..count)
-            .map(token)
-            .collect::<Option<_>>()
-            .ok_or_else(|| EngineError::Program { why: "it gives no token".into() })
+    /// Says by what the tokens of the tables' last rows are chosen; those of a pass that takes the most likely one need not be.
+    pub fn choose(&self, tables: &Tables, choices: &[Choice<'_>]) -> Result<(), EngineError> {
+        if self.tail == Tail::Argmax {
+            return Ok(());
+        }
+        let (rows, words) = (self.rows as usize, self.vocab.div_ceil(32) as usize);
+        let (mut settings, mut top_k, mut seen) =
+            (vec![0f32; rows * SETTINGS], vec![0i32; rows], vec![0u32; rows * words]);
+        for (entry, choice) in choices.iter().enumerate() {
+            let row = self.row(tables, entry);
+            let Sampling { temperature, top_p, min_p, repetition_penalty, .. } = *choice.sampling;
+            let these = [temperature, top_p, min_p, repetition_penalty, choice.u, 0.0];
+            settings.iter_mut().skip(row * SETTINGS).zip(these).for_each(|(to, v)| *to = v);
+            top_k.iter_mut().skip(row).take(1).for_each(|to| *to = choice.sampling.top_k);
+            seen.iter_mut().skip(row * words).zip(choice.seen).for_each(|(to, v)| *to = *v);
+        }
+        let [to_settings, to_top_k, to_seen] = &self.choices;
+        to_settings.upload(&settings.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
+        to_top_k.upload(&top_k.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
+        // Nobody looks at what is not penalised.
+        if choices.iter().any(|c| !c.seen.is_empty()) {
+            to_seen.upload(&seen.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
+        }
+        Ok(())
+    }
+
+    /// What the first `count` entries of the tables' last rows led to in the last run.
+    pub fn chosen(&self, tables: &Tables, count: usize) -> Result<Vec<Chosen>, EngineError> {
+        let read = |result: usize, each: usize| -> Result<Vec<[u8; 4]>, EngineError> {
+            let mut bytes = vec![0; self.rows as usize * each * 4];
+            self.results[result].download(&mut bytes)?;
+            Ok(bytes.as_chunks().0.to_vec())
+        };
+        let tokens = read(TOKENS, 1)?;
+        let top = match self.tail {
+            Tail::Argmax => None,
+            Tail::Sample { top } => Some(top as usize),
+        };
+        let logprobs = top.map_or(Ok(Vec::new()), |top| read(LOGPROBS, 1 + top))?;
+        let likely = top.filter(|top| *top > 0).map_or(Ok(Vec::new()), |top| read(LIKELY, top))?;
+        let one = |entry: usize| {
+            let row = self.row(tables, entry);
+            let id = i32::from_le_bytes(*tokens.get(row)?);
+            let logprobs = match top {
+                None => None,
+                Some(top) => {
+                    let mut these = logprobs.get(row * (1 + top)..)?.iter().map(|b| f32::from_le_bytes(*b));
+                    let chosen = these.next()?;
+                    let ids = likely.get(row * top..)?.iter().map(|b| i32::from_le_bytes(*b));
+                    Some(Logprobs { chosen, top: ids.zip(these).take(top).collect() })
+                }
+            };
+            Some(Chosen { id, logprobs })
+        };
+        let missing = || EngineError::Program { why: "it gives no token".into() };
+        (0..count).map(one).collect::<Option<_>>().ok_or_else(missing)
     }
 
     /// The logits of the first `count` entries of the tables' last rows in the last run, row by row.

@@ -12,7 +12,7 @@ mod plan;
 mod presets;
 mod rope;
 
-pub use pass::{Cache, Pass, Shape};
+pub use pass::{Cache, Pass, Shape, Tail};
 pub use plan::{Buckets, Call, Phase, Plan};
 pub use rope::{Rope, Scaling};
 

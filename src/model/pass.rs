@@ -59,12 +59,27 @@ pub struct Shape {
     pub context: i64,
     /// Tokens that get logits, `last_rows` of all. With none the pass ends as soon as the cache holds its tokens.
     pub logits: i64,
+    /// What follows from logits.
+    pub tail: Tail,
+}
+
+/// How a pass chooses tokens by their logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tail {
+    /// The most likely one.
+    Argmax,
+    /// By settings of each row, with log-probabilities of the chosen and of so many of the most likely ones.
+    Sample {
+        /// How many.
+        top: i64,
+    },
 }
 
 impl Shape {
     /// A step of so many sequences.
     pub fn decode(batch: i64, context: i64) -> Shape {
-        Shape { phase: Phase::Decode, tokens: batch, sequences: batch, context, logits: batch }
+        let (phase, tail) = (Phase::Decode, Tail::Argmax);
+        Shape { phase, tokens: batch, sequences: batch, context, logits: batch, tail }
     }
 
     /// A whole prompt; its last token gets logits.
@@ -74,7 +89,8 @@ impl Shape {
 
     /// Parts of the prompts of so many sequences, over what the cache holds of them; the last token of each gets logits.
     pub fn chunk(tokens: i64, sequences: i64, context: i64) -> Shape {
-        Shape { phase: Phase::Chunk, tokens, sequences, context: context.max(tokens), logits: sequences }
+        let (phase, context, tail) = (Phase::Chunk, context.max(tokens), Tail::Argmax);
+        Shape { phase, tokens, sequences, context, logits: sequences, tail }
     }
 }
 
@@ -92,7 +108,7 @@ pub struct Cache {
 }
 
 fn program(m: &Model, shape: Shape, cache: Cache, dtype: Dtype) -> Result<Program, ModelError> {
-    let Shape { phase, tokens: rows, sequences, context, logits } = shape;
+    let Shape { phase, tokens: rows, sequences, context, logits, tail } = shape;
     let mut program = Program::default();
     let mut step = |role: &str, text: String, names: &[(Life, &str)]| -> Result<(), ProblemError> {
         let problem: Problem = format!("{text} dtype={dtype}").parse()?;
@@ -203,7 +219,21 @@ fn program(m: &Model, shape: Shape, cache: Cache, dtype: Dtype) -> Result<Progra
         product(last, vocab, hidden, [false, false]),
         &[(Activation, "head_input"), head, (Activation, "logits")],
     )?;
-    step("argmax", format!("argmax rows={last} cols={vocab}"), &[(Activation, "logits"), (Activation, "tokens")])?;
+    match tail {
+        Tail::Argmax => {
+            let names = [(Activation, "logits"), (Activation, "tokens")];
+            step("argmax", format!("argmax rows={last} cols={vocab}"), &names)?;
+        }
+        Tail::Sample { top } => {
+            let mut names =
+                vec![(Activation, "logits"), (Metadata, "settings"), (Metadata, "top_k"), (Metadata, "seen")];
+            names.extend([(Activation, "tokens"), (Activation, "logprobs")]);
+            if top > 0 {
+                names.push((Activation, "likely"));
+            }
+            step("sample", format!("sample rows={last} cols={vocab} top={top}"), &names)?;
+        }
+    }
     Ok(program)
 }
 
