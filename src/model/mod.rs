@@ -1,7 +1,7 @@
 //! Models: a preset or a Hugging Face `config.json`, and the plan of problems that one forward pass calls.
 //!
 //! Pure but for reading the file. Knows shapes and the numbers that change the computation; weights never.
-//! [`config`] reads a `config.json` or refuses it by name, [`presets`] holds what is built in, [`plan`] derives the problems.
+//! `config` reads a `config.json` or refuses it by name, `presets` holds what is built in, `plan` derives the problems.
 
 mod config;
 #[cfg(feature = "engine")]
