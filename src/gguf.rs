@@ -247,6 +247,12 @@ impl Header {
         Some(bytes.get(at.clone())?.as_chunks().0.iter().map(|word| i32::from_le_bytes(*word)).collect())
     }
 
+    /// The numbers of a list of f32; `bytes` is the file. None where there is no such list.
+    pub fn floats(&self, bytes: &[u8], key: &str) -> Option<Vec<f32>> {
+        let Value::List { of: 6, bytes: at, .. } = self.values.get(key)? else { return None };
+        Some(bytes.get(at.clone())?.as_chunks().0.iter().map(|word| f32::from_le_bytes(*word)).collect())
+    }
+
     /// A truth value of the metadata.
     pub fn flag(&self, key: &str) -> Option<bool> {
         match self.values.get(key)? {
@@ -307,6 +313,13 @@ pub(crate) mod tests {
         pub(crate) fn texts(&mut self, key: &str, list: &[&str]) -> &mut Writer {
             let mut bytes = [&8u32.to_le_bytes()[..], &(list.len() as u64).to_le_bytes()].concat();
             list.iter().for_each(|v| text(&mut bytes, v));
+            self.key(key, 9, &bytes)
+        }
+
+        /// A list of 32-bit words: of integers, or of f32 by their bits.
+        pub(crate) fn words(&mut self, key: &str, of: u32, list: &[u32]) -> &mut Writer {
+            let mut bytes = [&of.to_le_bytes()[..], &(list.len() as u64).to_le_bytes()].concat();
+            list.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
             self.key(key, 9, &bytes)
         }
 

@@ -14,6 +14,7 @@ use jitune::runtime::{Runtime, RuntimeError};
 use jitune::weights::Weights;
 use jitune::{export as sealing, tune};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Which model, on what.
 #[derive(clap::Args)]
@@ -98,11 +99,12 @@ impl Opened<'_> {
 
     /// The engine, with its memory planned and its weights loaded.
     pub fn engine(&self, options: Options) -> Result<Engine, CliError> {
+        let begun = Instant::now();
         let (runtime, mut line) = (self.runtime(&options)?, Loading::default());
         let engine = Engine::open(runtime, &self.model, &self.weights, options, |there, all| line.show(there, all));
         drop(line);
         let engine = engine.map_err(failed)?;
-        err!("memory: {}", engine.plan());
+        err!("memory: {}; there after {:.2} s", engine.plan(), begun.elapsed().as_secs_f64());
         Ok(engine)
     }
 }

@@ -155,7 +155,7 @@ impl Core {
     pub fn submit(&mut self, id: Id, request: Request, sink: Sink) {
         let heard = Instant::now();
         let penalised = request.sampling.repetition_penalty != 1.0;
-        let mut seen = vec![0; if penalised { self.model.vocab as usize / 32 + 1 } else { 0 }];
+        let mut seen = vec![0; if penalised { self.model.vocab.unsigned_abs().div_ceil(32) as usize } else { 0 }];
         request.prompt.iter().for_each(|id| see(&mut seen, *id));
         let live = Live { request, sink, heard, begun: None, answer: 0, rows: 0, seen };
         let (prompt, most) = (live.request.prompt.clone(), live.request.most);

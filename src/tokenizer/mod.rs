@@ -59,7 +59,9 @@ impl Tokenizer {
         let bad = |why: String| TokenizerError::File { path: path.into(), why };
         let header = Header::read(&bytes).map_err(|e| bad(e.to_string()))?;
         let tokens = gguf::tokenizer(&header, &bytes).map_err(bad)?;
-        let first = header.flag("tokenizer.ggml.add_bos_token").unwrap_or(false);
+        let first = header.flag("tokenizer.ggml.add_bos_token");
+        // Files with pieces of SentencePiece that do not say are older than the key.
+        let first = first.unwrap_or(header.text("tokenizer.ggml.model") == Some("llama"));
         let first =
             first.then(|| header.int("tokenizer.ggml.bos_token_id").and_then(|id| id.try_into().ok())).flatten();
         let text = |id: &str| {
