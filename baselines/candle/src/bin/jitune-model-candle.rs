@@ -26,8 +26,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(folder);
     let config: LlamaConfig = serde_json::from_slice(&std::fs::read(folder.join("config.json"))?)?;
     let config = config.into_config(false);
-    // SAFETY: nobody writes the file meanwhile.
-    let weights = unsafe { VarBuilder::from_mmaped_safetensors(&[folder.join("model.safetensors")], dtype, &device)? };
+    let files = std::fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+    let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect();
+    // SAFETY: nobody writes the files meanwhile.
+    let weights = unsafe { VarBuilder::from_mmaped_safetensors(&files, dtype, &device)? };
     let model = Llama::load(weights, &config)?;
     let mut cache = Cache::new(true, dtype, &config, &device)?;
     let load_ms = begun.elapsed().as_secs_f64() * 1e3;
