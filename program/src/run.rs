@@ -6,6 +6,7 @@ use jitune::engine::{Engine, Event, Finish, Request, Sampling};
 use jitune::model::Model;
 use jitune::tokenizer::{Message, Stream, Tokenizer, TokenizerError};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Arguments.
@@ -78,7 +79,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let ends = if args.ignore_eos { Vec::new() } else { Model::ends(&path)? };
     let (tokenizer, ids) = match &args.prompt {
         Some(text) => {
-            let tokenizer = Tokenizer::open(&path).map_err(unreadable)?;
+            let tokenizer = Arc::new(Tokenizer::open(&path).map_err(unreadable)?);
             let ids = encoded(&tokenizer, text, args.raw).map_err(unreadable)?;
             (Some(tokenizer), ids)
         }

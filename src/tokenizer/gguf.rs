@@ -187,7 +187,7 @@ mod tests {
         file.text("tokenizer.ggml.model", "llama").texts("tokenizer.ggml.tokens", &pieces);
         file.words("tokenizer.ggml.scores", 6, &scores).words("tokenizer.ggml.token_type", 5, &kinds);
         std::fs::write(&path, file.u32("tokenizer.ggml.bos_token_id", 1).file()).unwrap();
-        let tokenizer = Tokenizer::open(&path).unwrap();
+        let tokenizer = std::sync::Arc::new(Tokenizer::open(&path).unwrap());
         let mut compared = 0;
         for held in golden["texts"].as_array().unwrap() {
             let (text, decoded) = (held["text"].as_str().unwrap(), held["decoded"].as_str().unwrap());

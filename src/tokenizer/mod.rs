@@ -9,6 +9,7 @@ use crate::backend::mapped::Mapped;
 use crate::gguf::Header;
 use chat::Template;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Why text cannot be read or written as tokens.
 #[derive(Debug, thiserror::Error)]
@@ -95,40 +96,61 @@ impl Tokenizer {
         self.tokens.decode(&ids, true).map_err(|e| TokenizerError::Tokens(e.to_string()))
     }
 
+    /// The text of one token as it is, special or not; of a part of a character, the sign that stands for what is none.
+    pub fn token(&self, id: i32) -> Result<String, TokenizerError> {
+        self.tokens.decode(&[id as u32], false).map_err(|e| TokenizerError::Tokens(e.to_string()))
+    }
+
+    /// The most bytes of text that one token stands for, or more: texts of so many times as many bytes have more tokens.
+    pub fn longest(&self) -> usize {
+        self.tokens.get_vocab(true).keys().map(String::len).max().unwrap_or(1)
+    }
+
     /// The text that a chat's messages are to the model, up to where its answer begins.
     pub fn chat(&self, messages: &[Message]) -> Result<String, TokenizerError> {
         self.template.as_ref().ok_or(TokenizerError::NoTemplate)?.render(messages)
     }
 }
 
+/// Tokens that a character may take, and then some: whatever is not whole after as many is said as it is.
+const PENDING: usize = 16;
+
 /// Text as it comes, token by token.
-pub struct Stream<'t> {
-    tokenizer: &'t Tokenizer,
+pub struct Stream {
+    tokenizer: Arc<Tokenizer>,
+    /// The last tokens; those before have been said and are of no more use.
     ids: Vec<i32>,
-    /// How many of them are said, and how many more went into deciding what they say.
+    /// How many of them are said. What they say went into deciding what the next ones do.
     said: usize,
-    read: usize,
 }
 
-impl<'t> Stream<'t> {
+impl Stream {
     /// A text that begins.
-    pub fn new(tokenizer: &'t Tokenizer) -> Stream<'t> {
-        Stream { tokenizer, ids: Vec::new(), said: 0, read: 0 }
+    pub fn new(tokenizer: &Arc<Tokenizer>) -> Stream {
+        Stream { tokenizer: Arc::clone(tokenizer), ids: Vec::new(), said: 0 }
     }
 
     /// What is known of the text with one more token: nothing as long as a character is not complete. A token's text depends on
     /// what stands before it, so it is what the tokens since the last whole piece add.
     pub fn push(&mut self, id: i32) -> Result<String, TokenizerError> {
         self.ids.push(id);
-        let before = self.tokenizer.decode(&self.ids[self.said..self.read])?;
-        let now = self.tokenizer.decode(&self.ids[self.said..])?;
-        match now.strip_prefix(&before).filter(|new| !new.is_empty() && !now.ends_with('\u{fffd}')) {
-            Some(new) => {
+        let before = self.tokenizer.decode(&self.ids[..self.said])?;
+        let now = self.tokenizer.decode(&self.ids)?;
+        let long = self.ids.len() - self.said > PENDING;
+        match now.strip_prefix(&before) {
+            Some(new) if !new.is_empty() && (long || !new.ends_with('\u{fffd}')) => {
                 let new = new.to_string();
-                (self.said, self.read) = (self.read, self.ids.len());
+                self.ids.drain(..self.said);
+                self.said = self.ids.len();
                 Ok(new)
             }
-            None => Ok(String::new()),
+            // Tokens without a text, such as special ones, or such that are no text at all.
+            _ if long => {
+                self.ids.drain(..self.said);
+                self.said = self.ids.len();
+                Ok(String::new())
+            }
+            _ => Ok(String::new()),
         }
     }
 }
@@ -137,7 +159,7 @@ impl<'t> Stream<'t> {
 mod tests {
     use super::*;
 
-    fn bytes_alone() -> Tokenizer {
+    fn bytes_alone() -> Arc<Tokenizer> {
         // Every byte is a token of its own, as byte-level tokenizers name them; then a token that begins texts.
         let names = gguf::byte_names();
         let vocab: serde_json::Map<String, serde_json::Value> =
@@ -145,7 +167,7 @@ mod tests {
         let begin = [(256, "<begin>".to_string())];
         let json = gguf::json(vocab, &[], &begin, "gpt-2").unwrap();
         let tokens = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
-        Tokenizer { tokens, first: Some(256), template: None }
+        Arc::new(Tokenizer { tokens, first: Some(256), template: None })
     }
 
     #[test]
@@ -159,6 +181,19 @@ mod tests {
         let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
         assert_eq!(pieces.concat(), text);
         assert!(pieces.iter().all(|p| !p.contains('\u{fffd}') && p.chars().count() <= 1), "{pieces:?}");
+    }
+
+    #[test]
+    fn what_never_becomes_text_is_not_kept() {
+        let mut stream = Stream::new(&bytes_alone());
+        // Tokens without a text, then bytes that are no text.
+        assert!((0..1000).all(|_| stream.push(256).unwrap().is_empty() && stream.ids.len() < 3 * PENDING));
+        let pieces: Vec<String> = (0..1000).map(|_| stream.push(0xff).unwrap()).collect();
+        assert!(
+            pieces.concat().chars().count() > 1000 - 3 * PENDING && pieces.concat().chars().all(|c| c == '\u{fffd}')
+        );
+        assert!(stream.ids.len() < 3 * PENDING);
+        assert_eq!((97..=99).map(|id| stream.push(id).unwrap()).collect::<String>().trim_matches('\u{fffd}'), "abc");
     }
 
     #[test]
