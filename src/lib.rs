@@ -5,7 +5,7 @@
 //! Launch.** Each arrow is one type and one function; everything up to `Source` is pure.
 //!
 //! Feature `runtime`, the default, is what production links: bundle, look-up, launch. `tuner` adds the making of kernels,
-//! `engine` the running of models.
+//! `engine` the running of models, `serve` OpenAI's HTTP API on top of it.
 //! The program is a package of its own, `jitune-cli`.
 
 #![deny(unsafe_code)]
@@ -43,6 +43,8 @@ pub mod key;
 pub mod model;
 #[cfg(feature = "tuner")]
 pub mod report;
+#[cfg(feature = "serve")]
+pub mod serve;
 #[cfg(feature = "tuner")]
 pub mod source;
 #[cfg(feature = "tuner")]

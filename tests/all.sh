@@ -90,6 +90,7 @@ lints() {
 runtime_lints() {
     cargo clippy --locked -p jitune --lib --example production -- -D warnings &&
         cargo clippy --locked -p jitune --lib --features engine -- -D warnings &&
+        cargo clippy --locked -p jitune --lib --features serve -- -D warnings &&
         cargo clippy --locked -p jitune-cli --no-default-features -- -D warnings
 }
 
@@ -103,7 +104,7 @@ runtime_tree() {
     tree() { cargo tree --locked -p jitune --prefix none "$@"; }
     crates=$(tree -e normal) && features=$(tree -e features) || return 1
     foreign=$(
-        printf '%s\n' "$crates" | grep -E '^(clap|jitune-db|jitune-peer|nvml-wrapper|indicatif) '
+        printf '%s\n' "$crates" | grep -E '^(clap|jitune-db|jitune-peer|nvml-wrapper|indicatif|axum|hyper|tokio) '
         printf '%s\n' "$features" | grep -E '^cudarc feature "nvrtc"'
     )
     [ -z "$foreign" ] || { printf 'the library brings in:\n%s\n' "$foreign"; return 1; }
@@ -224,6 +225,9 @@ python=${PYTHON:-python3}
 step 'peer baselines/python' torch_peer
 if ! "$python" -c 'import numpy, torch' 2>/dev/null; then
     skip "what the peer baselines/python computes: $python has no torch and numpy"
+fi
+if ! "$python" -c 'import openai' 2>/dev/null; then
+    skip "the server driven by the package openai: $python has none (python3 -m pip install openai)"
 fi
 step 'the production example, of the runtime alone' example
 if "$target/debug/jitune" --help | grep -q '^  export '; then

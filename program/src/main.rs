@@ -23,6 +23,8 @@ mod report;
 #[cfg(feature = "engine")]
 mod run;
 mod select;
+#[cfg(feature = "serve")]
+mod serve;
 mod sign;
 #[cfg(feature = "engine")]
 mod step;
@@ -53,6 +55,9 @@ enum Command {
     /// Run a model: its answer to a prompt, on the tuned kernels.
     #[cfg(feature = "engine")]
     Run(run::Args),
+    /// Answer OpenAI's HTTP API with a model, for many clients at once.
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     /// Time whole steps of a model, beside the sum of their kernels and the floor.
     #[cfg(feature = "engine")]
     Step(step::Args),
@@ -83,13 +88,23 @@ enum Command {
     Peer,
 }
 
+/// Whether it goes on when somebody closes what it writes to: a pipe, or a client's connection.
+fn goes_on(command: &Command) -> bool {
+    match command {
+        Command::Tune(_) | Command::Compare(_) => true,
+        #[cfg(feature = "serve")]
+        Command::Serve(_) => true,
+        _ => false,
+    }
+}
+
 /// Parses the arguments and runs the command.
 fn main() -> ExitCode {
     jitune::worker_main();
     let filter = tracing_subscriber::EnvFilter::try_from_env("JITUNE_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let cli = Cli::parse();
-    if !matches!(cli.command, Command::Tune(_) | Command::Compare(_)) {
+    if !goes_on(&cli.command) {
         // A closed pipe (`jitune model … | head`) ends the program quietly instead of in a panic.
         jitune::backend::default_sigpipe();
     }
@@ -98,6 +113,8 @@ fn main() -> ExitCode {
         Command::Model(args) => model::run(&args),
         #[cfg(feature = "engine")]
         Command::Run(args) => run::run(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(&args),
         #[cfg(feature = "engine")]
         Command::Step(args) => step::run(&args),
         Command::Compile(args) => compile::run(&args),

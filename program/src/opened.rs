@@ -99,12 +99,18 @@ impl Opened<'_> {
 
     /// The engine, with its memory planned and its weights loaded.
     pub fn engine(&self, options: Options) -> Result<Engine, CliError> {
+        self.try_engine(options)?.map_err(failed)
+    }
+
+    /// The same, with what it says where it cannot run.
+    pub fn try_engine(&self, options: Options) -> Result<Result<Engine, EngineError>, CliError> {
         let begun = Instant::now();
         let (runtime, mut line) = (self.runtime(&options)?, Loading::default());
         let engine = Engine::open(runtime, &self.model, &self.weights, options, |there, all| line.show(there, all));
         drop(line);
-        let engine = engine.map_err(failed)?;
-        err!("memory: {}; there after {:.2} s", engine.plan(), begun.elapsed().as_secs_f64());
+        if let Ok(engine) = &engine {
+            err!("memory: {}; there after {:.2} s", engine.plan(), begun.elapsed().as_secs_f64());
+        }
         Ok(engine)
     }
 }

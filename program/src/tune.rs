@@ -5,8 +5,8 @@ use super::select::{Store, Templates, Where, Which, Whole, within};
 use super::{CliError, table};
 use jitune::tune::{self, OfKind, Options, Report, Search, Spent};
 use jitune::winner::Winner;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Arguments.
@@ -105,9 +105,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
 }
 
-/// Turns Ctrl-C and its like into a flag. A second Ctrl-C does not wait for the work at hand.
+/// Turns Ctrl-C and its like into a flag, the same one each time. A second Ctrl-C does not wait for the work at hand.
 pub(super) fn on_signals() -> Result<Arc<AtomicBool>, CliError> {
+    static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     let stop = Arc::new(AtomicBool::new(false));
+    if STOP.set(stop.clone()).is_err() {
+        return Ok(STOP.get().cloned().unwrap_or(stop));
+    }
     let signal = stop.clone();
     let handler = move || {
         if signal.swap(true, Ordering::Relaxed) {

@@ -132,7 +132,8 @@ impl Core {
         let limits = Limits {
             tokens: sizes.tokens as usize,
             sequences: sizes.sequences.min(options.sequences) as usize,
-            waiting: options.waiting,
+            // The engine has looked when it took them; those that steps put back since have their places.
+            waiting: usize::MAX,
         };
         let blocks = Blocks::new(cache.pages as usize, cache.page as usize, options.prefix && !options.logits);
         let core = Core {

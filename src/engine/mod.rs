@@ -259,6 +259,16 @@ impl Engine {
         Stats { waiting: waiting as usize, ..stats }
     }
 
+    /// What it was opened with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// How many tokens the model has; their ids go from 0 on.
+    pub fn vocab(&self) -> i64 {
+        self.vocab
+    }
+
     /// What lies on the device.
     pub fn plan(&self) -> &MemoryPlan {
         &self.plan

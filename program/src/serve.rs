@@ -1,0 +1,175 @@
+//! `jitune serve`: a model behind OpenAI's HTTP API.
+
+use super::CliError;
+use super::opened::{ModelArgs, Opened, failed};
+use jitune::device::Target;
+use jitune::engine::{Engine, EngineError, Options};
+use jitune::model::Model;
+use jitune::problem::MAX_DIM;
+use jitune::serve::{self, ServeError, Served, Server};
+use jitune::tokenizer::{Tokenizer, TokenizerError};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+
+/// The least context that is worth serving.
+const LEAST_CONTEXT: i64 = 256;
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  jitune serve --model ./my-model\n  \
+    JITUNE_API_KEY=… jitune serve --model ./my-model.gguf --host 0.0.0.0 --port 8000\n\n\
+    Answers /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize, /health and /metrics. SIGTERM or\n\
+    Ctrl-C lets the requests that run end, and takes no new ones; a second one ends at once.")]
+pub struct Args {
+    #[command(flatten)]
+    open: ModelArgs,
+    /// The address to listen at; anything but this machine's own is for you to say.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// The port; 0 is any free one.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// What clients must send as `Authorization: Bearer KEY`; by default $JITUNE_API_KEY, which other users of the machine do
+    /// not see.
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+    /// What clients call the model; by default the name of its folder or file.
+    #[arg(long)]
+    name: Option<String>,
+    /// Most tokens of a prompt and its answer together; by default what the model was made for, or as much of it as there is
+    /// memory for.
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(i64).range(1..=MAX_DIM))]
+    context: Option<i64>,
+    /// Most requests that steps work on at a time; 256 on a GPU and 8 on a CPU by default.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=MAX_DIM))]
+    sequences: Option<i64>,
+    /// Most tokens of a step; 2048 on a GPU and 512 on a CPU by default.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=MAX_DIM))]
+    tokens: Option<i64>,
+    /// Most bytes on the device, such as 4G; by default what is free there. The cache takes what the weights leave.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
+    /// Most requests that wait; those beyond are told to come again (429).
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
+    queue: u32,
+    /// Compute each prompt anew, also where one before it began alike.
+    #[arg(long)]
+    no_prefix_reuse: bool,
+}
+
+/// A number of bytes, with K, M, G or T for powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let bad = || "it is a number of bytes, such as 4294967296, 4G or 512M".to_string();
+    let plain = text.trim_end_matches("iB").trim_end_matches('B');
+    let (digits, power) = match plain.char_indices().last() {
+        Some((at, unit)) if unit.is_ascii_alphabetic() => {
+            let power = "KMGT".find(unit.to_ascii_uppercase()).ok_or_else(bad)?;
+            (&plain[..at], power as u32 + 1)
+        }
+        _ => (plain, 0),
+    };
+    let count = digits.parse::<f64>().ok().filter(|n| *n > 0.0).ok_or_else(bad)?;
+    let bytes = count * 1024f64.powi(power as i32);
+    if bytes < 1e18 { Ok(bytes as u64) } else { Err(bad()) }
+}
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    let stop = super::tune::on_signals()?;
+    let key = args.api_key.clone().or_else(|| std::env::var("JITUNE_API_KEY").ok()).filter(|key| !key.is_empty());
+    // Before all that takes long.
+    let server = Server::bind(address(&args.host, args.port)?).map_err(not_served)?;
+    let host = server.address().ip();
+    if !host.is_loopback() && key.is_none() {
+        err!("jitune: warning: whoever reaches {host} can use the model; --api-key says who may");
+    }
+    let opened = args.open.open()?;
+    let path = args.open.path();
+    let (tokenizer, ends) = (tokenizer(&path)?, Model::ends(&path)?);
+    if tokenizer.is_none() {
+        err!("jitune: note: {} has no tokenizer.json; prompts and answers are lists of tokens", path.display());
+    }
+    let engine = engine(args, &opened)?;
+    let name = args.name.clone().unwrap_or_else(|| name(&args.open.model));
+    let mut options = serve::Options::default();
+    options.key = key;
+    let context = engine.options().context;
+    let served = Served { name, engine, tokenizer, ends };
+    server
+        .run(served, options, &stop, |address| {
+            err!("context: {context} tokens");
+            err!("listening on http://{address}");
+        })
+        .map_err(not_served)
+}
+
+fn address(host: &str, port: u16) -> Result<SocketAddr, CliError> {
+    let mut found = (host, port).to_socket_addrs().map_err(|e| CliError::Usage(format!("--host {host}: {e}")))?;
+    found.next().ok_or_else(|| CliError::Usage(format!("--host {host}: it has no address")))
+}
+
+/// None for a folder that has none.
+fn tokenizer(path: &Path) -> Result<Option<Tokenizer>, CliError> {
+    match Tokenizer::open(path) {
+        Ok(tokenizer) => Ok(Some(tokenizer)),
+        Err(TokenizerError::Io { source, .. }) if path.is_dir() && source.kind() == std::io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(TokenizerError::Io { path, source }) => Err(CliError::Io { path, source }),
+        Err(other) => Err(CliError::Usage(other.to_string())),
+    }
+}
+
+/// The name of a folder or file; a repository's is its own.
+fn name(model: &str) -> String {
+    let Ok(whole) = Path::new(model).canonicalize() else { return model.into() };
+    let part = if whole.is_dir() { whole.file_name() } else { whole.file_stem() };
+    part.map_or_else(|| model.into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The engine: where no context was asked for, with the longest one up to the model's that there is memory for.
+fn engine(args: &Args, opened: &Opened<'_>) -> Result<Engine, CliError> {
+    let cuda = opened.target == Target::Cuda;
+    let mut context = args.context.unwrap_or(opened.model.max_position_embeddings);
+    loop {
+        let mut options: Options = opened.options(context);
+        options.sequences = args.sequences.unwrap_or(if cuda { 256 } else { 8 });
+        options.tokens = args.tokens.unwrap_or(if cuda { 2048 } else { 512 });
+        (options.memory, options.waiting) = (args.memory, args.queue as usize);
+        options.prefix = !args.no_prefix_reuse;
+        let page = options.page;
+        match opened.try_engine(options)? {
+            Err(EngineError::Memory { needed, most, plan }) if args.context.is_none() && context > LEAST_CONTEXT => {
+                // A page less for each that there is no room for; what else there is shrinks with it.
+                let each = (plan.cache / plan.pages.max(1).unsigned_abs()).max(1);
+                let over = i64::try_from((needed - most.min(needed)).div_ceil(each)).unwrap_or(i64::MAX).max(1);
+                let pages = (context - 1) / page + 1;
+                context = (pages.saturating_sub(over).saturating_mul(page)).max(LEAST_CONTEXT).min(context - 1);
+            }
+            other => return other.map_err(failed),
+        }
+    }
+}
+
+fn not_served(e: ServeError) -> CliError {
+    match e {
+        ServeError::Listen { .. } => CliError::Usage(e.to_string()),
+        other => CliError::Partly(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_read_as_people_write_them() {
+        for (text, wanted) in
+            [("4096", 4096), ("4K", 4096), ("1.5G", 3 << 29), ("512MiB", 512 << 20), ("2g", 2 << 30), ("1TB", 1 << 40)]
+        {
+            assert_eq!(bytes(text), Ok(wanted), "{text}");
+        }
+        for text in ["", "G", "-1", "0", "4X", "nan", "inf", "1e30", "4 GG"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+}

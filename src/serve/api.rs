@@ -1,0 +1,475 @@
+//! What clients ask for: the bodies of both APIs, read to one [`Job`].
+
+use super::fields::{Fields, each, ids, text};
+use super::refusal::Refusal;
+use crate::engine::{Request, Sampling};
+use crate::tokenizer::{Message, Tokenizer, TokenizerError};
+use axum::http::StatusCode;
+use serde_json::Value;
+
+/// Most answers to one request: prompts times `n`.
+const MOST_ANSWERS: usize = 128;
+/// Most answers to one prompt.
+const MOST_EACH: i64 = 16;
+/// Most texts that end an answer, as in OpenAI's API, and their most bytes: as much is held back of a stream.
+const MOST_STOPS: usize = 4;
+const MOST_STOP_BYTES: usize = 1024;
+/// Most tokens that end an answer: each token of it is looked for among them.
+const MOST_STOP_TOKENS: usize = 128;
+/// Most of the likely tokens whose log-probabilities are told, as in OpenAI's API.
+const MOST_LOGPROBS: i64 = 20;
+
+/// Which of OpenAI's APIs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Completion,
+    Chat,
+}
+
+/// What is served, as far as requests are read against it.
+pub(super) struct Served<'s> {
+    pub name: &'s str,
+    pub tokenizer: Option<&'s Tokenizer>,
+    /// Most bytes of text that a token stands for.
+    pub longest: usize,
+    /// Tokens that end an answer.
+    pub ends: &'s [i32],
+    pub vocab: i64,
+    pub context: i64,
+    /// Most requests that wait.
+    pub queue: usize,
+}
+
+/// What one HTTP request asks of the engine, and how it wants the answers.
+pub(super) struct Job {
+    /// A request for each answer: all of the first prompt first.
+    pub requests: Vec<Request>,
+    /// Answers to each prompt.
+    pub each: usize,
+    pub stops: Vec<String>,
+    pub stream: bool,
+    /// Whether a stream ends with what was used.
+    pub usage: bool,
+    /// Whether tokens are told by their ids too.
+    pub ids: bool,
+}
+
+/// Every parameter that is asked for, of any endpoint.
+const KNOWN: &[&str] = &[
+    "add_special_tokens",
+    "best_of",
+    "echo",
+    "frequency_penalty",
+    "functions",
+    "ignore_eos",
+    "include_stop_str_in_output",
+    "logit_bias",
+    "logprobs",
+    "max_completion_tokens",
+    "max_tokens",
+    "messages",
+    "min_p",
+    "min_tokens",
+    "modalities",
+    "model",
+    "n",
+    "presence_penalty",
+    "prompt",
+    "repetition_penalty",
+    "response_format",
+    "return_token_ids",
+    "seed",
+    "skip_special_tokens",
+    "stop",
+    "stop_token_ids",
+    "stream",
+    "stream_options",
+    "suffix",
+    "temperature",
+    "tokens",
+    "tool_choice",
+    "tools",
+    "top_k",
+    "top_logprobs",
+    "top_p",
+    "use_beam_search",
+];
+
+/// What is refused unless it asks for nothing, since an answer that passes over it would be another than was asked for.
+const NEUTRAL: &[(&str, IsNeutral)] = &[
+    ("echo", off),
+    ("best_of", |v| v == 1),
+    ("suffix", empty),
+    ("logit_bias", empty),
+    ("presence_penalty", |v| v.as_f64() == Some(0.0)),
+    ("frequency_penalty", |v| v.as_f64() == Some(0.0)),
+    ("min_tokens", |v| v == 0),
+    ("use_beam_search", off),
+    ("include_stop_str_in_output", off),
+    ("skip_special_tokens", |v| v == &Value::Bool(true)),
+    ("tools", empty),
+    ("functions", empty),
+    ("tool_choice", |v| v == "none" || v == "auto"),
+    ("response_format", |v| v["type"] == "text"),
+    ("modalities", |v| v == &serde_json::json!(["text"])),
+];
+
+type IsNeutral = fn(&Value) -> bool;
+
+fn off(value: &Value) -> bool {
+    value == &Value::Bool(false)
+}
+
+fn empty(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    }
+}
+
+impl Served<'_> {
+    /// Reads a body. Takes as long as its text takes to become tokens, and `seed` where none is asked for.
+    pub fn job(&self, form: Form, body: &[u8], seed: u64) -> Result<Job, Refusal> {
+        let fields = Fields::read(body, KNOWN)?;
+        self.named(&fields)?;
+        for (name, is_neutral) in NEUTRAL {
+            fields.neutral(name, *is_neutral)?;
+        }
+        let mut request = Request { sampling: sampling(form, &fields, seed)?, ..Request::default() };
+        request.ends = fields.ids("stop_token_ids", self.vocab, MOST_STOP_TOKENS)?;
+        if !fields.flag("ignore_eos", false)? {
+            request.ends.extend(self.ends);
+        }
+        let most = self.most(form, &fields)?;
+        let stops = self.stops(&fields)?;
+        let (stream, usage) = (fields.flag("stream", false)?, usage(&fields)?);
+        let ids = fields.flag("return_token_ids", false)?;
+        let each = fields.integer("n", 1..=MOST_EACH)?.unwrap_or(1) as usize;
+        let (name, prompts) = match form {
+            Form::Completion => ("prompt", self.prompts(&fields)?),
+            Form::Chat => ("messages", vec![self.chat(&fields)?]),
+        };
+        let limit = MOST_ANSWERS.min(self.queue);
+        if prompts.len().saturating_mul(each) > limit {
+            let all = prompts.len() * each;
+            return Err(Refusal::param(name, format!("it asks for {all} answers, and {limit} are the most at a time")));
+        }
+        let mut requests = Vec::with_capacity(prompts.len() * each);
+        for prompt in prompts {
+            let left = self.left(name, prompt.len())?;
+            let most = most.unwrap_or(left);
+            if most > left {
+                let (count, context) = (prompt.len(), self.context);
+                let text = format!("{count} tokens and {most} more are over the context of {context}");
+                return Err(Refusal::context(name, text));
+            }
+            for number in 0..each {
+                let sampling = Sampling { seed: request.sampling.seed.wrapping_add(number as u64), ..request.sampling };
+                requests.push(Request { prompt: prompt.clone(), most, sampling, ..request.clone() });
+            }
+        }
+        Ok(Job { requests, each, stops, stream, usage: stream && usage, ids: ids || self.tokenizer.is_none() })
+    }
+
+    /// The tokens of a text or of a chat, for `/tokenize`.
+    pub fn tokenize(&self, body: &[u8]) -> Result<Vec<i32>, Refusal> {
+        let fields = Fields::read(body, KNOWN)?;
+        self.named(&fields)?;
+        match fields.raw("messages") {
+            Some(_) => self.chat(&fields),
+            None => {
+                let text = fields.text("prompt")?.ok_or_else(|| Refusal::param("prompt", "it is missing"))?;
+                self.encode("prompt", &text, fields.flag("add_special_tokens", true)?)
+            }
+        }
+    }
+
+    /// The text of tokens, for `/detokenize`.
+    pub fn detokenize(&self, body: &[u8]) -> Result<String, Refusal> {
+        let fields = Fields::read(body, KNOWN)?;
+        self.named(&fields)?;
+        let ids = fields.ids("tokens", self.vocab, self.context as usize)?;
+        self.tokenizer("tokens")?.decode(&ids).map_err(|e| Refusal::param("tokens", e))
+    }
+
+    fn named(&self, fields: &Fields<'_>) -> Result<(), Refusal> {
+        match fields.text("model")? {
+            Some(name) if name != self.name => Err(self.unknown(&name)),
+            _ => Ok(()),
+        }
+    }
+
+    /// No such model.
+    pub fn unknown(&self, name: &str) -> Refusal {
+        let short: String = name.chars().take(100).collect();
+        let text = format!("there is no model {short:?}; this server has {:?}", self.name);
+        let refusal = Refusal::new(StatusCode::NOT_FOUND, Some("model_not_found"), text);
+        Refusal { param: Some("model".into()), ..refusal }
+    }
+
+    fn tokenizer(&self, name: &str) -> Result<&Tokenizer, Refusal> {
+        let none = || Refusal::param(name, "the model has no tokenizer; it takes a prompt as a list of tokens");
+        self.tokenizer.ok_or_else(none)
+    }
+
+    /// Tokens that the context leaves for an answer.
+    fn left(&self, name: &str, count: usize) -> Result<usize, Refusal> {
+        let context = self.context as usize;
+        match context.checked_sub(count) {
+            _ if count == 0 => Err(Refusal::param(name, "it has no token")),
+            None | Some(0) => {
+                Err(Refusal::context(name, format!("{count} tokens leave nothing of the context of {context}")))
+            }
+            Some(left) => Ok(left),
+        }
+    }
+
+    fn encode(&self, name: &str, text: &str, begin: bool) -> Result<Vec<i32>, Refusal> {
+        let (tokenizer, context) = (self.tokenizer(name)?, self.context);
+        // Long before it is known how many tokens they are.
+        if text.len() / self.longest.max(1) > context as usize {
+            let bytes = text.len();
+            return Err(Refusal::context(name, format!("{bytes} bytes are more than {context} tokens, the context")));
+        }
+        tokenizer.encode(text, begin).map_err(|e| Refusal::param(name, e))
+    }
+
+    fn prompts(&self, fields: &Fields<'_>) -> Result<Vec<Vec<i32>>, Refusal> {
+        let begin = fields.flag("add_special_tokens", true)?;
+        let raw = fields.raw("prompt").ok_or_else(|| Refusal::param("prompt", "it is missing"))?;
+        // A list of prompts, or of tokens: its first element says which.
+        let many = raw.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with(['"', '[']));
+        if !many {
+            return Ok(vec![self.prompt(raw, begin)?]);
+        }
+        let mut prompts = Vec::new();
+        each(raw, |raw| {
+            if prompts.len() == MOST_ANSWERS {
+                return Err(Refusal::param("prompt", format!("{MOST_ANSWERS} prompts are the most at a time")));
+            }
+            prompts.push(self.prompt(raw, begin)?);
+            Ok(())
+        })?;
+        Ok(prompts)
+    }
+
+    /// A text or a list of tokens.
+    fn prompt(&self, raw: &str, begin: bool) -> Result<Vec<i32>, Refusal> {
+        if let Some(text) = text(raw) {
+            return self.encode("prompt", &text, begin);
+        }
+        let form = "it must be a text, a list of texts, a list of tokens, or a list of such lists";
+        let (ids, count) =
+            ids("prompt", raw, self.vocab, self.context as usize)?.ok_or_else(|| Refusal::param("prompt", form))?;
+        self.left("prompt", count)?;
+        Ok(ids)
+    }
+
+    fn chat(&self, fields: &Fields<'_>) -> Result<Vec<i32>, Refusal> {
+        let mut messages = Vec::new();
+        let listed = match fields.raw("messages") {
+            None => false,
+            Some(raw) => each(raw, |raw| {
+                // A message is some tokens in any template.
+                if messages.len() as i64 == self.context {
+                    let text = format!("so many messages are over the context of {}", self.context);
+                    return Err(Refusal::context("messages", text));
+                }
+                messages.push(message(raw)?);
+                Ok(())
+            })?,
+        };
+        if !listed || messages.is_empty() {
+            return Err(Refusal::param("messages", "it must be a list of at least one message"));
+        }
+        let text = self.tokenizer("messages")?.chat(&messages).map_err(|e| match e {
+            TokenizerError::NoTemplate => {
+                Refusal::param("messages", "the model has no chat template; /v1/completions takes a prompt as it is")
+            }
+            other => Refusal::param("messages", other),
+        })?;
+        // The template has what begins a text.
+        self.encode("messages", &text, false)
+    }
+
+    /// Most tokens of an answer, where the request says so.
+    fn most(&self, form: Form, fields: &Fields<'_>) -> Result<Option<usize>, Refusal> {
+        let range = 1..=self.context;
+        let most = fields.integer("max_tokens", range.clone())?;
+        let newer = match form {
+            Form::Chat => fields.integer("max_completion_tokens", range)?,
+            Form::Completion => None,
+        };
+        Ok(newer.or(most).map(|n| n as usize))
+    }
+
+    fn stops(&self, fields: &Fields<'_>) -> Result<Vec<String>, Refusal> {
+        let Some(raw) = fields.raw("stop") else { return Ok(Vec::new()) };
+        let form = || {
+            let text = format!("it must be a text, or a list of at most {MOST_STOPS}, of 1 to {MOST_STOP_BYTES} bytes");
+            Refusal::param("stop", text)
+        };
+        let mut stops = Vec::new();
+        let mut one = |raw| {
+            let stop = text(raw).filter(|t| !t.is_empty() && t.len() <= MOST_STOP_BYTES).ok_or_else(form)?;
+            stops.push(stop.into_owned());
+            if stops.len() > MOST_STOPS { Err(form()) } else { Ok(()) }
+        };
+        if !each(raw, &mut one)? {
+            one(raw)?;
+        }
+        if !stops.is_empty() {
+            self.tokenizer("stop")?;
+        }
+        Ok(stops)
+    }
+}
+
+/// How tokens are chosen. What a request does not say is neutral, as in OpenAI's API.
+fn sampling(form: Form, fields: &Fields, seed: u64) -> Result<Sampling, Refusal> {
+    let logprobs = match form {
+        Form::Completion => fields.integer("logprobs", 0..=MOST_LOGPROBS)?,
+        Form::Chat => {
+            let (told, top) = (fields.flag("logprobs", false)?, fields.integer("top_logprobs", 0..=MOST_LOGPROBS)?);
+            match top {
+                Some(top) if top > 0 && !told => {
+                    return Err(Refusal::param("top_logprobs", "it needs logprobs to be true"));
+                }
+                _ => told.then(|| top.unwrap_or(0)),
+            }
+        }
+    };
+    // vLLM's clients write -1 for all.
+    let top_k = fields.integer("top_k", -1..=i64::from(i32::MAX))?.unwrap_or(0).max(0);
+    Ok(Sampling {
+        repetition_penalty: fields.number("repetition_penalty", 0.01..=100.0)?.unwrap_or(1.0),
+        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0),
+        top_k: top_k as i32,
+        top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0),
+        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
+        seed: fields.seed("seed")?.unwrap_or(seed),
+        logprobs: logprobs.map(|n| n as usize),
+    })
+}
+
+fn usage(fields: &Fields<'_>) -> Result<bool, Refusal> {
+    let Some(raw) = fields.raw("stream_options") else { return Ok(false) };
+    let options = Fields::read(raw.as_bytes(), &["include_usage"]);
+    let options = options.map_err(|_| Refusal::param("stream_options", "it must be an object"))?;
+    options.flag("include_usage", false)
+}
+
+fn message(raw: &str) -> Result<Message, Refusal> {
+    let bad = |why: &str| Refusal::param("messages", why);
+    let message = Fields::read(raw.as_bytes(), &["role", "content"]).map_err(|_| bad("each must be an object"))?;
+    let role = message.raw("role").and_then(text).ok_or_else(|| bad("each has a role, which is a text"))?;
+    let mut content = String::new();
+    match message.raw("content") {
+        Some(raw) => {
+            let listed = each(raw, |raw| {
+                let part = Fields::read(raw.as_bytes(), &["type", "text"]).ok();
+                let of = |name| part.as_ref().and_then(|part| part.raw(name)).and_then(text);
+                match (of("type").as_deref(), of("text")) {
+                    (Some("text"), Some(text)) => content += &text,
+                    _ => return Err(bad("each part of a content must be {\"type\": \"text\", \"text\": …}")),
+                }
+                Ok(())
+            })?;
+            if !listed {
+                content = text(raw)
+                    .ok_or_else(|| bad("each content must be a text or a list of parts that are texts"))?
+                    .into_owned();
+            }
+        }
+        None if role == "assistant" => (),
+        None => return Err(bad("each has a content, but for an assistant's")),
+    }
+    Ok(Message { role: role.into_owned(), content })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVED: Served<'_> =
+        Served { name: "m", tokenizer: None, longest: 1, ends: &[2], vocab: 97, context: 64, queue: 8 };
+
+    fn job(body: &str) -> Result<Job, Refusal> {
+        SERVED.job(Form::Completion, body.as_bytes(), 40)
+    }
+
+    #[test]
+    fn a_body_becomes_requests() {
+        let job = job(
+            r#"{"model": "m", "prompt": [[1, 5], [7]], "n": 2, "max_tokens": 9, "temperature": 0.5, "top_k": -1, "top_p": 0.9,
+                "min_p": 0.1, "repetition_penalty": 1.25, "stop_token_ids": [3], "logprobs": 4, "stream": true, "seed": 6,
+                "stream_options": {"include_usage": true}, "user": "x", "unknown": {"a": [1]}}"#,
+        )
+        .unwrap();
+        assert!(job.stream && job.usage && job.ids && job.each == 2 && job.stops.is_empty());
+        let prompts: Vec<&[i32]> = job.requests.iter().map(|r| &r.prompt[..]).collect();
+        assert_eq!(prompts, [&[1, 5][..], &[1, 5], &[7], &[7]]);
+        let sampling = Sampling {
+            repetition_penalty: 1.25,
+            temperature: 0.5,
+            top_k: 0,
+            top_p: 0.9,
+            min_p: 0.1,
+            seed: 7,
+            logprobs: Some(4),
+        };
+        assert_eq!(job.requests[1].sampling, sampling);
+        assert_eq!((&job.requests[3].ends[..], job.requests[3].most), (&[3, 2][..], 9));
+    }
+
+    #[test]
+    fn what_is_not_said_is_neutral() {
+        let job = job(r#"{"prompt": [1], "ignore_eos": true, "max_tokens": null}"#).unwrap();
+        let [request] = &job.requests[..] else { panic!("{} requests", job.requests.len()) };
+        assert_eq!((request.most, &request.ends[..], job.stream), (63, &[][..], false));
+        assert_eq!(request.sampling, Sampling { temperature: 1.0, seed: 40, ..Sampling::default() });
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (body, why) in [
+            (r#"{"model": "x", "prompt": [1]}"#, "there is no model \"x\"; this server has \"m\""),
+            (r#"{"model": 1, "prompt": [1]}"#, "model: it must be a text"),
+            (r#"{}"#, "prompt: it is missing"),
+            (r#"{"prompt": "a"}"#, "prompt: the model has no tokenizer; it takes a prompt as a list of tokens"),
+            (r#"{"prompt": []}"#, "prompt: it has no token"),
+            (r#"{"prompt": [[1], []]}"#, "prompt: it has no token"),
+            (r#"{"prompt": [97]}"#, "prompt: 97 is no token; the model's go from 0 to 96"),
+            (r#"{"prompt": [1, "a"]}"#, "prompt: \"a\" is no token; the model's go from 0 to 96"),
+            (r#"{"prompt": {"a": 1}}"#, "prompt: it must be a text, a list of texts, a list of tokens"),
+            (r#"{"prompt": [[1], 2]}"#, "prompt: it must be a text, a list of texts, a list of tokens"),
+            (r#"{"prompt": [1], "max_tokens": 64}"#, "prompt: 1 tokens and 64 more are over the context of 64"),
+            (r#"{"prompt": [1], "max_tokens": 65}"#, "max_tokens: it must be a whole number from 1 to 64"),
+            (r#"{"prompt": [1], "max_tokens": 0}"#, "max_tokens: it must be a whole number from 1 to 64"),
+            (r#"{"prompt": [1], "temperature": 2.5}"#, "temperature: it must be a number from 0 to 2"),
+            (r#"{"prompt": [1], "top_p": "1"}"#, "top_p: it must be a number from 0 to 1"),
+            (r#"{"prompt": [1], "n": 17}"#, "n: it must be a whole number from 1 to 16"),
+            (r#"{"prompt": [1], "n": 9}"#, "prompt: it asks for 9 answers, and 8 are the most at a time"),
+            (r#"{"prompt": [1], "logprobs": true}"#, "logprobs: it must be a whole number from 0 to 20"),
+            (
+                r#"{"prompt": [1], "stop": ["a", "b", "c", "d", "e"]}"#,
+                "stop: it must be a text, or a list of at most 4",
+            ),
+            (r#"{"prompt": [1], "stop": ""}"#, "stop: it must be a text"),
+            (r#"{"prompt": [1], "stop": "a"}"#, "stop: the model has no tokenizer"),
+            (r#"{"prompt": [1], "echo": true}"#, "echo: it is not supported; leave it out"),
+            (r#"{"prompt": [1], "logit_bias": {"5": 1}}"#, "logit_bias: it is not supported; leave it out"),
+            (r#"{"prompt": [1], "stream": 1}"#, "stream: it must be true or false"),
+            (r#"{"prompt": [1], "stream_options": []}"#, "stream_options: it must be an object"),
+        ] {
+            let refused = job(body).err().unwrap_or_else(|| panic!("{body} is taken"));
+            assert!(refused.message.starts_with(why), "{body}: {}", refused.message);
+        }
+        let long = format!(r#"{{"prompt": {:?}}}"#, vec![1; 64]);
+        let refused = job(&long).err().unwrap();
+        assert_eq!(refused.message, "prompt: 64 tokens leave nothing of the context of 64");
+        assert_eq!((refused.code, refused.param.as_deref()), (Some("context_length_exceeded"), Some("prompt")));
+    }
+}

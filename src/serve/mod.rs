@@ -1,0 +1,242 @@
+//! OpenAI's HTTP API on top of an [`Engine`].
+//!
+//! A body is read to a job (`api.rs`): a request to the engine for each answer. What the engine says of them becomes pieces
+//! of text (`running.rs`), and these one answer or a stream of chunks (`answer.rs`, `sse.rs`), of either API. The engine's
+//! thread is the only one that takes steps; here is HTTP and nothing else. docs/serving.md says what clients may ask.
+
+mod answer;
+mod api;
+mod fields;
+mod http;
+mod metrics;
+mod refusal;
+mod running;
+mod sse;
+mod text;
+
+use crate::engine::Engine;
+use crate::tokenizer::Tokenizer;
+use axum::Router;
+use http::Shared;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+/// How often it is looked whether the server should stop.
+const LOOK: Duration = Duration::from_millis(50);
+/// Threads that speak HTTP: the engine has the cores.
+const THREADS: usize = 4;
+/// Bytes of a request's first line and headers.
+const HEAD: usize = 64 << 10;
+/// Files that the process keeps for all but connections.
+const OTHER_FILES: u64 = 128;
+
+/// Why models cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address.
+    #[error("cannot listen on {address}: {source}; --port names another port, 0 any free one")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// Threads.
+    #[error("cannot start: {0}")]
+    Start(#[from] std::io::Error),
+    /// The engine has ended.
+    #[error("the engine has ended: {0}")]
+    Engine(String),
+}
+
+/// A model as it is served.
+pub struct Served {
+    /// What clients call it.
+    pub name: String,
+    /// What runs it; its options say how many requests wait, and how long an answer may be.
+    pub engine: Engine,
+    /// Without one, prompts are lists of tokens, and answers too.
+    pub tokenizer: Option<Tokenizer>,
+    /// Tokens that end an answer.
+    pub ends: Vec<i32>,
+}
+
+/// Limits, each with a default.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// What clients must send as `Authorization: Bearer KEY`, if anything.
+    pub key: Option<String>,
+    /// Most bytes of a body.
+    pub body: usize,
+    /// Most connections at a time, and no more than the process may have files; others wait for one to end.
+    pub connections: usize,
+    /// How long a client may take for a request's head, for its body, and to read what it was sent.
+    pub patience: Duration,
+}
+
+impl Default for Options {
+    /// No key, 4 MiB, 4096 connections, 30 s.
+    fn default() -> Options {
+        Options { key: None, body: 4 << 20, connections: 4096, patience: Duration::from_secs(30) }
+    }
+}
+
+/// An address that nobody else has, where nothing listens yet.
+pub struct Server {
+    runtime: tokio::runtime::Runtime,
+    socket: TcpSocket,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Takes the address. Port 0 is any free one.
+    pub fn bind(address: SocketAddr) -> Result<Server, ServeError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(cores.min(THREADS))
+            .thread_name("jitune-http")
+            .enable_all()
+            .build()?;
+        let bound = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            // Connections of a process before this one may still be on their way out.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            let address = socket.local_addr()?;
+            Ok((socket, address))
+        };
+        let (socket, address) = bound().map_err(|source| ServeError::Listen { address, source })?;
+        Ok(Server { runtime, socket, address })
+    }
+
+    /// Where it will listen.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` is set: then it takes no more requests (503), and returns when those that run have been answered.
+    /// `listening` hears when clients can connect.
+    pub fn run(
+        self,
+        served: Served,
+        options: Options,
+        stop: &AtomicBool,
+        listening: impl FnOnce(SocketAddr),
+    ) -> Result<(), ServeError> {
+        let Server { runtime, socket, address } = self;
+        let (connections, patience) = (permitted(options.connections), options.patience);
+        let shared = Arc::new(Shared::new(served, options));
+        let done = runtime.block_on(async {
+            let listener = socket.listen(1024).map_err(|source| ServeError::Listen { address, source })?;
+            let (drain, draining) = watch::channel(false);
+            let doors = Doors {
+                router: http::router(Arc::clone(&shared)),
+                draining,
+                open: Arc::default(),
+                places: Arc::new(Semaphore::new(connections)),
+                patience,
+            };
+            let open = Arc::clone(&doors.open);
+            tokio::spawn(doors.accept(listener));
+            listening(address);
+            while !stop.load(Ordering::Relaxed) && shared.engine.failure().is_none() {
+                tokio::time::sleep(LOOK).await;
+            }
+            shared.stopping.store(true, Ordering::Relaxed);
+            let _ = drain.send(true);
+            while open.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(LOOK).await;
+            }
+            shared.engine.failure().map_or(Ok(()), |why| Err(ServeError::Engine(why)))
+        });
+        // Texts that are still on their way to tokens have nobody to wait for them.
+        runtime.shutdown_timeout(LOOK);
+        done
+    }
+}
+
+/// So many connections, as far as the process may have as many files.
+fn permitted(most: usize) -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let files = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX);
+    most.min(files).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+/// Where clients come in.
+struct Doors {
+    router: Router,
+    draining: watch::Receiver<bool>,
+    /// Connections from before it began to stop.
+    open: Arc<AtomicUsize>,
+    places: Arc<Semaphore>,
+    patience: Duration,
+}
+
+/// A connection that is waited for.
+struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Doors {
+    async fn accept(self, listener: TcpListener) {
+        loop {
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => self.connection(stream, place),
+                // No more files, say. It passes, and there is nobody to tell.
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// Serves a connection, which ends with its answer when the server stops.
+    fn connection(&self, stream: TcpStream, place: OwnedSemaphorePermit) {
+        let mut draining = self.draining.clone();
+        // One that comes later hears that it is too late, and nobody waits for it.
+        let open = (!*draining.borrow()).then(|| {
+            self.open.fetch_add(1, Ordering::Relaxed);
+            Open(Arc::clone(&self.open))
+        });
+        // Each token is sent when it is there.
+        let _ = stream.set_nodelay(true);
+        // A client that reads nothing is left after a while; the system looks after that.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, self.patience.as_millis() as u32);
+        let service = TowerToHyperService::new(self.router.clone());
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(self.patience).max_buf_size(HEAD);
+        tokio::spawn(async move {
+            let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+            if open.is_some() {
+                let mut stop = pin!(draining.wait_for(|draining| *draining));
+                let mut told = false;
+                let served = std::future::poll_fn(|cx| {
+                    if !told && stop.as_mut().poll(cx).is_ready() {
+                        told = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    connection.as_mut().poll(cx)
+                });
+                // What a client does wrong is its own matter, and it was told where it can be.
+                let _ = served.await;
+            } else {
+                let _ = connection.await;
+            }
+            drop((open, place));
+        });
+    }
+}
