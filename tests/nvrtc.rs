@@ -46,6 +46,9 @@ const EXTRA: &[&str] = &[
     "gelu rows=512 cols=8192 dtype=f16",
     "rope tokens=512 heads=32 head_dim=64 dtype=bf16",
     "softmax rows=32 cols=128256 dtype=f32",
+    "sample rows=1 cols=128256 dtype=f32",
+    "sample rows=33 cols=151936 top=5 dtype=bf16",
+    "sample rows=3 cols=1003 top=20 dtype=f16",
 ];
 
 fn problems() -> Vec<Problem> {
@@ -147,6 +150,8 @@ const PORTABLE: &[&str] = &[
     "layernorm rows=3 cols=20001 residual=1 dtype=f16",
     "softmax rows=3 cols=7",
     "argmax rows=3 cols=7",
+    "sample rows=3 cols=7",
+    "sample rows=3 cols=1003 top=20 dtype=f32",
     "embedding tokens=3 vocab=5 hidden=7",
     "rope tokens=3 heads=2 head_dim=6",
     "silu_mul rows=3 cols=7",

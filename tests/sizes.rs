@@ -41,7 +41,7 @@ fn winner(library: &Library, problem: Problem, device: &Device) -> Winner {
 fn size(p: &Problem) -> Option<&'static str> {
     match p.op().name {
         "matmul" | "qkv" => Some("m"),
-        "rmsnorm" | "argmax" => Some("rows"),
+        "rmsnorm" | "argmax" | "sample" => Some("rows"),
         "embedding" => Some("tokens"),
         "decode" => Some("batch"),
         _ => None,
@@ -51,6 +51,9 @@ fn size(p: &Problem) -> Option<&'static str> {
 /// The problems of a default tuning of a model, and those of one whose heads are normed.
 fn problems(dtype: Dtype) -> Vec<Problem> {
     let mut list = Plan::new(&Model::preset("llama-3.2-1b").unwrap(), &Buckets::default(), dtype).unwrap().problems();
+    for rows in [1, 4, 16, 32] {
+        list.push(format!("sample rows={rows} cols=128256 top=5 dtype={dtype}").parse().unwrap());
+    }
     for m in [1, 4, 16, 32, 512, 2048] {
         let text = format!("qkv m={m} k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype={dtype}");
         list.push(text.parse().unwrap());
@@ -266,6 +269,8 @@ fn a_portable_template_serves_any_problem_of_its_ops() {
         ("layernorm rows=1 cols=1", "layernorm rows=70000 cols=3"),
         ("softmax rows=1 cols=1", "softmax rows=70000 cols=3"),
         ("argmax rows=1 cols=1", "argmax rows=70000 cols=3"),
+        ("sample rows=1 cols=1", "sample rows=70000 cols=3"),
+        ("sample rows=1 cols=1", "sample rows=3 cols=151936 top=20"),
         ("embedding tokens=1 vocab=1 hidden=1", "embedding tokens=70000 vocab=9 hidden=33"),
         ("rope tokens=1 heads=1 head_dim=2", "rope tokens=70000 heads=3 head_dim=34"),
         ("silu_mul rows=1 cols=1", "silu_mul rows=70000 cols=3"),

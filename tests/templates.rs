@@ -44,6 +44,8 @@ const EXTRA: &[&str] = &[
     "softmax rows=2 cols=128256 dtype=f32",
     "embedding tokens=5 vocab=50 hidden=77 dtype=bf16",
     "argmax rows=3 cols=1003 dtype=f16",
+    "sample rows=1 cols=128256 dtype=f32",
+    "sample rows=3 cols=1003 top=5 dtype=f16",
 ];
 
 fn problems(dtype: Dtype) -> Vec<Problem> {

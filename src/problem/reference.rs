@@ -103,6 +103,8 @@ mod tests {
             "layernorm rows=3 cols=7 residual=1",
             "rope tokens=3 heads=2 head_dim=4",
             "argmax rows=3 cols=9",
+            "sample rows=3 cols=9",
+            "sample rows=7 cols=40 top=3",
         ] {
             let p: Problem = text.parse().unwrap();
             let all = expected(&p, &Inputs::new(&p, 1), 1, u64::MAX / 2);

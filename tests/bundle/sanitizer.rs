@@ -61,7 +61,7 @@ fn a_kernel_that_leaves_its_memory_is_stopped() {
 }
 
 /// Sizes that are a multiple of nothing, for every template of the processor.
-const RAGGED: [&str; 12] = [
+const RAGGED: [&str; 13] = [
     "matmul m=1 n=37 k=53 dtype=f32",
     "matmul m=7 n=101 k=77 epilogue=bias dtype=bf16",
     "matmul m=67 n=106 k=41 epilogue=swiglu dtype=f32",
@@ -73,6 +73,7 @@ const RAGGED: [&str; 12] = [
     "softmax rows=3 cols=1003 dtype=f32",
     "embedding tokens=5 vocab=19 hidden=37 dtype=bf16",
     "argmax rows=3 cols=1003 dtype=f32",
+    "sample rows=21 cols=1003 top=5 dtype=f32",
     "rope tokens=5 heads=3 head_dim=24 dtype=f32",
 ];
 
