@@ -65,6 +65,8 @@ fn portable_templates_are_right() {
         ("layernorm rows=3 cols=77 residual=1 | eps=2e-3", "cpu_rows_portable"),
         ("softmax rows=3 cols=7", "cpu_rows_portable"),
         ("argmax rows=3 cols=70", "cpu_rows_portable"),
+        ("sample rows=20 cols=70 top=3", "cpu_sample_portable"),
+        ("sample rows=1 cols=9001", "cpu_sample_portable"),
         ("embedding tokens=3 vocab=5 hidden=7", "cpu_rows_portable"),
         ("rope tokens=3 heads=2 head_dim=6", "cpu_rows_portable"),
         ("silu_mul rows=3 cols=7", "cpu_rows_portable"),
@@ -73,6 +75,23 @@ fn portable_templates_are_right() {
         for dtype in ["f32", "bf16"] {
             right(problem, dtype, Some(template)).unwrap();
         }
+    }
+}
+
+/// Each length of a row at one time or another with each number of rows, type, and number of logprobs.
+#[test]
+fn tokens_are_right() {
+    for (problem, dtype) in [
+        ("sample rows=1 cols=7 top=5", "bf16"),
+        ("sample rows=3 cols=97", "f16"),
+        ("sample rows=64 cols=97 top=5", "f32"),
+        ("sample rows=64 cols=49152 top=5", "bf16"),
+        ("sample rows=3 cols=49152", "f32"),
+        ("sample rows=64 cols=128256", "f16"),
+        ("sample rows=3 cols=128256 top=5", "f32"),
+        ("sample rows=1 cols=128256 | settings=nucleus", "bf16"),
+    ] {
+        right(problem, dtype, None).unwrap();
     }
 }
 

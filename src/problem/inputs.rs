@@ -117,6 +117,19 @@ impl Inputs {
         self.list.iter().find(|i| i.tensor.name == name).unwrap_or_else(|| unreachable!("no input named {name}"))
     }
 
+    /// Puts these values in place of those of an f32 or i32 input, so that a test can ask for what random ones hardly have; false
+    /// where there is no such input, or it has another number of elements.
+    pub fn replace(&mut self, name: &str, values: &[f64]) -> bool {
+        let named = |i: &&mut Input| i.tensor.name == name && i.tensor.len() == values.len() as u64;
+        let Some(input) = self.list.iter_mut().find(named) else { return false };
+        input.values = match input.tensor.storage {
+            Storage::F32 => Values::Floats(values.iter().map(|v| *v as f32).collect()),
+            Storage::I32 => Values::Ints(values.iter().map(|v| *v as i32).collect()),
+            _ => return false,
+        };
+        true
+    }
+
     /// The elements of each paged cache that hold no token of any sequence, in order: memory of others, or that nobody wrote.
     /// Whoever tests a kernel fills them with NaN, which is 0xff in each byte of any float.
     pub fn unused(&self) -> Vec<Range<u64>> {

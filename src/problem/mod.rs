@@ -23,6 +23,8 @@ pub use inputs::{Input, Inputs, hash_uniform};
 #[cfg(feature = "tuner")]
 pub(crate) use reference::expected_here;
 pub use reference::{Expected, Tolerance, expected};
+#[cfg(test)]
+pub(crate) use sample::weight as sampled_weight;
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
 pub use types::{Compute, Dtype, Storage, Types};

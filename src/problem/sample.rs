@@ -154,7 +154,7 @@ fn key(v: f32) -> u32 {
 }
 
 /// floor(2^(31 + z)) for z ≤ 0, nearly: 2^31 at 0, 1 at -31, and nothing below and of NaN. The kernels have the same steps.
-fn weight(z: f32) -> u32 {
+pub(crate) fn weight(z: f32) -> u32 {
     /// 2^f on [-1/2, 1/2] to 2^-24 (Cephes, exp2f), the highest power first.
     const POWERS: [f32; 6] = [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0];
     /// Adding it rounds to a whole number.
@@ -260,4 +260,155 @@ fn unit(p: &Problem, inputs: &Inputs, row: u64, out: &mut Vec<Expected>) {
     let each = (row * (1 + top)..).zip(logprobs(&logits, &tokens));
     out.extend(each.map(|(i, value)| Expected::new("logprobs", i, value)));
     out.extend((row * top..).zip(&tokens[1..]).map(|(i, c)| Expected::new("ids", i, *c as f64)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Settings = Settings { temperature: 1.0, top_p: 1.0, min_p: 0.0, penalty: 1.0, u: 0.5, top_k: 0 };
+
+    #[test]
+    fn a_weight_is_a_power_of_two_to_seven_digits_and_never_out_of_order() {
+        assert_eq!((weight(0.0), weight(-0.0), weight(-1.0), weight(-31.0)), (1 << 31, 1 << 31, 1 << 30, 1));
+        for z in [-31f32.next_up(), -31.5, -1e30, f32::NEG_INFINITY, f32::NAN] {
+            assert_eq!(weight(z), 0, "{z}");
+        }
+        let mut last = 1 << 31;
+        for i in 0..310_000 {
+            let z = -(i as f32) * 1e-4;
+            let (w, wanted) = (weight(z), (31.0 + f64::from(z)).exp2());
+            assert!((f64::from(w) - wanted).abs() <= 1.0 + wanted * 3e-7, "{z}: {w} {wanted}");
+            assert!(w <= last, "{z}");
+            last = w;
+        }
+    }
+
+    /// What u draws by probabilities in f64, in the order of transformers' processors: the token's share of the line from 0 to
+    /// 1, and that of those before it.
+    fn share(logits: &[f32], seen: &[bool], s: &Settings, token: usize) -> (f64, f64) {
+        let penalty = f64::from(s.penalty);
+        let scores: Vec<f64> = logits
+            .iter()
+            .zip(seen)
+            .map(|(v, seen)| match (seen, f64::from(*v)) {
+                (false, v) => v,
+                (true, v) if v < 0.0 => v * penalty,
+                (true, v) => v / penalty,
+            })
+            .map(|v| v / f64::from(s.temperature))
+            .collect();
+        let softmax = |scores: &[f64]| -> Vec<f64> {
+            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let exps: Vec<f64> = scores.iter().map(|v| (v - most).exp()).collect();
+            let sum: f64 = exps.iter().sum();
+            exps.into_iter().map(|e| e / sum).collect()
+        };
+        let mut left = scores.clone();
+        if s.top_k > 0 {
+            let mut sorted = scores.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let least = sorted[(s.top_k as usize).min(sorted.len()) - 1];
+            left.iter_mut().filter(|v| **v < least).for_each(|v| *v = f64::NEG_INFINITY);
+        }
+        let p = softmax(&left);
+        let mut order: Vec<usize> = (0..p.len()).collect();
+        order.sort_by(|a, b| p[*b].total_cmp(&p[*a]));
+        let mut before = 0.0;
+        for (i, c) in order.iter().enumerate() {
+            if i > 0 && before >= f64::from(s.top_p) {
+                left[*c] = f64::NEG_INFINITY;
+            }
+            before += p[*c];
+        }
+        let p = softmax(&left);
+        let most = p.iter().copied().fold(0.0, f64::max);
+        for (v, p) in left.iter_mut().zip(&p) {
+            if *p < f64::from(s.min_p) * most {
+                *v = f64::NEG_INFINITY;
+            }
+        }
+        let p = softmax(&left);
+        (p[..token].iter().sum(), p[token])
+    }
+
+    #[test]
+    fn what_is_drawn_is_what_probabilities_say() {
+        let mut kinds = std::collections::BTreeSet::new();
+        for round in 0..4000u64 {
+            let uniform = |i: u64| hash_uniform(round, i) / 2.0 + 0.5;
+            let cols = 1 + (uniform(0) * 200.0) as usize;
+            let logits: Vec<f32> = (0..cols as u64).map(|c| hash_uniform(round, 100 + c) * 8.0).collect();
+            let seen: Vec<bool> = (0..cols as u64).map(|c| hash_uniform(round, 1000 + c) > 0.5).collect();
+            let has = |bit: u64| round >> bit & 1 == 1;
+            let s = Settings {
+                temperature: 0.2 + uniform(1) * 2.0,
+                top_p: if has(0) { uniform(2) } else { 1.0 },
+                min_p: if has(1) { uniform(3) * 0.3 } else { 0.0 },
+                penalty: if has(2) { 0.7 + uniform(4) } else { 1.0 },
+                top_k: if has(3) { 1 + (uniform(5) * 60.0) as i32 } else { 0 },
+                u: uniform(6),
+            };
+            let token = draw(&logits, |c| seen[c], &s);
+            let (before, own) = share(&logits, &seen, &s, token);
+            let u = f64::from(s.u);
+            assert!(own > 0.0 && before - 2e-6 <= u && u <= before + own + 2e-6, "{round}: {u} in {before} + {own}");
+            kinds.insert((round % 16, own < 1.0));
+        }
+        assert_eq!(kinds.len(), 32);
+    }
+
+    #[test]
+    fn equals_stay_together_in_top_k_and_go_by_index_in_top_p() {
+        let logits = [1.0, 3.0, 2.0, 3.0, 2.0, 3.0];
+        let all = |s: Settings| -> Vec<usize> {
+            let tokens = (0..=64).map(|i| draw(&logits, |_| false, &Settings { u: i as f32 / 65.0, ..s }));
+            tokens.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+        };
+        assert_eq!(all(Settings { top_k: 1, ..PLAIN }), [1, 3, 5]);
+        assert_eq!(all(Settings { top_k: 4, ..PLAIN }), [1, 2, 3, 4, 5]);
+        assert_eq!(all(Settings { top_k: 6, ..PLAIN }).len(), 6);
+        assert_eq!(all(Settings { top_p: 0.0, ..PLAIN }), [1]);
+        assert_eq!(all(Settings { top_p: 0.5, top_k: 3, ..PLAIN }), [1, 3]);
+        assert_eq!(all(Settings { top_p: 0.3333, top_k: 3, ..PLAIN }), [1]);
+        assert_eq!(all(Settings { min_p: 1.0, ..PLAIN }), [1, 3, 5]);
+        assert_eq!(all(Settings { temperature: 1e-6, ..PLAIN }), [1, 3, 5]);
+        assert_eq!(all(Settings { temperature: 1e6, ..PLAIN }).len(), 6);
+        assert_eq!(all(Settings { temperature: 0.0, top_p: 0.1, min_p: 0.5, ..PLAIN }), [1]);
+        let ends = [0.0, 1f32.next_down()].map(|u| draw(&logits, |_| false, &Settings { u, ..PLAIN }));
+        assert_eq!(ends, [0, 5]);
+    }
+
+    #[test]
+    fn what_is_no_number_is_never_drawn() {
+        let (nan, high, low) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
+        for temperature in [0.0, 1.0] {
+            let draw = |logits: &[f32]| draw(logits, |_| false, &Settings { temperature, u: 0.7, ..PLAIN });
+            assert_eq!(draw(&[nan, low, 1.0, nan]), 2);
+            assert_eq!(draw(&[nan, low, low]), 0);
+            assert_eq!(draw(&[nan, nan]), 0);
+            assert_eq!(draw(&[1.0, high, 5.0]), 1);
+            assert_eq!(draw(&[0.0, high, high]), if temperature > 0.0 { 2 } else { 1 });
+        }
+        assert_eq!(
+            logprobs(&[1.0, high, nan, high, low], &[0, 1, 2, 4]),
+            [f64::NEG_INFINITY, -(2f64.ln()), f64::NEG_INFINITY, f64::NEG_INFINITY]
+        );
+        let of = logprobs(&[1.0, 2.0, low], &[0, 1]);
+        assert!((of[0].exp() + of[1].exp() - 1.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn rows_of_a_test_have_every_mix_of_settings() {
+        let p: Problem = "sample rows=80 cols=500 top=3 dtype=f32".parse().unwrap();
+        let inputs = Inputs::new(&p, 3);
+        let set = |row: u64, i| inputs.get("settings").at(row * SETTINGS + i);
+        let mixes = (0..80).filter(|row| set(*row, 0) > 0.0).map(|row| {
+            let k = (1.0..500.0).contains(&inputs.get("top_k").at(row));
+            (k, set(row, 1) < 1.0, set(row, 2) > 0.0, set(row, 3) > 1.0)
+        });
+        assert_eq!(mixes.collect::<std::collections::BTreeSet<_>>().len(), 16);
+        assert_eq!((0..80).filter(|row| set(*row, 0) == 0.0).count(), 16);
+        assert!((0..80).all(|row| (0.0..1.0).contains(&set(row, 4))));
+    }
 }

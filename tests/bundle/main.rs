@@ -8,5 +8,6 @@ mod format;
 mod look_up;
 mod make;
 mod production;
+mod sampling;
 #[cfg(jitune_asan)]
 mod sanitizer;

@@ -218,4 +218,48 @@ mod tests {
         assert_eq!(all.len(), 5000);
         assert!(all.iter().all(|path| path.len() < 100 && path.ends_with('7')));
     }
+
+    /// A sampled token is the same wherever it is drawn, because a weight is: the code of the template has the bits of the
+    /// reference, in vectors of each width.
+    #[cfg(feature = "tuner")]
+    #[test]
+    fn weights_of_samples_have_the_bits_of_the_reference() {
+        use crate::backend::cpu::{Buffer, Pool, cc, describe};
+        use crate::problem::{hash_uniform, sampled_weight};
+        use crate::recipe::{Arg, Config, KernelLaunch};
+        const N: usize = 1 << 20;
+        let (library, device) = (crate::template::Library::built_in().unwrap(), describe(Some(1)));
+        let p = "sample rows=1 cols=9 dtype=f32".parse().unwrap();
+        let template = library.get(crate::device::Target::Cpu, "cpu_sample_portable").unwrap();
+        let mut source = library.render(template, &p, &device, &Config::default()).unwrap();
+        source.text += "void weights_of(const jt_arg *args, long task, long tasks) {\n\
+            (void)tasks;\n\
+            for (long i = task * 1024; i < task * 1024 + 1024; i += VL) {\n\
+            vu w = weigh(load_f32((const float *)args[0].p + i)); memcpy((uint32_t *)args[1].p + i, &w, SIMD); }\n}\n";
+        let special = [0.0, -0.0, -31.0, -31f32.next_up(), -31f32.next_down(), f32::NAN, f32::NEG_INFINITY, -1e-45];
+        let z: Vec<f32> = (0..N as u64).map(|i| hash_uniform(1, i) * 16.0 - 16.0).collect();
+        let z = [&special[..], &z[special.len()..]].concat();
+        let mut memory = [Buffer::new(4 * N).unwrap(), Buffer::new(4 * N).unwrap()];
+        memory[0].bytes_mut().copy_from_slice(&z.iter().flat_map(|z| z.to_le_bytes()).collect::<Vec<_>>());
+        let simd = device.simd.max(16);
+        for width in [16, 32, 64].into_iter().filter(|w| *w <= simd) {
+            let text = source.text.replace(&format!("#define SIMD {simd}\n"), &format!("#define SIMD {width}\n"));
+            let source = crate::source::Source { text, ..source.clone() };
+            let (code, _) = cc::compile(&source, tempfile::tempdir().unwrap().path()).unwrap();
+            // SAFETY: the code of a built-in template, compiled for this machine.
+            let module = unsafe { Module::load(&code) }.unwrap();
+            let (args, entry) = (vec![Arg::Tensor(0), Arg::Tensor(1)], "weights_of".into());
+            let grid = [(N / 1024) as u32, 1, 1];
+            let kernel = KernelLaunch { entry, grid, block: 1, cluster: 1, smem: 0, pdl: false, args };
+            let launch = Launch { kernels: vec![kernel], workspace: 0, zero: false };
+            memory[1].poison();
+            let addresses = memory.each_ref().map(Buffer::address);
+            // SAFETY: both buffers have the elements that the tasks read and write.
+            let bound = unsafe { Executable::new(&module, &launch, 2).unwrap().bind(&addresses, 0) }.unwrap();
+            bound.run(&Pool::new(1).unwrap());
+            for (z, w) in z.iter().zip(memory[1].bytes().as_chunks::<4>().0) {
+                assert_eq!(u32::from_le_bytes(*w), sampled_weight(*z), "{z} in {width} bytes");
+            }
+        }
+    }
 }
