@@ -230,7 +230,8 @@ fn logprobs(logits: &[f32], tokens: &[usize]) -> Vec<f64> {
         v => f64::from(v) - f64::from(most),
     };
     let all = logits.iter().map(|v| below(*v).exp()).sum::<f64>().ln();
-    tokens.iter().map(|c| below(logits[*c]) - all).collect()
+    let of = |v: f32| if v.is_nan() { f64::NEG_INFINITY } else { below(v) - all };
+    tokens.iter().map(|c| of(logits[*c])).collect()
 }
 
 fn unit(p: &Problem, inputs: &Inputs, row: u64, out: &mut Vec<Expected>) {

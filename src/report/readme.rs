@@ -95,7 +95,7 @@ fn title(p: &Problem) -> Option<String> {
             format!("{residual}{} {dtype}, {}×{}", p.op().name, p.dim("rows"), p.dim("cols"))
         }
         "embedding" => format!("embedding {dtype}, {}×{}", p.dim("tokens"), p.dim("hidden")),
-        "argmax" => format!("argmax {dtype}, {}×{}", p.dim("rows"), p.dim("cols")),
+        "argmax" | "sample" => format!("{} {dtype}, {}×{}", p.op().name, p.dim("rows"), p.dim("cols")),
         _ => return None,
     })
 }

@@ -420,18 +420,22 @@ static int32_t choose(row_t *r, const part_t *parts, long parts_count, uint64_t 
   return 0; // not reached: the weights add up to more than the target
 }
 
+// ln of the probability of a logit, -inf of NaN. Equals first: of infinities there is no difference.
+INLINE float logprob(float v, float most, double log_sum) {
+  return v == most ? (float)-log_sum : v < most ? (float)((double)v - most - log_sum) : LOW;
+}
+
 // Writes what a row gives: its token, log-probabilities, and the ids of the largest logits.
 static void finish(const jt_arg *args, long row, const row_t *r, const part_t *all, int32_t token) {
   long top = args[10].i, found = all->found;
   float *logprobs = (float *)args[5].p + row * (1 + top);
   int32_t *ids = (int32_t *)args[6].p + row * top;
   double log_sum = __builtin_log(all->sum);
-#define LOGPROB(v) (float)(((v) == all->most ? 0.0 : (v) < all->most ? (double)(v) - all->most : (double)LOW) - log_sum)
   ((int32_t *)args[4].p)[row] = token;
-  logprobs[0] = LOGPROB(get(r->x + token));
+  logprobs[0] = logprob(get(r->x + token), all->most, log_sum);
   for (long i = 0; i < found; i++) {
     ids[i] = all->top[i].index;
-    logprobs[1 + i] = LOGPROB(all->top[i].value);
+    logprobs[1 + i] = logprob(all->top[i].value, all->most, log_sum);
   }
   // Where the others are NaN, the first of those.
   for (long c = 0; found < top && c < r->cols; c++) {

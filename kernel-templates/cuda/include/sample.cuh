@@ -353,7 +353,8 @@ sample_choose(const elem *x, const float *settings, const int *top_k, const u32 
   if (mine) sum = list[threadIdx.x].sum * (least == most ? 1.0f : exp2_approx((least - most) * LOG2E));
   const float log_sum = logf(block_sum(sum));
   if (warp_id() > 0) return;
-  auto logprob = [&](float v) { return (v == most ? 0.0f : v < most ? v - most : NEG_INF) - log_sum; };
+  // Equals first: of infinities there is no difference. NaN is neither.
+  auto logprob = [&](float v) { return v == most ? -log_sum : v < most ? v - most - log_sum : NEG_INF; };
   if (lane == 0) {
     y[row] = token;
     logprobs[(i64)row * (1 + top)] = logprob(logit(r, token));
@@ -369,9 +370,8 @@ sample_choose(const elem *x, const float *settings, const int *top_k, const u32 
       // Indices differ, so one lane alone has it; but of nothing all have some.
       at++;
       if (next > 0) {
-        const u32 key = (u32)(next >> 32);
         ids[(i64)row * top + n] = index_of(next);
-        logprobs[(i64)row * (1 + top) + 1 + n] = key == 0 ? NEG_INF : logprob(value_of(key));
+        logprobs[(i64)row * (1 + top) + 1 + n] = logprob(logit(r, index_of(next)));
       }
     }
   }

@@ -94,7 +94,8 @@ sample_reference(const elem *x, const float *settings, const int *top_k, const u
       token = (int)~(u32)at;
     }
     if (threadIdx.x > 0) continue;
-    logprobs[(i64)row * (1 + top) + n] = below(logit(r, token)) - log_sum;
+    const double v = logit(r, token);
+    logprobs[(i64)row * (1 + top) + n] = v != v ? nothing : below(v) - log_sum;
     if (n == 0) y[row] = token;
     else ids[(i64)row * top + n - 1] = token;
   }
