@@ -66,7 +66,6 @@ fn portable_templates_are_right() {
         ("softmax rows=3 cols=7", "cpu_rows_portable"),
         ("argmax rows=3 cols=70", "cpu_rows_portable"),
         ("sample rows=20 cols=70 top=3", "cpu_sample_portable"),
-        ("sample rows=1 cols=9001", "cpu_sample_portable"),
         ("embedding tokens=3 vocab=5 hidden=7", "cpu_rows_portable"),
         ("rope tokens=3 heads=2 head_dim=6", "cpu_rows_portable"),
         ("silu_mul rows=3 cols=7", "cpu_rows_portable"),
@@ -78,18 +77,15 @@ fn portable_templates_are_right() {
     }
 }
 
-/// Each length of a row at one time or another with each number of rows, type, and number of logprobs.
+/// Short and long rows, one and many, of each type.
 #[test]
 fn tokens_are_right() {
     for (problem, dtype) in [
         ("sample rows=1 cols=7 top=5", "bf16"),
-        ("sample rows=3 cols=97", "f16"),
-        ("sample rows=64 cols=97 top=5", "f32"),
+        ("sample rows=64 cols=97", "f16"),
         ("sample rows=64 cols=49152 top=5", "bf16"),
-        ("sample rows=3 cols=49152", "f32"),
-        ("sample rows=64 cols=128256", "f16"),
         ("sample rows=3 cols=128256 top=5", "f32"),
-        ("sample rows=1 cols=128256 | settings=nucleus", "bf16"),
+        ("sample rows=1 cols=128256 | settings=nucleus", "f16"),
     ] {
         right(problem, dtype, None).unwrap();
     }
