@@ -29,7 +29,7 @@ fn hostile(p: &Problem, seed: u64) -> Inputs {
             (3, chance) if chance > 0.8 => f64::NAN,
             (3, chance) if chance < -0.8 => f64::NEG_INFINITY,
             (3, chance) if row % 4 == 3 && chance.abs() < 1e-3 => f64::INFINITY,
-            (4, chance) if row % 4 > 0 => {
+            (4, chance) if !row.is_multiple_of(4) => {
                 if chance > 0.0 {
                     f64::NEG_INFINITY
                 } else {
