@@ -87,6 +87,7 @@ template <class AMOUNT, class TARGET> DEV int first_beyond(int from, int to, AMO
     const int piece = cdiv(cdiv(to - from, WARPS), 32) * 32;
     const int low = from + warp_id() * piece, high = min(low + piece, to);
     u64 sum = 0;
+#pragma unroll 4
     for (int i = low + lane_id(); i < high; i += 32) sum += amount(i);
 #pragma unroll
     for (int o = 16; o > 0; o /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, o);
@@ -118,10 +119,9 @@ struct threshold_t {
 };
 DEV u64 kept(const row_t &r, int i, threshold_t t) {
   const float v = value(r, i);
-  const u32 key = key_of(v);
-  if (key < t.key || (key == t.key && i > t.last)) return 0;
-  const u32 w = weight(r, v);
-  return w < r.least ? 0 : w;
+  const u32 key = key_of(v), w = weight(r, v);
+  const bool in = key > t.key || (key == t.key && i <= t.last);
+  return in && w >= r.least ? w : 0;
 }
 #define EVERYTHING threshold_t{0, -1}
 
@@ -146,15 +146,21 @@ DEV bool descend(const row_t &r, bool by_weight, u32 low, u32 high, u64 wanted, 
     for (int i = threadIdx.x; i < BINS; i += THREADS) count[i] = sum[i] = carry[i] = 0;
     if (threadIdx.x == 0) chosen = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < r.cols; i += THREADS) {
-      const float v = value(r, i);
-      const u32 place = key_of(v) - low;
-      if (place > high - low) continue;
-      const u32 w = weight(r, v), bin = place >> shift;
-      if (w == 0) continue;
-      if (!by_weight) atomicAdd(&count[bin], 1u);
-      const u32 before = atomicAdd(&sum[bin], w);
-      if (before + w < before) atomicAdd(&carry[bin], 1u);
+    for (int i = threadIdx.x; i < r.cols; i += 4 * THREADS) {
+      // All on their way before the first is used. NaN is in no bin.
+      float v[4];
+#pragma unroll
+      for (int j = 0; j < 4; j++) v[j] = i + j * THREADS < r.cols ? value(r, i + j * THREADS) : __int_as_float(0x7fffffff);
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const u32 place = key_of(v[j]) - low;
+        if (place > high - low) continue;
+        const u32 w = weight(r, v[j]), bin = place >> shift;
+        if (w == 0) continue;
+        if (!by_weight) atomicAdd(&count[bin], 1u);
+        const u32 before = atomicAdd(&sum[bin], w);
+        if (before + w < before) atomicAdd(&carry[bin], 1u);
+      }
     }
     __syncthreads();
     // Thread 0 has the highest bins.
@@ -221,16 +227,17 @@ DEV u32 floor_of_nucleus(const row_t &r, u64 sum) {
 DEV threshold_t threshold(const row_t &r, const u32 *peaks, int splits, u64 sum) {
   threshold_t t = EVERYTHING;
   found_t f;
-  u32 low = 1;
-  const u32 high = key_of(r.most);
-  if (r.top_k > 0) {
-    // Those that are equal to the last stay; where there are fewer, all do.
-    const bool some = descend(r, false, max(floor_of_top(r, peaks, splits), 1u), high, r.top_k, f);
+  u32 low = r.top_k > 0 ? max(floor_of_top(r, peaks, splits), 1u) : floor_of_nucleus(r, sum);
+#pragma unroll 1
+  for (int by_weight = r.top_k == 0; by_weight < 2; by_weight++) {
+    if (by_weight && r.share == ALL) return t;
+    const bool some = descend(r, by_weight, low, key_of(r.most), by_weight ? needed(r, sum) : r.top_k, f);
+    if (by_weight && !some) return t;
+    if (by_weight) break;
+    // Those that are equal to the k-th stay; where there are fewer, all do.
     sum = f.above + (some ? f.sum : 0);
     if (some) t.key = f.key - 1, low = f.key;
-  } else
-    low = floor_of_nucleus(r, sum);
-  if (r.share == ALL || !descend(r, true, low, high, needed(r, sum), f)) return t;
+  }
   // Those that have the key weigh the same each; as many of them as are needed stay, the first by index.
   t = threshold_t{f.key - 1, -1};
   if (f.left == f.sum) return t;
@@ -316,7 +323,7 @@ sample_weigh(const elem *x, const float *settings, const int *top_k, const u32 *
   if (threadIdx.x == 0) list[split].weight = all;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 sample_choose(const elem *x, const float *settings, const int *top_k, const u32 *seen, int *y, float *logprobs, int *ids, void *workspace,
               int rows, int cols, int splits, int top) {
   pdl_launch();

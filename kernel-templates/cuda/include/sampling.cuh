@@ -53,7 +53,8 @@ DEV float value_of(u32 key) {
 
 // floor(2^(31 + z)) for z <= 0, nearly: 2^31 at 0, 1 at -31; nothing below and of NaN.
 DEV u32 weigh(float z) {
-  if (!(z >= -31.0f)) return 0;
+  const bool some = z >= -31.0f;
+  z = some ? z : 0.0f;
   const float n = __fadd_rn(__fadd_rn(z, 12582912.0f), -12582912.0f), f = __fadd_rn(z, -n);
   float p = __fadd_rn(__fmul_rn(f, 1.5353362e-4f), 1.3398874e-3f);
   p = __fadd_rn(__fmul_rn(p, f), 9.618437e-3f);
@@ -61,7 +62,7 @@ DEV u32 weigh(float z) {
   p = __fadd_rn(__fmul_rn(p, f), 2.4022648e-1f);
   p = __fadd_rn(__fmul_rn(p, f), 6.931472e-1f);
   p = __fadd_rn(__fmul_rn(p, f), 1.0f);
-  return (u32)__fmul_rn(p, 16777216.0f) << 7 >> (u32)-n;
+  return some ? (u32)__fmul_rn(p, 16777216.0f) << 7 >> (u32)-n : 0;
 }
 DEV u32 weight(const row_t &r, float v) {
   return weigh(v == r.most ? 0.0f : __fmul_rn(__fadd_rn(v, -r.most), r.scale));
