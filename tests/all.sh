@@ -164,7 +164,8 @@ production() {
 
 # A small random model in a program of one's own: from its files and a bundle, in an empty environment.
 engine() {
-    cargo build --locked -p jitune --features engine --example engine || return 1
+    # With the features of the tests: it is built then.
+    cargo build --locked --workspace --example engine || return 1
     folder=$(mktemp -d) || return 1
     (
         jitune=$target/debug/jitune
