@@ -85,16 +85,16 @@ impl Opened<'_> {
 
     /// The kernels: of the bundle that was named, or the database's winners, portable ones among them.
     pub fn runtime(&self, options: &Options) -> Result<Runtime, CliError> {
+        if let Some(file) = &self.args.bundle {
+            return load(&self.args.signer.open(file)?, self.args.device.first()?);
+        }
         let (context, page) = (options.context, options.page);
         let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
         let mut problems = Plan::new(&self.model, &buckets, self.dtype)?.problems();
         // In no plan: what samples is in the steps of those alone who ask for it.
         let sample = format!("sample rows=1 cols={} dtype={}", self.model.vocab, self.dtype);
         problems.push(sample.parse().map_err(ModelError::Problem)?);
-        match &self.args.bundle {
-            Some(file) => load(&self.args.signer.open(file)?, self.args.device.first()?),
-            None => self.args.stored(&problems),
-        }
+        self.args.stored(&problems)
     }
 
     /// The engine, with its memory planned and its weights loaded.

@@ -2,7 +2,7 @@
 
 use super::opened::{Loading, ModelArgs, failed};
 use super::{CliError, table};
-use jitune::engine::{Case, KernelTime, StepTime, Timer, median};
+use jitune::engine::{Case, KernelTime, StepTime, Timer};
 use jitune::problem::MAX_DIM;
 
 /// Arguments.
@@ -79,7 +79,7 @@ fn json(model: &str, time: &StepTime) -> serde_json::Value {
     let kinds = time.kernels.iter().map(|k| {
         serde_json::json!({
             "role": k.role, "problem": k.problem, "template": k.template, "portable": k.portable, "calls": k.calls,
-            "us": k.us, "median_us": median(&k.us),
+            "us": k.us, "median_us": k.median(),
         })
     });
     serde_json::json!({
@@ -113,7 +113,7 @@ fn print(times: &[StepTime], kernels: bool) {
         let (phase, bucket, context) = sizes(time.case);
         out!("\n{phase} {bucket}, context {context}");
         let row = |k: &KernelTime| {
-            let us = median(&k.us);
+            let us = k.median();
             vec![
                 k.role.clone(),
                 k.calls.to_string(),

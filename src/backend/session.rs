@@ -166,13 +166,7 @@ pub struct Series {
 impl Series {
     /// The median in microseconds; infinite when there is no sample.
     pub fn median(&self) -> f64 {
-        let mut v = self.us.clone();
-        v.sort_by(f64::total_cmp);
-        match v.len() {
-            0 => f64::INFINITY,
-            n if n % 2 == 1 => v[n / 2],
-            n => (v[n / 2 - 1] + v[n / 2]) / 2.0,
-        }
+        crate::median::median(&self.us)
     }
 }
 

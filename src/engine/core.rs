@@ -10,12 +10,12 @@ use super::{EngineError, Options, Sink};
 use crate::backend::Tables;
 use crate::backend::cuda::Stream;
 use crate::model::{Model, Pass, Phase, Shape, Tail};
-use crate::problem::Dtype;
+use crate::problem::{Dtype, hash};
 use crate::runtime::Runtime;
 use crate::sync::lock;
 use crate::weights::Weights;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// A model on a device, and who waits for its answers.
@@ -36,7 +36,9 @@ pub(super) struct Core {
 
 /// A request on its way.
 struct Live {
+    /// Without its prompt, which the scheduler has, of so many tokens.
     request: Request,
+    prompt: usize,
     sink: Sink,
     heard: Instant,
     /// When the first step that it took part in began, and the tokens that the cache held then.
@@ -48,9 +50,6 @@ struct Live {
     seen: Vec<u32>,
 }
 
-/// The most likely token.
-static GREEDY: LazyLock<Sampling> = LazyLock::new(Sampling::default);
-
 /// Flags a token, where there are flags.
 fn see(seen: &mut [u32], id: i32) {
     if let Some(word) = usize::try_from(id).ok().and_then(|id| seen.get_mut(id / 32)) {
@@ -58,13 +57,10 @@ fn see(seen: &mut [u32], id: i32) {
     }
 }
 
-/// The number by which the token of that place of an answer is drawn: 24 bits of SplitMix64's output, so that it is the same in
-/// whatever company the token is computed.
+/// The number by which the token of that place of an answer is drawn, of 24 bits, so that it is the same in whatever company the
+/// token is computed.
 fn drawn(seed: u64, place: u64) -> f32 {
-    let mut z = seed.wrapping_add((place + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    ((z ^ (z >> 31)) >> 40) as f32 / 16_777_216.0
+    (hash(seed, place) >> 40) as f32 / 16_777_216.0
 }
 
 impl Live {
@@ -119,6 +115,7 @@ impl Core {
         options: Options,
         loaded: &mut dyn FnMut(u64, u64),
     ) -> Result<(Core, MemoryPlan), EngineError> {
+        options.check(model)?;
         let mut sizes = Sizes::of(&options);
         let most = match options.memory {
             Some(most) => most,
@@ -153,14 +150,14 @@ impl Core {
         Ok((core, plan))
     }
 
-    pub fn submit(&mut self, id: Id, request: Request, sink: Sink) {
+    pub fn submit(&mut self, id: Id, mut request: Request, sink: Sink) {
         let heard = Instant::now();
         let penalised = request.sampling.repetition_penalty != 1.0;
         let mut seen = vec![0; if penalised { self.model.vocab.unsigned_abs().div_ceil(32) as usize } else { 0 }];
         request.prompt.iter().for_each(|id| see(&mut seen, *id));
-        let live = Live { request, sink, heard, begun: None, answer: 0, rows: 0, seen };
-        let (prompt, most) = (live.request.prompt.clone(), live.request.most);
-        match self.scheduler.submit(id, prompt, most) {
+        let (tokens, most) = (std::mem::take(&mut request.prompt), request.most);
+        let live = Live { request, prompt: tokens.len(), sink, heard, begun: None, answer: 0, rows: 0, seen };
+        match self.scheduler.submit(id, tokens, most) {
             Ok(()) => drop(self.live.insert(id, live)),
             Err(why) => {
                 self.stats.ended += 1;
@@ -194,7 +191,9 @@ impl Core {
 
     fn publish(&self) {
         let (running, used) = (self.scheduler.running(), self.scheduler.blocks().used());
-        *lock(&self.published) = Stats { running, used, ..self.stats };
+        let bound = self.steps.steps.values().map(|(step, _)| step.kernels());
+        let (portable, kernels) = bound.fold((0, 0), |(p, k), (portable, all)| (p + portable, k + all));
+        *lock(&self.published) = Stats { running, used, kernels, portable, ..self.stats };
     }
 
     fn end(&mut self, id: Id, why: Finish) {
@@ -215,7 +214,7 @@ impl Core {
                 live.begun = Some((now, row.cached));
                 self.stats.cached_tokens += row.cached as u64;
             }
-            if row.from < live.request.prompt.len() {
+            if row.from < live.prompt {
                 self.stats.prompt_tokens += row.tokens.len() as u64;
             }
         }
@@ -258,7 +257,7 @@ impl Core {
         let mut sampled = Vec::with_capacity(rows.len());
         let mut together = Vec::with_capacity(rows.len());
         for row in rows {
-            let all = self.live.get(&row.id).is_some_and(|l| l.request.logits && l.rows < l.request.prompt.len());
+            let all = self.live.get(&row.id).is_some_and(|l| l.request.logits && l.rows < l.prompt);
             if !all {
                 let logits = if row.samples { Wanted::Last } else { Wanted::None };
                 together.push(Piece { row, at: 0, count: row.tokens.len(), logits });
@@ -295,7 +294,7 @@ impl Core {
             if let Some(live) = self.live.get_mut(&row.id) {
                 // One that lost its pages is computed again, with its answer so far.
                 let (first, vocab) = (row.from + at, self.model.vocab as usize);
-                logits.truncate(live.request.prompt.len().saturating_sub(first) * vocab);
+                logits.truncate(live.prompt.saturating_sub(first) * vocab);
                 logits.drain(..logits.len().min(live.rows.saturating_sub(first) * vocab));
                 live.rows += logits.len() / vocab;
                 live.say(Event::Logits(logits));
@@ -319,7 +318,7 @@ impl Core {
         let mut list = Vec::new();
         for piece in pieces {
             let live = self.live.get(&piece.row.id);
-            let greedy = Choice { sampling: &GREEDY, u: 0.0, seen: &[] };
+            let greedy = Choice { sampling: &Sampling::GREEDY, u: 0.0, seen: &[] };
             let last = live.map_or(greedy, |live| Choice {
                 sampling: &live.request.sampling,
                 u: drawn(live.request.sampling.seed, live.answer as u64),
@@ -375,8 +374,6 @@ impl Core {
             let Some(step) = Step::new(&self.runtime, &self.stores, &self.model, cache, &pass, capture)? else {
                 continue;
             };
-            self.stats.portable += step.portable.0;
-            self.stats.kernels += step.portable.1;
             if self.steps.steps.len() >= STEPS {
                 let oldest = self.steps.steps.iter().min_by_key(|(_, (_, last))| *last).map(|(shape, _)| *shape);
                 oldest.and_then(|shape| self.steps.steps.remove(&shape));

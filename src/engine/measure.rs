@@ -3,6 +3,7 @@
 use super::core::{Core, Piece, Wanted};
 use super::schedule::Row;
 use super::{EngineError, Options};
+use crate::median::median;
 use crate::model::Model;
 use crate::problem::Problem;
 use crate::runtime::Runtime;
@@ -55,18 +56,17 @@ pub struct KernelTime {
     pub us: Vec<f64>,
 }
 
-/// The median; 0 of none.
-pub fn median(us: &[f64]) -> f64 {
-    let mut us = us.to_vec();
-    us.sort_by(f64::total_cmp);
-    let middle = |i: usize| us.get(i).copied().unwrap_or(0.0);
-    (middle(us.len().saturating_sub(1) / 2) + middle(us.len() / 2)) / 2.0
+impl KernelTime {
+    /// The median of all of its kind in a row, in microseconds.
+    pub fn median(&self) -> f64 {
+        median(&self.us)
+    }
 }
 
 impl StepTime {
     /// The median of the step, and the sum of the medians of its kernels, in microseconds.
     pub fn medians(&self) -> (f64, f64) {
-        (median(&self.us), self.kernels.iter().map(|k| median(&k.us)).sum())
+        (median(&self.us), self.kernels.iter().map(KernelTime::median).sum())
     }
 }
 
@@ -99,7 +99,8 @@ impl Core {
             Case::Prompt { tokens } => (1, tokens, 0),
         };
         let cache = self.sizes.cache;
-        let each = (from + tokens + rounds as i64 * i64::from(batch > 0 && tokens == 1) - 1) / cache.page + 1;
+        let further = if let Case::Decode { .. } = case { rounds as i64 } else { 0 };
+        let each = (from + tokens + further - 1) / cache.page + 1;
         if from < 0 || each > cache.max_pages || each * batch > cache.pages || tokens > self.sizes.tokens {
             let why = format!("{case:?} and {rounds} rounds do not fit what the engine was opened for");
             return Err(EngineError::Request(why));

@@ -33,7 +33,7 @@ mod schedule;
 mod simulation;
 mod step;
 
-pub use measure::{Case, KernelTime, StepTime, Timer, median};
+pub use measure::{Case, KernelTime, StepTime, Timer};
 pub use plan::MemoryPlan;
 pub use request::{End, Event, Finish, Logprobs, Request, Sampling, Stats, Token};
 pub use schedule::Refused;
@@ -148,12 +148,17 @@ impl Options {
         }
     }
 
-    fn check(&self) -> Result<(), EngineError> {
+    /// Whether they mean something, and the model is what it is within them: beyond a sliding window it would be another.
+    fn check(&self, model: &Model) -> Result<(), EngineError> {
         let sizes =
             [("context", self.context), ("page", self.page), ("sequences", self.sequences), ("tokens", self.tokens)];
         match sizes.iter().find(|(_, v)| !(1..=crate::problem::MAX_DIM).contains(v)) {
             Some((name, v)) => Err(EngineError::Options(format!("{name}: {v} is no size; 1 is the least"))),
-            None => Ok(()),
+            None => {
+                let (context, page) = (self.context, self.page);
+                let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
+                Ok(buckets.check(model)?)
+            }
         }
     }
 }
@@ -198,9 +203,6 @@ impl Engine {
         options: Options,
         mut loaded: impl FnMut(u64, u64),
     ) -> Result<Engine, EngineError> {
-        options.check()?;
-        let (context, page) = (options.context, options.page);
-        Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page }.check(model)?;
         let room = Room { context: options.context as usize, page: options.page as usize, pages: 0 };
         let (core, plan) = Core::new(runtime, model, weights, options.clone(), &mut loaded)?;
         let shared = Arc::new(Shared { stats: core.stats(), ..Shared::default() });
@@ -232,11 +234,15 @@ impl Engine {
         sink: impl FnMut(Event) -> bool + Send + 'static,
     ) -> Result<u64, EngineError> {
         self.check(&request)?;
-        let waiting = self.stats().waiting;
-        if waiting >= self.options.waiting {
-            return Err(Refused::Full { waiting }.into());
-        }
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = {
+            // Those who ask at the same time are counted one after the other.
+            let stats = lock(&self.shared.stats);
+            let waiting = self.waiting(&stats);
+            if waiting >= self.options.waiting {
+                return Err(Refused::Full { waiting }.into());
+            }
+            self.next.fetch_add(1, Ordering::Relaxed)
+        };
         match &self.commands {
             Some(commands) if commands.send(Command::Submit(id, request, Box::new(sink))).is_ok() => Ok(id),
             _ => Err(self.ended()),
@@ -254,9 +260,12 @@ impl Engine {
     /// What it does and has done.
     pub fn stats(&self) -> Stats {
         let stats = *lock(&self.shared.stats);
-        // What was taken and has neither ended nor runs, whether the engine's thread has heard of it or not.
-        let waiting = self.next.load(Ordering::Relaxed).saturating_sub(stats.ended + stats.running as u64);
-        Stats { waiting: waiting as usize, ..stats }
+        Stats { waiting: self.waiting(&stats), ..stats }
+    }
+
+    /// What was taken and has neither ended nor runs, whether the engine's thread has heard of it or not.
+    fn waiting(&self, stats: &Stats) -> usize {
+        self.next.load(Ordering::Relaxed).saturating_sub(stats.ended + stats.running as u64) as usize
     }
 
     /// What it was opened with.
@@ -337,8 +346,20 @@ impl Drop for Answer<'_> {
     }
 }
 
+/// Says that the engine has ended where its thread panics, a listener's fault say; who waits hears no more.
+struct Thread<'s>(&'s Shared);
+
+impl Drop for Thread<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            *lock(&self.0.ended) = Some("its thread panicked".into());
+        }
+    }
+}
+
 /// The engine's thread: hears what is asked, and takes steps as long as there is something to do.
 fn run(mut core: Core, heard: &Receiver<Command>, shared: &Shared) {
+    let _thread = Thread(shared);
     loop {
         let command = match core.is_idle() {
             true => heard.recv().map_err(|RecvError| TryRecvError::Disconnected),

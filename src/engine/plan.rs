@@ -5,7 +5,7 @@ use super::step::{CHOICES, RESULTS, tensors, workspaces};
 use super::{EngineError, Options};
 use crate::model::ModelError;
 use crate::model::{Cache, Model, Pass, Shape, Tail};
-use crate::problem::Problem;
+use crate::problem::{MOST_TOP, Problem};
 use crate::program::Life;
 use crate::runtime::Runtime;
 use std::fmt;
@@ -14,8 +14,6 @@ use std::fmt;
 pub(super) const STEPS: usize = 48;
 /// Steps are bound for contexts of powers of two from here on.
 const LEAST_CONTEXT: i64 = 256;
-/// Tokens whose log-probabilities a row has, where it has any but the chosen one's.
-pub(super) const TOP: i64 = 20;
 /// Rows of logits that a request for all of them gets in one step.
 const LOGITS_ROWS: i64 = 64;
 
@@ -158,7 +156,7 @@ impl Sizes {
         most: u64,
     ) -> Result<MemoryPlan, EngineError> {
         let (longest, dtype) = (self.cache.max_pages * self.cache.page, options.dtype);
-        let top = TOP.min(model.vocab);
+        let top = MOST_TOP.min(model.vocab);
         let sample: Problem = format!("sample rows=1 cols={} top={top} dtype={dtype}", model.vocab)
             .parse()
             .map_err(ModelError::Problem)?;

@@ -39,21 +39,24 @@ pub struct Sampling {
 }
 
 impl Default for Sampling {
-    /// The most likely token each time.
+    /// [`Sampling::GREEDY`].
     fn default() -> Sampling {
-        Sampling {
-            repetition_penalty: 1.0,
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            seed: 0,
-            logprobs: None,
-        }
+        Sampling::GREEDY
     }
 }
 
 impl Sampling {
+    /// The most likely token each time.
+    pub const GREEDY: Sampling = Sampling {
+        repetition_penalty: 1.0,
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        seed: 0,
+        logprobs: None,
+    };
+
     /// Whether it is the most likely token each time, and nothing more.
     pub(super) fn is_greedy(&self) -> bool {
         self.temperature == 0.0 && self.repetition_penalty == 1.0 && self.logprobs.is_none()

@@ -4,12 +4,12 @@ use super::EngineError;
 use super::arena::{Arena, arena};
 use super::measure::KernelTime;
 use super::plan::MemoryPlan;
-use super::request::{Logprobs, Sampling};
+use super::request::{Logprobs, Sampling, Token};
 use crate::backend::cuda::{Event, Graph, Stream};
 use crate::backend::{Bounds, Metadata, Tables};
 use crate::device::Target;
 use crate::model::{Cache, Model, Pass, Tail};
-use crate::problem::{Problem, Storage};
+use crate::problem::{Problem, SETTINGS, Storage};
 use crate::program::{Life, Program};
 use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View};
 use crate::weights::Weights;
@@ -88,12 +88,6 @@ pub(super) struct Choice<'a> {
     pub seen: &'a [u32],
 }
 
-/// What came of a row: the token, and where the step samples its log-probabilities.
-pub(super) type Chosen = super::request::Token;
-
-/// f32 settings of a row, as the op `sample` has them.
-const SETTINGS: usize = 6;
-
 /// A pass that runs.
 pub(super) struct Step {
     kernels: Vec<Bound>,
@@ -112,8 +106,6 @@ pub(super) struct Step {
     /// Tokens that get logits: `last_rows` of all where the pass gathers them, otherwise all in their order.
     rows: i64,
     gathers: bool,
-    /// Portable kernels, which answer where nothing tuned does, and all.
-    pub portable: (usize, usize),
 }
 
 impl Step {
@@ -194,10 +186,8 @@ impl Step {
             kinds[at].0.calls += 1;
             kinds[at].1.push(place);
         }
-        let untuned = program.steps.iter().filter(|s| found.get(&s.problem).is_some_and(|k| k.is_portable())).count();
         let storage = places[LOGITS].map_or(Storage::F32, |t| program.tensors[t].storage);
         Ok(Some(Step {
-            portable: (untuned, kernels.len()),
             kernels,
             kinds,
             graph,
@@ -213,7 +203,7 @@ impl Step {
         }))
     }
 
-    /// Runs it with these tables, which [`Step::tables`] made.
+    /// Runs it with these tables, made as long as the pass has them ([`Step::pad`]).
     pub fn run(&self, tables: &Tables, stream: Option<&Stream>) -> Result<(), EngineError> {
         self.metadata.set(tables)?;
         match (stream, &self.graph) {
@@ -222,6 +212,12 @@ impl Step {
             (Some(stream), None) => self.kernels.iter().try_for_each(|k| k.launch(stream))?,
         }
         Ok(())
+    }
+
+    /// Portable kernels, which answer where nothing tuned does, and all.
+    pub fn kernels(&self) -> (usize, usize) {
+        let portable = self.kinds.iter().filter(|(kind, _)| kind.portable).map(|(kind, _)| kind.calls).sum();
+        (portable, self.kernels.len())
     }
 
     /// Runs its kernels kind by kind, with the tables of the last run, and times each kind.
@@ -266,8 +262,10 @@ impl Step {
             return Ok(());
         }
         let (rows, words) = (self.rows as usize, self.vocab.div_ceil(32) as usize);
-        let (mut settings, mut top_k, mut seen) =
-            (vec![0f32; rows * SETTINGS], vec![0i32; rows], vec![0u32; rows * words]);
+        let (mut settings, mut top_k) = (vec![0f32; rows * SETTINGS], vec![0i32; rows]);
+        // Nobody looks at what is not penalised.
+        let penalised = choices.iter().any(|c| !c.seen.is_empty());
+        let mut seen = vec![0u32; if penalised { rows * words } else { 0 }];
         for (entry, choice) in choices.iter().enumerate() {
             let row = self.row(tables, entry);
             let Sampling { temperature, top_p, min_p, repetition_penalty, .. } = *choice.sampling;
@@ -279,15 +277,11 @@ impl Step {
         let [to_settings, to_top_k, to_seen] = &self.choices;
         to_settings.upload(&settings.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
         to_top_k.upload(&top_k.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
-        // Nobody looks at what is not penalised.
-        if choices.iter().any(|c| !c.seen.is_empty()) {
-            to_seen.upload(&seen.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
-        }
-        Ok(())
+        Ok(to_seen.upload(&seen.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?)
     }
 
     /// What the first `count` entries of the tables' last rows led to in the last run.
-    pub fn chosen(&self, tables: &Tables, count: usize) -> Result<Vec<Chosen>, EngineError> {
+    pub fn chosen(&self, tables: &Tables, count: usize) -> Result<Vec<Token>, EngineError> {
         let read = |result: usize, each: usize| -> Result<Vec<[u8; 4]>, EngineError> {
             let mut bytes = vec![0; self.rows as usize * each * 4];
             self.results[result].download(&mut bytes)?;
@@ -312,7 +306,7 @@ impl Step {
                     Some(Logprobs { chosen, top: ids.zip(these).take(top).collect() })
                 }
             };
-            Some(Chosen { id, logprobs })
+            Some(Token { id, logprobs })
         };
         let missing = || EngineError::Program { why: "it gives no token".into() };
         (0..count).map(one).collect::<Option<_>>().ok_or_else(missing)
@@ -341,7 +335,7 @@ fn lookup(runtime: &Runtime, program: &Program) -> Result<HashMap<Problem, Arc<K
     Ok(found)
 }
 
-/// The scratch of kernels of which one runs at a time: of those that need nothing of it, and of those that need zeros.
+/// The scratch of kernels of which one runs at a time: of those that take it as it is, and of those that need zeros.
 fn scratch(found: &HashMap<Problem, Arc<Kernel>>) -> [u64; 2] {
     [false, true].map(|zeroed| {
         let mine = found.values().filter(|k| k.needs_zeroed_workspace() == zeroed);

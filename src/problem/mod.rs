@@ -19,12 +19,16 @@ mod text;
 mod types;
 
 pub use build::{Builder, Heads};
+#[cfg(feature = "engine")]
+pub(crate) use inputs::hash;
 pub use inputs::{Input, Inputs, hash_uniform};
 #[cfg(feature = "tuner")]
 pub(crate) use reference::expected_here;
 pub use reference::{Expected, Tolerance, expected};
 #[cfg(test)]
 pub(crate) use sample::weight as sampled_weight;
+#[cfg(feature = "engine")]
+pub(crate) use sample::{MOST_TOP, SETTINGS};
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
 pub use types::{Compute, Dtype, Storage, Types};

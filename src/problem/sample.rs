@@ -8,9 +8,9 @@ use super::tensor::IndexFill;
 use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Storage, Tensor, hash_uniform};
 
 /// Most tokens whose log-probabilities a row may ask for.
-const MOST_TOP: i64 = 20;
+pub(crate) const MOST_TOP: i64 = 20;
 /// f32 settings of a row: temperature, top_p, min_p, penalty, u, and one that nothing reads yet.
-pub(super) const SETTINGS: u64 = 6;
+pub(crate) const SETTINGS: usize = 6;
 
 pub(super) static OP: OpDef = OpDef {
     name: "sample",
@@ -106,7 +106,7 @@ impl Turns {
         let row = |row: u64| {
             let (sampled, has) = self.row(row);
             let draw = |field, low: f32, high: f32| {
-                let unit = hash_uniform(seed, row * SETTINGS + field) / 2.0 + 0.5;
+                let unit = hash_uniform(seed, row * SETTINGS as u64 + field) / 2.0 + 0.5;
                 low + unit * (high - low)
             };
             let or = |bit, value, off| if has & bit > 0 { value } else { off };
@@ -238,7 +238,7 @@ fn unit(p: &Problem, inputs: &Inputs, row: u64, out: &mut Vec<Expected>) {
     let [cols, top] = ["cols", "top"].map(|name| p.dim(name) as u64);
     let (x, seen, words) = (inputs.get("x"), inputs.get("seen"), cols.div_ceil(32));
     let logits: Vec<f32> = (0..cols).map(|c| x.at(row * cols + c) as f32).collect();
-    let set = |i| inputs.get("settings").at(row * SETTINGS + i) as f32;
+    let set = |i| inputs.get("settings").at(row * SETTINGS as u64 + i) as f32;
     let settings = Settings {
         temperature: set(0),
         top_p: set(1),
@@ -403,7 +403,7 @@ mod tests {
     fn rows_of_a_test_have_every_mix_of_settings() {
         let p: Problem = "sample rows=80 cols=500 top=3 dtype=f32".parse().unwrap();
         let inputs = Inputs::new(&p, 3);
-        let set = |row: u64, i| inputs.get("settings").at(row * SETTINGS + i);
+        let set = |row: u64, i| inputs.get("settings").at(row * SETTINGS as u64 + i);
         let mixes = (0..80).filter(|row| set(*row, 0) > 0.0).map(|row| {
             let k = (1.0..500.0).contains(&inputs.get("top_k").at(row));
             (k, set(row, 1) < 1.0, set(row, 2) > 0.0, set(row, 3) > 1.0)
