@@ -243,3 +243,37 @@ fn who_leaves_frees_its_pages_and_who_cannot_be_served_hears_why() {
     let ended = hear(engine.submit(Request { ends, ..request(1, 20, 9) }).unwrap());
     assert_eq!((ended.tokens.as_slice(), ended.why), (&said.tokens[..until], Finish::Stop));
 }
+
+#[test]
+fn steps_that_gave_way_are_bound_again() {
+    let given = Given::new("qwen3");
+    // Prompts of more lengths than steps are kept, greedy and sampled ones, each twice.
+    let requests: Vec<Request> = (0..2)
+        .flat_map(|_| (1..=40).flat_map(|count| [request(1, count, 1), Request { ..sampled(1, count, 1) }]))
+        .collect();
+    let engine = given.open(|o| o.prefix = false).unwrap();
+    let said: Vec<Vec<Token>> = requests.iter().map(|r| hear(engine.submit(r.clone()).unwrap()).tokens).collect();
+    assert_eq!(said[..80], said[80..]);
+    // No more than 48 of them are bound at a time, of the 68 or so that there were.
+    let one = given.open(|_| ()).unwrap();
+    hear(one.submit(request(1, 9, 1)).unwrap());
+    let (each, all) = (one.stats().kernels, engine.stats().kernels);
+    assert!(all > 47 * (each - 1) && all <= 48 * each, "{all} kernels, {each} a step");
+}
+
+#[test]
+fn an_engine_whose_thread_is_gone_says_so() {
+    let given = Given::new("qwen3");
+    let engine = given.open(|o| o.sequences = 2).unwrap();
+    let other = engine.submit(request(2, 5, 200)).unwrap();
+    engine.submit_to(request(1, 5, 9), |_| panic!("a listener's own fault")).unwrap();
+    // Who waits is not left waiting.
+    assert!(other.count() < 201);
+    let begun = std::time::Instant::now();
+    while engine.failure().is_none() && begun.elapsed().as_secs() < 60 {
+        std::thread::yield_now();
+    }
+    assert_eq!(engine.failure().as_deref(), Some("its thread panicked"));
+    let refused = engine.submit(request(1, 5, 9)).map(|_| ());
+    assert!(matches!(refused, Err(EngineError::Ended { .. })), "{refused:?}");
+}

@@ -115,6 +115,48 @@ fn a_bundle_runs_as_the_database_does_with_nothing_else_there() {
     assert_eq!((ends(&["--max-tokens", "9"]), ends(&["--max-tokens", "9", "--ignore-eos"])), (1, 9));
 }
 
+#[test]
+fn steps_are_timed_beside_their_kernels() {
+    let place = Place::new();
+    let golden = golden();
+    weights(&place, "m", &golden["models"]["mistral"]);
+    let args = ["step", "--target", "cpu", "--db", "db", "--model", "./m", "--rounds", "3"];
+    let sizes = ["--batch", "1,3", "--context", "20,70", "--prefill", "33"];
+    let out = place.jitune(&[&args[..], &sizes, &["--json"]].concat()).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let lines: Vec<Value> =
+        String::from_utf8(out.stdout).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let of =
+        |line: &Value| (line["phase"].clone(), line["bucket"].as_i64().unwrap(), line["context"].as_i64().unwrap());
+    let wanted = [("decode", 1, 20), ("decode", 3, 20), ("decode", 1, 70), ("decode", 3, 70), ("prefill", 33, 33)];
+    assert_eq!(lines.iter().map(of).collect::<Vec<_>>(), wanted.map(|(phase, b, c)| (phase.into(), b, c)));
+    let layers = golden["models"]["mistral"]["config"]["num_hidden_layers"].as_u64().unwrap();
+    for line in &lines {
+        assert_eq!(line["us"].as_array().unwrap().len(), 3);
+        let kernels = line["kernels"].as_array().unwrap();
+        let calls = |role: &str| {
+            kernels.iter().filter(|k| k["role"] == role).map(|k| k["calls"].as_u64().unwrap()).sum::<u64>()
+        };
+        assert_eq!(["qkv", "attention", "down", "lm_head"].map(calls), [layers, layers, layers, 1]);
+        let sum: f64 = kernels.iter().map(|k| k["median_us"].as_f64().unwrap()).sum();
+        assert!((line["kernels_us"].as_f64().unwrap() / sum - 1.0).abs() < 1e-9 && sum > 0.0, "{line}");
+        assert!(line["median_us"].as_f64().unwrap() > 0.0 && line["floor_us"].as_f64().unwrap() > 0.0);
+    }
+    // People read a table.
+    let out = place.jitune(&[&args[..], &["--kernels"]].concat()).output().unwrap();
+    assert!(text(&out).contains("kernels us") && text(&out).contains("lm_head"), "{}", text(&out));
+    // Beyond a sliding window it would be another model.
+    let config = std::fs::read_to_string(place.path().join("m/config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["sliding_window"] = 64.into();
+    place.file("m/config.json", &config.to_string());
+    for command in [&args[..], &["run", "--target", "cpu", "--db", "db", "--model", "./m", "--ids", "1"]] {
+        let long: &[&str] = if command[0] == "step" { &["--context", "70"] } else { &["--max-tokens", "70"] };
+        let out = place.jitune(&[command, long].concat()).output().unwrap();
+        assert!(!out.status.success() && text(&out).contains("sees only the last 64 tokens"), "{}", text(&out));
+    }
+}
+
 /// Splits the one file of a folder's weights into two, with the index that says which tensor is where.
 fn shard(folder: &Path) {
     let whole = folder.join("model.safetensors");
