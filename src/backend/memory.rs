@@ -85,11 +85,19 @@ impl Memory {
     /// Copies from the host to its beginning; returns when done. On a GPU it waits for the work of all streams,
     /// and for captures to end; a capture of a stream that jitune did not make it would break.
     pub fn upload(&self, data: &[u8]) -> Result<(), BackendError> {
+        self.write(0, data)
+    }
+
+    /// Copies from the host to the byte `at` of it and those after it; waits as [`Memory::upload`] does.
+    pub(crate) fn write(&self, at: u64, data: &[u8]) -> Result<(), BackendError> {
         match &*self.0 {
-            Kind::Cuda(b) => b.write(0, data),
+            Kind::Cuda(b) => b.write(at, data),
             Kind::Cpu(b, pool) => {
-                fits(data.len(), b.len())?;
-                let to = b.address() as *mut u8;
+                let (len, have) = (data.len() as u64, b.len() as u64);
+                if at.checked_add(len).is_none_or(|end| end > have) {
+                    return Err(BackendError::Range { at, len, have });
+                }
+                let to = (b.address() + at) as *mut u8;
                 // SAFETY: inside the buffer, whose contents nobody borrows; no kernel runs meanwhile.
                 pool.alone(|| unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) });
                 Ok(())

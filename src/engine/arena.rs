@@ -4,7 +4,7 @@ use crate::program::{Life, Program};
 use std::ops::Range;
 
 /// Tensors begin at multiples of this many bytes.
-const ALIGNMENT: u64 = 256;
+pub(super) const ALIGNMENT: u64 = 256;
 
 /// The places of a program's activations.
 #[derive(Debug, PartialEq, Eq)]

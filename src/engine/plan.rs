@@ -1,12 +1,12 @@
 //! What lies on the device as long as an engine does: planned once, before anything is allocated.
 
-use super::arena::arena;
-use super::step::{CHOICES, RESULTS, tensors, workspaces};
+use super::arena::{ALIGNMENT, arena};
+use super::step::{CHOICES, RESULTS, bytes_of, workspaces};
 use super::{EngineError, Options};
 use crate::model::ModelError;
 use crate::model::{Cache, Model, Pass, Shape, Tail};
 use crate::problem::{MOST_TOP, Problem};
-use crate::program::Life;
+use crate::program::{Life, Named};
 use crate::runtime::Runtime;
 use std::fmt;
 
@@ -178,12 +178,13 @@ impl Sizes {
             workspaces: [0; 2],
             tables: 0,
         };
-        let mut page = 0;
+        // Of the cache as it is planned now, each tensor.
+        let mut states: Vec<u64> = Vec::new();
         let shapes = decodes.chain(mixed);
         for shape in shapes.flat_map(|shape| tails.into_iter().flatten().map(move |tail| Shape { tail, ..shape })) {
             let Pass { program, .. } = Pass::of(model, shape, self.cache, dtype)?;
-            plan.weights = tensors(&program, Life::Weight).values().sum();
-            page = tensors(&program, Life::State).values().sum::<u64>() / self.cache.pages as u64;
+            plan.weights = bytes_of(&program, Life::Weight);
+            states = program.tensors.iter().filter(|t| t.life == Life::State).map(Named::bytes).collect();
             let places = RESULTS.map(|name| program.tensor(name));
             let kept: Vec<usize> = places.iter().flatten().copied().collect();
             plan.activations = plan.activations.max(arena(&program, &kept).bytes);
@@ -195,15 +196,22 @@ impl Sizes {
             }
             let wanted = workspaces(runtime, &program)?;
             plan.workspaces = [0, 1].map(|i| plan.workspaces[i].max(wanted[i]));
-            let tables = tensors(&program, Life::Metadata).into_iter().filter(|(name, _)| !CHOICES.contains(name));
-            let tables = tables.map(|(_, bytes)| bytes.next_multiple_of(256)).sum::<u64>();
-            plan.tables = plan.tables.max(STEPS as u64 * tables);
+            plan.tables = plan.tables.max(STEPS as u64 * bytes_of(&program, Life::Metadata));
         }
-        let rest = plan.bytes();
-        let fit = i64::try_from(most.saturating_sub(rest) / page.max(1)).unwrap_or(i64::MAX).min(self.cache.pages);
-        (plan.pages, plan.cache) = (fit, fit as u64 * page);
+        let (rest, all) = (plan.bytes(), self.cache.pages as u64);
+        let cache =
+            |pages: i64| states.iter().map(|b| (b / all * pages as u64).next_multiple_of(ALIGNMENT)).sum::<u64>();
+        let each = states.iter().map(|b| b / all).sum::<u64>().max(1);
+        let room = most.saturating_sub(rest);
+        let mut fit = i64::try_from(room / each).unwrap_or(i64::MAX).min(self.cache.pages);
+        // What each tensor is rounded up by.
+        while fit > 0 && cache(fit) > room {
+            fit -= 1;
+        }
+        (plan.pages, plan.cache) = (fit, cache(fit));
         if fit < self.cache.max_pages {
-            let least = MemoryPlan { pages: self.cache.max_pages, cache: self.cache.max_pages as u64 * page, ..plan };
+            let pages = self.cache.max_pages;
+            let least = MemoryPlan { pages, cache: cache(pages), ..plan };
             return Err(EngineError::Memory { needed: least.bytes(), most, plan: Box::new(least) });
         }
         self.hold(fit);

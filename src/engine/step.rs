@@ -1,7 +1,7 @@
 //! A pass bound to memory: its kernels, one after the other, or as one graph.
 
 use super::EngineError;
-use super::arena::{Arena, arena};
+use super::arena::{ALIGNMENT, Arena, arena};
 use super::measure::KernelTime;
 use super::plan::MemoryPlan;
 use super::request::{Logprobs, Sampling, Token};
@@ -10,7 +10,7 @@ use crate::backend::{Bounds, Metadata, Tables};
 use crate::device::Target;
 use crate::model::{Cache, Model, Pass, Tail};
 use crate::problem::{Problem, SETTINGS, Storage};
-use crate::program::{Life, Program};
+use crate::program::{Life, Named, Program};
 use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View};
 use crate::weights::Weights;
 use std::collections::hash_map::Entry;
@@ -29,8 +29,8 @@ pub(super) const CHOICES: [&str; 3] = ["settings", "top_k", "seen"];
 
 /// What lies on the device as long as the engine does; all steps share it, one at a time.
 pub(super) struct Stores {
-    /// Weights and caches, by their names in programs.
-    kept: BTreeMap<String, Memory>,
+    /// Weights and caches, by their names in programs: parts of one memory.
+    kept: BTreeMap<String, View>,
     activations: Memory,
     /// Those that the host reads, and those that it writes beside the tables.
     results: [Memory; 4],
@@ -48,23 +48,19 @@ impl Stores {
         plan: &MemoryPlan,
         loaded: &mut dyn FnMut(u64, u64),
     ) -> Result<Stores, EngineError> {
-        let mut kept = BTreeMap::new();
-        let mut there = 0;
-        for tensor in &program.tensors {
-            match tensor.life {
-                Life::Weight => {
-                    let memory = runtime.allocate(tensor.bytes())?;
-                    let mut bytes = vec![0; tensor.bytes() as usize];
-                    weights.fill(tensor, &mut bytes)?;
-                    memory.upload(&bytes)?;
-                    kept.insert(tensor.name.clone(), memory);
-                    there += tensor.bytes();
-                    loaded(there, plan.weights);
-                }
-                // Zeros: what no token has written yet is finite.
-                Life::State => drop(kept.insert(tensor.name.clone(), runtime.zeroed(tensor.bytes())?)),
-                Life::Metadata | Life::Activation => (),
+        // Zeros: what no token has written yet is finite.
+        let memory = runtime.zeroed(plan.weights + plan.cache)?;
+        let (mut kept, mut at, mut there, mut bytes) = (BTreeMap::new(), 0, 0, Vec::new());
+        for tensor in program.tensors.iter().filter(|t| matches!(t.life, Life::Weight | Life::State)) {
+            if tensor.life == Life::Weight {
+                bytes.resize(tensor.bytes() as usize, 0);
+                weights.fill(tensor, &mut bytes)?;
+                memory.write(at, &bytes)?;
+                there += placed(tensor);
+                loaded(there, plan.weights);
             }
+            kept.insert(tensor.name.clone(), memory.view().slice(at..at + tensor.bytes())?);
+            at += placed(tensor);
         }
         let [logits, tokens, logprobs, likely] = plan.results.map(|bytes| runtime.allocate(bytes));
         let [settings, top_k, seen] = plan.choices.map(|bytes| runtime.allocate(bytes));
@@ -154,7 +150,7 @@ impl Step {
                 Life::Activation => {
                     Ok(stores.activations.view().slice(activations[at].clone().ok_or_else(unknown)?)?)
                 }
-                Life::Weight | Life::State => stores.kept.get(&tensor.name).map(Memory::view).ok_or_else(unknown),
+                Life::Weight | Life::State => stores.kept.get(&tensor.name).cloned().ok_or_else(unknown),
                 Life::Metadata => metadata.view(&tensor.name).ok_or_else(unknown),
             }
         };
@@ -348,9 +344,14 @@ pub(super) fn workspaces(runtime: &Runtime, program: &Program) -> Result<[u64; 2
     Ok(scratch(&lookup(runtime, program)?))
 }
 
-/// Tensors of one life by name, in bytes.
-pub(super) fn tensors(program: &Program, life: Life) -> BTreeMap<&str, u64> {
-    program.tensors.iter().filter(|t| t.life == life).map(|t| (t.name.as_str(), t.bytes())).collect()
+/// Bytes of a tensor beside others in one memory.
+fn placed(tensor: &Named) -> u64 {
+    tensor.bytes().next_multiple_of(ALIGNMENT)
+}
+
+/// Bytes of the tensors of one life, beside each other.
+pub(super) fn bytes_of(program: &Program, life: Life) -> u64 {
+    program.tensors.iter().filter(|t| t.life == life && !CHOICES.contains(&t.name.as_str())).map(placed).sum()
 }
 
 /// Whether launches go to a stream.
