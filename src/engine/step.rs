@@ -50,10 +50,11 @@ impl Stores {
     ) -> Result<Stores, EngineError> {
         // Zeros: what no token has written yet is finite.
         let memory = runtime.zeroed(plan.weights + plan.cache)?;
-        let (mut kept, mut at, mut there, mut bytes) = (BTreeMap::new(), 0, 0, Vec::new());
+        let (mut kept, mut at, mut there) = (BTreeMap::new(), 0, 0);
         for tensor in program.tensors.iter().filter(|t| matches!(t.life, Life::Weight | Life::State)) {
             if tensor.life == Life::Weight {
-                bytes.resize(tensor.bytes() as usize, 0);
+                // Given back at once: the largest may be a fifth of all.
+                let mut bytes = vec![0; tensor.bytes() as usize];
                 weights.fill(tensor, &mut bytes)?;
                 memory.write(at, &bytes)?;
                 there += placed(tensor);
