@@ -152,6 +152,7 @@ const PORTABLE: &[&str] = &[
     "argmax rows=3 cols=7",
     "sample rows=3 cols=7",
     "sample rows=3 cols=1003 top=20 dtype=f32",
+    "advance words=13 ids=5 rows=3",
     "embedding tokens=3 vocab=5 hidden=7",
     "rope tokens=3 heads=2 head_dim=6",
     "silu_mul rows=3 cols=7",

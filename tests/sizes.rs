@@ -271,6 +271,7 @@ fn a_portable_template_serves_any_problem_of_its_ops() {
         ("argmax rows=1 cols=1", "argmax rows=70000 cols=3"),
         ("sample rows=1 cols=1", "sample rows=70000 cols=3"),
         ("sample rows=1 cols=1", "sample rows=3 cols=151936 top=20"),
+        ("advance words=1 ids=1 rows=1", "advance words=70000 ids=9000 rows=300"),
         ("embedding tokens=1 vocab=1 hidden=1", "embedding tokens=70000 vocab=9 hidden=33"),
         ("rope tokens=1 heads=1 head_dim=2", "rope tokens=70000 heads=3 head_dim=34"),
         ("silu_mul rows=1 cols=1", "silu_mul rows=70000 cols=3"),

@@ -46,6 +46,7 @@ const EXTRA: &[&str] = &[
     "argmax rows=3 cols=1003 dtype=f16",
     "sample rows=1 cols=128256 dtype=f32",
     "sample rows=3 cols=1003 top=5 dtype=f16",
+    "advance words=1300 ids=256 rows=64 dtype=bf16",
 ];
 
 fn problems(dtype: Dtype) -> Vec<Problem> {

@@ -8,8 +8,8 @@ use super::{CliError, export};
 use jitune::bundle::Bundle;
 use jitune::device::{DeviceId, Target};
 use jitune::engine::{Engine, EngineError, Options};
-use jitune::model::{Buckets, Model, ModelError, Plan};
-use jitune::problem::{Dtype, Problem, probes};
+use jitune::model::{Buckets, Model, Plan};
+use jitune::problem::{Dtype, Problem};
 use jitune::runtime::{Runtime, RuntimeError};
 use jitune::weights::Weights;
 use jitune::{export as sealing, tune};
@@ -90,11 +90,7 @@ impl Opened<'_> {
         }
         let (context, page) = (options.context, options.page);
         let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
-        let mut problems = Plan::new(&self.model, &buckets, self.dtype)?.problems();
-        // In no plan: what samples is in the steps of those alone who ask for it.
-        let sample = format!("sample rows=1 cols={} dtype={}", self.model.vocab, self.dtype);
-        problems.push(sample.parse().map_err(ModelError::Problem)?);
-        self.args.stored(&problems)
+        self.args.stored(&Plan::new(&self.model, &buckets, self.dtype)?.portable())
     }
 
     /// The engine, with its memory planned and its weights loaded.
@@ -138,12 +134,11 @@ impl Drop for Loading {
 }
 
 impl ModelArgs {
-    /// A runtime on the database's winners for the device at hand, portable ones for these problems among them.
-    fn stored(&self, problems: &[Problem]) -> Result<Runtime, CliError> {
+    /// A runtime on the database's winners for the device at hand, those of these portable problems among them.
+    fn stored(&self, probes: &[Problem]) -> Result<Runtime, CliError> {
         let id = self.device.first()?;
         let arch = self.device.describe()?.arch;
         let library = self.templates.library()?;
-        let probes = probes(problems);
         let seal = |db: &jitune_db::Db| {
             let filter = |w: &jitune::winner::Winner| w.device.arch == arch;
             let options = sealing::Options { filter: &filter, verifiable: false, ..sealing::Options::default() };
@@ -163,7 +158,7 @@ impl ModelArgs {
         let options =
             tune::Options { devices: vec![id], budget: Some(budget), nominal: true, ..tune::Options::default() };
         let (stop, progress) = (super::tune::on_signals()?, Progress::new(false, budget));
-        let report = tune::run(&db, &library, &probes, &options, &progress, &stop);
+        let report = tune::run(&db, &library, probes, &options, &progress, &stop);
         progress.finish();
         if report?.interrupted {
             return Err(CliError::Interrupted);

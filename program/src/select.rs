@@ -149,8 +149,7 @@ impl Which {
         say(&notes);
         let narrow = plan.between(self.buckets.between.unwrap_or(if target == Target::Cuda { 3 } else { 0 }));
         let mut problems = plan.problems();
-        let probes = jitune::problem::probes(&problems);
-        problems.extend(probes.into_iter().filter(|p| !problems.contains(p)).collect::<Vec<_>>());
+        problems.extend(plan.portable().into_iter().filter(|p| !problems.contains(p)).collect::<Vec<_>>());
         problems.extend(&narrow);
         Ok(Whole { problems, narrow })
     }

@@ -66,6 +66,7 @@ fn portable_templates_are_right() {
         ("softmax rows=3 cols=7", "cpu_rows_portable"),
         ("argmax rows=3 cols=70", "cpu_rows_portable"),
         ("sample rows=20 cols=70 top=3", "cpu_sample_portable"),
+        ("advance words=300 ids=40 rows=7", "cpu_advance"),
         ("embedding tokens=3 vocab=5 hidden=7", "cpu_rows_portable"),
         ("rope tokens=3 heads=2 head_dim=6", "cpu_rows_portable"),
         ("silu_mul rows=3 cols=7", "cpu_rows_portable"),

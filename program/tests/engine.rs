@@ -182,6 +182,49 @@ fn who_loses_its_pages_goes_on_as_if_it_had_not() {
     });
 }
 
+/// On a GPU a step begins before the tokens of the one before are known; here only where one asks for it.
+#[test]
+fn steps_that_begin_before_tokens_are_known_change_nothing() {
+    every_model(|given| {
+        // Some end by a token of their own, some by their length, and some may not be run ahead of.
+        let plain =
+            |i: i32| Request { sampling: sampled(i % 2, 1, 1).sampling, ..request(i, 1 + 13 * i as usize % 60, 60) };
+        let mut requests: Vec<Request> = (0..12).map(plain).collect();
+        let whole = alone(given, &requests);
+        for (request, tokens) in requests.iter_mut().zip(&whole).skip(3).step_by(3) {
+            request.ends = vec![tokens[request.prompt.len() % 17].id];
+        }
+        let wanted = alone(given, &requests);
+        assert!(wanted.iter().zip(&whole).filter(|(a, b)| a.len() < b.len()).count() > 1);
+        // All pages that there can be, and so few that some give theirs up while their tokens are chosen.
+        for (pages, budget) in [(None, 512), (None, 19), (Some(16), 64), (Some(19), 512)] {
+            let plan = *given.open(|o| (o.sequences, o.tokens) = (6, budget)).unwrap().plan();
+            let memory = pages.map(|pages| plan.bytes() - plan.cache + pages * (plan.cache / plan.pages as u64));
+            let open = |o: &mut Options| (o.sequences, o.tokens, o.memory, o.ahead) = (6, budget, memory, Some(true));
+            let engine = given.open(open).unwrap();
+            for _ in 0..2 {
+                let said = together(&engine, &requests);
+                assert_eq!(tokens(&said), wanted, "{pages:?} pages, {budget} tokens a step");
+                assert!(said.iter().any(|s| s.why == Finish::Stop) && said.iter().any(|s| s.why == Finish::Length));
+            }
+            let stats = engine.stats();
+            assert!(pages.is_none() || stats.preempted > 0, "{stats:?}");
+            // The last step may still be on its way when the last answer has ended.
+            while engine.stats().used > 0 {
+                std::thread::yield_now();
+            }
+            // One that has to be waited for among the others.
+            let mixed: Vec<Request> = (0..6).map(|i| sampled(i, 9 + i as usize, 20)).chain([plain(3)]).collect();
+            assert_eq!(tokens(&together(&engine, &mixed)), alone(given, &mixed));
+        }
+        let engine = given.open(|o| (o.logits, o.ahead) = (true, Some(true))).unwrap();
+        let told = Request { logits: true, ..plain(5) };
+        let events: Vec<Event> = engine.submit(told.clone()).unwrap().collect();
+        let rows = events.iter().map(|e| if let Event::Logits(l) = e { l.len() / 97 } else { 0 }).sum::<usize>();
+        assert_eq!((rows, hear(events.into_iter()).tokens), (told.prompt.len(), whole[5].clone()));
+    });
+}
+
 #[test]
 fn who_leaves_frees_its_pages_and_who_cannot_be_served_hears_why() {
     let given = Given::new("qwen3");

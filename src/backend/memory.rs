@@ -15,6 +15,9 @@ pub struct Memory(Arc<Kind>);
 
 enum Kind {
     Cuda(cuda::Buffer),
+    /// The host's, which kernels of a GPU reach.
+    #[cfg(feature = "engine")]
+    Host(cuda::HostBuffer),
     Cpu(cpu::Buffer, Arc<cpu::Pool>),
 }
 
@@ -31,6 +34,16 @@ impl Memory {
             buffer.zero().map(|()| buffer)
         };
         Memory::made(machine, bytes, on_gpu, cpu::Buffer::zeroed)
+    }
+
+    /// Memory that host and kernels share, of zeros: copies neither wait for kernels nor these for them, so who copies knows that
+    /// none is at it.
+    #[cfg(feature = "engine")]
+    pub(crate) fn shared(machine: &Machine, bytes: u64) -> Result<Memory, BackendError> {
+        match machine {
+            Machine::Cuda(context) => Ok(Memory(Arc::new(Kind::Host(cuda::HostBuffer::new(context, bytes)?)))),
+            Machine::Cpu(_) => Memory::zeroed(machine, bytes),
+        }
     }
 
     fn made(
@@ -53,6 +66,8 @@ impl Memory {
     pub fn len(&self) -> u64 {
         match &*self.0 {
             Kind::Cuda(b) => b.len(),
+            #[cfg(feature = "engine")]
+            Kind::Host(b) => b.len(),
             Kind::Cpu(b, _) => b.len() as u64,
         }
     }
@@ -66,6 +81,8 @@ impl Memory {
     pub fn address(&self) -> u64 {
         match &*self.0 {
             Kind::Cuda(b) => b.address(),
+            #[cfg(feature = "engine")]
+            Kind::Host(b) => b.address(),
             Kind::Cpu(b, _) => b.address(),
         }
     }
@@ -90,13 +107,20 @@ impl Memory {
 
     /// Copies from the host to the byte `at` of it and those after it; waits as [`Memory::upload`] does.
     pub(crate) fn write(&self, at: u64, data: &[u8]) -> Result<(), BackendError> {
+        let (len, have) = (data.len() as u64, self.len());
+        if at.checked_add(len).is_none_or(|end| end > have) {
+            return Err(BackendError::Range { at, len, have });
+        }
         match &*self.0 {
             Kind::Cuda(b) => b.write(at, data),
+            #[cfg(feature = "engine")]
+            Kind::Host(b) => {
+                let to = (b.address() + at) as *mut u8;
+                // SAFETY: inside the buffer, whose contents nobody borrows; no kernel is at it, which who asked for shared memory knows.
+                unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+                Ok(())
+            }
             Kind::Cpu(b, pool) => {
-                let (len, have) = (data.len() as u64, b.len() as u64);
-                if at.checked_add(len).is_none_or(|end| end > have) {
-                    return Err(BackendError::Range { at, len, have });
-                }
                 let to = (b.address() + at) as *mut u8;
                 // SAFETY: inside the buffer, whose contents nobody borrows; no kernel runs meanwhile.
                 pool.alone(|| unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) });
@@ -107,10 +131,17 @@ impl Memory {
 
     /// Copies its beginning to the host; waits as [`Memory::upload`] does.
     pub fn download(&self, data: &mut [u8]) -> Result<(), BackendError> {
+        fits(data.len() as u64, self.len())?;
         match &*self.0 {
             Kind::Cuda(b) => b.read(0, data),
+            #[cfg(feature = "engine")]
+            Kind::Host(b) => {
+                let from = b.address() as *const u8;
+                // SAFETY: as in `write`.
+                unsafe { data.as_mut_ptr().copy_from_nonoverlapping(from, data.len()) };
+                Ok(())
+            }
             Kind::Cpu(b, pool) => {
-                fits(data.len(), b.len())?;
                 let from = b.address() as *const u8;
                 // SAFETY: as in `upload`.
                 pool.alone(|| unsafe { data.as_mut_ptr().copy_from_nonoverlapping(from, data.len()) });
@@ -121,11 +152,15 @@ impl Memory {
 
     /// Whether kernels on this machine may be bound to it.
     fn belongs(&self, machine: &Machine) -> Result<(), BackendError> {
+        let on_gpu = |mine: &Arc<cuda::Context>, context: &Arc<cuda::Context>| match mine.ordinal() == context.ordinal()
+        {
+            true => Ok(()),
+            false => Err(BackendError::WrongGpu { kernel: context.ordinal(), other: mine.ordinal() }),
+        };
         match (&*self.0, machine) {
-            (Kind::Cuda(b), Machine::Cuda(context)) if b.context.ordinal() == context.ordinal() => Ok(()),
-            (Kind::Cuda(b), Machine::Cuda(context)) => {
-                Err(BackendError::WrongGpu { kernel: context.ordinal(), other: b.context.ordinal() })
-            }
+            (Kind::Cuda(b), Machine::Cuda(context)) => on_gpu(&b.context, context),
+            #[cfg(feature = "engine")]
+            (Kind::Host(b), Machine::Cuda(context)) => on_gpu(&b.context, context),
             (Kind::Cpu(_, pool), Machine::Cpu(other)) if Arc::ptr_eq(pool, other) => Ok(()),
             _ => {
                 let why = "it was allocated by another runtime; allocate it by the one that looked the kernel up";
@@ -135,9 +170,9 @@ impl Memory {
     }
 }
 
-fn fits(len: usize, have: usize) -> Result<(), BackendError> {
+fn fits(len: u64, have: u64) -> Result<(), BackendError> {
     if len > have {
-        return Err(BackendError::Range { at: 0, len: len as u64, have: have as u64 });
+        return Err(BackendError::Range { at: 0, len, have });
     }
     Ok(())
 }

@@ -1,11 +1,14 @@
-//! What a step says to its kernels: which tokens, where they stand, which pages they read and write.
+//! What a step says to its kernels: which tokens, where they stand, which pages they read and write, by what the next are chosen.
 //!
 //! Kernels that gather and scatter check none of it, so it is checked here as a whole, each time before it reaches the device.
-//! Kernels read it alone: a view of it is bound only where the range that it was checked for lies in the kernel's own, and beside
+//! It is written into memory that host and device share, from where the kernel `advance` puts it where the others read it; the ids
+//! that ask for them are tokens of the step before, which a kernel of the model's chose among those that it knows.
+//! Other kernels read it alone: a view of it is bound only where the range that it was checked for lies in the kernel's own, and beside
 //! other tables of the same step.
 
 use super::memory::{Memory, View};
 use super::{BackendError, Machine};
+use crate::problem::SETTINGS;
 
 /// What the kernels of a step can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +17,10 @@ pub struct Bounds {
     pub tokens: i64,
     /// Sequences that they belong to.
     pub sequences: i64,
+    /// Tokens that get logits.
+    pub logits: i64,
+    /// Those among them whose next token is chosen by settings: all or none.
+    pub chosen: i64,
     /// Tokens that the model knows.
     pub vocab: i64,
     /// Rows of the table of RoPE's cosines and sines.
@@ -29,72 +36,83 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Of each table the first value that may stand in it, and the first after these that may not.
-    fn ranges(&self) -> [(i64, i64); 7] {
+    /// Of each table how many entries it has, the first value that may stand there, and the first after these that may not.
+    fn ranges(&self) -> [(i64, (i64, i64)); TABLES] {
         let most = self.context.min(self.max_pages.saturating_mul(self.page));
         let slots = self.pages.saturating_mul(self.page);
-        let tokens = self.tokens;
-        [(0, self.vocab), (0, self.max_pos), (-1, slots), (0, self.pages), (0, tokens + 1), (1, most + 1), (0, tokens)]
+        let (tokens, sequences) = (self.tokens, self.sequences);
+        let any = (i64::from(i32::MIN), i64::from(i32::MAX) + 1);
+        [
+            (tokens, (0, self.vocab)),
+            (tokens, (0, self.max_pos)),
+            (tokens, (-1, slots)),
+            (sequences + 1, (0, tokens + 1)),
+            (sequences, (1, most + 1)),
+            (self.logits, (0, tokens)),
+            (self.chosen.saturating_mul(SETTINGS as i64), any),
+            (self.chosen, any),
+            (sequences.saturating_mul(self.max_pages), (0, self.pages)),
+        ]
     }
 }
 
 /// The integers of a step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
-    /// The id of each token.
+    /// The id of each token; -1 - row where it is the token that the step before chose for that row.
     pub ids: Vec<i32>,
     /// Where each token stands in its sequence.
     pub positions: Vec<i32>,
     /// Where in the cache its keys and values go: page × tokens of a page + place in the page; -1 for nowhere.
     pub slots: Vec<i32>,
-    /// The pages of each sequence, in order.
-    pub block_table: Vec<i32>,
     /// The first token of each sequence in the step, and the number of all.
     pub q_starts: Vec<i32>,
     /// Tokens that each sequence has in the cache, those of this step included.
     pub kv_lens: Vec<i32>,
     /// The tokens that get logits.
     pub last_rows: Vec<i32>,
+    /// By what the token after each is chosen: the bits of f32 numbers, so many a token (`sample`).
+    pub settings: Vec<i32>,
+    /// How many of the most likely tokens are left.
+    pub top_k: Vec<i32>,
+    /// The pages of each sequence, in order.
+    pub block_table: Vec<i32>,
 }
 
+const TABLES: usize = 9;
 /// The names of the tables in programs, in the order in which they lie in memory.
-const NAMES: [&str; 7] = ["ids", "positions", "slots", "block_table", "q_starts", "kv_lens", "last_rows"];
+const NAMES: [&str; TABLES] =
+    ["ids", "positions", "slots", "q_starts", "kv_lens", "last_rows", "settings", "top_k", "block_table"];
 /// Each begins at a multiple of this many bytes.
 const ALIGNMENT: u64 = 256;
 
 impl Tables {
-    /// Those of a step that does nothing, with so many rows of logits.
-    #[must_use]
-    pub fn idle(bounds: &Bounds, rows: i64) -> Tables {
-        let mut tables = Tables::default();
-        tables.pad(bounds, rows);
-        tables
-    }
-
-    /// Makes each table as long as a step of these bounds and rows of logits has it: by tokens that are written nowhere, and
-    /// by sequences that have none of the step. A sequence of a step of one token each sees the first token of the cache.
-    pub fn pad(&mut self, bounds: &Bounds, rows: i64) {
-        let [tokens, sequences, rows] = [bounds.tokens, bounds.sequences, rows].map(|n| n.max(0) as usize);
-        self.ids.resize(tokens, 0);
-        self.positions.resize(tokens, 0);
-        self.slots.resize(tokens, -1);
-        self.block_table.resize(sequences * bounds.max_pages.max(0) as usize, 0);
+    /// Makes each table as long as a step of these bounds has it: by tokens that are written nowhere, and by sequences that have
+    /// none of the step. A sequence of a step of one token each sees the first token of the cache.
+    pub fn pad(&mut self, bounds: &Bounds) {
+        let counts = bounds.ranges().map(|(count, _)| count.max(0) as usize);
         let used = self.q_starts.last().copied().unwrap_or(0);
-        self.q_starts.resize(sequences + 1, used);
-        self.kv_lens.resize(sequences, 1);
-        self.last_rows.resize(rows, 0);
+        let fills = [0, 0, -1, used, 1, 0, 0, 0, 0];
+        for ((list, count), fill) in self.all_mut().into_iter().zip(counts).zip(fills) {
+            list.resize(count, fill);
+        }
     }
 
-    fn all(&self) -> [&[i32]; 7] {
-        [&self.ids, &self.positions, &self.slots, &self.block_table, &self.q_starts, &self.kv_lens, &self.last_rows]
+    fn all(&self) -> [&Vec<i32>; TABLES] {
+        let Tables { ids, positions, slots, q_starts, kv_lens, last_rows, settings, top_k, block_table } = self;
+        [ids, positions, slots, q_starts, kv_lens, last_rows, settings, top_k, block_table]
     }
 
-    /// Whether kernels within these bounds stay inside their memory.
-    fn check(&self, b: &Bounds) -> Result<(), String> {
-        let (tokens, sequences) = (b.tokens, b.sequences);
-        let lasts = self.last_rows.len() as i64;
-        let counts = [tokens, tokens, tokens, sequences.saturating_mul(b.max_pages), sequences + 1, sequences, lasts];
-        for (((name, list), count), (from, to)) in NAMES.iter().zip(self.all()).zip(counts).zip(b.ranges()) {
+    fn all_mut(&mut self) -> [&mut Vec<i32>; TABLES] {
+        let Tables { ids, positions, slots, q_starts, kv_lens, last_rows, settings, top_k, block_table } = self;
+        [ids, positions, slots, q_starts, kv_lens, last_rows, settings, top_k, block_table]
+    }
+
+    /// Whether kernels within these bounds stay inside their memory, where the step before chose tokens for so many rows.
+    fn check(&self, b: &Bounds, last: i64) -> Result<(), String> {
+        let mut ranges = b.ranges();
+        ranges[0].1.0 -= last;
+        for ((name, list), (count, (from, to))) in NAMES.iter().zip(self.all()).zip(ranges) {
             if list.len() as i64 != count {
                 return Err(format!("{name} has {} entries, and {count} are needed", list.len()));
             }
@@ -112,48 +130,54 @@ impl Tables {
         }
         Ok(())
     }
+
+    /// As they lie in memory.
+    fn bytes(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        for list in self.all() {
+            all.extend(list.iter().flat_map(|v| v.to_le_bytes()));
+            all.resize(all.len().next_multiple_of(ALIGNMENT as usize), 0);
+        }
+        all
+    }
 }
 
 /// The tables of a step on its device.
 pub struct Metadata {
     memory: Memory,
     bounds: Bounds,
-    /// Bytes of each table.
-    bytes: [u64; 7],
 }
 
 impl Metadata {
-    pub(crate) fn new(machine: &Machine, bounds: Bounds, tables: &Tables) -> Result<Metadata, BackendError> {
-        let bytes = tables.all().map(|list| list.len() as u64 * 4);
-        let all = bytes.iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum();
-        let metadata = Metadata { memory: Memory::new(machine, all)?, bounds, bytes };
-        metadata.set(tables)?;
+    /// Room for the tables of steps within these bounds, with those of a step that does nothing.
+    pub(crate) fn new(machine: &Machine, bounds: Bounds) -> Result<Metadata, BackendError> {
+        let mut tables = Tables::default();
+        tables.pad(&bounds);
+        let bytes = tables.bytes();
+        let metadata = Metadata { memory: Memory::new(machine, bytes.len() as u64)?, bounds };
+        metadata.memory.upload(&bytes)?;
         Ok(metadata)
     }
 
-    /// Puts other tables of the same lengths in the place of those that are there; one copy. On a GPU it waits for the work
-    /// of all streams. Where one is out of its bounds nothing changes.
-    pub fn set(&self, tables: &Tables) -> Result<(), BackendError> {
-        let refused = |why: String| Err(BackendError::Metadata { why });
-        if let Err(why) = tables.check(&self.bounds) {
-            return refused(why);
-        }
-        let mut all = Vec::with_capacity(self.memory.len() as usize);
-        for ((name, list), bytes) in NAMES.iter().zip(tables.all()).zip(self.bytes) {
-            if list.len() as u64 * 4 != bytes {
-                return refused(format!("{name} has {} entries, and had {}", list.len(), bytes / 4));
-            }
-            all.extend(list.iter().flat_map(|v| v.to_le_bytes()));
-            all.resize(all.len().next_multiple_of(ALIGNMENT as usize), 0);
-        }
-        self.memory.upload(&all)
+    /// Writes tables where `advance` reads them: into memory that is shared, and at which no kernel is. `last` is the number of rows
+    /// for which the step before chose tokens. Where a table is out of its bounds nothing is written.
+    pub fn tell(&self, tables: &Tables, last: i64, told: &Memory) -> Result<(), BackendError> {
+        tables.check(&self.bounds, last).map_err(|why| BackendError::Metadata { why })?;
+        told.upload(&tables.bytes())
+    }
+
+    /// All of it, which `advance` writes; and as how many words, of which the first so many are ids.
+    pub fn whole(&self) -> (View, i64, i64) {
+        (self.memory.view(), (self.memory.len() / 4) as i64, self.bounds.tokens)
     }
 
     /// What a kernel reads as the program's tensor of that name.
     pub fn view(&self, name: &str) -> Option<View> {
         let place = NAMES.iter().position(|n| *n == name)?;
-        let at: u64 = self.bytes[..place].iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum();
-        View::checked(&self.memory, self.bounds.ranges()[place]).slice(at..at + self.bytes[place]).ok()
+        let ranges = self.bounds.ranges();
+        let bytes = |(count, _): (i64, _)| count.max(0) as u64 * 4;
+        let at: u64 = ranges[..place].iter().map(|range| bytes(*range).next_multiple_of(ALIGNMENT)).sum();
+        View::checked(&self.memory, ranges[place].1).slice(at..at + bytes(ranges[place])).ok()
     }
 }
 
@@ -161,8 +185,18 @@ impl Metadata {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds =
-        Bounds { tokens: 5, sequences: 2, vocab: 100, max_pos: 64, page: 4, pages: 9, max_pages: 3, context: 10 };
+    const BOUNDS: Bounds = Bounds {
+        tokens: 5,
+        sequences: 2,
+        logits: 2,
+        chosen: 0,
+        vocab: 100,
+        max_pos: 64,
+        page: 4,
+        pages: 9,
+        max_pages: 3,
+        context: 10,
+    };
 
     fn good() -> Tables {
         Tables {
@@ -173,20 +207,23 @@ mod tests {
             q_starts: vec![0, 3, 5],
             kv_lens: vec![3, 10],
             last_rows: vec![2, 4],
+            ..Tables::default()
         }
     }
 
     #[test]
     fn what_leaves_its_bounds_is_refused() {
-        assert_eq!(good().check(&BOUNDS), Ok(()));
+        assert_eq!(good().check(&BOUNDS, 3), Ok(()));
+        // Tokens of the step before, as far as it had rows.
+        assert_eq!(Tables { ids: vec![-3, 99, -1, 5, 7], ..good() }.check(&BOUNDS, 3), Ok(()));
         let refused = |change: fn(&mut Tables), part: &str| {
             let mut tables = good();
             change(&mut tables);
-            let why = tables.check(&BOUNDS).unwrap_err();
+            let why = tables.check(&BOUNDS, 3).unwrap_err();
             assert!(why.contains(part), "{why}");
         };
         refused(|t| t.ids[1] = 100, "ids holds 100");
-        refused(|t| t.ids[1] = -1, "ids holds -1");
+        refused(|t| t.ids[1] = -4, "ids holds -4, and -3 to 99");
         refused(|t| t.ids.truncate(4), "ids has 4 entries, and 5");
         refused(|t| t.positions[0] = 64, "positions holds 64");
         refused(|t| t.slots[0] = 36, "slots holds 36, and -1 to 35");
@@ -204,6 +241,6 @@ mod tests {
         let wide = Bounds { context: 1000, ..BOUNDS };
         let mut tables = good();
         tables.kv_lens[1] = 13;
-        assert!(tables.check(&wide).unwrap_err().contains("1 to 12"));
+        assert!(tables.check(&wide, 0).unwrap_err().contains("1 to 12"));
     }
 }

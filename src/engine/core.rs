@@ -1,14 +1,18 @@
 //! The loop of the engine: what the scheduler chose, as one or a few steps on the device, and what came of it.
+//!
+//! On a GPU the next step is chosen and launched while one runs: it asks for tokens that nobody knows yet by the rows that choose them
+//! ([`super::step`]), and the host hears them when the next step has begun. Where the host has a say in what comes next (a penalty of
+//! tokens that were said, logits of a prompt), it waits.
 
 use super::blocks::Blocks;
 use super::measure::KernelTime;
 use super::plan::{MemoryPlan, STEPS, Sizes};
 use super::request::{End, Event, Finish, Request, Sampling, Stats, Token};
-use super::schedule::{Id, Limits, Row, Scheduler};
+use super::schedule::{self, Id, Limits, Row, Scheduler, UNKNOWN};
 use super::step::{Choice, Step, Stores, stream};
 use super::{EngineError, Options, Sink};
 use crate::backend::Tables;
-use crate::backend::cuda::Stream;
+use crate::backend::cuda::{Event as Mark, Stream};
 use crate::model::{Model, Pass, Phase, Shape, Tail};
 use crate::problem::{Dtype, hash};
 use crate::runtime::Runtime;
@@ -18,6 +22,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+/// Decode steps that are captured before the first request: of so many sequences that see so many tokens.
+const FIRST_SEQUENCES: [i64; 3] = [1, 2, 4];
+const FIRST_CONTEXTS: [i64; 3] = [256, 512, 1024];
+
 /// A model on a device, and who waits for its answers.
 pub(super) struct Core {
     pub runtime: Runtime,
@@ -25,13 +33,34 @@ pub(super) struct Core {
     dtype: Dtype,
     pub sizes: Sizes,
     stores: Stores,
-    stream: Option<Stream>,
+    /// Where launches go on a GPU, and what is recorded there in either turn.
+    stream: Option<(Stream, [Mark; 2])>,
+    /// Whether a step begins before the tokens of the one before are known.
+    ahead: bool,
+    /// Steps that were launched: whose turn it is.
+    launched: usize,
+    flight: Option<Flight>,
     steps: Bound,
     scheduler: Scheduler,
     live: HashMap<Id, Live>,
     stats: Stats,
     /// What others see of them.
     published: Arc<Mutex<Stats>>,
+}
+
+/// A step that was launched, and whose tokens are not known yet.
+pub(super) struct Flight {
+    /// The row of the results for each that a token is chosen for.
+    rows: Vec<(Id, usize)>,
+    tail: Tail,
+    /// Whether the next step may begin before these are known.
+    blind: bool,
+}
+
+impl Flight {
+    fn row(&self, id: Id) -> Option<usize> {
+        self.rows.iter().find(|(other, _)| *other == id).map(|(_, row)| *row)
+    }
 }
 
 /// A request on its way.
@@ -133,8 +162,19 @@ impl Core {
             waiting: usize::MAX,
         };
         let blocks = Blocks::new(cache.pages as usize, cache.page as usize, options.prefix && !options.logits);
-        let core = Core {
-            stream: stream(&runtime)?,
+        let stream = match stream(&runtime)? {
+            Some(stream) => {
+                let marks = [Mark::new(&stream)?, Mark::new(&stream)?];
+                Some((stream, marks))
+            }
+            None => None,
+        };
+        let mut core = Core {
+            // A processor computes a step before its launch returns.
+            ahead: options.ahead.unwrap_or(stream.is_some()),
+            launched: 0,
+            flight: None,
+            stream,
             runtime,
             model: model.clone(),
             dtype: options.dtype,
@@ -146,8 +186,23 @@ impl Core {
             stats: Stats { pages: cache.pages as usize, ..Stats::default() },
             published: Arc::default(),
         };
+        core.capture()?;
         core.publish();
         Ok((core, plan))
+    }
+
+    /// Captures the steps that a few sequences begin with, so that the first answers need not wait for it.
+    fn capture(&mut self) -> Result<(), EngineError> {
+        if self.stream.is_none() {
+            return Ok(());
+        }
+        let sizes = self.sizes;
+        for sequences in FIRST_SEQUENCES.into_iter().filter(|n| *n <= sizes.sequences) {
+            for longest in FIRST_CONTEXTS {
+                self.bound(sizes.decode(sequences, longest))?;
+            }
+        }
+        Ok(())
     }
 
     pub fn submit(&mut self, id: Id, mut request: Request, sink: Sink) {
@@ -181,7 +236,7 @@ impl Core {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.scheduler.is_idle()
+        self.scheduler.is_idle() && self.flight.is_none()
     }
 
     /// What it has to do and has done, as others see it; by the time a request ends, its end is counted there.
@@ -206,7 +261,16 @@ impl Core {
 
     /// One step for those that the scheduler chooses.
     pub fn step(&mut self) -> Result<(), EngineError> {
-        let chosen = self.scheduler.next();
+        let mut chosen = self.scheduler.next();
+        self.stats.preempted += chosen.preempted as u64;
+        let blind =
+            |flight: &Flight| self.ahead && flight.blind && !chosen.rows.iter().any(|row| self.tells_all(row.id));
+        if chosen.rows.is_empty() || !self.flight.as_ref().is_none_or(blind) {
+            self.settle(&mut chosen)?;
+        }
+        if chosen.rows.is_empty() {
+            return Ok(());
+        }
         let now = Instant::now();
         for row in &chosen.rows {
             let Some(live) = self.live.get_mut(&row.id) else { continue };
@@ -219,12 +283,64 @@ impl Core {
             }
         }
         self.stats.steps += 1;
-        self.stats.preempted += chosen.preempted as u64;
         self.publish();
-        let sampled = self.run(&chosen.rows)?;
-        let ids: Vec<(Id, i32)> = sampled.iter().map(|(id, token)| (*id, token.id)).collect();
-        self.scheduler.done(&chosen, &ids);
-        for (id, mut token) in sampled {
+        self.scheduler.begun(&chosen);
+        let before = self.flight.take();
+        self.run(&chosen.rows, before.as_ref())?;
+        if let Some(before) = before {
+            let tokens = self.said(&before)?;
+            self.land(tokens);
+        }
+        if !self.ahead {
+            self.settle(&mut schedule::Step::default())?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the step that runs, where one does, and puts its tokens in the place of those that were not known; who has ended
+    /// with it has no row any more.
+    fn settle(&mut self, chosen: &mut schedule::Step) -> Result<(), EngineError> {
+        let Some(flight) = self.flight.take() else { return Ok(()) };
+        let tokens = self.finished(&flight)?;
+        for row in &mut chosen.rows {
+            let known = tokens.iter().find(|(id, _)| *id == row.id).map(|(_, token)| token.id);
+            let unknown = row.tokens.last_mut().filter(|token| **token == UNKNOWN);
+            unknown.zip(known).into_iter().for_each(|(to, id)| *to = id);
+        }
+        self.land(tokens);
+        chosen.rows.retain(|row| self.live.contains_key(&row.id));
+        Ok(())
+    }
+
+    /// The tokens of a step, once it is done.
+    pub fn finished(&self, flight: &Flight) -> Result<Vec<(Id, Token)>, EngineError> {
+        let (ids, rows): (Vec<Id>, Vec<usize>) = flight.rows.iter().copied().unzip();
+        let tokens = match rows.len() {
+            // Whoever waits for nothing is still not to run ahead by two steps.
+            0 => {
+                self.stream.as_ref().map_or(Ok(Vec::new()), |(stream, _)| stream.synchronize().map(|()| Vec::new()))?
+            }
+            _ => self.stores.chosen(flight.tail, &rows)?,
+        };
+        Ok(ids.into_iter().zip(tokens).collect())
+    }
+
+    /// The tokens of a step, once the one behind it has begun, which was launched last.
+    pub fn said(&self, flight: &Flight) -> Result<Vec<(Id, Token)>, EngineError> {
+        let turn = self.launched.wrapping_sub(1);
+        if let Some((_, marks)) = &self.stream {
+            marks[turn % 2].synchronize()?;
+        }
+        let (ids, rows): (Vec<Id>, Vec<usize>) = flight.rows.iter().copied().unzip();
+        let tokens = self.stores.said(turn, &rows)?.into_iter().map(|id| Token { id, logprobs: None });
+        Ok(ids.into_iter().zip(tokens).collect())
+    }
+
+    /// Says tokens to those who wait for them.
+    fn land(&mut self, tokens: Vec<(Id, Token)>) {
+        let ids: Vec<(Id, i32)> = tokens.iter().map(|(id, token)| (*id, token.id)).collect();
+        self.scheduler.known(&ids);
+        for (id, mut token) in tokens {
             let Some(live) = self.live.get_mut(&id) else { continue };
             live.answer += 1;
             self.stats.answer_tokens += 1;
@@ -249,16 +365,23 @@ impl Core {
             self.end(id, why);
         }
         self.publish();
-        Ok(())
     }
 
-    /// Computes rows, and gives the token after each that has one.
-    fn run(&mut self, rows: &[Row]) -> Result<Vec<(Id, Token)>, EngineError> {
-        let mut sampled = Vec::with_capacity(rows.len());
+    /// Whether a step begins before the tokens of the one before are known.
+    pub fn ahead(&self) -> bool {
+        self.ahead
+    }
+
+    /// Whether logits of all of a request's prompt are still to be given.
+    fn tells_all(&self, id: Id) -> bool {
+        self.live.get(&id).is_some_and(|l| l.request.logits && l.rows < l.prompt)
+    }
+
+    /// Launches what computes rows, behind the step `before`. What is launched last is in flight.
+    fn run(&mut self, rows: &[Row], before: Option<&Flight>) -> Result<(), EngineError> {
         let mut together = Vec::with_capacity(rows.len());
         for row in rows {
-            let all = self.live.get(&row.id).is_some_and(|l| l.request.logits && l.rows < l.prompt);
-            if !all {
+            if !self.tells_all(row.id) {
                 let logits = if row.samples { Wanted::Last } else { Wanted::None };
                 together.push(Piece { row, at: 0, count: row.tokens.len(), logits });
                 continue;
@@ -267,28 +390,40 @@ impl Core {
             for at in (0..row.tokens.len()).step_by(self.sizes.rows as usize) {
                 let count = (row.tokens.len() - at).min(self.sizes.rows as usize);
                 let piece = Piece { row, at, count, logits: Wanted::All };
-                let tokens = self.execute(std::slice::from_ref(&piece))?;
+                let mut flight = self.launch(std::slice::from_ref(&piece), before)?;
                 let last = at + count == row.tokens.len() && row.samples;
-                sampled.extend(tokens.into_iter().next_back().filter(|_| last).map(|t| (row.id, t)));
+                flight.rows.drain(..flight.rows.len() - usize::from(last));
+                let tokens = self.finished(&flight)?;
+                self.land(tokens);
             }
         }
         if !together.is_empty() {
-            let tokens = self.execute(&together)?;
-            let those = together.iter().filter(|p| p.logits == Wanted::Last);
-            sampled.extend(those.zip(tokens).map(|(p, token)| (p.row.id, token)));
+            self.flight = Some(self.launch(&together, before)?);
         }
-        Ok(sampled)
+        Ok(())
     }
 
-    /// One step on the device: the tokens after those that get logits, in their order.
-    pub fn execute(&mut self, pieces: &[Piece<'_>]) -> Result<Vec<Token>, EngineError> {
-        let mut tables = self.tables(pieces);
+    /// Launches one step on the device, behind the step `before`, whose tokens it may ask for.
+    pub fn launch(&mut self, pieces: &[Piece<'_>], before: Option<&Flight>) -> Result<Flight, EngineError> {
+        let mut tables = self.tables(pieces, before);
         let wanted = tables.last_rows.len();
         let shape = self.bound(self.shape(pieces, &tables))?;
         let step = self.steps.get(&shape)?;
         step.pad(&mut tables);
-        step.choose(&tables, &self.choices(pieces))?;
-        step.run(&tables, self.stream.as_ref())?;
+        step.choose(&mut tables, &self.choices(pieces, before))?;
+        let turn = self.launched;
+        step.run(&tables, turn, self.stream.as_ref().map(|(stream, marks)| (stream, &marks[turn % 2])))?;
+        self.launched = turn.wrapping_add(1);
+        let mut entries = 0..wanted;
+        let mut rows = Vec::with_capacity(wanted);
+        for piece in pieces {
+            let count = match piece.logits {
+                Wanted::All => piece.count,
+                Wanted::Last => 1,
+                Wanted::None => 0,
+            };
+            rows.extend(entries.by_ref().take(count).map(|entry| (piece.row.id, step.row(&tables, entry))));
+        }
         if let [Piece { row, at, logits: Wanted::All, .. }] = pieces {
             let mut logits = step.logits(&tables, wanted)?;
             if let Some(live) = self.live.get_mut(&row.id) {
@@ -300,28 +435,30 @@ impl Core {
                 live.say(Event::Logits(logits));
             }
         }
-        match wanted {
-            0 => Ok(Vec::new()),
-            _ => step.chosen(&tables, wanted),
-        }
+        let sampling = |id| self.live.get(id).map(|live: &Live| live.request.sampling);
+        let blind = rows.iter().filter_map(|(id, _)| sampling(id));
+        let blind = blind.fold(true, |all, s| all && s.logprobs.is_none() && s.repetition_penalty == 1.0);
+        Ok(Flight { rows, tail: shape.tail, blind })
     }
 
     /// The kernels of the step of these pieces, kind by kind, with the times that they take now.
     pub fn kinds(&mut self, pieces: &[Piece<'_>]) -> Result<Vec<KernelTime>, EngineError> {
-        let tables = self.tables(pieces);
+        let tables = self.tables(pieces, None);
         let shape = self.bound(self.shape(pieces, &tables))?;
-        self.steps.get(&shape)?.kinds(self.stream.as_ref())
+        self.steps.get(&shape)?.kinds(self.stream.as_ref().map(|(stream, _)| stream))
     }
 
     /// By what the token of each row with logits is chosen.
-    fn choices<'a>(&'a self, pieces: &[Piece<'a>]) -> Vec<Choice<'a>> {
+    fn choices<'a>(&'a self, pieces: &[Piece<'a>], before: Option<&Flight>) -> Vec<Choice<'a>> {
         let mut list = Vec::new();
+        // Whether a token before it is still on its way.
+        let said = |id| before.is_some_and(|flight| flight.row(id).is_some());
         for piece in pieces {
             let live = self.live.get(&piece.row.id);
             let greedy = Choice { sampling: &Sampling::GREEDY, u: 0.0, seen: &[] };
             let last = live.map_or(greedy, |live| Choice {
                 sampling: &live.request.sampling,
-                u: drawn(live.request.sampling.seed, live.answer as u64),
+                u: drawn(live.request.sampling.seed, live.answer as u64 + u64::from(said(piece.row.id))),
                 seen: &live.seen,
             });
             // Of a prompt whose logits are wanted the last row alone is a token's.
@@ -370,7 +507,8 @@ impl Core {
             let cache = self.sizes.cache;
             let pass = Pass::of(&self.model, shape, cache, self.dtype)?;
             // What decodes runs again and again.
-            let capture = self.stream.as_ref().filter(|_| shape.phase == Phase::Decode);
+            let stream = self.stream.as_ref().map(|(stream, _)| stream);
+            let capture = stream.filter(|_| shape.phase == Phase::Decode);
             let Some(step) = Step::new(&self.runtime, &self.stores, &self.model, cache, &pass, capture)? else {
                 continue;
             };
@@ -384,14 +522,17 @@ impl Core {
         Err(EngineError::Program { why: format!("{roomy:?} needs more scratch than was planned") })
     }
 
-    /// What the kernels are told.
-    fn tables(&self, pieces: &[Piece<'_>]) -> Tables {
+    /// What the kernels are told, behind the step `before`.
+    fn tables(&self, pieces: &[Piece<'_>], before: Option<&Flight>) -> Tables {
         let (page, max_pages) = (self.sizes.cache.page as usize, self.sizes.cache.max_pages as usize);
         let mut tables = Tables { q_starts: vec![0], ..Tables::default() };
         for (number, Piece { row, at, count, logits }) in pieces.iter().enumerate() {
             let from = row.from + at;
             for (position, id) in (from..).zip(&row.tokens[*at..at + count]) {
-                tables.ids.push(*id);
+                let asked = || before.and_then(|flight| flight.row(row.id));
+                // What nobody chooses is refused with the tables.
+                let known = if *id == UNKNOWN { asked().map_or(i32::MIN, |row| -1 - row as i32) } else { *id };
+                tables.ids.push(known);
                 tables.positions.push(position as i32);
                 tables.slots.push(
                     row.pages.get(position / page).map_or(-1, |p| *p as i32 * page as i32 + (position % page) as i32),
@@ -409,5 +550,14 @@ impl Core {
             tables.kv_lens.push((from + count) as i32);
         }
         tables
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // What runs uses memory that is about to be given back. A lost device has nothing to wait for.
+        if let Some((stream, _)) = &self.stream {
+            let _ = stream.synchronize();
+        }
     }
 }

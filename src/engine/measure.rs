@@ -1,13 +1,17 @@
 //! How long a step takes, beside the sum of its kernels and what the device allows.
 
 use super::core::{Core, Piece, Wanted};
-use super::schedule::Row;
+use super::schedule::{Row, UNKNOWN};
 use super::{EngineError, Options};
 use crate::median::median;
 use crate::model::Model;
 use crate::problem::Problem;
 use crate::runtime::Runtime;
 use crate::weights::Weights;
+use std::time::Instant;
+
+/// Most steps of a round.
+const BURST: i64 = 16;
 
 /// A step that is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +35,9 @@ pub enum Case {
 pub struct StepTime {
     /// Which.
     pub case: Case,
-    /// Microseconds of each step, from what the kernels are told to the tokens on the host.
+    /// Microseconds of a step, round by round. Of a prompt, from what the kernels are told to the token on the host. Of a decode on a GPU
+    /// the mean of a few that follow each other, from one's tokens on the host to the next one's, since each is launched while the one
+    /// before it runs.
     pub us: Vec<f64>,
     /// Its kernels.
     pub kernels: Vec<KernelTime>,
@@ -93,13 +99,20 @@ impl Timer {
 
 impl Core {
     fn time(&mut self, case: Case, rounds: usize) -> Result<StepTime, EngineError> {
-        let (batch, tokens, from) = match case {
-            // The first round is none: what it binds and wakes is not the step's.
-            Case::Decode { batch, context } => (batch, 1, context - 1 - rounds as i64),
-            Case::Prompt { tokens } => (1, tokens, 0),
+        // Steps that follow each other without a word from the host, where the device runs ahead of it.
+        let (batch, tokens, burst) = match case {
+            Case::Decode { batch, context } if self.ahead() => {
+                (batch, 1, ((context - 1) / (rounds as i64 + 1)).clamp(1, BURST))
+            }
+            Case::Decode { batch, .. } => (batch, 1, 1),
+            Case::Prompt { tokens } => (1, tokens, 1),
+        };
+        // The first round is none: what it binds and wakes is not the step's.
+        let (from, further) = match case {
+            Case::Decode { context, .. } => (context - burst * (rounds as i64 + 1), burst * (rounds as i64 + 1) - 1),
+            Case::Prompt { .. } => (0, 0),
         };
         let cache = self.sizes.cache;
-        let further = if let Case::Decode { .. } = case { rounds as i64 } else { 0 };
         let each = (from + tokens + further - 1) / cache.page + 1;
         if from < 0 || each > cache.max_pages || each * batch > cache.pages || tokens > self.sizes.tokens {
             let why = format!("{case:?} and {rounds} rounds do not fit what the engine was opened for");
@@ -116,12 +129,23 @@ impl Core {
         let mut rows: Vec<Row> = (0..batch).map(row).collect();
         let mut time = StepTime { case, us: Vec::new(), kernels: Vec::new(), floor_us: 0.0 };
         for round in 0..=rounds {
-            let piece = |row| Piece { row, at: 0, count: tokens as usize, logits: Wanted::Last };
-            let pieces: Vec<Piece<'_>> = rows.iter().map(piece).collect();
-            let begun = std::time::Instant::now();
-            let chosen = self.execute(&pieces)?;
-            let us = begun.elapsed().as_secs_f64() * 1e6;
-            let kinds = self.kinds(&pieces)?;
+            let mut begun = Instant::now();
+            let mut before = None;
+            for step in 0..burst {
+                let flight = self.launch(&pieces(&rows, tokens), before.as_ref())?;
+                if let Some(before) = &before {
+                    self.said(before)?;
+                    // From the first step's tokens on: the device has been given the next one already.
+                    begun = if step == 1 { Instant::now() } else { begun };
+                }
+                before = Some(flight);
+                if step + 1 < burst {
+                    rows.iter_mut().for_each(|row| (row.from, row.tokens) = (row.from + 1, vec![UNKNOWN]));
+                }
+            }
+            let chosen = before.map_or(Ok(Vec::new()), |flight| self.finished(&flight))?;
+            let us = begun.elapsed().as_secs_f64() * 1e6 / (burst - 1).max(1) as f64;
+            let kinds = self.kinds(&pieces(&rows, tokens))?;
             if round == 0 {
                 time.floor_us =
                     kinds.iter().map(|k| k.calls as f64 * self.runtime.device().roofline(&k.problem).0 * 1e6).sum();
@@ -131,11 +155,15 @@ impl Core {
                 time.kernels.iter_mut().zip(kinds).for_each(|(all, this)| all.us.extend(this.us));
             }
             if let Case::Decode { .. } = case {
-                for (row, token) in rows.iter_mut().zip(chosen) {
+                for (row, (_, token)) in rows.iter_mut().zip(chosen) {
                     (row.from, row.tokens) = (row.from + 1, vec![token.id]);
                 }
             }
         }
         Ok(time)
     }
+}
+
+fn pieces(rows: &[Row], tokens: i64) -> Vec<Piece<'_>> {
+    rows.iter().map(|row| Piece { row, at: 0, count: tokens as usize, logits: Wanted::Last }).collect()
 }

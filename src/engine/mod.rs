@@ -130,6 +130,9 @@ pub struct Options {
     pub prefix: bool,
     /// Whether requests may ask for the logits of a prompt; then none is used again, since a token that is not computed has none.
     pub logits: bool,
+    /// Whether a step begins before the tokens of the one before are known; not said, it does on a GPU, where a step runs beside the
+    /// host. The tokens are the same.
+    pub ahead: Option<bool>,
 }
 
 impl Options {
@@ -145,6 +148,7 @@ impl Options {
             memory: None,
             prefix: true,
             logits: false,
+            ahead: None,
         }
     }
 
@@ -234,6 +238,10 @@ impl Engine {
         sink: impl FnMut(Event) -> bool + Send + 'static,
     ) -> Result<u64, EngineError> {
         self.check(&request)?;
+        // A thread that ends is heard of before it hears no more.
+        if self.failure().is_some() {
+            return Err(self.ended());
+        }
         let id = {
             // Those who ask at the same time are counted one after the other.
             let stats = lock(&self.shared.stats);

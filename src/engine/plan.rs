@@ -1,7 +1,7 @@
 //! What lies on the device as long as an engine does: planned once, before anything is allocated.
 
 use super::arena::{ALIGNMENT, arena};
-use super::step::{CHOICES, RESULTS, bytes_of, workspaces};
+use super::step::{RESULTS, SEEN, bytes_of, workspaces};
 use super::{EngineError, Options};
 use crate::model::ModelError;
 use crate::model::{Cache, Model, Pass, Shape, Tail};
@@ -31,8 +31,8 @@ pub struct MemoryPlan {
     pub activations: u64,
     /// Logits, the tokens that they lead to, and log-probabilities.
     pub results: [u64; 4],
-    /// What tokens are chosen by.
-    pub choices: [u64; 3],
+    /// Flags of the tokens that are penalised.
+    pub seen: u64,
     /// Scratch of kernels: what they leave as zeros, and the other.
     pub workspaces: [u64; 2],
     /// Ids, positions, block tables of the steps that are kept bound.
@@ -42,8 +42,8 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// All of it.
     pub fn bytes(&self) -> u64 {
-        let rest = self.results.iter().chain(&self.choices).chain(&self.workspaces).sum::<u64>();
-        self.weights + self.cache + self.activations + rest + self.tables
+        let rest = self.results.iter().chain(&self.workspaces).sum::<u64>();
+        self.weights + self.cache + self.activations + rest + self.seen + self.tables
     }
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for MemoryPlan {
             mib(self.cache),
             self.pages,
             mib(self.activations),
-            mib(self.results.iter().chain(&self.choices).sum()),
+            mib(self.results.iter().sum::<u64>() + self.seen),
             mib(self.workspaces[0] + self.workspaces[1]),
             mib(self.tables),
             mib(self.bytes()),
@@ -174,7 +174,7 @@ impl Sizes {
             pages: 0,
             activations: 0,
             results: [0; 4],
-            choices: [0; 3],
+            seen: 0,
             workspaces: [0; 2],
             tables: 0,
         };
@@ -191,9 +191,7 @@ impl Sizes {
             for (most, place) in plan.results.iter_mut().zip(places) {
                 *most = place.map_or(0, |t| program.tensors[t].bytes()).max(*most);
             }
-            for (most, name) in plan.choices.iter_mut().zip(CHOICES) {
-                *most = program.tensor(name).map_or(0, |t| program.tensors[t].bytes()).max(*most);
-            }
+            plan.seen = program.tensor(SEEN).map_or(0, |t| program.tensors[t].bytes()).max(plan.seen);
             let wanted = workspaces(runtime, &program)?;
             plan.workspaces = [0, 1].map(|i| plan.workspaces[i].max(wanted[i]));
             plan.tables = plan.tables.max(STEPS as u64 * bytes_of(&program, Life::Metadata));

@@ -97,6 +97,9 @@ pub(super) fn fits(prompt: usize, most: usize, room: &Room) -> Result<(), Refuse
     Ok(())
 }
 
+/// Stands for a token that is being chosen, in the step before.
+pub(super) const UNKNOWN: i32 = -1;
+
 /// What a step computes of one sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
@@ -104,7 +107,7 @@ pub(super) struct Row {
     pub id: Id,
     /// Where its first token stands in the sequence: tokens that are in the cache already.
     pub from: usize,
-    /// The tokens that are computed.
+    /// The tokens that are computed. The last one may be [`UNKNOWN`].
     pub tokens: Vec<i32>,
     /// The pages of the sequence, in order; those of its known tokens, so there may be more than the step needs.
     pub pages: Vec<u32>,
@@ -133,20 +136,41 @@ struct Sequence {
     /// Tokens that are in the cache.
     computed: usize,
     pages: Vec<u32>,
+    /// Pages that can be found.
+    full: usize,
     cached: Option<usize>,
-    /// Whether a token was sampled behind its last one and is not known yet.
-    sampled: bool,
+    /// Tokens behind the last one that steps choose and that are not known yet.
+    pending: usize,
 }
 
 impl Sequence {
-    /// Known tokens that are not computed.
-    fn left(&self) -> usize {
-        self.tokens.len().min(self.most).saturating_sub(self.computed)
+    /// Its tokens, those that are being chosen included.
+    fn len(&self) -> usize {
+        self.tokens.len() + self.pending
     }
 
-    /// Whether it may need more pages of `page` tokens than those of the tokens that it knows.
+    /// Tokens that are not computed.
+    fn left(&self) -> usize {
+        self.len().min(self.most).saturating_sub(self.computed)
+    }
+
+    /// Whether it may need more pages of `page` tokens than those of the tokens that it has.
     fn grows(&self, page: usize) -> bool {
-        self.tokens.len().next_multiple_of(page) < self.most
+        self.len().next_multiple_of(page) < self.most
+    }
+
+    /// Lets its pages be found whose tokens are all computed and known.
+    fn fill(&mut self, blocks: &mut Blocks) {
+        let page = blocks.page();
+        let full = self.tokens.chunks(page).zip(&self.pages).enumerate();
+        for (i, (tokens, &at)) in full.take(self.computed / page).skip(self.full) {
+            if tokens.len() < page {
+                return;
+            }
+            let before = i.checked_sub(1).and_then(|b| self.pages.get(b));
+            blocks.full(at, before.copied(), tokens);
+            self.full = i + 1;
+        }
     }
 
     fn row(&self, budget: usize) -> Row {
@@ -154,9 +178,9 @@ impl Sequence {
         Row {
             id: self.id,
             from: self.computed,
-            tokens: self.tokens[self.computed..to].to_vec(),
+            tokens: (self.computed..to).map(|i| self.tokens.get(i).copied().unwrap_or(UNKNOWN)).collect(),
             pages: self.pages.clone(),
-            samples: to == self.tokens.len(),
+            samples: to == self.len(),
             cached: self.cached.unwrap_or(0),
         }
     }
@@ -208,8 +232,8 @@ impl Scheduler {
         }
         self.arrived += 1;
         self.arrivals.insert(id, self.arrived);
-        let (pages, cached, computed, sampled) = (Vec::new(), None, 0, false);
-        let sequence = Sequence { id, tokens: prompt, most: all - 1, computed, pages, cached, sampled };
+        let (pages, cached, most) = (Vec::new(), None, all - 1);
+        let sequence = Sequence { id, tokens: prompt, most, computed: 0, pages, full: 0, cached, pending: 0 };
         self.waiting.insert(self.arrived, sequence);
         Ok(())
     }
@@ -229,7 +253,7 @@ impl Scheduler {
         self.cancel(id);
     }
 
-    /// What to compute next. To be followed by [`Scheduler::done`]: until then the same is due.
+    /// What to compute next. To be followed by [`Scheduler::begun`]: until then the same is due.
     pub fn next(&mut self) -> Step {
         let page = self.blocks.page();
         let mut step = Step::default();
@@ -240,7 +264,7 @@ impl Scheduler {
         while budget > 0 {
             let Some((&arrival, sequence)) = self.running.range_mut(from..).next() else { break };
             if sequence.left() > 0 {
-                if sequence.pages.len() * page < sequence.tokens.len() {
+                if sequence.pages.len() * page < sequence.len() {
                     match self.blocks.take() {
                         Some(page) => sequence.pages.push(page),
                         // The newest, which has no row yet, and may be this one.
@@ -276,6 +300,10 @@ impl Scheduler {
         let entry = self.waiting.first_entry()?;
         let arrival = *entry.key();
         let sequence = entry.get();
+        // One that lost its pages while its token was being chosen.
+        if sequence.pending > 0 {
+            return None;
+        }
         let grows = usize::from(sequence.grows(page));
         let reserve = if self.running.is_empty() { 0 } else { *growing + grows };
         let free = self.blocks.free();
@@ -295,7 +323,7 @@ impl Scheduler {
         pages.extend((0..needed).map_while(|_| self.blocks.take()));
         let mut sequence = entry.remove();
         sequence.pages = pages;
-        sequence.computed = found;
+        (sequence.computed, sequence.full) = (found, found / page);
         sequence.cached.get_or_insert(found);
         *growing += grows;
         let row = sequence.row(budget);
@@ -307,16 +335,13 @@ impl Scheduler {
     fn preempt(&mut self) {
         let Some((arrival, mut sequence)) = self.running.pop_last() else { return };
         self.blocks.release(&std::mem::take(&mut sequence.pages));
-        sequence.computed = 0;
-        sequence.sampled = false;
+        (sequence.computed, sequence.full) = (0, 0);
         self.waiting.insert(arrival, sequence);
     }
 
-    /// Counts a step that was computed: its pages that are full now can be found, and the tokens that were sampled behind its
-    /// rows are known. Rows of requests that ended meanwhile are ignored. A sequence whose token is missing here has no further
-    /// row; it waits for [`Scheduler::cancel`].
-    pub fn done(&mut self, step: &Step, sampled: &[(Id, i32)]) {
-        let page = self.blocks.page();
+    /// Counts a step that the device is given, behind those before it: its tokens are computed for whatever comes after. Rows of requests
+    /// that ended meanwhile are ignored.
+    pub fn begun(&mut self, step: &Step) {
         for row in &step.rows {
             let Some(sequence) = self.arrivals.get(&row.id).and_then(|a| self.running.get_mut(a)) else { continue };
             // Counted once.
@@ -324,17 +349,20 @@ impl Scheduler {
                 continue;
             }
             sequence.computed += row.tokens.len();
-            sequence.sampled = row.samples;
-            let full = sequence.tokens.chunks(page).zip(&sequence.pages).enumerate();
-            for (i, (tokens, &at)) in full.take(sequence.computed / page).skip(row.from / page) {
-                let before = i.checked_sub(1).and_then(|b| sequence.pages.get(b));
-                self.blocks.full(at, before.copied(), tokens);
-            }
+            sequence.pending += usize::from(row.samples);
+            sequence.fill(&mut self.blocks);
         }
-        for (id, token) in sampled {
-            let Some(sequence) = self.arrivals.get(id).and_then(|a| self.running.get_mut(a)) else { continue };
-            if std::mem::take(&mut sequence.sampled) {
+    }
+
+    /// Hears the tokens that a step chose, by requests. Before that a sequence has one row more at most, which asks for that token.
+    pub fn known(&mut self, chosen: &[(Id, i32)]) {
+        for (id, token) in chosen {
+            let Some(arrival) = self.arrivals.get(id) else { continue };
+            let sequence = self.running.get_mut(arrival).or_else(|| self.waiting.get_mut(arrival));
+            if let Some(sequence) = sequence.filter(|s| s.pending > 0) {
+                sequence.pending -= 1;
                 sequence.tokens.push(*token);
+                sequence.fill(&mut self.blocks);
             }
         }
     }
@@ -401,8 +429,13 @@ mod tests {
     }
 
     fn answer(scheduler: &mut Scheduler, step: &Step) {
-        let sampled: Vec<(Id, i32)> = step.rows.iter().filter(|r| r.samples).map(|r| (r.id, r.id as i32)).collect();
-        scheduler.done(step, &sampled);
+        scheduler.begun(step);
+        tell(scheduler, step);
+    }
+
+    fn tell(scheduler: &mut Scheduler, step: &Step) {
+        let chosen: Vec<(Id, i32)> = step.rows.iter().filter(|r| r.samples).map(|r| (r.id, r.id as i32)).collect();
+        scheduler.known(&chosen);
         scheduler.check().unwrap();
     }
 
@@ -535,14 +568,57 @@ mod tests {
     }
 
     #[test]
-    fn who_has_all_tokens_or_lacks_the_last_has_no_row() {
+    fn a_step_may_begin_before_the_tokens_of_the_one_before_are_known() {
         let mut s = scheduler(32, 4, 16);
         s.submit(1, prompt(1, 2), 2).unwrap();
-        s.submit(2, prompt(2, 2), 9).unwrap();
-        let step = s.next();
-        s.done(&step, &[(1, 5)]);
-        assert_eq!(take(&mut s), [(1, 2, 1, true)]);
+        s.submit(2, prompt(2, 3), 9).unwrap();
+        let first = s.next();
+        s.begun(&first);
+        let second = s.next();
+        let rows: Vec<_> = second.rows.iter().map(|r| (r.id, r.from, &r.tokens[..], r.samples)).collect();
+        assert_eq!(rows, [(1, 2, &[UNKNOWN][..], true), (2, 3, &[UNKNOWN][..], true)]);
+        s.begun(&second);
+        tell(&mut s, &first);
+        // The first has all that are ever computed. The second's page is full and its fourth token known, so it is found.
+        s.submit(3, [prompt(2, 4), prompt(9, 1)].concat(), 1).unwrap();
+        let third = s.next();
+        let rows: Vec<_> = third.rows.iter().map(|r| (r.id, r.from, r.tokens.len())).collect();
+        assert_eq!(rows, [(2, 4, 1), (3, 4, 1)]);
+        s.begun(&third);
+        tell(&mut s, &second);
+        s.finish(1);
+        s.finish(2);
+        // What was begun for those that ended is nobody's.
+        tell(&mut s, &third);
         assert!(s.next().rows.is_empty() && !s.is_idle());
+        s.finish(3);
+        assert_eq!((s.blocks().used(), s.is_idle()), (0, true));
+    }
+
+    #[test]
+    fn who_loses_its_pages_while_its_token_is_chosen_waits_for_it() {
+        // Of five pages they have three, then all, and at the thirteenth token of the first the second gives up its own.
+        let mut s = scheduler(32, 4, 5);
+        s.submit(1, prompt(1, 7), 10).unwrap();
+        s.submit(2, prompt(2, 3), 10).unwrap();
+        let mut before = s.next();
+        s.begun(&before);
+        let last = loop {
+            let step = s.next();
+            s.begun(&step);
+            if step.preempted > 0 {
+                break step;
+            }
+            tell(&mut s, &before);
+            before = step;
+        };
+        assert_eq!((last.rows.len(), last.rows[0].id, last.rows[0].from, last.preempted), (1, 1, 12, 1));
+        s.finish(1);
+        // There is room for it, and it waits until its token is heard of.
+        assert!(s.next().rows.is_empty());
+        tell(&mut s, &before);
+        let row = s.next().rows[0].clone();
+        assert_eq!((row.id, row.from, &row.tokens[..]), (2, 4, &[2; 5][..]));
     }
 
     #[test]

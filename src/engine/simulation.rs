@@ -3,8 +3,8 @@
 //! `JITUNE_SIMULATED` is the number of requests; a million without it. The lines that it prints are seen with `--nocapture`.
 
 use super::blocks::Blocks;
-use super::schedule::{Id, Limits, Refused, Scheduler, Step};
-use std::collections::{BTreeMap, HashMap};
+use super::schedule::{Id, Limits, Refused, Scheduler, Step, UNKNOWN};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// SplitMix64.
@@ -78,7 +78,12 @@ impl World {
 }
 
 struct Request {
+    /// Those too that the device has chosen and of which the scheduler has not heard.
     tokens: Vec<i32>,
+    /// Tokens that the scheduler knows.
+    known: usize,
+    /// Tokens that are ever computed.
+    most: usize,
     /// What the cache must hold of each token.
     held: Vec<u64>,
     prompt: usize,
@@ -141,6 +146,8 @@ struct Simulation<'a> {
     rows: u64,
     stems: Vec<Vec<i32>>,
     remembered: Vec<Vec<i32>>,
+    /// What the device has chosen in the last step, where the next one begins before that is heard.
+    flight: Vec<(Id, i32)>,
     /// The costs of all that are alive.
     ahead: u64,
     totals: Totals,
@@ -170,6 +177,7 @@ impl<'a> Simulation<'a> {
             rows: 0,
             stems,
             remembered: Vec::new(),
+            flight: Vec::new(),
             ahead: 0,
             totals: Totals::default(),
         }
@@ -192,15 +200,17 @@ impl<'a> Simulation<'a> {
             self.verify(&step);
             self.write(&step);
             // The device has computed all rows, those too whose requests end before the step is counted.
-            let sampled: Vec<(Id, i32)> = step
-                .rows
-                .iter()
-                .filter(|row| row.samples)
-                .filter_map(|row| Some((row.id, self.alive.get(&row.id)?.following())))
-                .collect();
+            let chosen = self.choose(&step);
             self.leave(15);
-            self.scheduler.done(&step, &sampled);
-            self.answer(&step, &sampled);
+            self.scheduler.begun(&step);
+            self.totals.steps += 1;
+            let before = std::mem::replace(&mut self.flight, chosen);
+            self.answer(&before);
+            // One step is ahead of what is known, or none.
+            if self.random.once_in(2) {
+                let now = std::mem::take(&mut self.flight);
+                self.answer(&now);
+            }
             if self.totals.steps.is_multiple_of(64) || self.world.pages < 32 {
                 self.scheduler.check().unwrap();
             }
@@ -244,13 +254,25 @@ impl<'a> Simulation<'a> {
                 && self.scheduler.waiting() <= limits.waiting.max(1) + limits.sequences
         );
         // Once it is the oldest, nothing takes its pages: it computes at most all that it knows, and then a token a step.
-        let cost = all.div_ceil(limits.tokens) as u64 + most as u64;
+        // Its last token is heard of a step later, and until then it may have a row more that takes somebody's place.
+        let cost = all.div_ceil(limits.tokens) as u64 + most as u64 + 2;
         self.ahead += cost;
         let (prompt, answer, arrived) = (tokens.len(), 1 + self.random.below(most), self.totals.steps);
         let deadline = arrived + self.ahead;
-        let (held, computed, cached) = (Vec::new(), 0, None);
-        let mut request =
-            Request { tokens: Vec::new(), held, prompt, answer, computed, cached, cost, arrived, deadline };
+        let (held, computed, cached, known, most) = (Vec::new(), 0, None, prompt, all - 1);
+        let mut request = Request {
+            tokens: Vec::new(),
+            known,
+            most,
+            held,
+            prompt,
+            answer,
+            computed,
+            cached,
+            cost,
+            arrived,
+            deadline,
+        };
         tokens.into_iter().for_each(|token| request.push(token));
         self.alive.insert(id, request);
         self.totals.requests += 1;
@@ -283,8 +305,10 @@ impl<'a> Simulation<'a> {
         // First come, first served: those with a row are the oldest, and somebody has one.
         let mut ids: Vec<Id> = rows.iter().map(|r| r.id).collect();
         ids.sort();
-        assert!(ids.iter().eq(self.alive.keys().take(ids.len())), "{ids:?}: the oldest are passed over");
-        assert!(!ids.is_empty() || self.alive.is_empty(), "nobody has a row");
+        // Nothing is left to compute of who waits for the last token alone.
+        let due = self.alive.iter().filter(|(_, r)| r.computed < r.tokens.len().min(r.most)).map(|(id, _)| id);
+        assert!(ids.iter().eq(due.take(ids.len())), "{ids:?}: the oldest are passed over");
+        assert!(!ids.is_empty() || self.alive.is_empty() || !self.flight.is_empty(), "nobody has a row");
         if let Some((id, oldest)) = self.alive.iter().next() {
             assert!(self.totals.steps <= oldest.deadline, "{id} should have ended in step {}", oldest.deadline);
         }
@@ -295,7 +319,9 @@ impl<'a> Simulation<'a> {
             self.rows += 1;
             let request = self.alive.get_mut(&row.id).expect("a row is of somebody alive");
             let to = row.from + row.tokens.len();
-            assert!(row.from < to && row.tokens == request.tokens[row.from..to], "{}: other tokens", row.id);
+            let known: Vec<i32> =
+                (row.from..to).map(|at| if at < request.known { request.tokens[at] } else { UNKNOWN }).collect();
+            assert!(row.from < to && row.tokens == known, "{}: other tokens", row.id);
             assert_eq!(row.samples, to == request.tokens.len());
             assert!(row.pages.len() == request.tokens.len().div_ceil(page), "{}: {} pages", row.id, row.pages.len());
             if row.from != request.computed {
@@ -362,20 +388,31 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn answer(&mut self, step: &Step, sampled: &[(Id, i32)]) {
-        let sampled: HashMap<Id, i32> = sampled.iter().copied().collect();
-        self.totals.steps += 1;
-        for row in &step.rows {
-            let Some(request) = self.alive.get_mut(&row.id) else { continue };
-            let Some(token) = sampled.get(&row.id) else { continue };
-            request.push(*token);
-            if request.tokens.len() < request.prompt + request.answer {
+    /// The tokens that the device chooses in a step.
+    fn choose(&mut self, step: &Step) -> Vec<(Id, i32)> {
+        let mut chosen = Vec::new();
+        for row in step.rows.iter().filter(|row| row.samples) {
+            let request = self.alive.get_mut(&row.id).expect("it was verified");
+            let token = request.following();
+            request.push(token);
+            chosen.push((row.id, token));
+        }
+        chosen
+    }
+
+    fn answer(&mut self, chosen: &[(Id, i32)]) {
+        self.scheduler.known(chosen);
+        for (id, _) in chosen {
+            let Some(request) = self.alive.get_mut(id) else { continue };
+            request.known += 1;
+            if request.known < request.prompt + request.answer {
                 continue;
             }
-            self.scheduler.finish(row.id);
-            let Some(ended) = self.alive.remove(&row.id) else { continue };
+            self.scheduler.finish(*id);
+            let Some(mut ended) = self.alive.remove(id) else { continue };
+            ended.tokens.truncate(ended.known);
             let (took, most) = (self.totals.steps - ended.arrived, ended.deadline - ended.arrived);
-            assert!(took <= most, "{} took {took} steps, and {most} at most", row.id);
+            assert!(took <= most, "{id} took {took} steps, and {most} at most");
             self.totals.longest = self.totals.longest.max(took);
             self.totals.share = self.totals.share.max(took as f64 / most as f64);
             self.ahead -= ended.cost;

@@ -3,13 +3,13 @@
 use super::EngineError;
 use super::arena::{ALIGNMENT, Arena, arena};
 use super::measure::KernelTime;
-use super::plan::MemoryPlan;
+use super::plan::{MemoryPlan, STEPS};
 use super::request::{Logprobs, Sampling, Token};
 use crate::backend::cuda::{Event, Graph, Stream};
 use crate::backend::{Bounds, Metadata, Tables};
 use crate::device::Target;
-use crate::model::{Cache, Model, Pass, Tail};
-use crate::problem::{Problem, SETTINGS, Storage};
+use crate::model::{Cache, Model, ModelError, Pass, Tail};
+use crate::problem::{Dtype, Problem, SETTINGS, Storage};
 use crate::program::{Life, Named, Program};
 use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View};
 use crate::weights::Weights;
@@ -24,17 +24,20 @@ const LOGITS: usize = 0;
 const TOKENS: usize = 1;
 const LOGPROBS: usize = 2;
 const LIKELY: usize = 3;
-/// Inputs that say by what tokens are chosen.
-pub(super) const CHOICES: [&str; 3] = ["settings", "top_k", "seen"];
+/// The flags of the tokens that are penalised, which few steps need: not among the tables that each is told.
+pub(super) const SEEN: &str = "seen";
 
 /// What lies on the device as long as the engine does; all steps share it, one at a time.
 pub(super) struct Stores {
     /// Weights and caches, by their names in programs: parts of one memory.
     kept: BTreeMap<String, View>,
     activations: Memory,
-    /// Those that the host reads, and those that it writes beside the tables.
+    /// Those that the host reads.
     results: [Memory; 4],
-    choices: [Memory; 3],
+    seen: Memory,
+    /// Memory that the host shares: what a step is told, and what the step before said, each for two steps in turn.
+    told: [Memory; 2],
+    said: [Memory; 2],
     /// Scratch of kernels: what they leave as they found it is zeros in the second.
     workspaces: [Memory; 2],
 }
@@ -64,15 +67,66 @@ impl Stores {
             at += placed(tensor);
         }
         let [logits, tokens, logprobs, likely] = plan.results.map(|bytes| runtime.allocate(bytes));
-        let [settings, top_k, seen] = plan.choices.map(|bytes| runtime.allocate(bytes));
+        let (told, said) = (plan.tables / STEPS as u64, plan.results[TOKENS]);
         Ok(Stores {
             kept,
             activations: runtime.allocate(plan.activations)?,
             results: [logits?, tokens?, logprobs?, likely?],
-            choices: [settings?, top_k?, seen?],
+            seen: runtime.allocate(plan.seen)?,
+            told: [runtime.shared(told)?, runtime.shared(told)?],
+            said: [runtime.shared(said)?, runtime.shared(said)?],
             workspaces: [runtime.allocate(plan.workspaces[0])?, runtime.zeroed(plan.workspaces[1])?],
         })
     }
+
+    /// Rows that tokens are chosen for at most.
+    fn rows(&self) -> i64 {
+        (self.results[TOKENS].len() / 4) as i64
+    }
+
+    /// What these rows of the last step led to, once it is done; what has log-probabilities says how many a row has.
+    pub fn chosen(&self, tail: Tail, rows: &[usize]) -> Result<Vec<Token>, EngineError> {
+        let count = rows.iter().map(|row| row + 1).max().unwrap_or(0);
+        let read = |result: usize, each: usize| -> Result<Vec<[u8; 4]>, EngineError> {
+            let mut bytes = vec![0; count * each * 4];
+            self.results[result].download(&mut bytes)?;
+            Ok(bytes.as_chunks().0.to_vec())
+        };
+        let tokens = read(TOKENS, 1)?;
+        let top = match tail {
+            Tail::Argmax => None,
+            Tail::Sample { top } => Some(top as usize),
+        };
+        let logprobs = top.map_or(Ok(Vec::new()), |top| read(LOGPROBS, 1 + top))?;
+        let likely = top.filter(|top| *top > 0).map_or(Ok(Vec::new()), |top| read(LIKELY, top))?;
+        let one = |row: &usize| {
+            let id = i32::from_le_bytes(*tokens.get(*row)?);
+            let logprobs = match top {
+                None => None,
+                Some(top) => {
+                    let mut these = logprobs.get(row * (1 + top)..)?.iter().map(|b| f32::from_le_bytes(*b));
+                    let chosen = these.next()?;
+                    let ids = likely.get(row * top..)?.iter().map(|b| i32::from_le_bytes(*b));
+                    Some(Logprobs { chosen, top: ids.zip(these).take(top).collect() })
+                }
+            };
+            Some(Token { id, logprobs })
+        };
+        rows.iter().map(one).collect::<Option<_>>().ok_or_else(no_token)
+    }
+
+    /// The tokens of these rows of the step before the one in that turn, once that one's tables are where its kernels read them.
+    pub fn said(&self, turn: usize, rows: &[usize]) -> Result<Vec<i32>, EngineError> {
+        let mut bytes = vec![0; self.rows() as usize * 4];
+        self.said[turn % 2].download(&mut bytes)?;
+        let (tokens, _) = bytes.as_chunks();
+        let one = |row: &usize| tokens.get(*row).map(|b| i32::from_le_bytes(*b));
+        rows.iter().map(one).collect::<Option<_>>().ok_or_else(no_token)
+    }
+}
+
+fn no_token() -> EngineError {
+    EngineError::Program { why: "it gives no token".into() }
 }
 
 /// By what a row's token is chosen.
@@ -94,15 +148,19 @@ pub(super) struct Step {
     bounds: Bounds,
     /// What the kernels are told; set before each run.
     metadata: Metadata,
-    results: [Memory; 4],
-    choices: [Memory; 3],
+    /// Puts what it is told in its place, from where it lies in either turn.
+    advance: [Bound; 2],
+    told: [Memory; 2],
+    logits: Memory,
+    seen: Memory,
     tail: Tail,
     /// The type of the logits, and how many a row has.
     storage: Storage,
     vocab: u64,
-    /// Tokens that get logits: `last_rows` of all where the pass gathers them, otherwise all in their order.
-    rows: i64,
+    /// Whether the pass gathers the tokens that get logits (`last_rows`); otherwise all have some, in their order.
     gathers: bool,
+    /// Rows that the step before may have chosen tokens for.
+    last: i64,
 }
 
 impl Step {
@@ -127,6 +185,8 @@ impl Step {
         let bounds = Bounds {
             tokens: shape.tokens,
             sequences: shape.sequences,
+            logits: shape.logits,
+            chosen: program.tensor("settings").map_or(0, |_| shape.logits),
             vocab: model.vocab,
             max_pos: cache.max_pos,
             page: cache.page,
@@ -137,15 +197,15 @@ impl Step {
         let places = RESULTS.map(|name| program.tensor(name));
         let kept: Vec<usize> = places.iter().flatten().copied().collect();
         let Arena { places: activations, .. } = arena(program, &kept);
-        let metadata = runtime.metadata(bounds, &Tables::idle(&bounds, shape.logits))?;
+        let metadata = runtime.metadata(bounds)?;
         let view = |at: usize| -> Result<View, EngineError> {
             let tensor = &program.tensors[at];
             let unknown = || EngineError::Program { why: format!("nobody has the tensor {}", tensor.name) };
             if let Some(result) = places.iter().position(|p| *p == Some(at)) {
                 return Ok(stores.results[result].view().slice(0..tensor.bytes())?);
             }
-            if let Some(choice) = CHOICES.iter().position(|name| *name == tensor.name) {
-                return Ok(stores.choices[choice].view().slice(0..tensor.bytes())?);
+            if tensor.name == SEEN {
+                return Ok(stores.seen.view().slice(0..tensor.bytes())?);
             }
             match tensor.life {
                 Life::Activation => {
@@ -165,6 +225,15 @@ impl Step {
             };
             kernels.push(kernel.bind(views, workspace)?);
         }
+        let (tables, words, ids) = metadata.whole();
+        let last = stores.rows();
+        let advance = runtime.lookup(&advance(words, ids, last, pass)?)?;
+        let turn = |turn: usize| -> Result<Bound, EngineError> {
+            let (told, said) = (stores.told[turn].view(), stores.said[turn].view());
+            let told = told.slice(0..tables.len())?;
+            Ok(advance.bind([told, stores.results[TOKENS].view(), tables.clone(), said], View::none())?)
+        };
+        let advance = [turn(0)?, turn(1)?];
         let graph = match capture {
             Some(stream) => Some(Graph::capture(stream, || kernels.iter().try_for_each(|k| k.launch(stream)))?),
             None => None,
@@ -190,23 +259,33 @@ impl Step {
             graph,
             bounds,
             metadata,
-            results: stores.results.clone(),
-            choices: stores.choices.clone(),
+            advance,
+            told: stores.told.clone(),
+            logits: stores.results[LOGITS].clone(),
+            seen: stores.seen.clone(),
             tail: shape.tail,
             storage,
             vocab: model.vocab as u64,
-            rows: shape.logits,
             gathers: program.tensor("last_rows").is_some(),
+            last,
         }))
     }
 
-    /// Runs it with these tables, made as long as the pass has them ([`Step::pad`]).
-    pub fn run(&self, tables: &Tables, stream: Option<&Stream>) -> Result<(), EngineError> {
-        self.metadata.set(tables)?;
-        match (stream, &self.graph) {
-            (None, _) => self.kernels.iter().try_for_each(|k| k.launch(Queue::Host))?,
-            (Some(stream), Some(graph)) => graph.launch(stream)?,
-            (Some(stream), None) => self.kernels.iter().try_for_each(|k| k.launch(stream))?,
+    /// Runs it with these tables, made as long as the pass has them ([`Step::pad`]); it is the turn of which of the two that share
+    /// memory with the host. `told` is recorded as soon as the tables are where the kernels read them, and the tokens of the step before
+    /// where the host does ([`Stores::said`]).
+    pub fn run(&self, tables: &Tables, turn: usize, queue: Option<(&Stream, &Event)>) -> Result<(), EngineError> {
+        self.metadata.tell(tables, self.last, &self.told[turn % 2])?;
+        let advance = &self.advance[turn % 2];
+        let Some((stream, told)) = queue else {
+            advance.launch(Queue::Host)?;
+            return Ok(self.kernels.iter().try_for_each(|k| k.launch(Queue::Host))?);
+        };
+        advance.launch(stream)?;
+        told.record(stream)?;
+        match &self.graph {
+            Some(graph) => graph.launch(stream)?,
+            None => self.kernels.iter().try_for_each(|k| k.launch(stream))?,
         }
         Ok(())
     }
@@ -245,80 +324,57 @@ impl Step {
 
     /// Makes tables longer, up to what the pass is over: by tokens of nobody, which are written nowhere, and by sequences of none.
     pub fn pad(&self, tables: &mut Tables) {
-        tables.pad(&self.bounds, self.rows);
+        tables.pad(&self.bounds);
     }
 
     /// The row of the results that belongs to an entry of the tables' last rows.
-    fn row(&self, tables: &Tables, entry: usize) -> usize {
+    pub fn row(&self, tables: &Tables, entry: usize) -> usize {
         if self.gathers { entry } else { tables.last_rows.get(entry).map_or(entry, |row| *row as usize) }
     }
 
-    /// Says by what the tokens of the tables' last rows are chosen; those of a pass that takes the most likely one need not be.
-    pub fn choose(&self, tables: &Tables, choices: &[Choice<'_>]) -> Result<(), EngineError> {
+    /// Says in the tables by what the tokens of their last rows are chosen; those of a pass that takes the most likely one need not be.
+    pub fn choose(&self, tables: &mut Tables, choices: &[Choice<'_>]) -> Result<(), EngineError> {
         if self.tail == Tail::Argmax {
             return Ok(());
         }
-        let (rows, words) = (self.rows as usize, self.vocab.div_ceil(32) as usize);
-        let (mut settings, mut top_k) = (vec![0f32; rows * SETTINGS], vec![0i32; rows]);
-        // Nobody looks at what is not penalised.
-        let penalised = choices.iter().any(|c| !c.seen.is_empty());
-        let mut seen = vec![0u32; if penalised { rows * words } else { 0 }];
+        let (rows, words) = (self.bounds.logits as usize, self.vocab.div_ceil(32) as usize);
+        let mut seen = Vec::new();
         for (entry, choice) in choices.iter().enumerate() {
             let row = self.row(tables, entry);
             let Sampling { temperature, top_p, min_p, repetition_penalty, .. } = *choice.sampling;
-            let these = [temperature, top_p, min_p, repetition_penalty, choice.u, 0.0];
-            settings.iter_mut().skip(row * SETTINGS).zip(these).for_each(|(to, v)| *to = v);
-            top_k.iter_mut().skip(row).take(1).for_each(|to| *to = choice.sampling.top_k);
-            seen.iter_mut().skip(row * words).zip(choice.seen).for_each(|(to, v)| *to = *v);
+            let these = [temperature, top_p, min_p, repetition_penalty, choice.u, 0.0].map(|v| v.to_bits() as i32);
+            tables.settings.iter_mut().skip(row * SETTINGS).zip(these).for_each(|(to, v)| *to = v);
+            tables.top_k.iter_mut().skip(row).take(1).for_each(|to| *to = choice.sampling.top_k);
+            if !choice.seen.is_empty() {
+                seen.resize(rows * words * 4, 0u8);
+                let bytes = choice.seen.iter().flat_map(|word| word.to_le_bytes());
+                seen.iter_mut().skip(row * words * 4).zip(bytes).for_each(|(to, v)| *to = v);
+            }
         }
-        let [to_settings, to_top_k, to_seen] = &self.choices;
-        to_settings.upload(&settings.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
-        to_top_k.upload(&top_k.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
-        Ok(to_seen.upload(&seen.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?)
-    }
-
-    /// What the first `count` entries of the tables' last rows led to in the last run.
-    pub fn chosen(&self, tables: &Tables, count: usize) -> Result<Vec<Token>, EngineError> {
-        let read = |result: usize, each: usize| -> Result<Vec<[u8; 4]>, EngineError> {
-            let mut bytes = vec![0; self.rows as usize * each * 4];
-            self.results[result].download(&mut bytes)?;
-            Ok(bytes.as_chunks().0.to_vec())
-        };
-        let tokens = read(TOKENS, 1)?;
-        let top = match self.tail {
-            Tail::Argmax => None,
-            Tail::Sample { top } => Some(top as usize),
-        };
-        let logprobs = top.map_or(Ok(Vec::new()), |top| read(LOGPROBS, 1 + top))?;
-        let likely = top.filter(|top| *top > 0).map_or(Ok(Vec::new()), |top| read(LIKELY, top))?;
-        let one = |entry: usize| {
-            let row = self.row(tables, entry);
-            let id = i32::from_le_bytes(*tokens.get(row)?);
-            let logprobs = match top {
-                None => None,
-                Some(top) => {
-                    let mut these = logprobs.get(row * (1 + top)..)?.iter().map(|b| f32::from_le_bytes(*b));
-                    let chosen = these.next()?;
-                    let ids = likely.get(row * top..)?.iter().map(|b| i32::from_le_bytes(*b));
-                    Some(Logprobs { chosen, top: ids.zip(these).take(top).collect() })
-                }
-            };
-            Some(Token { id, logprobs })
-        };
-        let missing = || EngineError::Program { why: "it gives no token".into() };
-        (0..count).map(one).collect::<Option<_>>().ok_or_else(missing)
+        match seen.is_empty() {
+            // Nobody looks at what is not penalised, and a copy waits.
+            true => Ok(()),
+            false => Ok(self.seen.upload(&seen)?),
+        }
     }
 
     /// The logits of the first `count` entries of the tables' last rows in the last run, row by row.
     pub fn logits(&self, tables: &Tables, count: usize) -> Result<Vec<f32>, EngineError> {
-        let mut bytes = vec![0; self.storage.bytes(self.rows as u64 * self.vocab) as usize];
-        self.results[LOGITS].download(&mut bytes)?;
+        let mut bytes = vec![0; self.storage.bytes(self.bounds.logits as u64 * self.vocab) as usize];
+        self.logits.download(&mut bytes)?;
         let row = |entry| {
             let at = self.row(tables, entry) as u64 * self.vocab;
             (at..at + self.vocab).map(|i| self.storage.value(&bytes, i) as f32)
         };
         Ok((0..count).flat_map(row).collect())
     }
+}
+
+/// What puts so many words in the place of a pass's tables, of which the first are ids that may ask for tokens of so many rows.
+fn advance(words: i64, ids: i64, rows: i64, pass: &Pass) -> Result<Problem, EngineError> {
+    let types = pass.program.steps.first().map_or(Dtype::F32.into(), |step| step.problem.types());
+    let problem = Problem::advance(words, ids, rows).types(types).build();
+    Ok(problem.map_err(ModelError::Problem)?)
 }
 
 /// The kernels of a program, by their problems.
@@ -352,7 +408,7 @@ fn placed(tensor: &Named) -> u64 {
 
 /// Bytes of the tensors of one life, beside each other.
 pub(super) fn bytes_of(program: &Program, life: Life) -> u64 {
-    program.tensors.iter().filter(|t| t.life == life && !CHOICES.contains(&t.name.as_str())).map(placed).sum()
+    program.tensors.iter().filter(|t| t.life == life && t.name != SEEN).map(placed).sum()
 }
 
 /// Whether launches go to a stream.

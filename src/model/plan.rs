@@ -2,7 +2,7 @@
 
 use super::{Model, ModelError, Pass};
 use crate::device::Target;
-use crate::problem::{Dtype, MAX_DIM, Problem, ProblemError};
+use crate::problem::{Dtype, MAX_DIM, Problem, ProblemError, probes};
 use serde::{Deserialize, Serialize};
 
 /// Part of inference.
@@ -148,6 +148,16 @@ impl Plan {
             }
         }
         list
+    }
+
+    /// The problems of the portable winners that answer what no bucket does, those of whatever else an engine's steps have too: a row
+    /// whose token is sampled, and what a step is told.
+    pub fn portable(&self) -> Vec<Problem> {
+        let mut problems = self.problems();
+        let types = problems.first().map(Problem::types);
+        let beside = [Problem::sample(1, 1), Problem::advance(1, 1, 1)];
+        problems.extend(types.into_iter().flat_map(|t| beside.clone().map(|p| p.types(t).build())).flatten());
+        probes(&problems)
     }
 
     /// Problems beside those of the plan that fill its gaps, for a tuning that tries there what was compiled for their

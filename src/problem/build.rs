@@ -85,6 +85,11 @@ impl Problem {
         of("sample", &[("rows", rows), ("cols", cols)])
     }
 
+    /// So many words that a step is told, ids first, with those of `rows` tokens of the step before that they ask for.
+    pub fn advance(words: i64, ids: i64, rows: i64) -> Builder {
+        of("advance", &[("words", words), ("ids", ids), ("rows", rows)])
+    }
+
     /// Softmax of each row.
     pub fn softmax(rows: i64, cols: i64) -> Builder {
         of("softmax", &[("rows", rows), ("cols", cols)])
@@ -244,6 +249,7 @@ mod tests {
             (Problem::argmax(3, 70), "argmax rows=3 cols=70"),
             (Problem::sample(3, 70), "sample rows=3 cols=70"),
             (Problem::sample(3, 70).top(5), "sample rows=3 cols=70 top=5"),
+            (Problem::advance(9, 4, 2), "advance words=9 ids=4 rows=2"),
             (Problem::softmax(3, 70), "softmax rows=3 cols=70"),
             (Problem::silu_mul(3, 70), "silu_mul rows=3 cols=70"),
             (Problem::gelu(3, 70), "gelu rows=3 cols=70"),

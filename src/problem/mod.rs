@@ -3,6 +3,7 @@
 //! Owns what a problem *is*: dimensions, tensors, floating-point operations, compulsory bytes, test inputs and the f64
 //! reference. Knows no device, no kernel and no clock. An op is one file with one [`OpDef`]; [`OPS`] lists them.
 
+mod advance;
 mod attention;
 mod build;
 mod decode;
@@ -56,6 +57,7 @@ pub static OPS: &[&OpDef] = &[
     &pointwise::EMBEDDING,
     &pointwise::ARGMAX,
     &sample::OP,
+    &advance::OP,
 ];
 
 /// What an op is: its dimensions and the pure functions over them.

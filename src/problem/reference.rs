@@ -105,6 +105,7 @@ mod tests {
             "argmax rows=3 cols=9",
             "sample rows=3 cols=9",
             "sample rows=7 cols=40 top=3",
+            "advance words=9 ids=4 rows=2",
         ] {
             let p: Problem = text.parse().unwrap();
             let all = expected(&p, &Inputs::new(&p, 1), 1, u64::MAX / 2);

@@ -68,6 +68,13 @@ pub enum IndexFill {
     TopK(Turns),
     /// Flags, 32 a value: about a quarter is set.
     Bits,
+    /// What a step is told: of the first `ids` about half ask for one of `rows` tokens.
+    Told {
+        /// Ids, which come first.
+        ids: i64,
+        /// Tokens of the step before.
+        rows: i64,
+    },
 }
 
 /// One tensor of a problem, dense.
@@ -136,7 +143,7 @@ impl Tensor {
             IndexFill::Full(most) | IndexFill::Lengths(most) => (1, most + 1),
             IndexFill::QueryStarts(spread) => (0, spread.tokens + 1),
             IndexFill::KvLengths(spread) => (1, spread.context + 1),
-            IndexFill::TopK(_) | IndexFill::Bits => return None,
+            IndexFill::TopK(_) | IndexFill::Bits | IndexFill::Told { .. } => return None,
         })
     }
 

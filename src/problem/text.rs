@@ -341,6 +341,7 @@ mod tests {
             "rmsnorm rows=1 cols=2048 residual=1 dtype=bf16",
             "argmax rows=1 cols=128256 dtype=bf16",
             "sample rows=1 cols=128256 top=5 dtype=bf16 | settings=greedy",
+            "advance words=200 ids=9 rows=3 dtype=bf16",
             "matmul m=32 n=4096 k=4096 epilogue=residual dtype=e4m3",
             "matmul m=32 n=4096 k=4096 dtype=bf16 y=f32",
             "matmul m=32 n=4096 k=4096 epilogue=swiglu dtype=bf16 w=e4m3",
@@ -388,6 +389,7 @@ mod tests {
             ("qkv m=9 k=2 heads=1 kv_heads=1 head_dim=2 pages=1073741824", "31 bits"),
             ("sample rows=1 cols=30 top=21", "at most 20"),
             ("sample rows=1 cols=3 top=4", "at most cols"),
+            ("advance words=3 ids=4 rows=1", "at most words"),
             ("attention batch=1 q=5 kv=7 heads=3 kv_heads=2 head_dim=64", "multiple of kv_heads"),
             ("matmul m=1073741824 n=1073741824 k=1073741824", "elements"),
             (

@@ -29,7 +29,7 @@ mod table;
 
 pub use crate::backend::{Bound, Memory, Queue, View};
 #[cfg(feature = "engine")]
-use crate::backend::{Bounds, Metadata, Tables};
+use crate::backend::{Bounds, Metadata};
 pub use error::{Refusal, RuntimeError};
 pub use fit::{launch_on, served_on};
 pub use kernel::{Kernel, Match};
@@ -225,10 +225,16 @@ impl Runtime {
         Ok(Memory::zeroed(&self.machine, bytes)?)
     }
 
-    /// Memory for what a step says to its kernels, with these tables in it.
+    /// Memory for what a step says to its kernels, with idle tables in it.
     #[cfg(feature = "engine")]
-    pub(crate) fn metadata(&self, bounds: Bounds, tables: &Tables) -> Result<Metadata, RuntimeError> {
-        Ok(Metadata::new(&self.machine, bounds, tables)?)
+    pub(crate) fn metadata(&self, bounds: Bounds) -> Result<Metadata, RuntimeError> {
+        Ok(Metadata::new(&self.machine, bounds)?)
+    }
+
+    /// Memory that the host and kernels share, of zeros; who copies knows that no kernel is at it.
+    #[cfg(feature = "engine")]
+    pub(crate) fn shared(&self, bytes: u64) -> Result<Memory, RuntimeError> {
+        Ok(Memory::shared(&self.machine, bytes)?)
     }
 
     /// Memory for every tensor of a problem, in order.

@@ -74,6 +74,7 @@ const RAGGED: [&str; 13] = [
     "embedding tokens=5 vocab=19 hidden=37 dtype=bf16",
     "argmax rows=3 cols=1003 dtype=f32",
     "sample rows=21 cols=1003 top=5 dtype=f32",
+    "advance words=300 ids=40 rows=7 dtype=f32",
     "rope tokens=5 heads=3 head_dim=24 dtype=f32",
 ];
 

@@ -290,6 +290,53 @@ impl Drop for Buffer {
     }
 }
 
+/// Memory of the host that kernels read and write where it is, over the bus. It holds zeros at first.
+#[cfg(feature = "engine")]
+pub(crate) struct HostBuffer {
+    ptr: *mut c_void,
+    bytes: u64,
+    pub(crate) context: Arc<Context>,
+}
+
+// SAFETY: an allocation that any thread may use; who copies takes care of the order (`Memory`).
+#[cfg(feature = "engine")]
+unsafe impl Send for HostBuffer {}
+#[cfg(feature = "engine")]
+unsafe impl Sync for HostBuffer {}
+
+#[cfg(feature = "engine")]
+impl HostBuffer {
+    pub(crate) fn new(context: &Arc<Context>, bytes: u64) -> Result<HostBuffer, BackendError> {
+        let (_current, _relaxed) = (context.bind()?, Relaxed::new());
+        let (mut ptr, len) = (ptr::null_mut(), bytes.max(16) as usize);
+        // SAFETY: writes the address to `ptr`.
+        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut ptr, len, 0) })?;
+        // SAFETY: just allocated, of that length.
+        unsafe { ptr.cast::<u8>().write_bytes(0, len) };
+        Ok(HostBuffer { ptr, bytes, context: Arc::clone(context) })
+    }
+
+    /// Its address, which is the same for the host and, with unified addressing, for the GPU.
+    pub(crate) fn address(&self) -> u64 {
+        self.ptr as u64
+    }
+
+    /// Its size in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.bytes
+    }
+}
+
+#[cfg(feature = "engine")]
+impl Drop for HostBuffer {
+    fn drop(&mut self) {
+        let Ok(_current) = self.context.bind() else { return };
+        let _relaxed = Relaxed::new();
+        // SAFETY: the allocation is ours.
+        unsafe { sys::cuMemFreeHost(self.ptr) };
+    }
+}
+
 /// Fills memory with a byte, in stream order.
 ///
 /// # Safety
@@ -456,6 +503,14 @@ impl Event {
         let _current = self.context.bind()?;
         // SAFETY: both handles are valid; the driver refuses a stream of another context.
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.handle) })
+    }
+
+    /// Waits until what was recorded is reached.
+    #[cfg(feature = "engine")]
+    pub(crate) fn synchronize(&self) -> Result<(), BackendError> {
+        let _current = self.context.bind()?;
+        // SAFETY: the handle is valid.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.handle) })
     }
 
     /// Seconds from `start` to this one, both reached.

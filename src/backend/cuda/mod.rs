@@ -24,10 +24,10 @@ fn present(names: &[&str]) -> bool {
 pub(crate) use context::Context;
 pub(crate) use device::open;
 pub use device::{describe, driver_version, gpu_count, gpu_uuid};
-#[cfg(feature = "engine")]
-pub(crate) use driver::available;
 pub(crate) use driver::{Buffer, Module};
 pub use driver::{Event, Graph, Stream, StreamRef};
+#[cfg(feature = "engine")]
+pub(crate) use driver::{HostBuffer, available};
 pub(crate) use launch::{ALIGNMENT, Bound, Executable};
 #[cfg(feature = "tuner")]
 pub use nvml::Sensors;
