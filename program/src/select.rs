@@ -147,9 +147,13 @@ impl Which {
         };
         let (_, plan, notes) = self.buckets.plan(name, target)?;
         say(&notes);
-        let narrow = plan.between(self.buckets.between.unwrap_or(if target == Target::Cuda { 3 } else { 0 }));
+        let between = self.buckets.between.unwrap_or(if target == Target::Cuda { 3 } else { 0 });
+        let narrow = plan.between(between);
         let mut problems = plan.problems();
         problems.extend(plan.portable().into_iter().filter(|p| !problems.contains(p)).collect::<Vec<_>>());
+        if between > 0 {
+            problems.extend(plan.contexts().into_iter().filter(|p| !problems.contains(p)).collect::<Vec<_>>());
+        }
         problems.extend(&narrow);
         Ok(Whole { problems, narrow })
     }

@@ -13,6 +13,7 @@ use crate::problem::{Dtype, Problem, SETTINGS, Storage};
 use crate::program::{Life, Named, Program};
 use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View};
 use crate::weights::Weights;
+use std::cell::OnceCell;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -139,11 +140,28 @@ pub(super) struct Choice<'a> {
     pub seen: &'a [u32],
 }
 
+/// The kernels of a pass that are alike but for their tensors.
+struct Kind {
+    /// What they are, without times.
+    what: KernelTime,
+    places: Vec<usize>,
+    /// All of them in a row, so often that [`LEAST_LAUNCHES`] are timed; made when they are timed first.
+    graph: OnceCell<Graph>,
+}
+
+/// Launches that are timed together at least: a graph takes some microseconds to begin, which a single kernel would be charged with.
+const LEAST_LAUNCHES: usize = 32;
+
+impl Kind {
+    fn repeats(&self) -> usize {
+        LEAST_LAUNCHES.div_ceil(self.places.len().max(1))
+    }
+}
+
 /// A pass that runs.
 pub(super) struct Step {
     kernels: Vec<Bound>,
-    /// The kernels that are alike but for their tensors, by their places; each kind without its times.
-    kinds: Vec<(KernelTime, Vec<usize>)>,
+    kinds: Vec<Kind>,
     graph: Option<Graph>,
     bounds: Bounds,
     /// What the kernels are told; set before each run.
@@ -238,19 +256,19 @@ impl Step {
             Some(stream) => Some(Graph::capture(stream, || kernels.iter().try_for_each(|k| k.launch(stream)))?),
             None => None,
         };
-        let mut kinds: Vec<(KernelTime, Vec<usize>)> = Vec::new();
+        let mut kinds: Vec<Kind> = Vec::new();
         for (place, step) in program.steps.iter().enumerate() {
             let (Some(kernel), problem) = (found.get(&step.problem), step.problem) else { continue };
             let (template, portable) = (kernel.template().to_string(), kernel.is_portable());
-            let known = kinds.iter().position(|(kind, _)| kind.problem == problem);
+            let known = kinds.iter().position(|kind| kind.what.problem == problem);
             let at = known.unwrap_or_else(|| {
-                let kind =
+                let what =
                     KernelTime { role: step.role.clone(), problem, template, portable, calls: 0, us: Vec::new() };
-                kinds.push((kind, Vec::new()));
+                kinds.push(Kind { what, places: Vec::new(), graph: OnceCell::new() });
                 kinds.len() - 1
             });
-            kinds[at].0.calls += 1;
-            kinds[at].1.push(place);
+            kinds[at].what.calls += 1;
+            kinds[at].places.push(place);
         }
         let storage = places[LOGITS].map_or(Storage::F32, |t| program.tensors[t].storage);
         Ok(Some(Step {
@@ -292,15 +310,15 @@ impl Step {
 
     /// Portable kernels, which answer where nothing tuned does, and all.
     pub fn kernels(&self) -> (usize, usize) {
-        let portable = self.kinds.iter().filter(|(kind, _)| kind.portable).map(|(kind, _)| kind.calls).sum();
+        let portable = self.kinds.iter().filter(|kind| kind.what.portable).map(|kind| kind.what.calls).sum();
         (portable, self.kernels.len())
     }
 
     /// Runs its kernels kind by kind, with the tables of the last run, and times each kind.
     pub fn kinds(&self, stream: Option<&Stream>) -> Result<Vec<KernelTime>, EngineError> {
         let mut timed = Vec::with_capacity(self.kinds.len());
-        for (kind, places) in &self.kinds {
-            let kernels = || places.iter().filter_map(|at| self.kernels.get(*at));
+        for kind in &self.kinds {
+            let kernels = || kind.places.iter().filter_map(|at| self.kernels.get(*at));
             let us = match stream {
                 None => {
                     let begun = Instant::now();
@@ -308,16 +326,24 @@ impl Step {
                     begun.elapsed().as_secs_f64() * 1e6
                 }
                 Some(stream) => {
-                    let graph = Graph::capture(stream, || kernels().try_for_each(|k| k.launch(stream)))?;
+                    // What one launch writes the next one writes again.
+                    let all = || (0..kind.repeats()).try_for_each(|_| kernels().try_for_each(|k| k.launch(stream)));
+                    let graph = match kind.graph.get() {
+                        Some(graph) => graph,
+                        None => {
+                            let graph = Graph::capture(stream, all)?;
+                            kind.graph.get_or_init(|| graph)
+                        }
+                    };
                     let events = [Event::new(stream)?, Event::new(stream)?];
                     events[0].record(stream)?;
                     graph.launch(stream)?;
                     events[1].record(stream)?;
                     stream.synchronize()?;
-                    events[1].seconds_since(&events[0])? * 1e6
+                    events[1].seconds_since(&events[0])? * 1e6 / kind.repeats() as f64
                 }
             };
-            timed.push(KernelTime { us: vec![us], ..kind.clone() });
+            timed.push(KernelTime { us: vec![us], ..kind.what.clone() });
         }
         Ok(timed)
     }

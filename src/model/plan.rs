@@ -162,7 +162,7 @@ impl Plan {
 
     /// Problems beside those of the plan that fill its gaps, for a tuning that tries there what was compiled for their
     /// neighbours: `each` sizes between two neighbouring ones of a product, in equal ratios (one below 64, where a tile has
-    /// all rows), and decode steps over an eighth of the context.
+    /// all rows), and decode steps over half and an eighth of the context, between those of [`Plan::contexts`].
     pub fn between(&self, each: u32) -> Vec<Problem> {
         let problems = self.problems();
         let mut list: Vec<Problem> = Vec::new();
@@ -176,11 +176,19 @@ impl Plan {
                 if let Some(next) = alike.map(|q| q.dim("m")).filter(|next| *next > m).min() {
                     sizes_between(m, next, each).for_each(|size| add(p.with(&[("m", size)])));
                 }
-            } else if p.op().name == "decode" && p.dim("context") >= 8 {
-                add(p.with(&[("context", p.dim("context") / 8)]));
+            } else {
+                [2, 8].iter().filter_map(|part| shorter(p, *part)).for_each(|p| add(Ok(p)));
             }
         }
         list
+    }
+
+    /// The decode steps of the plan over a quarter and a sixteenth of the context: how a sequence is best split over a device follows from
+    /// its length, so that what is best for the longest takes up to twice as long for a short one.
+    pub fn contexts(&self) -> Vec<Problem> {
+        let problems = self.problems();
+        let shorter = problems.iter().flat_map(|p| [4, 16].iter().filter_map(|part| shorter(p, *part)));
+        shorter.filter(|p| !problems.contains(p)).collect()
     }
 
     /// Reads a plan file: one problem a line; what follows `#` is a remark. A byte-order mark is passed over.
@@ -199,6 +207,12 @@ impl Plan {
         }
         Ok(list)
     }
+}
+
+/// A decode step over a part of the context.
+fn shorter(p: &Problem, part: i64) -> Option<Problem> {
+    let context = (p.op().name == "decode").then(|| p.dim("context") / part).filter(|context| *context > 0)?;
+    p.with(&[("context", context)]).ok()
 }
 
 /// Rows from which products have more than one row of tiles.
@@ -328,9 +342,14 @@ mod tests {
         let many = [323, 407, 645, 813, 1291, 1625, 2581, 3251, 5161, 6501];
         assert_eq!(sizes("qkv", "", "m"), [&few[..], &many[..]].concat());
         assert_eq!(sizes("matmul", "n=128256", "m"), few);
-        assert_eq!(sizes("decode", "context=512 ", "batch"), [1, 4, 16, 32, 64, 128, 256]);
+        for context in ["context=512 ", "context=2048 "] {
+            assert_eq!(sizes("decode", context, "batch"), [1, 4, 16, 32, 64, 128, 256]);
+        }
         assert!(between.iter().all(|p| !plan.problems().contains(p)));
-        assert_eq!(between.len(), 4 * 18 + 8 + 7);
+        assert_eq!(between.len(), 4 * 18 + 8 + 14);
+        let contexts = plan.contexts();
+        assert!(contexts.iter().all(|p| [256, 1024].contains(&p.dim("context")) && !between.contains(p)));
+        assert_eq!(contexts.len(), 14);
         assert_eq!(sizes_between(1024, 2048, 3).collect::<Vec<_>>(), [1217, 1449, 1723]);
         assert_eq!(sizes_between(4, 5, 3).count(), 0);
     }
