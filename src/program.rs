@@ -105,6 +105,22 @@ impl Program {
         self.steps.push(Step { role: role.into(), problem, tensors });
     }
 
+    /// These steps over those of its tensors that they use.
+    #[cfg(feature = "engine")]
+    pub(crate) fn of(&self, mut steps: Vec<Step>) -> Program {
+        let mut used = vec![false; self.tensors.len()];
+        steps.iter().flat_map(|step| &step.tensors).for_each(|at| used[*at] = true);
+        let mut program = Program::default();
+        let mut places = vec![0; self.tensors.len()];
+        for (at, tensor) in self.tensors.iter().enumerate().filter(|(at, _)| used[*at]) {
+            places[at] = program.tensors.len();
+            program.places.insert(tensor.name.clone(), program.tensors.len());
+            program.tensors.push(tensor.clone());
+        }
+        steps.iter_mut().flat_map(|step| &mut step.tensors).for_each(|at| *at = places[*at]);
+        Program { steps, ..program }
+    }
+
     /// The position of the tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<usize> {
         self.places.get(name).copied()

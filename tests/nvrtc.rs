@@ -47,6 +47,11 @@ const EXTRA: &[&str] = &[
     "rope tokens=512 heads=32 head_dim=64 dtype=bf16",
     "softmax rows=32 cols=128256 dtype=f32",
     "sample rows=1 cols=128256 dtype=f32",
+    "norm_matmul m=1 n=128256 k=2048 dtype=bf16",
+    "norm_matmul m=8 n=1000 k=264 epilogue=bias_swiglu dtype=f16",
+    "norm_matmul m=3 n=1000 k=264 epilogue=residual dtype=f32",
+    "norm_qkv m=4 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16",
+    "norm_qkv m=2 k=264 heads=3 kv_heads=1 head_dim=40 page=5 bias=1 qk_norm=1 dtype=bf16",
     "sample rows=33 cols=151936 top=5 dtype=bf16",
     "sample rows=3 cols=1003 top=20 dtype=f16",
 ];

@@ -151,6 +151,9 @@ impl Which {
         let narrow = plan.between(between);
         let mut problems = plan.problems();
         problems.extend(plan.portable().into_iter().filter(|p| !problems.contains(p)).collect::<Vec<_>>());
+        if target == Target::Cuda {
+            problems.extend(plan.fusions());
+        }
         if between > 0 {
             problems.extend(plan.contexts().into_iter().filter(|p| !problems.contains(p)).collect::<Vec<_>>());
         }

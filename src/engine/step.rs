@@ -8,7 +8,7 @@ use super::request::{Logprobs, Sampling, Token};
 use crate::backend::cuda::{Event, Graph, Stream};
 use crate::backend::{Bounds, Metadata, Tables};
 use crate::device::Target;
-use crate::model::{Cache, Model, ModelError, Pass, Tail};
+use crate::model::{Cache, Model, ModelError, Pass, Tail, with_norms_in_products};
 use crate::problem::{Dtype, Problem, SETTINGS, Storage};
 use crate::program::{Life, Named, Program};
 use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View};
@@ -192,7 +192,7 @@ impl Step {
         pass: &Pass,
         capture: Option<&Stream>,
     ) -> Result<Option<Step>, EngineError> {
-        let program = &pass.program;
+        let program = &fused(runtime, &pass.program);
         program.check()?;
         let found = lookup(runtime, program)?;
         let wanted = scratch(&found);
@@ -422,9 +422,20 @@ fn scratch(found: &HashMap<Problem, Arc<Kernel>>) -> [u64; 2] {
     })
 }
 
+/// The program with its norms in the products behind them, where a kernel that was tuned for that is predicted to take less than the two.
+fn fused(runtime: &Runtime, program: &Program) -> Program {
+    let mut known: HashMap<Problem, bool> = HashMap::new();
+    with_norms_in_products(program, |norm, product, both| {
+        *known.entry(*both).or_insert_with(|| {
+            let us = |p: &Problem| runtime.lookup(p).ok().map(|kernel| kernel.predicted_us());
+            us(both).is_some_and(|one| us(norm).zip(us(product)).is_some_and(|(norm, product)| one < norm + product))
+        })
+    })
+}
+
 /// The scratch that the kernels of a program need.
 pub(super) fn workspaces(runtime: &Runtime, program: &Program) -> Result<[u64; 2], EngineError> {
-    Ok(scratch(&lookup(runtime, program)?))
+    Ok(scratch(&lookup(runtime, &fused(runtime, program))?))
 }
 
 /// Bytes of a tensor beside others in one memory.

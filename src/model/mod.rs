@@ -5,6 +5,8 @@
 
 mod config;
 #[cfg(feature = "engine")]
+mod fusion;
+#[cfg(feature = "engine")]
 mod gguf;
 mod hub;
 mod pass;
@@ -12,6 +14,8 @@ mod plan;
 mod presets;
 mod rope;
 
+#[cfg(feature = "engine")]
+pub(crate) use fusion::with_norms_in_products;
 pub use pass::{Cache, Pass, Shape, Tail};
 pub use plan::{Buckets, Call, Phase, Plan};
 pub use rope::{Rope, Scaling};

@@ -2,7 +2,7 @@
 
 use super::{Model, ModelError, Pass};
 use crate::device::Target;
-use crate::problem::{Dtype, MAX_DIM, Problem, ProblemError, probes};
+use crate::problem::{Dtype, MAX_DIM, Problem, ProblemError, norm_and_product, probes};
 use serde::{Deserialize, Serialize};
 
 /// Part of inference.
@@ -150,6 +150,21 @@ impl Plan {
         list
     }
 
+    /// Norms and the products behind them in one kernel, for the few tokens for which that may be faster: an engine takes whatever is.
+    pub fn fusions(&self) -> Vec<Problem> {
+        let mut list: Vec<Problem> = Vec::new();
+        for product in self.calls.iter().filter(|c| NORMED.contains(&c.role.as_str())) {
+            let of_phase = self.calls.iter().filter(|c| (c.phase, c.bucket) == (product.phase, product.bucket));
+            let norms = of_phase.filter(|c| c.role == "norm" && c.problem.dim("rows") <= FEW_ROWS);
+            for both in norms.filter_map(|norm| norm_and_product(&norm.problem, &product.problem)) {
+                if !list.contains(&both) {
+                    list.push(both);
+                }
+            }
+        }
+        list
+    }
+
     /// The problems of the portable winners that answer what no bucket does, those of whatever else an engine's steps have too: a row
     /// whose token is sampled, and what a step is told.
     pub fn portable(&self) -> Vec<Problem> {
@@ -208,6 +223,12 @@ impl Plan {
         Ok(list)
     }
 }
+
+/// Most rows of a product whose blocks norm the rows themselves: each block reads them all.
+const FEW_ROWS: i64 = 8;
+
+/// Products of a model that a norm comes before.
+const NORMED: [&str; 3] = ["qkv", "gate_up", "lm_head"];
 
 /// A decode step over a part of the context.
 fn shorter(p: &Problem, part: i64) -> Option<Problem> {

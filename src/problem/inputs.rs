@@ -130,6 +130,14 @@ impl Inputs {
         true
     }
 
+    /// Gives an input these values, which its type holds exactly.
+    #[cfg(test)]
+    pub fn set(&mut self, name: &str, values: Vec<f64>) {
+        let input = self.list.iter_mut().find(|i| i.tensor.name == name).unwrap();
+        assert_eq!(input.tensor.len(), values.len() as u64);
+        input.values = Values::Floats(values.into_iter().map(|v| v as f32).collect());
+    }
+
     /// The elements of each paged cache that hold no token of any sequence, in order: memory of others, or that nobody wrote.
     /// Whoever tests a kernel fills them with NaN, which is 0xff in each byte of any float.
     pub fn unused(&self) -> Vec<Range<u64>> {

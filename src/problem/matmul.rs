@@ -29,11 +29,11 @@ pub(super) static OP: OpDef = OpDef {
 };
 
 /// Columns of x·Wᵀ that one unit of the reference covers.
-fn columns(p: &Problem) -> i64 {
+pub(super) fn columns(p: &Problem) -> i64 {
     1 + p.dim("swiglu")
 }
 
-fn tensors(p: &Problem) -> Vec<Tensor> {
+pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
     let Types { x, w, y: t, .. } = p.types;
     let [m, n, k] = ["m", "n", "k"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
@@ -53,12 +53,24 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
 }
 
 fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
+    let (k, x) = (p.dim("k") as u64, inputs.get("x"));
+    unit_of(p, inputs, unit, out, |row| (row * k..(row + 1) * k).map(|i| x.at(i)).collect());
+}
+
+/// One unit of the product of rows that are given.
+pub(super) fn unit_of(
+    p: &Problem,
+    inputs: &Inputs,
+    unit: u64,
+    out: &mut Vec<Expected>,
+    rows: impl Fn(u64) -> Vec<f64>,
+) {
     let [n, k] = ["n", "k"].map(|name| p.dim(name) as u64);
     let step = columns(p) as u64;
     let (row, col) = (unit / (n / step), unit % (n / step) * step);
-    let (x, w) = (inputs.get("x"), inputs.get("w"));
+    let (x, w) = (rows(row), inputs.get("w"));
     let product = |col: u64| {
-        let dot: f64 = (0..k).map(|i| x.at(row * k + i) * w.at(col * k + i)).sum();
+        let dot: f64 = x.iter().zip(col * k..).map(|(x, i)| x * w.at(i)).sum();
         dot + if p.dim("bias") == 1 { inputs.get("bias").at(col) } else { 0.0 }
     };
     let value = if p.dim("swiglu") == 1 {

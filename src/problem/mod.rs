@@ -10,6 +10,7 @@ mod decode;
 mod inputs;
 mod matmul;
 mod norm;
+mod normed;
 mod paged;
 mod pointwise;
 mod qkv;
@@ -23,6 +24,7 @@ pub use build::{Builder, Heads};
 #[cfg(feature = "engine")]
 pub(crate) use inputs::hash;
 pub use inputs::{Input, Inputs, hash_uniform};
+pub use normed::norm_and_product;
 #[cfg(feature = "tuner")]
 pub(crate) use reference::expected_here;
 pub use reference::{Expected, Tolerance, expected};
@@ -58,6 +60,8 @@ pub static OPS: &[&OpDef] = &[
     &pointwise::ARGMAX,
     &sample::OP,
     &advance::OP,
+    &normed::MATMUL,
+    &normed::QKV,
 ];
 
 /// What an op is: its dimensions and the pure functions over them.
@@ -66,7 +70,8 @@ pub struct OpDef {
     pub name: &'static str,
     /// One line for people.
     pub summary: &'static str,
-    /// A small problem of odd sizes, without its types: the one that portable code is checked and timed on.
+    /// A small problem of odd sizes, without its types: the one that portable code is checked and timed on. Empty for what is several
+    /// ops in one, which no portable code has.
     pub probe: &'static str,
     /// Its dimensions in the order of the text form.
     pub dims: &'static [DimDef],

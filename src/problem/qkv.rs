@@ -35,17 +35,17 @@ pub(super) static OP: OpDef = OpDef {
 };
 
 /// Columns of x·Wᵀ: the Q heads, the K heads, the V heads.
-fn width(p: &Problem) -> i64 {
+pub(super) fn width(p: &Problem) -> i64 {
     (p.dim("heads").saturating_add(2 * p.dim("kv_heads"))).saturating_mul(p.dim("head_dim"))
 }
 
 /// Columns that one unit of the reference covers: a pair that rotates, or the head that is normed.
-fn columns(p: &Problem) -> i64 {
+pub(super) fn columns(p: &Problem) -> i64 {
     if p.dim("qk_norm") == 1 { p.dim("head_dim") } else { 2 }
 }
 
 /// Two times the rows, so that the slots that are written are scattered.
-fn pages(p: &Problem) -> i64 {
+pub(super) fn pages(p: &Problem) -> i64 {
     2 * (p.dim("m") + p.dim("page") - 1) / p.dim("page").max(1)
 }
 
@@ -59,7 +59,7 @@ pub(super) fn padded(slots: &mut [i32]) {
     slots.iter_mut().enumerate().filter(|(row, _)| padding(*row as u64)).for_each(|(_, slot)| *slot = -1);
 }
 
-fn check(p: &Problem) -> Result<(), String> {
+pub(super) fn check(p: &Problem) -> Result<(), String> {
     let [m, d, page, pages] = ["m", "head_dim", "page", "pages"].map(|name| p.dim(name));
     if d % 2 != 0 {
         return Err("RoPE rotates pairs, so head_dim must be even".into());
@@ -82,7 +82,7 @@ fn check(p: &Problem) -> Result<(), String> {
     Ok(())
 }
 
-fn tensors(p: &Problem) -> Vec<Tensor> {
+pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
     let t = p.types.x;
     let [m, n, k, heads, kv] = ["m", "n", "k", "heads", "kv_heads"].map(|name| p.dim(name));
     let [d, page, pages, max_pos] = ["head_dim", "page", "pages", "max_pos"].map(|name| p.dim(name));
@@ -116,12 +116,24 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
 }
 
 fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
+    let (k, x) = (p.dim("k") as u64, inputs.get("x"));
+    unit_of(p, inputs, unit, out, |row| (row * k..(row + 1) * k).map(|i| x.at(i)).collect());
+}
+
+/// One unit of the product of rows that are given.
+pub(super) fn unit_of(
+    p: &Problem,
+    inputs: &Inputs,
+    unit: u64,
+    out: &mut Vec<Expected>,
+    rows: impl Fn(u64) -> Vec<f64>,
+) {
     let [n, k, heads, kv, d, page] = ["n", "k", "heads", "kv_heads", "head_dim", "page"].map(|name| p.dim(name) as u64);
     let step = columns(p) as u64;
     let (row, first) = (unit / (n / step), unit % (n / step) * step);
-    let (x, w) = (inputs.get("x"), inputs.get("w"));
+    let (x, w) = (rows(row), inputs.get("w"));
     let product = |col: u64| {
-        let dot: f64 = (0..k).map(|i| x.at(row * k + i) * w.at(col * k + i)).sum();
+        let dot: f64 = x.iter().zip(col * k..).map(|(x, i)| x * w.at(i)).sum();
         dot + if p.dim("bias") == 1 { inputs.get("bias").at(col) } else { 0.0 }
     };
     let mut values: Vec<f64> = (first..first + step).map(product).collect();

@@ -119,6 +119,12 @@ impl Kernel {
         self.code.median_us
     }
 
+    /// The microseconds that its problem is predicted to take.
+    #[cfg(feature = "engine")]
+    pub(crate) fn predicted_us(&self) -> f64 {
+        self.code.predicted_us(&self.problem)
+    }
+
     /// Scratch bytes that a launch needs; 0 for none.
     pub fn workspace_bytes(&self) -> u64 {
         self.launch.workspace

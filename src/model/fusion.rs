@@ -1,0 +1,69 @@
+//! Rewrites of a program that leave its results alone: steps that one kernel can do together.
+
+use crate::problem::{Problem, Role, norm_and_product};
+use crate::program::{Life, Program, Step};
+
+/// The program with each norm and the product that alone reads what it leaves as one step, where `better` says so of the problems of the
+/// norm, of the product, and of both in one.
+pub(crate) fn with_norms_in_products(
+    program: &Program,
+    mut better: impl FnMut(&Problem, &Problem, &Problem) -> bool,
+) -> Program {
+    let mut readers = vec![0; program.tensors.len()];
+    for step in &program.steps {
+        let described = step.problem.tensors();
+        described.iter().zip(&step.tensors).filter(|(t, _)| t.role == Role::In).for_each(|(_, at)| readers[*at] += 1);
+    }
+    let mut both = |norm: &Step, product: &Step| -> Option<Step> {
+        let [x, weight, normed] = norm.tensors[..] else { return None };
+        let (first, rest) = product.tensors.split_first()?;
+        if *first != normed || readers[normed] != 1 || program.tensors[normed].life != Life::Activation {
+            return None;
+        }
+        let problem = norm_and_product(&norm.problem, &product.problem)?;
+        better(&norm.problem, &product.problem, &problem).then(|| Step {
+            role: format!("norm+{}", product.role),
+            problem,
+            tensors: [x, weight].iter().chain(rest).copied().collect(),
+        })
+    };
+    let mut steps = Vec::with_capacity(program.steps.len());
+    let mut left = program.steps.iter().peekable();
+    while let Some(step) = left.next() {
+        let one = left.peek().and_then(|next| both(step, next));
+        if one.is_some() {
+            left.next();
+        }
+        steps.push(one.unwrap_or_else(|| step.clone()));
+    }
+    program.of(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Cache, Model, Pass, Shape};
+    use crate::problem::Dtype;
+
+    #[test]
+    fn every_program_chains_with_norms_in_products() {
+        for name in Model::presets() {
+            let model = Model { layers: 2, ..Model::preset(name).unwrap() };
+            let cache = Cache { page: 64, pages: 64, max_pages: 16, max_pos: 1024 };
+            for shape in [Shape::decode(4, 512), Shape::prompt(512), Shape { logits: 0, ..Shape::chunk(64, 2, 512) }] {
+                let program = Pass::of(&model, shape, cache, Dtype::Bf16).unwrap().program;
+                let all = with_norms_in_products(&program, |_, _, _| true);
+                all.check().unwrap();
+                let norms = |p: &Program| p.steps.iter().filter(|s| s.problem.op().name == "rmsnorm").count();
+                let (before, after) = (norms(&program), norms(&all));
+                // Before qkv and gate_up of each layer and the head; where the pass ends with the cache, three of two layers.
+                assert_eq!((before, after), (if shape.logits == 0 { 3 } else { 5 }, 0), "{name}");
+                assert_eq!(all.steps.len() + before, program.steps.len());
+                assert_eq!(with_norms_in_products(&program, |_, _, _| false), program);
+                // Each weight is still there, each once.
+                let weights = |p: &Program| p.tensors.iter().filter(|t| t.life == Life::Weight).count();
+                assert_eq!(weights(&all), weights(&program));
+            }
+        }
+    }
+}
