@@ -165,7 +165,7 @@ production() {
 # A small random model in a program of one's own: from its files and a bundle, in an empty environment.
 engine() {
     # With the features of the tests: it is built then.
-    cargo build --locked --workspace --example engine || return 1
+    cargo build --locked --workspace --example engine --example load || return 1
     folder=$(mktemp -d) || return 1
     (
         jitune=$target/debug/jitune
@@ -177,7 +177,9 @@ engine() {
             "$jitune" run --target cpu --db db --model ./model --ids 1,5,7 --max-tokens 4 --ignore-eos &&
             "$jitune" export --target cpu --db db -o model.jitune &&
             env -i PATH= "$target/debug/examples/engine" model model.jitune 1,5,7 3,4 96,1,2,3 | tee said &&
-            grep -q 'ended: 3' said
+            grep -q 'ended: 3' said &&
+            env -i PATH= "$target/debug/examples/load" model model.jitune --device cpu:0 --requests 5 --prompt 40 --answer 40 --tokens 32 &&
+            env -i PATH= "$target/debug/examples/load" model model.jitune --device cpu:0 --long 200 --beside 2 --prompt 9 --answer 200 --tokens 64
     )
     code=$?
     rm -rf "$folder"
