@@ -16,9 +16,7 @@ jitune=$(realpath "$1"); out=$2; shift 2
 here=$(dirname "$0")
 mkdir -p "$out"; out=$(realpath "$out")
 db=$out/db
-failed=0
-say() { printf '\n== %s\n' "$*"; }
-fail() { printf 'FAILED: %s\n' "$*"; failed=1; }
+. "$here/common.sh"
 
 step_tune() {
   say "tune llama-3.2-1b from an empty database"
@@ -53,12 +51,6 @@ step_compare() {
   "$jitune" compare --model llama-3.2-1b ${PEERS:+--peer-dir "$PEERS"} --db "$db" ${COMPARE:-} -o "$out/compare" \
     > "$out/compare.txt" 2> "$out/compare.log" || fail "compare: exit code $?"
   cat "$out/compare.txt"
-}
-
-# Writes the fault template with its planted candidates at one place of the order.
-plant() {
-  mkdir -p "$out/planted-$1"; cp "$here/planted.cu" "$out/planted-$1/gelu.cu"
-  sed "s/@ORDER@/$2/; s/@WHICH@/$3/" "$here/planted.toml" > "$out/planted-$1/gelu.toml"
 }
 
 step_faults() {
@@ -119,14 +111,8 @@ step_right() {
 
 step_sanitize() {
   say "compute-sanitizer"
-  local tool; tool=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2> /dev/null | head -n 1)
-  [ -n "$tool" ] || { fail "compute-sanitizer is not here"; return; }
-  # Neighbouring allocations touch, so a write just outside lands in the next one: padding keeps them apart.
-  plant none 'which' '0, 1, 2'; plant bug 'which' '14, 15'
-  "$tool" --padding 4096 --report-api-errors no --error-exitcode 9 "$jitune" try 'gelu rows=8 cols=64' --templates "$out/planted-bug" --template gelu --config which=14 --rounds 0 --exact-memory > "$out/bug.txt" 2>&1
-  grep -q 'Invalid __global__ write' "$out/bug.txt" && echo "memcheck sees the planted write outside" || fail "memcheck misses the planted bug"
-  "$tool" --tool racecheck --error-exitcode 9 "$jitune" try 'gelu rows=8 cols=64' --templates "$out/planted-bug" --template gelu --config which=15 --rounds 0 --exact-memory > "$out/race.txt" 2>&1
-  grep -q 'hazard' "$out/race.txt" && echo "racecheck sees the planted race" || fail "racecheck misses the planted bug"
+  local tool; tool=$(sanitizer) || { fail "compute-sanitizer is not here"; return; }
+  planted_bugs_are_seen "$tool"
   export jitune out tool
   one() {
     local template=$1 problem=$2 kind=$3 config log; log=$(mktemp "$out/san.XXXXXX")
@@ -157,9 +143,7 @@ step_bundle() {
   say "bundle"
   "$jitune" export --db "$db" -o "$out/llama-3.2-1b.jitune" --model llama-3.2-1b || fail "export: exit code $?"
   "$jitune" inspect "$out/llama-3.2-1b.jitune" | tail -n 3
-  # NVRTC hidden: a folder without it, and a loader path without it.
-  env -u LD_LIBRARY_PATH JITUNE_NVRTC=/nonexistent HIDE=1 unshare -m bash -c '
-    for f in $(find / -xdev -name "libnvrtc.so*" 2> /dev/null); do mount --bind /dev/null "$f"; done
+  without_nvrtc bash -c '
     "$0" doctor --db /tmp | grep NVRTC
     "$0" verify "$1"' "$jitune" "$out/llama-3.2-1b.jitune" > "$out/verify.txt" 2>&1 || fail "verify: exit code $?"
   head -n 2 "$out/verify.txt"; tail -n 4 "$out/verify.txt"
@@ -169,6 +153,4 @@ step_bundle() {
   tail -n 6 "$out/production.txt"
 }
 
-for step in "$@"; do "step_$step"; done
-[ $failed = 0 ] && echo "all steps passed" || echo "some steps failed"
-exit $failed
+run_steps "$@"
