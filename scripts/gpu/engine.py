@@ -15,6 +15,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 # Microseconds of a whole step on an H100, by model, phase, rows and context.
@@ -249,9 +250,9 @@ def timed(file, label, *command):
     watch = command[0] == "--memory"
     command, before, samples = command[watch:], None, None
     if watch and (before := memory_used()) is not None:
-        samples = subprocess.Popen(["nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-lms", "50"],
-                                   stdout=subprocess.PIPE, text=True)
-        time.sleep(0.5)
+        samples, done = [before], threading.Event()
+        watcher = threading.Thread(target=lambda: [samples.append(memory_used() or 0) for _ in iter(lambda: done.wait(0.02), True)])
+        watcher.start()
     begun = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     first = process.stdout.readline()
@@ -260,8 +261,9 @@ def timed(file, label, *command):
     code = process.wait()
     used = None
     if samples:
-        samples.terminate()
-        used = max((int(w) for w in samples.communicate()[0].split() if w.isdigit()), default=before) - before
+        done.set()
+        watcher.join()
+        used = max(samples) - before
     if code or not first:
         sys.exit(f"{label}: exit code {code}, and it said {first.strip() or 'nothing'}")
     line = {"label": label, "first_line_s": first_s, "wall_s": time.monotonic() - begun, "used_mib": used, "said": json.loads(first)}

@@ -11,8 +11,9 @@
 #   start     from exec to the first token with the weights in the page cache, also without NVRTC; memory, planned and taken
 #   sanitize  compute-sanitizer over captured steps and mixed steps of a small model, and on planted bugs
 # A model that is not in $MODELS is left out of a step. $LOADER is the built example `load`. $BUNDLE is a sealed bundle to run on in place of
-# FOLDER/kernels.jitune, which is sealed where it is not there. Raw data lie under FOLDER. TARGET=cpu tries the script itself, with small models
-# under the names of large ones; $LOAD, $TTFT, $LONG, $TRACE then hold options of `load`, and $GRID those of `jitune step`.
+# FOLDER/kernels.jitune, which is sealed where it is not there. Raw data lie under FOLDER. `load` takes llama-3.1-8b too where $LOAD8 is
+# set, and its runs end after $SECONDS_EACH (300) s. TARGET=cpu tries the script itself, with small models under the names of large ones: $LOAD, $TTFT, $LONG, $TRACE hold options of
+# `load` and $GRID those of `jitune step` in place of the usual ones, $KL those of kl.py. The limits are those of one H100.
 set -u
 jitune=$(realpath "$1"); out=$2; shift 2
 here=$(dirname "$0")
@@ -39,11 +40,10 @@ step_models8() { say "models of 8 billion"; mkdir -p "$models"; random_model lla
 
 step_seal() {
   say "seal the winners of $db"
-  local name
+  local model
   # What has no winner yet gets a portable one, as a model is run.
-  for name in $(those llama-3.2-1b qwen3-0.6b llama-3.1-8b) ${SMOLLM2:+"$SMOLLM2"}; do
-    [ -e "$name" ] || name=$models/$name
-    "$jitune" run --model "$name" "${on[@]}" --db "$db" --ids 1,2 --max-tokens 1 --ignore-eos --json > /dev/null 2> "$out/seal.log" || { fail "$name: exit code $?"; tail -n 3 "$out/seal.log"; }
+  for model in $(those llama-3.2-1b qwen3-0.6b llama-3.1-8b | sed "s|^|$models/|") ${SMOLLM2:+"$SMOLLM2"}; do
+    "$jitune" run --model "$model" "${on[@]}" --db "$db" --ids 1,2 --max-tokens 1 --ignore-eos --json > /dev/null 2> "$out/seal.log" || { fail "$model: exit code $?"; tail -n 3 "$out/seal.log"; }
   done
   # Exit code 1: some winner could not be sealed, and the rest is there.
   "$jitune" export --target "$target" --db "$db" -o "$bundle" 2>&1 | tail -n 4; [ "${PIPESTATUS[0]}" -le 1 ] || fail "export"
@@ -88,7 +88,7 @@ step_kl() {
 # Runs the example with these options after the model's name, and keeps its lines.
 loaded() {
   local file=$1 name=$2; shift 2
-  "$load" "$models/$name" "$bundle" --device "$target:0" --dtype "$dtype" "$@" >> "$out/$file" 2>> "$out/load.log" || { fail "load $name $*"; tail -n 2 "$out/load.log"; }
+  timeout "${SECONDS_EACH:-300}" "$load" "$models/$name" "$bundle" --device "$target:0" --dtype "$dtype" "$@" >> "$out/$file" 2>> "$out/load.log" || { fail "load $name $*"; tail -n 2 "$out/load.log"; }
 }
 # Steps beside which they are held.
 kernels() {
@@ -136,14 +136,13 @@ step_long() {
 
 # Builds the library that traces graphs, with the headers and the library of the toolkit or of Python's packages.
 build_trace() {
-  local roots headers=() libs=() root
+  local roots headers=() root file lib=
   roots=$(ls -d /usr/local/cuda/extras/CUPTI /usr/local/cuda/targets/*-linux /usr/local/cuda /usr/local/cuda-*/extras/CUPTI /usr/local/cuda-* 2> /dev/null
     python3 -c 'import sys; [print(p + "/nvidia/" + d) for p in sys.path for d in ("cu13", "cuda_cupti", "cuda_runtime")]')
   for root in $roots ${CUPTI:-}; do
     [ -e "$root/include/cuda.h" ] || [ -e "$root/include/cupti.h" ] && headers+=("-I$root/include")
-    for root in "$root/lib64" "$root/lib"; do libs+=("$root"/libcupti.so*); done
+    for file in "$root"/lib64/libcupti.so* "$root"/lib/libcupti.so*; do [ -z "$lib" ] && [ -e "$file" ] && lib=$file; done
   done
-  local lib; lib=$(ls "${libs[@]}" 2> /dev/null | head -n 1)
   [ -n "$lib" ] || { fail "libcupti is not here: pip install nvidia-cuda-cupti, or name its folder with include and lib in CUPTI"; return 1; }
   gcc -O2 -shared -fPIC "${headers[@]}" -o "$out/trace.so" "$here/trace.c" "$lib" "-Wl,-rpath,$(dirname "$(realpath "$lib")")" 2> "$out/trace.log" ||
     { fail "trace.c"; head -n 5 "$out/trace.log"; return 1; }
@@ -153,7 +152,7 @@ build_trace() {
 step_trace() {
   say "gaps between graphs in steady decode"
   sealed && build_trace || return
-  rm -f "$out"/graphs-*.txt "$out"/untraced-*.jsonl "$out"/trace-*.jsonl
+  rm -f "$out"/graphs-*.txt "$out/traced.jsonl" "$out"/untraced-*.jsonl "$out"/trace-*.jsonl
   local name batch options
   for name in $(those llama-3.2-1b); do
     for batch in ${BATCHES:-64 256}; do
@@ -230,19 +229,20 @@ step_sanitize() {
     # It says so itself, of what it has watched.
     if [ $rc = 0 ] && grep -qE 'SUMMARY: 0 (errors|hazards)' "$log"; then echo "clean  $name"; else echo "rc $rc  $name"; grep -m 5 -E '=====|jitune:|load:' "$log" | cut -c1-118; fi
   }
-  # Nothing is timed, so several share the GPU.
+  # Nothing is timed, so all share the GPU.
+  rm -f "$out"/sanitize-*
   for kind in memcheck racecheck; do
     for kernels in tuned portable; do
       # A prompt in two parts, over the cache; then steps that are graphs.
-      one "$kind-$kernels-greedy" "${run[@]}" --bundle "$small/$kernels.jitune" --ids "$(ids 600)" --max-tokens 6 &
-      one "$kind-$kernels-sampled" "${run[@]}" --bundle "$small/$kernels.jitune" --ids "$(ids 20)" --max-tokens 4 --temperature 0.8 --repetition-penalty 1.1 &
+      one "$kind-$kernels-greedy" "${run[@]}" --bundle "$small/$kernels.jitune" --ids "$(ids 600)" --max-tokens 6 > "$out/sanitize-$kind-$kernels-greedy.out" &
+      one "$kind-$kernels-sampled" "${run[@]}" --bundle "$small/$kernels.jitune" --ids "$(ids 20)" --max-tokens 4 --temperature 0.8 --repetition-penalty 1.1 > "$out/sanitize-$kind-$kernels-sampled.out" &
       # Parts of prompts beside rows that decode.
-      one "$kind-$kernels-mixed" "$load" "$small/model" "$small/$kernels.jitune" --device "$target:0" --dtype "$dtype" --requests 3 --prompt 100 --answer 6 --tokens 64 --memory 268435456 &
+      one "$kind-$kernels-mixed" "$load" "$small/model" "$small/$kernels.jitune" --device "$target:0" --dtype "$dtype" --requests 3 --prompt 100 --answer 6 --tokens 64 --memory 268435456 > "$out/sanitize-$kind-$kernels-mixed.out" &
     done
-    wait
-  done > "$out/sanitize.out"
-  cat "$out/sanitize.out"
-  [ "$(grep -c '^clean' "$out/sanitize.out")" = 12 ] || fail "sanitize"
+  done
+  wait
+  cat "$out"/sanitize-*.out
+  [ "$(cat "$out"/sanitize-*.out | grep -c '^clean')" = 12 ] || fail "sanitize"
 }
 
 [ "$target" = cuda ] && nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv,noheader
