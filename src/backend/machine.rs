@@ -240,10 +240,20 @@ impl Bound {
 
     /// Launches it. On a stream it is enqueued, or captured; on the host it has run when this returns.
     pub fn launch<'q>(&self, queue: impl Into<Queue<'q>>) -> Result<(), BackendError> {
-        match (&self.kind, queue.into()) {
+        self.enqueue(queue.into(), true)
+    }
+
+    /// The same, but on a stream it begins when all before it has ended, even where the kernel is made to begin earlier.
+    #[cfg(feature = "engine")]
+    pub(crate) fn launch_behind<'q>(&self, queue: impl Into<Queue<'q>>) -> Result<(), BackendError> {
+        self.enqueue(queue.into(), false)
+    }
+
+    fn enqueue(&self, queue: Queue<'_>, early: bool) -> Result<(), BackendError> {
+        match (&self.kind, queue) {
             (Kind::Cuda(bound), Queue::Cuda(stream)) => {
                 stream.keep(|| Box::new(self.views.clone()));
-                bound.launch(stream)
+                bound.enqueue(stream, early)
             }
             (Kind::Cpu(bound), Queue::Host) => {
                 let Machine::Cpu(pool) = &self.views.executable.machine else { return Ok(()) };

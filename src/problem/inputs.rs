@@ -185,7 +185,7 @@ fn indices(kind: IndexFill, len: u64, seed: u64) -> Vec<i32> {
         IndexFill::TopK(turns) => turns.top_k(len, seed),
         IndexFill::Bits => (0..len).map(|i| (hash(seed, 2 * i) & hash(seed, 2 * i + 1)) as i32).collect(),
         IndexFill::Told { ids, rows } => {
-            let asks = |i| i < ids as u64 && hash(seed, 2 * i) % 2 == 0;
+            let asks = |i| i < ids as u64 && hash(seed, 2 * i).is_multiple_of(2);
             let row = |i| (hash(seed, 2 * i + 1) % rows.max(1) as u64) as i32;
             (0..len).map(|i| if asks(i) { -1 - row(i) } else { hash(seed, 2 * i + 1) as i32 & 0xffff }).collect()
         }

@@ -213,8 +213,15 @@ impl Bound {
     }
 
     /// Enqueues its kernels on a stream; also inside a capture.
+    #[cfg(feature = "tuner")]
     pub(crate) fn launch<'s>(&self, stream: impl Into<StreamRef<'s>>) -> Result<(), BackendError> {
+        self.enqueue(stream, true)
+    }
+
+    /// The same. The first of them begins `early`, before what was enqueued last has ended, where it is made for that, or else behind it.
+    pub(crate) fn enqueue<'s>(&self, stream: impl Into<StreamRef<'s>>, early: bool) -> Result<(), BackendError> {
         let (stream, context) = (stream.into(), &self.executable.module.context);
+        let mut early = early;
         stream.of(context)?;
         let _current = context.bind()?;
         for ((k, function), slots) in self.executable.kernels.iter().zip(&self.executable.handles).zip(&self.slots) {
@@ -231,7 +238,7 @@ impl Bound {
                     sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: k.cluster, y: 1, z: 1 };
                 count += 1;
             }
-            if k.pdl {
+            if k.pdl && std::mem::replace(&mut early, true) {
                 attributes[count].id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
                 attributes[count].value.programmaticStreamSerializationAllowed = 1;
                 count += 1;
