@@ -11,9 +11,10 @@
 #   start     from exec to the first token with the weights in the page cache, also without NVRTC; memory, planned and taken
 #   sanitize  compute-sanitizer over captured steps and mixed steps of a small model, and on planted bugs
 # A model that is not in $MODELS is left out of a step. $LOADER is the built example `load`. $BUNDLE is a sealed bundle to run on in place of
-# FOLDER/kernels.jitune, which is sealed where it is not there. Raw data lie under FOLDER. `load` takes llama-3.1-8b too where $LOAD8 is
-# set, and its runs end after $SECONDS_EACH (300) s. TARGET=cpu tries the script itself, with small models under the names of large ones: $LOAD, $TTFT, $LONG, $TRACE hold options of
-# `load` and $GRID those of `jitune step` in place of the usual ones, $KL those of kl.py. The limits are those of one H100.
+# FOLDER/kernels.jitune, which is sealed where it is not there. Raw data lie under FOLDER. `load` takes llama-3.1-8b too where $LOAD8 is set;
+# a run of the example ends after $SECONDS_EACH (300) s. The limits are those of one H100.
+# TARGET=cpu tries the script itself, with small models under the names of large ones: $LOAD, $TTFT, $LONG, $TRACE, $BATCHES hold options of the
+# example and $GRID those of `jitune step` in place of the usual ones, $KL those of kl.py.
 set -u
 jitune=$(realpath "$1"); out=$2; shift 2
 here=$(dirname "$0")
