@@ -56,14 +56,14 @@ step_steps() {
   sealed || return
   rm -f "$out"/steps-*.jsonl "$out"/answers-*.jsonl
   local name i
-  time_steps() { "$jitune" step --model "$models/$1" "${on[@]}" --bundle "$bundle" --json --rounds 127 "${@:2}" >> "$out/steps-$1-$i.jsonl" 2>> "$out/steps.log" || fail "$*: exit code $?"; }
+  time_steps() { "$jitune" step --model "$models/$1" "${on[@]}" --bundle "$bundle" --json "${@:2}" >> "$out/steps-$1-$i.jsonl" 2>> "$out/steps.log" || fail "$*: exit code $?"; }
   for i in 1 2 3; do
     for name in $(those llama-3.2-1b); do
-      # 32 tokens of prompt and 127 dependent steps.
-      time_steps "$name" --batch 1,32 --context 160
-      time_steps "$name" --batch 1 --context 4096
+      # After 32 tokens 128 dependent steps: eight rounds of 16, of which the first is not counted.
+      time_steps "$name" --batch 1,32 --context 160 --rounds 7
+      time_steps "$name" --batch 1 --context 4096 --rounds 20
     done
-    for name in $(those llama-3.1-8b); do time_steps "$name" --batch 1 --context 160; done
+    for name in $(those llama-3.1-8b); do time_steps "$name" --batch 1 --context 160 --rounds 7; done
     for name in $(those llama-3.2-1b llama-3.1-8b); do
       "$jitune" run --model "$models/$name" "${on[@]}" --bundle "$bundle" --ids "$(ids 32)" --max-tokens 128 --temperature 0 --ignore-eos --json \
         > "$out/answers-$name-$i.jsonl" 2>> "$out/steps.log" || fail "$name: exit code $?"
