@@ -164,39 +164,48 @@ def long(folder):
 
 
 def gaps_of(file):
-    """Microseconds from the end of each graph to the start of the next, in the steady part, and those of each graph."""
+    """Of the steady part, microseconds from the end of what runs to the start of what comes next, and microseconds of each graph."""
     launches = sorted((int(start), int(end), graph) for graph, _, start, end in (line.split() for line in open(file)) if start != "0")
-    if not launches:
-        return [], []
     times = {}
     for at, (_, _, graph) in enumerate(launches):
-        times.setdefault(graph, []).append(at)
+        if graph != "0":
+            times.setdefault(graph, []).append(at)
+    if not times:
+        return [], []
     # The steady part is where the graph runs that runs most often, but for a tenth at either end.
     most = max(times.values(), key=len)
     cut = len(most) // 10
     steady = launches[most[cut]:most[-1 - cut] + 1]
-    return [(b[0] - a[1]) / 1e3 for a, b in zip(steady, steady[1:])], [(end - start) / 1e3 for start, end, _ in steady]
+    gaps, end = [], steady[0][1]
+    for start, then, _ in steady[1:]:
+        gaps.append((start - end) / 1e3)
+        end = max(end, then)
+    return gaps, [(end - start) / 1e3 for start, end, graph in steady if graph != "0"]
 
 
 def trace(folder):
+    global missed
     rows, more = [], []
     kernels = steps_of(f"{folder}/trace-steps-*.jsonl")
-    for file in sorted(glob.glob(f"{folder}/graphs-*.txt"), key=lambda f: int(f.rsplit("-", 1)[1][:-4])):
-        model, batch = pathlib.Path(file).stem.split("graphs-")[1].rsplit("-", 1)
+    files = [file for what in ("graphs", "idle") for file in glob.glob(f"{folder}/{what}-*.txt")]
+    for file in sorted(files, key=lambda f: (int(f.rsplit("-", 1)[1][:-4]), f)):
+        what, name = pathlib.Path(file).stem.split("-", 1)
+        model, batch = name.rsplit("-", 1)
+        what = {"graphs": "between graphs", "idle": "nothing runs"}[what]
         gaps, graphs = gaps_of(file)
         if len(gaps) < 10:
-            rows.append([model, batch, len(gaps), *"-------", "MISS few"])
-            globals()["missed"] += 1
+            rows.append([model, batch, what, len(gaps), *"-------", "MISS few"])
+            missed += 1
             continue
         gaps.sort()
         share = [gaps[min(len(gaps) - 1, int(len(gaps) * s))] for s in (0.5, 0.9, 0.99)]
-        rows.append([model, batch, len(gaps), number(median(graphs)), *(number(g, 2) for g in (gaps[0], *share, gaps[-1])),
+        rows.append([model, batch, what, len(gaps), number(median(graphs)), *(number(g, 2) for g in (gaps[0], *share, gaps[-1])),
                      sum(g > GAP_US for g in gaps), limit(gaps[-1], GAP_US)])
     if not rows:
-        globals()["missed"] += 1
+        missed += 1
         print("no graph was traced")
-    print("us from the end of a graph to the start of the next")
-    table(["model", "batch", "gaps", "graph us", "least", "median", "p90", "p99", "max", f"> {GAP_US}", ""], rows)
+    print("us from the end of a graph to the start of the next, and us in which neither a graph nor a kernel by itself runs")
+    table(["model", "batch", "gaps", "count", "graph us", "least", "median", "p90", "p99", "max", f"> {GAP_US}", ""], rows)
     print()
     for line in read(f"{folder}/untraced-*.jsonl"):
         step = kernels.get((line["model"], "decode", line["requests"], line["prompt"] + line["answer"] // 2))

@@ -153,13 +153,15 @@ build_trace() {
 step_trace() {
   say "gaps between graphs in steady decode"
   sealed && build_trace || return
-  rm -f "$out"/graphs-*.txt "$out/traced.jsonl" "$out"/untraced-*.jsonl "$out"/trace-*.jsonl
+  rm -f "$out"/graphs-*.txt "$out"/idle-*.txt "$out/traced.jsonl" "$out"/untraced-*.jsonl "$out"/trace-*.jsonl
   local name batch options
   for name in $(those llama-3.2-1b); do
     for batch in ${BATCHES:-64 256}; do
       # All decode in one bucket of contexts, 512 to 1024.
       options="--requests $batch ${TRACE:---prompt 600 --answer 400}"
       CUDA_INJECTION64_PATH=$out/trace.so TRACE_FILE=$out/graphs-$name-$batch.txt loaded traced.jsonl "$name" $options
+      # What a step launches beside its graph is in the gaps of the first, and traced in the second.
+      CUDA_INJECTION64_PATH=$out/trace.so TRACE_KERNELS=1 TRACE_FILE=$out/idle-$name-$batch.txt loaded traced.jsonl "$name" $options
       loaded "untraced-$name-$batch.jsonl" "$name" $options
       kernels "trace-steps-$name.jsonl" "$name" ${GRID:---context 800} --batch "$batch"
     done
