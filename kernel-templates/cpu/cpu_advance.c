@@ -8,4 +8,5 @@ void cpu_advance(const jt_arg *args, long task, long tasks) {
   (void)task, (void)tasks;
   for (long i = 0; i < words; i++) y[i] = i < ids && told[i] < 0 ? last[min_l(-1L - told[i], rows - 1)] : told[i];
   for (long i = 0; i < rows; i++) said[i] = last[i];
+  said[rows] = told[words - 1];
 }

@@ -47,7 +47,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let opened = args.open.open()?;
     let mut options = opened.options(longest);
     options.sequences = args.batch.iter().copied().max().unwrap_or(1);
-    options.tokens = args.prefill.iter().copied().max().unwrap_or(1).max(options.sequences);
+    // What a decode sees is read in chunks of a size that computes well.
+    options.tokens = args.prefill.iter().copied().max().unwrap_or(1).max(options.sequences).max(longest.min(512));
     let (runtime, mut line) = (opened.runtime(&options)?, Loading::default());
     let timer = Timer::open(runtime, &opened.model, &opened.weights, options, |there, all| line.show(there, all));
     drop(line);

@@ -150,6 +150,18 @@ impl Memory {
         }
     }
 
+    /// A word of memory that is shared, as it is now: a kernel may be about to write it.
+    #[cfg(feature = "engine")]
+    pub(crate) fn word(&self, at: u64) -> Result<i32, BackendError> {
+        let have = self.len();
+        if !at.is_multiple_of(4) || at.checked_add(4).is_none_or(|end| end > have) || matches!(&*self.0, Kind::Cuda(_))
+        {
+            return Err(BackendError::Range { at, len: 4, have });
+        }
+        // SAFETY: inside memory of the host's, and aligned.
+        Ok(unsafe { ((self.address() + at) as *const i32).read_volatile() })
+    }
+
     /// Whether kernels on this machine may be bound to it.
     fn belongs(&self, machine: &Machine) -> Result<(), BackendError> {
         let on_gpu = |mine: &Arc<cuda::Context>, context: &Arc<cuda::Context>| match mine.ordinal() == context.ordinal()

@@ -131,13 +131,14 @@ impl Tables {
         Ok(())
     }
 
-    /// As they lie in memory.
-    fn bytes(&self) -> Vec<u8> {
+    /// As they lie in memory, with a number behind them.
+    fn bytes(&self, number: i32) -> Vec<u8> {
         let mut all = Vec::new();
         for list in self.all() {
             all.extend(list.iter().flat_map(|v| v.to_le_bytes()));
             all.resize(all.len().next_multiple_of(ALIGNMENT as usize), 0);
         }
+        all.extend(number.to_le_bytes());
         all
     }
 }
@@ -153,17 +154,18 @@ impl Metadata {
     pub(crate) fn new(machine: &Machine, bounds: Bounds) -> Result<Metadata, BackendError> {
         let mut tables = Tables::default();
         tables.pad(&bounds);
-        let bytes = tables.bytes();
+        let bytes = tables.bytes(0);
         let metadata = Metadata { memory: Memory::new(machine, bytes.len() as u64)?, bounds };
         metadata.memory.upload(&bytes)?;
         Ok(metadata)
     }
 
-    /// Writes tables where `advance` reads them: into memory that is shared, and at which no kernel is. `last` is the number of rows
-    /// for which the step before chose tokens. Where a table is out of its bounds nothing is written.
-    pub fn tell(&self, tables: &Tables, last: i64, told: &Memory) -> Result<(), BackendError> {
+    /// Writes tables where `advance` reads them, and a number that it says when it has: into memory that is shared, and at which no
+    /// kernel is. `last` is the number of rows for which the step before chose tokens. Where a table is out of its bounds nothing is
+    /// written.
+    pub fn tell(&self, tables: &Tables, number: i32, last: i64, told: &Memory) -> Result<(), BackendError> {
         tables.check(&self.bounds, last).map_err(|why| BackendError::Metadata { why })?;
-        told.upload(&tables.bytes())
+        told.upload(&tables.bytes(number))
     }
 
     /// All of it, which `advance` writes; and as how many words, of which the first so many are ids.

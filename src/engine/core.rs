@@ -12,7 +12,7 @@ use super::schedule::{self, Id, Limits, Row, Scheduler, UNKNOWN};
 use super::step::{Choice, Step, Stores, stream};
 use super::{EngineError, Options, Sink};
 use crate::backend::Tables;
-use crate::backend::cuda::{Event as Mark, Stream};
+use crate::backend::cuda::Stream;
 use crate::model::{Model, Pass, Phase, Shape, Tail};
 use crate::problem::{Dtype, hash};
 use crate::runtime::Runtime;
@@ -33,12 +33,12 @@ pub(super) struct Core {
     dtype: Dtype,
     pub sizes: Sizes,
     stores: Stores,
-    /// Where launches go on a GPU, and what is recorded there in either turn.
-    stream: Option<(Stream, [Mark; 2])>,
+    /// Where launches go on a GPU.
+    stream: Option<Stream>,
     /// Whether a step begins before the tokens of the one before are known.
     ahead: bool,
-    /// Steps that were launched: whose turn it is.
-    launched: usize,
+    /// The number of the step that was launched last; 0 before the first.
+    launched: i32,
     flight: Option<Flight>,
     steps: Bound,
     scheduler: Scheduler,
@@ -162,13 +162,7 @@ impl Core {
             waiting: usize::MAX,
         };
         let blocks = Blocks::new(cache.pages as usize, cache.page as usize, options.prefix && !options.logits);
-        let stream = match stream(&runtime)? {
-            Some(stream) => {
-                let marks = [Mark::new(&stream)?, Mark::new(&stream)?];
-                Some((stream, marks))
-            }
-            None => None,
-        };
+        let stream = stream(&runtime)?;
         let mut core = Core {
             // A processor computes a step before its launch returns.
             ahead: options.ahead.unwrap_or(stream.is_some()),
@@ -317,9 +311,7 @@ impl Core {
         let (ids, rows): (Vec<Id>, Vec<usize>) = flight.rows.iter().copied().unzip();
         let tokens = match rows.len() {
             // Whoever waits for nothing is still not to run ahead by two steps.
-            0 => {
-                self.stream.as_ref().map_or(Ok(Vec::new()), |(stream, _)| stream.synchronize().map(|()| Vec::new()))?
-            }
+            0 => self.stream.as_ref().map_or(Ok(Vec::new()), |stream| stream.synchronize().map(|()| Vec::new()))?,
             _ => self.stores.chosen(flight.tail, &rows)?,
         };
         Ok(ids.into_iter().zip(tokens).collect())
@@ -327,12 +319,9 @@ impl Core {
 
     /// The tokens of a step, once the one behind it has begun, which was launched last.
     pub fn said(&self, flight: &Flight) -> Result<Vec<(Id, Token)>, EngineError> {
-        let turn = self.launched.wrapping_sub(1);
-        if let Some((_, marks)) = &self.stream {
-            marks[turn % 2].synchronize()?;
-        }
         let (ids, rows): (Vec<Id>, Vec<usize>) = flight.rows.iter().copied().unzip();
-        let tokens = self.stores.said(turn, &rows)?.into_iter().map(|id| Token { id, logprobs: None });
+        let said = self.stores.said(self.launched, &rows, self.stream.as_ref())?;
+        let tokens = said.into_iter().map(|id| Token { id, logprobs: None });
         Ok(ids.into_iter().zip(tokens).collect())
     }
 
@@ -411,9 +400,11 @@ impl Core {
         let step = self.steps.get(&shape)?;
         step.pad(&mut tables);
         step.choose(&mut tables, &self.choices(pieces, before))?;
-        let turn = self.launched;
-        step.run(&tables, turn, self.stream.as_ref().map(|(stream, marks)| (stream, &marks[turn % 2])))?;
-        self.launched = turn.wrapping_add(1);
+        self.stores.heard(self.launched, self.stream.as_ref())?;
+        // Another number than the last one's is enough.
+        let number = self.launched % i32::MAX + 1;
+        step.run(&tables, number, self.stream.as_ref())?;
+        self.launched = number;
         let mut entries = 0..wanted;
         let mut rows = Vec::with_capacity(wanted);
         for piece in pieces {
@@ -445,7 +436,7 @@ impl Core {
     pub fn kinds(&mut self, pieces: &[Piece<'_>]) -> Result<Vec<KernelTime>, EngineError> {
         let tables = self.tables(pieces, None);
         let shape = self.bound(self.shape(pieces, &tables))?;
-        self.steps.get(&shape)?.kinds(self.stream.as_ref().map(|(stream, _)| stream))
+        self.steps.get(&shape)?.kinds(self.stream.as_ref())
     }
 
     /// By what the token of each row with logits is chosen.
@@ -507,8 +498,7 @@ impl Core {
             let cache = self.sizes.cache;
             let pass = Pass::of(&self.model, shape, cache, self.dtype)?;
             // What decodes runs again and again.
-            let stream = self.stream.as_ref().map(|(stream, _)| stream);
-            let capture = stream.filter(|_| shape.phase == Phase::Decode);
+            let capture = self.stream.as_ref().filter(|_| shape.phase == Phase::Decode);
             let Some(step) = Step::new(&self.runtime, &self.stores, &self.model, cache, &pass, capture)? else {
                 continue;
             };
@@ -556,7 +546,7 @@ impl Core {
 impl Drop for Core {
     fn drop(&mut self) {
         // What runs uses memory that is about to be given back. A lost device has nothing to wait for.
-        if let Some((stream, _)) = &self.stream {
+        if let Some(stream) = &self.stream {
             let _ = stream.synchronize();
         }
     }

@@ -1,11 +1,12 @@
 //! How long a step takes, beside the sum of its kernels and what the device allows.
 
 use super::core::{Core, Piece, Wanted};
+use super::plan::Sizes;
 use super::schedule::{Row, UNKNOWN};
 use super::{EngineError, Options};
 use crate::median::median;
 use crate::model::Model;
-use crate::problem::Problem;
+use crate::problem::{Problem, hash};
 use crate::runtime::Runtime;
 use crate::weights::Weights;
 use std::time::Instant;
@@ -78,7 +79,11 @@ impl StepTime {
 }
 
 /// Times the steps of a model.
-pub struct Timer(Core);
+pub struct Timer {
+    core: Core,
+    /// Tokens of each sequence that the cache holds.
+    held: Vec<i64>,
+}
 
 impl Timer {
     /// As [`super::Engine::open`], for steps of these options.
@@ -89,20 +94,16 @@ impl Timer {
         options: Options,
         mut loaded: impl FnMut(u64, u64),
     ) -> Result<Timer, EngineError> {
-        Ok(Timer(Core::new(runtime, model, weights, options, &mut loaded)?.0))
+        let (core, _) = Core::new(runtime, model, weights, options, &mut loaded)?;
+        Ok(Timer { held: vec![0; core.sizes.sequences as usize], core })
     }
 
-    /// Times a step `rounds` times: a round takes the step, and then its kernels kind by kind, so that both meet the same machine.
+    /// Times a step `rounds` times: a round takes the step, and then its kernels kind by kind, so that both meet the same machine. What a
+    /// decode sees is computed before, of random tokens: a cache of zeros takes less power, so that a device runs faster on it.
     pub fn time(&mut self, case: Case, rounds: usize) -> Result<StepTime, EngineError> {
-        self.0.time(case, rounds)
-    }
-}
-
-impl Core {
-    fn time(&mut self, case: Case, rounds: usize) -> Result<StepTime, EngineError> {
         // Steps that follow each other without a word from the host, where the device runs ahead of it.
         let (batch, tokens, burst) = match case {
-            Case::Decode { batch, context } if self.ahead() => {
+            Case::Decode { batch, context } if self.core.ahead() => {
                 (batch, 1, ((context - 1) / (rounds as i64 + 1)).clamp(1, BURST))
             }
             Case::Decode { batch, .. } => (batch, 1, 1),
@@ -113,29 +114,28 @@ impl Core {
             Case::Decode { context, .. } => (context - burst * (rounds as i64 + 1), burst * (rounds as i64 + 1) - 1),
             Case::Prompt { .. } => (0, 0),
         };
-        let cache = self.sizes.cache;
-        let each = (from + tokens + further - 1) / cache.page + 1;
-        if from < 0 || each > cache.max_pages || each * batch > cache.pages || tokens > self.sizes.tokens {
+        let Sizes { cache, tokens: most, sequences, .. } = self.core.sizes;
+        let last = (from + tokens + further - 1) / cache.page + 1;
+        if from < 0
+            || last > cache.max_pages
+            || cache.max_pages * batch > cache.pages
+            || tokens > most
+            || batch > sequences
+        {
             let why = format!("{case:?} and {rounds} rounds do not fit what the engine was opened for");
             return Err(EngineError::Request(why));
         }
-        let row = |number: i64| Row {
-            id: number as u64,
-            from: from as usize,
-            tokens: (0..tokens).map(|t| ((number * 31 + t * 7 + 1) % self.model.vocab) as i32).collect(),
-            pages: (number * each..(number + 1) * each).map(|page| page as u32).collect(),
-            samples: true,
-            cached: 0,
-        };
+        self.fill(batch, from)?;
+        let row = |number: i64| self.row(number, from, tokens);
         let mut rows: Vec<Row> = (0..batch).map(row).collect();
         let mut time = StepTime { case, us: Vec::new(), kernels: Vec::new(), floor_us: 0.0 };
         for round in 0..=rounds {
             let mut begun = Instant::now();
             let mut before = None;
             for step in 0..burst {
-                let flight = self.launch(&pieces(&rows, tokens), before.as_ref())?;
+                let flight = self.core.launch(&pieces(&rows), before.as_ref())?;
                 if let Some(before) = &before {
-                    self.said(before)?;
+                    self.core.said(before)?;
                     // From the first step's tokens on: the device has been given the next one already.
                     begun = if step == 1 { Instant::now() } else { begun };
                 }
@@ -144,12 +144,14 @@ impl Core {
                     rows.iter_mut().for_each(|row| (row.from, row.tokens) = (row.from + 1, vec![UNKNOWN]));
                 }
             }
-            let chosen = before.map_or(Ok(Vec::new()), |flight| self.finished(&flight))?;
+            let chosen = before.map_or(Ok(Vec::new()), |flight| self.core.finished(&flight))?;
             let us = begun.elapsed().as_secs_f64() * 1e6 / (burst - 1).max(1) as f64;
-            let kinds = self.kinds(&pieces(&rows, tokens))?;
+            let kinds = self.core.kinds(&pieces(&rows))?;
             if round == 0 {
-                time.floor_us =
-                    kinds.iter().map(|k| k.calls as f64 * self.runtime.device().roofline(&k.problem).0 * 1e6).sum();
+                time.floor_us = kinds
+                    .iter()
+                    .map(|k| k.calls as f64 * self.core.runtime.device().roofline(&k.problem).0 * 1e6)
+                    .sum();
                 time.kernels = kinds.into_iter().map(|k| KernelTime { us: Vec::new(), ..k }).collect();
             } else {
                 time.us.push(us);
@@ -163,8 +165,37 @@ impl Core {
         }
         Ok(time)
     }
+
+    /// Some tokens of a sequence, which has pages of its own.
+    fn row(&self, number: i64, from: i64, count: i64) -> Row {
+        let pages = self.core.sizes.cache.max_pages;
+        let token = |at: i64| (hash(number as u64, at as u64) % self.core.model.vocab.max(1) as u64) as i32;
+        Row {
+            id: number as u64,
+            from: from as usize,
+            tokens: (from..from + count).map(token).collect(),
+            pages: (number * pages..(number + 1) * pages).map(|page| page as u32).collect(),
+            samples: true,
+            cached: 0,
+        }
+    }
+
+    /// Computes what the cache lacks of so many tokens of so many sequences.
+    fn fill(&mut self, sequences: i64, tokens: i64) -> Result<(), EngineError> {
+        for number in 0..sequences {
+            while let Some(held) = self.held.get(number as usize).copied().filter(|held| *held < tokens) {
+                let count = (tokens - held).min(self.core.sizes.tokens);
+                let row = self.row(number, held, count);
+                let piece = Piece { row: &row, at: 0, count: count as usize, logits: Wanted::None };
+                let flight = self.core.launch(&[piece], None)?;
+                self.core.finished(&flight)?;
+                self.held[number as usize] = held + count;
+            }
+        }
+        Ok(())
+    }
 }
 
-fn pieces(rows: &[Row], tokens: i64) -> Vec<Piece<'_>> {
-    rows.iter().map(|row| Piece { row, at: 0, count: tokens as usize, logits: Wanted::Last }).collect()
+fn pieces(rows: &[Row]) -> Vec<Piece<'_>> {
+    rows.iter().map(|row| Piece { row, at: 0, count: row.tokens.len(), logits: Wanted::Last }).collect()
 }

@@ -175,7 +175,8 @@ impl Sizes {
             activations: 0,
             results: [0; 4],
             seen: 0,
-            workspaces: [0; 2],
+            // What `advance` counts blocks in.
+            workspaces: [0, ALIGNMENT],
             tables: 0,
         };
         // Of the cache as it is planned now, each tensor.

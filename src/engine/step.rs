@@ -36,9 +36,9 @@ pub(super) struct Stores {
     /// Those that the host reads.
     results: [Memory; 4],
     seen: Memory,
-    /// Memory that the host shares: what a step is told, and what the step before said, each for two steps in turn.
-    told: [Memory; 2],
-    said: [Memory; 2],
+    /// Memory that the host shares: what a step is told, and the tokens of the step before.
+    told: Memory,
+    said: Memory,
     /// Scratch of kernels: what they leave as they found it is zeros in the second.
     workspaces: [Memory; 2],
 }
@@ -68,14 +68,14 @@ impl Stores {
             at += placed(tensor);
         }
         let [logits, tokens, logprobs, likely] = plan.results.map(|bytes| runtime.allocate(bytes));
-        let (told, said) = (plan.tables / STEPS as u64, plan.results[TOKENS]);
+        let (told, said) = (plan.tables / STEPS as u64 + 4, plan.results[TOKENS] + 4);
         Ok(Stores {
             kept,
             activations: runtime.allocate(plan.activations)?,
             results: [logits?, tokens?, logprobs?, likely?],
             seen: runtime.allocate(plan.seen)?,
-            told: [runtime.shared(told)?, runtime.shared(told)?],
-            said: [runtime.shared(said)?, runtime.shared(said)?],
+            told: runtime.shared(told)?,
+            said: runtime.shared(said)?,
             workspaces: [runtime.allocate(plan.workspaces[0])?, runtime.zeroed(plan.workspaces[1])?],
         })
     }
@@ -116,13 +116,30 @@ impl Stores {
         rows.iter().map(one).collect::<Option<_>>().ok_or_else(no_token)
     }
 
-    /// The tokens of these rows of the step before the one in that turn, once that one's tables are where its kernels read them.
-    pub fn said(&self, turn: usize, rows: &[usize]) -> Result<Vec<i32>, EngineError> {
+    /// The tokens of these rows of the step before the one of that number, once that one's tables are where its kernels read them.
+    pub fn said(&self, number: i32, rows: &[usize], stream: Option<&Stream>) -> Result<Vec<i32>, EngineError> {
+        self.heard(number, stream)?;
         let mut bytes = vec![0; self.rows() as usize * 4];
-        self.said[turn % 2].download(&mut bytes)?;
+        self.said.download(&mut bytes)?;
         let (tokens, _) = bytes.as_chunks();
         let one = |row: &usize| tokens.get(*row).map(|b| i32::from_le_bytes(*b));
         rows.iter().map(one).collect::<Option<_>>().ok_or_else(no_token)
+    }
+
+    /// Waits until the tables of the step of that number are where its kernels read them; then others may be told.
+    pub fn heard(&self, number: i32, stream: Option<&Stream>) -> Result<(), EngineError> {
+        let at = self.rows() as u64 * 4;
+        let mut turns = 0u32;
+        while self.said.word(at)? != number {
+            std::hint::spin_loop();
+            turns = turns.wrapping_add(1);
+            // What comes over the bus is seen at once; a device that is lost, or a step that ended without a word, is asked for now and then.
+            if turns.is_multiple_of(4096) && stream.map_or(Ok(true), Stream::is_done)? && self.said.word(at)? != number
+            {
+                return Err(EngineError::Program { why: "a step has ended and its tables were not read".into() });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -174,9 +191,9 @@ pub(super) struct Step {
     bounds: Bounds,
     /// What the kernels are told; set before each run.
     metadata: Metadata,
-    /// Puts what it is told in its place, from where it lies in either turn.
-    advance: [Bound; 2],
-    told: [Memory; 2],
+    /// Puts what it is told in its place; the first node of the graph.
+    advance: Bound,
+    told: Memory,
     logits: Memory,
     seen: Memory,
     tail: Tail,
@@ -254,12 +271,12 @@ impl Step {
         let (tables, words, ids) = metadata.whole();
         let last = stores.rows();
         let advance = runtime.lookup(&advance(words, ids, last, pass)?)?;
-        let turn = |turn: usize| -> Result<Bound, EngineError> {
-            let (told, said) = (stores.told[turn].view(), stores.said[turn].view());
-            let told = told.slice(0..tables.len())?;
-            Ok(advance.bind([told, stores.results[TOKENS].view(), tables.clone(), said], View::none())?)
+        let workspace = match advance.workspace_bytes() {
+            0 => View::none(),
+            _ => stores.workspaces[usize::from(advance.needs_zeroed_workspace())].view(),
         };
-        let advance = [turn(0)?, turn(1)?];
+        let told = stores.told.view().slice(0..tables.len())?;
+        let advance = advance.bind([told, stores.results[TOKENS].view(), tables, stores.said.view()], workspace)?;
         let long = |step: &program::Step| {
             let us = found.get(&step.problem).map_or(0.0, |kernel| kernel.predicted_us());
             step.problem.op().name == "decode" && us >= BEHIND_FROM_US
@@ -268,7 +285,7 @@ impl Step {
         let graph = match capture {
             Some(stream) => {
                 let all = || kernels.iter().zip(&behind).try_for_each(|(k, behind)| launch(k, *behind, stream));
-                Some(Graph::capture(stream, all)?)
+                Some(Graph::capture(stream, || advance.launch(stream).and_then(|()| all()))?)
             }
             None => None,
         };
@@ -306,21 +323,20 @@ impl Step {
         }))
     }
 
-    /// Runs it with these tables, made as long as the pass has them ([`Step::pad`]); it is the turn of which of the two that share
-    /// memory with the host. `told` is recorded as soon as the tables are where the kernels read them, and the tokens of the step before
-    /// where the host does ([`Stores::said`]).
-    pub fn run(&self, tables: &Tables, turn: usize, queue: Option<(&Stream, &Event)>) -> Result<(), EngineError> {
-        self.metadata.tell(tables, self.last, &self.told[turn % 2])?;
-        let advance = &self.advance[turn % 2];
-        let Some((stream, told)) = queue else {
-            advance.launch(Queue::Host)?;
-            return Ok(self.kernels.iter().try_for_each(|k| k.launch(Queue::Host))?);
-        };
-        advance.launch(stream)?;
-        told.record(stream)?;
-        match &self.graph {
-            Some(graph) => graph.launch(stream)?,
-            None => self.kernels.iter().zip(&self.behind).try_for_each(|(k, behind)| launch(k, *behind, stream))?,
+    /// Runs it with these tables, made as long as the pass has them ([`Step::pad`]). As soon as they are where the kernels read them, and
+    /// the tokens of the step before where the host does, `number` is said ([`Stores::heard`]); until then no other step is told anything.
+    pub fn run(&self, tables: &Tables, number: i32, stream: Option<&Stream>) -> Result<(), EngineError> {
+        self.metadata.tell(tables, number, self.last, &self.told)?;
+        match (stream, &self.graph) {
+            (None, _) => {
+                self.advance.launch(Queue::Host)?;
+                self.kernels.iter().try_for_each(|k| k.launch(Queue::Host))?;
+            }
+            (Some(stream), Some(graph)) => graph.launch(stream)?,
+            (Some(stream), None) => {
+                self.advance.launch(stream)?;
+                self.kernels.iter().zip(&self.behind).try_for_each(|(k, behind)| launch(k, *behind, stream))?;
+            }
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 extern "C" __global__ void advance_reference(const int *told, const int *last, double *y, double *said, int words, int ids, int rows) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < rows) said[i] = last[i];
+  if (i <= rows) said[i] = i < rows ? last[i] : told[words - 1];
   if (i >= words) return;
   int v = told[i];
   if (i < ids && v < 0) {

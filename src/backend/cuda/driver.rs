@@ -406,6 +406,17 @@ impl Stream {
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.handle) })
     }
 
+    /// Whether its work is done; what went wrong with it, where something did.
+    #[cfg(feature = "engine")]
+    pub(crate) fn is_done(&self) -> Result<bool, BackendError> {
+        let _current = self.context.bind()?;
+        // SAFETY: the handle is valid.
+        match unsafe { sys::cuStreamQuery(self.handle) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => check("cuStreamQuery", code).map(|()| true),
+        }
+    }
+
     /// The `CUstream` for other libraries. It ends with this value.
     pub fn raw(&self) -> *mut c_void {
         self.handle.cast()
@@ -503,14 +514,6 @@ impl Event {
         let _current = self.context.bind()?;
         // SAFETY: both handles are valid; the driver refuses a stream of another context.
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.handle, stream.handle) })
-    }
-
-    /// Waits until what was recorded is reached.
-    #[cfg(feature = "engine")]
-    pub(crate) fn synchronize(&self) -> Result<(), BackendError> {
-        let _current = self.context.bind()?;
-        // SAFETY: the handle is valid.
-        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.handle) })
     }
 
     /// Seconds from `start` to this one, both reached.
