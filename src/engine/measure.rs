@@ -103,15 +103,13 @@ impl Timer {
     pub fn time(&mut self, case: Case, rounds: usize) -> Result<StepTime, EngineError> {
         // Steps that follow each other without a word from the host, where the device runs ahead of it.
         let (batch, tokens, burst) = match case {
-            Case::Decode { batch, context } if self.core.ahead() => {
-                (batch, 1, ((context - 1) / (rounds as i64 + 1)).clamp(1, BURST))
-            }
+            Case::Decode { batch, context } if self.core.ahead() => (batch, 1, (context - 1).clamp(1, BURST)),
             Case::Decode { batch, .. } => (batch, 1, 1),
             Case::Prompt { tokens } => (1, tokens, 1),
         };
-        // The first round is none: what it binds and wakes is not the step's.
+        // Each round ends at the context, so that all of them see as much.
         let (from, further) = match case {
-            Case::Decode { context, .. } => (context - burst * (rounds as i64 + 1), burst * (rounds as i64 + 1) - 1),
+            Case::Decode { context, .. } => (context - burst, burst - 1),
             Case::Prompt { .. } => (0, 0),
         };
         let Sizes { cache, tokens: most, sequences, .. } = self.core.sizes;
@@ -129,6 +127,7 @@ impl Timer {
         let row = |number: i64| self.row(number, from, tokens);
         let mut rows: Vec<Row> = (0..batch).map(row).collect();
         let mut time = StepTime { case, us: Vec::new(), kernels: Vec::new(), floor_us: 0.0 };
+        // The first round is none: what it binds and wakes is not the step's.
         for round in 0..=rounds {
             let mut begun = Instant::now();
             let mut before = None;
@@ -159,7 +158,7 @@ impl Timer {
             }
             if let Case::Decode { .. } = case {
                 for (row, (_, token)) in rows.iter_mut().zip(chosen) {
-                    (row.from, row.tokens) = (row.from + 1, vec![token.id]);
+                    (row.from, row.tokens) = (from as usize, vec![token.id]);
                 }
             }
         }
