@@ -2,6 +2,7 @@
 //! whether it came with the right context. What it cannot show is computing; `examples/two_gpus.rs` does on real ones.
 #![cfg(feature = "tuner")]
 
+mod contexts;
 mod session;
 
 #[path = "../bundle/make.rs"]
@@ -81,8 +82,12 @@ impl Driver {
         self.ask("fake_launched", ())
     }
 
+    fn launch(&self, number: i32) -> &Launched {
+        unsafe { &*self.ask::<_, *const Launched>("fake_launch", number) }
+    }
+
     fn last(&self) -> &Launched {
-        unsafe { &*self.ask::<_, *const Launched>("fake_launch", self.launched() - 1) }
+        self.launch(self.launched() - 1)
     }
 
     fn looked_up(&self) -> i32 {
