@@ -60,7 +60,7 @@ pub struct KernelTime {
     /// How many the step has.
     pub calls: usize,
     /// Microseconds of all of them in a row, each on its own weights, between the other kinds of the step; on a GPU the mean of as many
-    /// turns as make 32 launches.
+    /// turns as make 32 launches and half a millisecond. What fits the last-level cache comes from there in all turns but the first.
     pub us: Vec<f64>,
 }
 

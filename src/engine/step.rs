@@ -168,17 +168,22 @@ struct Kind {
     /// What they are, without times.
     what: KernelTime,
     places: Vec<usize>,
-    /// All of them in a row, so often that [`LEAST_LAUNCHES`] are timed; made when they are timed first.
+    /// Microseconds that each is predicted to take.
+    each_us: f64,
+    /// All of them in a row, [`repeats`] times; made when they are timed first.
     graph: OnceCell<Graph>,
 }
 
-/// Launches that are timed together at least: a graph takes some microseconds to begin, which a single kernel would be charged with.
+/// What is timed together at least, in launches and in microseconds: a graph takes up to 5 µs to begin, which its kernels would be
+/// charged with.
 const LEAST_LAUNCHES: usize = 32;
+const LEAST_US: f64 = 500.0;
 
-impl Kind {
-    fn repeats(&self) -> usize {
-        LEAST_LAUNCHES.div_ceil(self.places.len().max(1))
-    }
+/// How often so many kernels are launched in a row that take so many microseconds each.
+fn repeats(kernels: usize, each_us: f64) -> usize {
+    // No launch takes less than a microsecond, whatever was predicted.
+    let launches = (LEAST_US / each_us.max(1.0)).ceil() as usize;
+    launches.max(LEAST_LAUNCHES).div_ceil(kernels.max(1))
 }
 
 /// A pass that runs.
@@ -297,7 +302,8 @@ impl Step {
             let at = known.unwrap_or_else(|| {
                 let what =
                     KernelTime { role: step.role.clone(), problem, template, portable, calls: 0, us: Vec::new() };
-                kinds.push(Kind { what, places: Vec::new(), graph: OnceCell::new() });
+                let each_us = kernel.predicted_us();
+                kinds.push(Kind { what, places: Vec::new(), each_us, graph: OnceCell::new() });
                 kinds.len() - 1
             });
             kinds[at].what.calls += 1;
@@ -360,7 +366,8 @@ impl Step {
                 }
                 Some(stream) => {
                     // What one launch writes the next one writes again.
-                    let all = || (0..kind.repeats()).try_for_each(|_| kernels().try_for_each(|k| k.launch(stream)));
+                    let repeats = repeats(kind.places.len(), kind.each_us);
+                    let all = || (0..repeats).try_for_each(|_| kernels().try_for_each(|k| k.launch(stream)));
                     let graph = match kind.graph.get() {
                         Some(graph) => graph,
                         None => {
@@ -373,7 +380,7 @@ impl Step {
                     graph.launch(stream)?;
                     events[1].record(stream)?;
                     stream.synchronize()?;
-                    events[1].seconds_since(&events[0])? * 1e6 / kind.repeats() as f64
+                    events[1].seconds_since(&events[0])? * 1e6 / repeats as f64
                 }
             };
             timed.push(KernelTime { us: vec![us], ..kind.what.clone() });
@@ -490,5 +497,22 @@ pub(super) fn stream(runtime: &Runtime) -> Result<Option<Stream>, EngineError> {
     match runtime.target() {
         Target::Cuda => Ok(Some(runtime.stream()?)),
         Target::Cpu => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_timed_is_long_beside_the_start_of_a_graph() {
+        for (kernels, each_us) in [(1, 0.0), (1, 2.5), (1, 200.0), (16, 2.0), (16, 21.0), (33, 4.0), (80, f64::NAN)] {
+            let launches = repeats(kernels, each_us) * kernels;
+            assert!(launches >= LEAST_LAUNCHES, "{kernels}, {each_us}");
+            assert!(launches as f64 * each_us.max(1.0) >= LEAST_US, "{kernels}, {each_us}");
+            // And no longer than it has to be.
+            let fewer = launches - kernels;
+            assert!(fewer < LEAST_LAUNCHES || fewer as f64 * each_us.max(1.0) < LEAST_US, "{kernels}, {each_us}");
+        }
     }
 }
