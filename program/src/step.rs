@@ -81,7 +81,7 @@ fn json(model: &str, time: &StepTime) -> serde_json::Value {
     let kinds = time.kernels.iter().map(|k| {
         serde_json::json!({
             "role": k.role, "problem": k.problem, "template": k.template, "portable": k.portable, "calls": k.calls,
-            "us": k.us, "median_us": k.median(),
+            "us": k.us, "median_us": k.median(), "share": k.median() / kernels,
         })
     });
     serde_json::json!({
@@ -112,7 +112,7 @@ fn print(times: &[StepTime], kernels: bool) {
         ["phase", "rows", "context", "step us", "kernels us", "ratio", "floor us", "ratio", "tokens/s", "portable"];
     table::print(&header, &times.iter().map(row).collect::<Vec<_>>(), &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
     for time in times.iter().filter(|_| kernels) {
-        let (phase, bucket, context) = sizes(time.case);
+        let ((phase, bucket, context), (_, sum)) = (sizes(time.case), time.medians());
         out!("\n{phase} {bucket}, context {context}");
         let row = |k: &KernelTime| {
             let us = k.median();
@@ -121,11 +121,12 @@ fn print(times: &[StepTime], kernels: bool) {
                 k.calls.to_string(),
                 table::us(us),
                 table::us(us / k.calls as f64),
+                format!("{:.1}%", us / sum * 100.0),
                 k.template.clone(),
                 k.problem.to_string(),
             ]
         };
         let rows: Vec<_> = time.kernels.iter().map(row).collect();
-        table::print(&["role", "calls", "us", "us each", "template", "problem"], &rows, &[1, 2, 3]);
+        table::print(&["role", "calls", "us", "us each", "share", "template", "problem"], &rows, &[1, 2, 3, 4]);
     }
 }

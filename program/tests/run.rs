@@ -140,11 +140,13 @@ fn steps_are_timed_beside_their_kernels() {
         assert_eq!(["qkv", "attention", "down", "lm_head"].map(calls), [layers, layers, layers, 1]);
         let sum: f64 = kernels.iter().map(|k| k["median_us"].as_f64().unwrap()).sum();
         assert!((line["kernels_us"].as_f64().unwrap() / sum - 1.0).abs() < 1e-9 && sum > 0.0, "{line}");
+        let shares: f64 = kernels.iter().map(|k| k["share"].as_f64().unwrap()).sum();
+        assert!((shares - 1.0).abs() < 1e-9, "{line}");
         assert!(line["median_us"].as_f64().unwrap() > 0.0 && line["floor_us"].as_f64().unwrap() > 0.0);
     }
     // People read a table.
     let out = place.jitune(&[&args[..], &["--kernels"]].concat()).output().unwrap();
-    assert!(text(&out).contains("kernels us") && text(&out).contains("lm_head"), "{}", text(&out));
+    assert!(["kernels us", "share", "lm_head"].iter().all(|part| text(&out).contains(part)), "{}", text(&out));
     // Beyond a sliding window it would be another model.
     let config = std::fs::read_to_string(place.path().join("m/config.json")).unwrap();
     let mut config: Value = serde_json::from_str(&config).unwrap();
