@@ -160,10 +160,16 @@ impl<'b> Answers<'b> {
         list
     }
 
-    /// Each product of the bundle, `qkv` among them, at every m from 1 to `most`.
+    /// Each product of the bundle, `qkv` among them, at every m from 1 to `most`; what no portable code answers, such as a norm and a
+    /// product in one, up to the largest that was tuned: beyond that nobody asks for it.
     pub fn every(&self, most: i64) -> Vec<Problem> {
         let products = self.contracts().into_iter().filter(|of| of[0].has("m"));
-        products.flat_map(|of| (1..=most).filter_map(move |m| of[0].with(&[("m", m)]).ok())).collect()
+        let sizes = |of: Vec<Problem>| {
+            let tuned = of.iter().map(|p| p.dim("m")).max().unwrap_or(0);
+            let answered = if of[0].op().probe(of[0].types()).is_some() { most } else { most.min(tuned) };
+            (1..=answered).filter_map(move |m| of[0].with(&[("m", m)]).ok())
+        };
+        products.flat_map(sizes).collect()
     }
 
     /// Problems whose contract the bundle has, at sizes drawn by a seed: an op, a contract of it, and of each size a number

@@ -140,6 +140,49 @@ fn cpu_templates_answer_every_problem() {
     assert!(bad.is_empty(), "{} problems:\n{}", bad.len(), bad.join("\n"));
 }
 
+/// What a norm and the product behind it take together is one template's alone: no other may take the problem and leave the norm
+/// out, and where it does not take it the two run by themselves.
+#[test]
+fn a_norm_in_a_product_is_one_template_s_alone() {
+    let library = Library::built_in().unwrap();
+    let gpus = Device::ARCHITECTURES.map(|arch| Device::ahead_of_time(arch).unwrap());
+    for product in ["norm_matmul m=M n=1000 k=264 epilogue=swiglu", "norm_qkv m=M k=264 heads=3 kv_heads=1 head_dim=40"]
+    {
+        for (m, taken) in [(1, true), (8, true), (9, false), (512, false)] {
+            let p: Problem = format!("{} dtype=bf16", product.replace('M', &m.to_string())).parse().unwrap();
+            for device in &gpus {
+                let names: Vec<String> = library
+                    .taking(&p, device)
+                    .map(|list| list.iter().map(|t| t.name().to_string()).collect())
+                    .unwrap_or_default();
+                assert_eq!(names, if taken { vec!["matvec_norm"] } else { vec![] }, "{p} on {}", device.arch);
+            }
+            assert!(library.taking(&p, &cpu::describe(Some(2))).is_err(), "{p}");
+        }
+    }
+}
+
+/// A tuning of any model on any GPU finds a config for each norm in a product that its plan lists.
+#[test]
+fn every_norm_in_a_product_that_a_plan_lists_has_a_config() {
+    let library = Library::built_in().unwrap();
+    let gpus = Device::ARCHITECTURES.map(|arch| Device::ahead_of_time(arch).unwrap());
+    let template = library.get(Target::Cuda, "matvec_norm").unwrap();
+    let mut bad = Vec::new();
+    for (name, dtype) in Model::presets().flat_map(|name| [(name, Dtype::Bf16), (name, Dtype::F32)]) {
+        let buckets = Buckets { batch: (1..=9).collect(), prefill: vec![512], chunk: vec![], ..Buckets::default() };
+        let fusions = Plan::new(&Model::preset(name).unwrap(), &buckets, dtype).unwrap().fusions();
+        assert!(fusions.len() >= 3, "{name}: {fusions:?}");
+        for (p, device) in fusions.iter().flat_map(|p| gpus.iter().map(move |device| (p, device))) {
+            let space = space::enumerate(&template.recipe, p, device).unwrap();
+            if space.candidates.is_empty() {
+                bad.push(format!("{name}, {} {p}", device.arch));
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{} of them have none:\n{}", bad.len(), bad.join("\n"));
+}
+
 #[test]
 fn paged_attention_compiled_for_one_size_serves_every_other() {
     let library = Library::built_in().unwrap();

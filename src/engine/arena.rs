@@ -53,8 +53,8 @@ pub(super) fn arena(program: &Program, kept: &[usize]) -> Arena {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cache, Model, Pass, Shape};
-    use crate::problem::{Dtype, Role};
+    use crate::model::{Cache, Model, Pass, Shape, with_norms_in_products};
+    use crate::problem::{Dtype, Problem, Role};
 
     #[test]
     fn no_byte_is_two_tensors_at_a_time_and_layers_share() {
@@ -93,6 +93,36 @@ mod tests {
                 (0..program.tensors.len()).filter_map(|t| arena.places[t].as_ref()).map(|r| r.end - r.start).sum();
             assert!(arena.bytes * 8 < all, "{shape:?}: {} of {all}", arena.bytes);
             assert!(arena.places[kept[0]].is_none());
+        }
+    }
+
+    /// Memory is planned by the program as it is, and steps may have any of these norms in the products behind them.
+    #[test]
+    fn no_norm_in_a_product_needs_more_memory() {
+        for name in Model::presets() {
+            let model = Model { layers: 3, ..Model::preset(name).unwrap() };
+            let cache = Cache { page: 64, pages: 64, max_pages: 16, max_pos: 1024 };
+            let decodes = (1..=8).map(|batch| Shape::decode(batch, 512));
+            let prompts = [1, 5, 8, 300].map(|tokens| Shape::prompt(tokens));
+            let chunks = [(3, 2), (8, 3), (64, 8), (512, 1)].map(|(tokens, all)| Shape::chunk(tokens, all, 512));
+            for shape in decodes.chain(prompts).chain(chunks) {
+                let program = Pass::of(&model, shape, cache, Dtype::Bf16).unwrap().program;
+                let bytes = |p: &Program| -> u64 {
+                    let kept: Vec<usize> = ["logits", "tokens"].iter().filter_map(|name| p.tensor(name)).collect();
+                    arena(p, &kept).bytes
+                };
+                // Each of the three products with its norm in it or not.
+                for which in 0..8 {
+                    let taken = |product: &Problem| match product.op().name {
+                        "qkv" => which & 1 != 0,
+                        _ if product.dim("swiglu") == 1 => which & 2 != 0,
+                        _ => which & 4 != 0,
+                    };
+                    let some = with_norms_in_products(&program, |_, product, _| taken(product));
+                    some.check().unwrap();
+                    assert!(bytes(&some) <= bytes(&program), "{name} {shape:?} {which}");
+                }
+            }
         }
     }
 }

@@ -151,15 +151,16 @@ impl Plan {
     }
 
     /// Norms and the products behind them in one kernel, for the few tokens for which that may be faster: an engine takes whatever is.
+    /// A decode step of more sequences stands for the most that are few, so that no number of them between two buckets is without.
     pub fn fusions(&self) -> Vec<Problem> {
         let mut list: Vec<Problem> = Vec::new();
         for product in self.calls.iter().filter(|c| NORMED.contains(&c.role.as_str())) {
             let of_phase = self.calls.iter().filter(|c| (c.phase, c.bucket) == (product.phase, product.bucket));
-            let norms = of_phase.filter(|c| c.role == "norm" && c.problem.dim("rows") <= FEW_ROWS);
+            let norms = of_phase.filter(|c| c.role == "norm");
             for both in norms.filter_map(|norm| norm_and_product(&norm.problem, &product.problem)) {
-                if !list.contains(&both) {
-                    list.push(both);
-                }
+                let most = if product.phase == Phase::Decode { FEW_ROWS } else { i64::MAX };
+                let few = both.with(&[("m", both.dim("m").min(most))]).map(|p| p.at_default_capacity());
+                list.extend(few.ok().filter(|p| fits_a_block(p) && !list.contains(p)));
             }
         }
         list
@@ -226,6 +227,16 @@ impl Plan {
 
 /// Most rows of a product whose blocks norm the rows themselves: each block reads them all.
 const FEW_ROWS: i64 = 8;
+
+/// Most bytes of such rows: what they leave of the 48 KiB that a block has on any GPU is for its sums.
+const FEW_BYTES: u64 = 40 << 10;
+
+/// Whether a block has room for the rows of a product that it norms itself; of more than four it holds an even number.
+fn fits_a_block(p: &Problem) -> bool {
+    let (rows, cols) = (p.dim("m").unsigned_abs(), p.dim("k").unsigned_abs());
+    let held = if rows > 4 { rows.next_multiple_of(2) } else { rows };
+    rows <= FEW_ROWS.unsigned_abs() && p.types().x.bytes(held * cols) <= FEW_BYTES
+}
 
 /// Products of a model that a norm comes before.
 const NORMED: [&str; 3] = ["qkv", "gate_up", "lm_head"];
@@ -343,6 +354,33 @@ mod tests {
         let step = calls.iter().filter(|c| c.phase == Phase::Decode && c.bucket == 1).filter(product);
         let weights: i64 = step.map(|c| c.calls * c.problem.dim("n") * c.problem.dim("k")).sum();
         assert_eq!(weights, 1_235_746_816);
+    }
+
+    #[test]
+    fn norms_in_products_are_listed_for_few_rows() {
+        let model = Model { qkv_bias: true, ..Model::preset("llama-3.2-1b").unwrap() };
+        let of = |batch: &[i64], prefill: &[i64]| -> Vec<String> {
+            let (batch, prefill) = (batch.to_vec(), prefill.to_vec());
+            let buckets = Buckets { batch, prefill, chunk: vec![], ..Buckets::default() };
+            let fusions = Plan::new(&model, &buckets, Dtype::Bf16).unwrap().fusions();
+            fusions.iter().map(Problem::to_string).collect()
+        };
+        let qkv = |m: i64| {
+            let heads = "k=2048 heads=32 kv_heads=8 head_dim=64";
+            format!("norm_qkv m={m} {heads} bias=1 dtype=bf16 | eps=1e-5")
+        };
+        let gate_up = |m: i64| format!("norm_matmul m={m} n=16384 k=2048 epilogue=swiglu dtype=bf16");
+        let head = |m: i64| format!("norm_matmul m={m} n=128256 k=2048 dtype=bf16");
+        assert_eq!(of(&[1], &[]), [qkv(1), gate_up(1), head(1)]);
+        // A step of more sequences stands for the most that are few, since what is between two buckets asks for it.
+        let few = [qkv(1), gate_up(1), head(1), qkv(4), gate_up(4), head(4), qkv(8), gate_up(8), head(8)];
+        assert_eq!(of(&[1, 4, 16, 32], &[]), few);
+        // Of a prompt the last token alone gets logits.
+        assert_eq!(of(&[], &[512]), [head(1)]);
+        // Rows that no block has room for are none: 8 of 4096 elements.
+        let wide = Plan::new(&Model::preset("llama-3.1-8b").unwrap(), &Buckets::of(Target::Cuda), Dtype::Bf16).unwrap();
+        let rows: std::collections::BTreeSet<i64> = wide.fusions().iter().map(|p| p.dim("m")).collect();
+        assert_eq!(rows.into_iter().collect::<Vec<_>>(), [1, 4]);
     }
 
     #[test]
