@@ -305,6 +305,17 @@ fn steps_that_gave_way_are_bound_again() {
 }
 
 #[test]
+fn kernels_of_an_older_program_are_refused_with_what_to_do() {
+    let given = Given::new("qwen3");
+    let embedding = "embedding tokens=3 vocab=5 hidden=7 dtype=f32";
+    let args = ["export", "--target", "cpu", "--db", "db", "--problem", embedding, "-o", "m.jitune"];
+    let out = given.place.jitune(&args).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let Err(e) = given.open(|_| ()) else { panic!("it opens") };
+    assert!(e.to_string().contains("export the bundle again"), "{e}");
+}
+
+#[test]
 fn an_engine_whose_thread_is_gone_says_so() {
     let given = Given::new("qwen3");
     let engine = given.open(|o| o.sequences = 2).unwrap();

@@ -156,6 +156,11 @@ impl Sizes {
         most: u64,
     ) -> Result<MemoryPlan, EngineError> {
         let (longest, dtype) = (self.cache.max_pages * self.cache.page, options.dtype);
+        let told = Problem::advance(1, 1, 1).dtype(dtype).build().map_err(ModelError::Problem)?;
+        if runtime.lookup(&told).is_err() {
+            let why = "no kernel here tells steps what to do (`advance`): these are of a program that knew none; export the bundle again";
+            return Err(EngineError::Options(why.into()));
+        }
         let top = MOST_TOP.min(model.vocab);
         let sample: Problem = format!("sample rows=1 cols={} top={top} dtype={dtype}", model.vocab)
             .parse()
