@@ -3,8 +3,8 @@
 use super::arena::{ALIGNMENT, arena};
 use super::step::{RESULTS, SEEN, bytes_of, workspaces};
 use super::{EngineError, Options};
-use crate::model::ModelError;
 use crate::model::{Cache, Model, Pass, Shape, Tail};
+use crate::model::{LEAST_CONTEXT, ModelError};
 use crate::problem::{MOST_TOP, Problem};
 use crate::program::{Life, Named};
 use crate::runtime::Runtime;
@@ -12,8 +12,6 @@ use std::fmt;
 
 /// Steps that are kept bound; of more the one that was not needed for longest is bound again when it is.
 pub(super) const STEPS: usize = 48;
-/// Steps are bound for contexts of powers of two from here on.
-const LEAST_CONTEXT: i64 = 256;
 /// Rows of logits that a request for all of them gets in one step.
 const LOGITS_ROWS: i64 = 64;
 

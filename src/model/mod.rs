@@ -17,6 +17,8 @@ mod rope;
 #[cfg(feature = "engine")]
 pub(crate) use fusion::with_norms_in_products;
 pub use pass::{Cache, Pass, Shape, Tail};
+#[cfg(feature = "engine")]
+pub(crate) use plan::LEAST_CONTEXT;
 pub use plan::{Buckets, Call, Phase, Plan};
 pub use rope::{Rope, Scaling};
 

@@ -178,7 +178,7 @@ impl Plan {
 
     /// Problems beside those of the plan that fill its gaps, for a tuning that tries there what was compiled for their
     /// neighbours: `each` sizes between two neighbouring ones of a product, in equal ratios (one below 64, where a tile has
-    /// all rows), and decode steps over half and an eighth of the context, between those of [`Plan::contexts`].
+    /// all rows), and decode steps over the powers of two between those of [`Plan::contexts`].
     pub fn between(&self, each: u32) -> Vec<Problem> {
         let problems = self.problems();
         let mut list: Vec<Problem> = Vec::new();
@@ -193,18 +193,18 @@ impl Plan {
                     sizes_between(m, next, each).for_each(|size| add(p.with(&[("m", size)])));
                 }
             } else {
-                [2, 8].iter().filter_map(|part| shorter(p, *part)).for_each(|p| add(Ok(p)));
+                shorter(p, 2 * LEAST_CONTEXT).for_each(|p| add(Ok(p)));
             }
         }
         list
     }
 
-    /// The decode steps of the plan over a quarter and a sixteenth of the context: how a sequence is best split over a device follows from
-    /// its length, so that what is best for the longest takes up to twice as long for a short one.
+    /// The decode steps of the plan over shorter contexts, each of four times the tokens of the one before: how a sequence is best split
+    /// over a device follows from its length, so that what is best for the longest takes up to twice as long for a short one. An engine
+    /// binds decodes for the powers of two from the first of them on.
     pub fn contexts(&self) -> Vec<Problem> {
         let problems = self.problems();
-        let shorter = problems.iter().flat_map(|p| [4, 16].iter().filter_map(|part| shorter(p, *part)));
-        shorter.filter(|p| !problems.contains(p)).collect()
+        problems.iter().flat_map(|p| shorter(p, LEAST_CONTEXT)).filter(|p| !problems.contains(p)).collect()
     }
 
     /// Reads a plan file: one problem a line; what follows `#` is a remark. A byte-order mark is passed over.
@@ -241,10 +241,15 @@ fn fits_a_block(p: &Problem) -> bool {
 /// Products of a model that a norm comes before.
 const NORMED: [&str; 3] = ["qkv", "gate_up", "lm_head"];
 
-/// A decode step over a part of the context.
-fn shorter(p: &Problem, part: i64) -> Option<Problem> {
-    let context = (p.op().name == "decode").then(|| p.dim("context") / part).filter(|context| *context > 0)?;
-    p.with(&[("context", context)]).ok()
+/// The shortest context that decodes are tuned and bound for.
+pub(crate) const LEAST_CONTEXT: i64 = 256;
+
+/// A decode step over the contexts below its own of which each has four times the tokens of the one before.
+fn shorter(p: &Problem, from: i64) -> impl Iterator<Item = Problem> {
+    let most = if p.op().name == "decode" { p.dim("context") } else { 0 };
+    let contexts = std::iter::successors(Some(from), |context| context.checked_mul(4)).take_while(move |c| *c < most);
+    let p = *p;
+    contexts.filter_map(move |context| p.with(&[("context", context)]).ok())
 }
 
 /// Rows from which products have more than one row of tiles.
@@ -409,6 +414,12 @@ mod tests {
         let contexts = plan.contexts();
         assert!(contexts.iter().all(|p| [256, 1024].contains(&p.dim("context")) && !between.contains(p)));
         assert_eq!(contexts.len(), 14);
+        // Whatever the longest is, the powers of two below it are all there.
+        let long =
+            Plan::new(&model, &Buckets { batch: vec![1], context: 6000, ..Buckets::default() }, Dtype::Bf16).unwrap();
+        let decodes = long.contexts().into_iter().chain(long.between(1)).filter(|p| p.op().name == "decode");
+        let tokens: std::collections::BTreeSet<i64> = decodes.map(|p| p.dim("context")).collect();
+        assert_eq!(tokens.into_iter().collect::<Vec<_>>(), [256, 512, 1024, 2048, 4096]);
         assert_eq!(sizes_between(1024, 2048, 3).collect::<Vec<_>>(), [1217, 1449, 1723]);
         assert_eq!(sizes_between(4, 5, 3).count(), 0);
     }

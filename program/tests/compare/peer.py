@@ -61,6 +61,7 @@ for line in sys.stdin:
             answer(answer="hello", peer=name, version="1", device="here", libraries={})
         case "prepare":
             if name == "stuck":
+                open(os.path.join(os.path.dirname(sys.argv[0]), "is-stuck"), "w").close()
                 time.sleep(1000)
             y = product(ask)
             if name == "wrong":
