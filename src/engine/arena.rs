@@ -103,7 +103,7 @@ mod tests {
             let model = Model { layers: 3, ..Model::preset(name).unwrap() };
             let cache = Cache { page: 64, pages: 64, max_pages: 16, max_pos: 1024 };
             let decodes = (1..=8).map(|batch| Shape::decode(batch, 512));
-            let prompts = [1, 5, 8, 300].map(|tokens| Shape::prompt(tokens));
+            let prompts = [1, 5, 8, 300].map(Shape::prompt);
             let chunks = [(3, 2), (8, 3), (64, 8), (512, 1)].map(|(tokens, all)| Shape::chunk(tokens, all, 512));
             for shape in decodes.chain(prompts).chain(chunks) {
                 let program = Pass::of(&model, shape, cache, Dtype::Bf16).unwrap().program;
