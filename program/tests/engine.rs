@@ -5,12 +5,17 @@
 mod common;
 
 use common::{Place, text};
-use jitune::bundle::Bundle;
-use jitune::engine::{Engine, EngineError, Event, Finish, Options, Refused, Request, Sampling, Token};
-use jitune::model::Model;
+use jitune::backend::cpu;
+use jitune::bundle::{Bundle, Held};
+use jitune::device::Target;
+use jitune::engine::{Case, Engine, EngineError, Event, Finish, Options, Refused, Request, Sampling, Timer, Token};
+use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::Dtype;
+use jitune::recipe::Config;
 use jitune::runtime::Runtime;
+use jitune::template::Library;
 use jitune::weights::Weights;
+use jitune::winner::{Evidence, Winner};
 use serde_json::Value;
 use std::path::Path;
 
@@ -39,12 +44,57 @@ impl Given {
     }
 
     fn open(&self, change: impl Fn(&mut Options)) -> Result<Engine, EngineError> {
-        let runtime = Runtime::cpu(&Bundle::open(self.place.path().join("m.jitune")).unwrap(), Some(1)).unwrap();
+        self.open_with(&self.bundle(), change)
+    }
+
+    fn open_with(&self, bundle: &Bundle<'_>, change: impl Fn(&mut Options)) -> Result<Engine, EngineError> {
+        let (weights, options) = self.parts(change);
+        Engine::open(Runtime::cpu(bundle, Some(1)).unwrap(), &self.model, &weights, options, |_, _| ())
+    }
+
+    fn bundle(&self) -> Bundle<'static> {
+        Bundle::open(self.place.path().join("m.jitune")).unwrap()
+    }
+
+    fn parts(&self, change: impl Fn(&mut Options)) -> (Weights, Options) {
         let (weights, _) = Weights::open(&self.place.path().join("m"), &self.model).unwrap();
         let mut options = Options::new(Dtype::F32, 256);
         options.page = 16;
         change(&mut options);
-        Engine::open(runtime, &self.model, &weights, options, |_, _| ())
+        (weights, options)
+    }
+
+    /// The bundle with norms in products too, by a template of a user's, as if each had taken so many microseconds.
+    fn with_norms(&self, us: f64) -> Bundle<'static> {
+        let mut library = Library::built_in().unwrap();
+        library.add_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/norm_product")).unwrap();
+        let template = library.get(Target::Cpu, "norm_product").unwrap();
+        let bundle = self.bundle();
+        let device = bundle.winners().next().unwrap().device();
+        let buckets = Buckets { batch: vec![8], prefill: vec![64], chunk: vec![], context: 256, page: 16 };
+        let mut parts: Vec<(Winner, Vec<u8>)> =
+            bundle.winners().map(|held| (winner_of(held), held.artifact().bytes.to_vec())).collect();
+        for problem in Plan::new(&self.model, &buckets, Dtype::F32).unwrap().fusions() {
+            let config = Config::default();
+            let source = library.render(template, &problem, device, &config).unwrap();
+            let (code, _) = cpu::cc::compile(&source, self.place.path()).unwrap();
+            let evidence = Evidence { samples_us: vec![us; 3], median_us: us, ..Evidence::default() };
+            let (artifact, description) =
+                (blake3::hash(&code).to_hex().to_string(), template.recipe.description.clone());
+            parts.push((Winner { problem, config, artifact, description, device: device.clone(), evidence }, code));
+        }
+        Bundle::seal(parts).unwrap()
+    }
+}
+
+fn winner_of(held: Held<'_>) -> Winner {
+    Winner {
+        problem: held.problem(),
+        config: held.config().clone(),
+        artifact: held.artifact().hash(),
+        description: held.description().clone(),
+        device: held.device().clone(),
+        evidence: held.evidence().clone(),
     }
 }
 
@@ -330,4 +380,59 @@ fn an_engine_whose_thread_is_gone_says_so() {
     assert_eq!(engine.failure().as_deref(), Some("its thread panicked"));
     let refused = engine.submit(request(1, 5, 9)).map(|_| ());
     assert!(matches!(refused, Err(EngineError::Ended { .. })), "{refused:?}");
+}
+
+/// Norms are parts of the products behind them where a kernel for both is predicted to take less than the two, and only there; what the
+/// engine answers is the same within rounding, and the step says what ran.
+#[test]
+fn norms_are_in_products_where_that_is_faster_and_answers_stay() {
+    every_model(|given| {
+        let kinds = |bundle: &Bundle<'_>| -> Vec<(String, String)> {
+            let (weights, options) = given.parts(|o| o.sequences = 5);
+            let runtime = Runtime::cpu(bundle, Some(1)).unwrap();
+            let mut timer = Timer::open(runtime, &given.model, &weights, options, |_, _| ()).unwrap();
+            let time = timer.time(Case::Decode { batch: 3, context: 40 }, 1).unwrap();
+            time.kernels.into_iter().map(|k| (k.role, k.template)).collect()
+        };
+        let (fast, slow) = (given.with_norms(1e-6), given.with_norms(1e9));
+        let (of_fast, of_slow) = (kinds(&fast), kinds(&slow));
+        for role in ["norm+qkv", "norm+gate_up", "norm+lm_head"] {
+            assert!(of_fast.contains(&(role.to_string(), "norm_product".to_string())), "{role}: {of_fast:?}");
+        }
+        let apart = ["norm", "qkv", "gate_up", "lm_head"];
+        assert!(of_fast.iter().all(|(role, _)| !apart.contains(&role.as_str())), "{of_fast:?}");
+        assert!(
+            of_slow.iter().all(|(role, template)| !role.contains('+') && template != "norm_product"),
+            "{of_slow:?}"
+        );
+
+        let requests: Vec<Request> = (0..5)
+            .map(|i| Request {
+                sampling: Sampling { logprobs: Some(3), ..Sampling::default() },
+                ..request(i, 1 + 13 * i as usize, 9)
+            })
+            .collect();
+        let answers =
+            |bundle: &Bundle<'_>| tokens(&together(&given.open_with(bundle, |o| o.sequences = 5).unwrap(), &requests));
+        let wanted = alone(given, &requests);
+        assert_eq!(answers(&slow), wanted);
+        for (mine, wanted) in answers(&fast).iter().flatten().zip(wanted.iter().flatten()) {
+            let (one, other) = (mine.logprobs.as_ref().unwrap(), wanted.logprobs.as_ref().unwrap());
+            assert_eq!(mine.id, wanted.id);
+            let near = |a: f32, b: f32| (a - b).abs() <= 1e-4 * (1.0 + b.abs());
+            assert!(near(one.chosen, other.chosen), "{one:?} {other:?}");
+            assert!(one.top.iter().zip(&other.top).all(|(a, b)| near(a.1, b.1)), "{one:?} {other:?}");
+        }
+
+        // More rows than were tuned are no size that anybody asks for.
+        fast.write(given.place.path().join("fast.jitune")).unwrap();
+        let args =
+            ["verify", "fast.jitune", "--target", "cpu", "--threads", "1", "--no-timing", "--every", "12", "--json"];
+        let out = given.place.jitune(&args).output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        let lines = common::events(&out.stdout);
+        let of_norms =
+            lines.iter().filter(|l| l["template"] == "norm_product" && l["problem"].to_string().contains("m=5 "));
+        assert_eq!(of_norms.count(), 3, "{}", text(&out));
+    });
 }
