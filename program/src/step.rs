@@ -39,12 +39,11 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    let rounds = i64::from(args.rounds);
     let decodes = args.context.iter().flat_map(|c| args.batch.iter().map(move |b| (*b, *c)));
-    let cases: Vec<Case> = (decodes.map(|(batch, context)| Case::Decode { batch, context: context.max(rounds + 2) }))
+    let cases: Vec<Case> = (decodes.map(|(batch, context)| Case::Decode { batch, context }))
         .chain(args.prefill.iter().map(|tokens| Case::Prompt { tokens: *tokens }))
         .collect();
-    let longest = args.context.iter().chain(&args.prefill).copied().max().unwrap_or(1).max(rounds + 2) + 1;
+    let longest = args.context.iter().chain(&args.prefill).copied().max().unwrap_or(1) + 1;
     let opened = args.open.open()?;
     let mut options = opened.options(longest);
     options.sequences = args.batch.iter().copied().max().unwrap_or(1);

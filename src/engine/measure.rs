@@ -120,7 +120,7 @@ impl Timer {
             || tokens > most
             || batch > sequences
         {
-            let why = format!("{case:?} and {rounds} rounds do not fit what the engine was opened for");
+            let why = format!("{case:?} does not fit what the engine was opened for");
             return Err(EngineError::Request(why));
         }
         self.fill(batch, from)?;

@@ -53,8 +53,13 @@ pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
 }
 
 fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
+    unit_of(p, inputs, unit, out, |row| row_of(p, inputs, row));
+}
+
+/// A row of x.
+pub(super) fn row_of(p: &Problem, inputs: &Inputs, row: u64) -> Vec<f64> {
     let (k, x) = (p.dim("k") as u64, inputs.get("x"));
-    unit_of(p, inputs, unit, out, |row| (row * k..(row + 1) * k).map(|i| x.at(i)).collect());
+    (row * k..(row + 1) * k).map(|i| x.at(i)).collect()
 }
 
 /// One unit of the product of rows that are given.

@@ -17,48 +17,23 @@ pub(super) static MATMUL: OpDef = OpDef {
         DimDef::derived("swiglu", |p| i64::from(p.word("epilogue").ends_with("swiglu"))),
         DimDef::real("eps", 1e-5),
     ],
-    check: |p| match (p.dim("swiglu"), p.dim("n") % 2) {
-        (1, 1) => Err("swiglu pairs gate and up columns, so n must be even".into()),
-        _ => Ok(()),
-    },
     tensors: |p| with_norm(p, matmul::tensors(p)),
-    flops: |p| 2.0 * p.dim("m") as f64 * p.dim("n") as f64 * p.dim("k") as f64,
-    units: |p| (p.dim("m") * p.dim("n") / matmul::columns(p)) as u64,
     unit_cost: |p| (2 * p.dim("k") * (1 + matmul::columns(p))) as u64,
     unit: |p, inputs, unit, out| matmul::unit_of(p, inputs, unit, out, |row| normed(p, inputs, row)),
     slack: 2.0,
     mixed: false,
+    ..matmul::OP
 };
 
 pub(super) static QKV: OpDef = OpDef {
     name: "norm_qkv",
     summary: "Q, K and V of new tokens that are normed first, with bias or q/k norms, RoPE and the KV-cache write",
     probe: "",
-    dims: &[
-        DimDef::size("m"),
-        DimDef::contract("k"),
-        DimDef::contract("heads"),
-        DimDef::contract("kv_heads"),
-        DimDef::contract("head_dim"),
-        DimDef::option("page", 64),
-        DimDef::option("bias", 0),
-        DimDef::option("qk_norm", 0),
-        DimDef::derived("n", qkv::width),
-        DimDef::derived("residual", |_| 0),
-        DimDef::derived("swiglu", |_| 0),
-        DimDef::workload("padding", &["none", "some"]),
-        DimDef::capacity("pages", qkv::pages),
-        DimDef::capacity("max_pos", |_| 4096),
-        DimDef::real("eps", 1e-6),
-    ],
-    check: qkv::check,
     tensors: |p| with_norm(p, qkv::tensors(p)),
-    flops: |p| 2.0 * p.dim("m") as f64 * p.dim("n") as f64 * p.dim("k") as f64,
-    units: |p| (p.dim("m") * p.dim("n") / qkv::columns(p)) as u64,
     unit_cost: |p| (2 * p.dim("k") * (1 + qkv::columns(p))) as u64,
     unit: |p, inputs, unit, out| qkv::unit_of(p, inputs, unit, out, |row| normed(p, inputs, row)),
     slack: 2.0,
-    mixed: false,
+    ..qkv::OP
 };
 
 /// The tensors of the product, with the norm's weights behind x.
@@ -70,10 +45,8 @@ fn with_norm(p: &Problem, mut product: Vec<Tensor>) -> Vec<Tensor> {
 
 /// A row as the norm leaves it.
 fn normed(p: &Problem, inputs: &Inputs, row: u64) -> Vec<f64> {
-    let k = p.dim("k") as u64;
-    let (x, norm) = (inputs.get("x"), inputs.get("norm"));
-    let values: Vec<f64> = (row * k..(row + 1) * k).map(|i| x.at(i)).collect();
-    let mean = values.iter().map(|v| v * v).sum::<f64>() / k as f64;
+    let (values, norm) = (matmul::row_of(p, inputs, row), inputs.get("norm"));
+    let mean = values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64;
     let scale = 1.0 / (mean + p.real("eps")).sqrt();
     let round = |v: f64| f64::from(norm.tensor.storage.round(v as f32));
     values.iter().zip(0..).map(|(v, i)| round(v * scale * norm.at(i))).collect()

@@ -1,7 +1,7 @@
 //! The product that begins an attention layer: Q, K and V of new tokens, rotated, with K and V written to the paged cache.
 
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, matmul};
 
 pub(super) static OP: OpDef = OpDef {
     name: "qkv",
@@ -35,7 +35,7 @@ pub(super) static OP: OpDef = OpDef {
 };
 
 /// Columns of x·Wᵀ: the Q heads, the K heads, the V heads.
-pub(super) fn width(p: &Problem) -> i64 {
+fn width(p: &Problem) -> i64 {
     (p.dim("heads").saturating_add(2 * p.dim("kv_heads"))).saturating_mul(p.dim("head_dim"))
 }
 
@@ -45,7 +45,7 @@ pub(super) fn columns(p: &Problem) -> i64 {
 }
 
 /// Two times the rows, so that the slots that are written are scattered.
-pub(super) fn pages(p: &Problem) -> i64 {
+fn pages(p: &Problem) -> i64 {
     2 * (p.dim("m") + p.dim("page") - 1) / p.dim("page").max(1)
 }
 
@@ -59,7 +59,7 @@ pub(super) fn padded(slots: &mut [i32]) {
     slots.iter_mut().enumerate().filter(|(row, _)| padding(*row as u64)).for_each(|(_, slot)| *slot = -1);
 }
 
-pub(super) fn check(p: &Problem) -> Result<(), String> {
+fn check(p: &Problem) -> Result<(), String> {
     let [m, d, page, pages] = ["m", "head_dim", "page", "pages"].map(|name| p.dim(name));
     if d % 2 != 0 {
         return Err("RoPE rotates pairs, so head_dim must be even".into());
@@ -116,8 +116,7 @@ pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
 }
 
 fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
-    let (k, x) = (p.dim("k") as u64, inputs.get("x"));
-    unit_of(p, inputs, unit, out, |row| (row * k..(row + 1) * k).map(|i| x.at(i)).collect());
+    unit_of(p, inputs, unit, out, |row| matmul::row_of(p, inputs, row));
 }
 
 /// One unit of the product of rows that are given.
