@@ -35,6 +35,8 @@ pub mod attempt;
 pub mod bench;
 #[cfg(feature = "tuner")]
 pub mod compare;
+#[cfg(feature = "engines")]
+pub mod engines;
 #[cfg(feature = "tuner")]
 pub mod export;
 #[cfg(feature = "tuner")]

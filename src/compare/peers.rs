@@ -1,11 +1,10 @@
 //! Which peers there are, how each is found on this machine, and the conversation with one.
 
 use crate::device::Target;
-use crate::worker::{Lost, Process};
+use crate::worker::{Lost, Process, lines};
 use jitune_peer::{About, Answer, Ask, Device, Numbered, PROTOCOL, Refusal, RefusalKind, numbers};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -155,7 +154,7 @@ impl Conversation {
         let errors = File::create(&log).map_err(|e| failed(format!("{}: {e}", log.display())))?;
         command.stderr(Stdio::from(errors));
         let mut rest = Vec::new();
-        let process = Process::start(command, move |out| next_line(out, &mut rest))
+        let process = Process::start(command, move |out| lines::next(out, &mut rest, MAX_LINE))
             .map_err(|e| Unanswered::Refused(Refusal { kind: RefusalKind::Missing, why: e.to_string(), fix: None }))?;
         let mut this = Conversation { process, id: 0, stop: Arc::clone(stop), log, about: About::default() };
         match this.ask(&Ask::Hello { protocol: PROTOCOL, device, options }, HELLO)? {
@@ -244,59 +243,9 @@ pub fn short(answer: &Answer) -> String {
     if text.chars().count() <= SHOWN { text } else { text.chars().take(SHOWN).chain(['…']).collect() }
 }
 
-/// The next line as an answer; `rest` keeps what came after it.
-fn next_line(from: &mut impl Read, rest: &mut Vec<u8>) -> std::io::Result<Option<Numbered<Answer>>> {
-    let mut searched = 0;
-    loop {
-        if let Some(end) = rest[searched..].iter().position(|b| *b == b'\n').map(|i| searched + i) {
-            let line: Vec<u8> = rest.drain(..=end).collect();
-            return serde_json::from_slice(&line).map(Some).map_err(std::io::Error::other);
-        }
-        searched = rest.len();
-        if searched > MAX_LINE {
-            return Err(std::io::Error::other(format!("a line of over {MAX_LINE} bytes")));
-        }
-        let mut part = [0; 1 << 16];
-        match from.read(&mut part)? {
-            0 => return Ok(None),
-            n => rest.extend_from_slice(&part[..n]),
-        }
-    }
-}
-
 /// Reads the lines that a peer answers, for fuzzing.
 #[cfg(fuzzing)]
 pub fn fuzz_lines(mut bytes: &[u8]) {
     let mut rest = Vec::new();
-    while let Ok(Some(_)) = next_line(&mut bytes, &mut rest) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_taken_one_by_one_however_they_arrive() {
-        let text = b"{\"id\":1,\"answer\":\"done\"}\n{\"id\":2,\"answer\":\"values\",\"count\":2}\nrubbish\n";
-        for size in [1, 3, 1000] {
-            let mut from = Chunks(text, size);
-            let mut rest = Vec::new();
-            let message = |id, message| Some(Numbered { id, message });
-            assert_eq!(next_line(&mut from, &mut rest).unwrap(), message(1, Answer::Done));
-            assert_eq!(next_line(&mut from, &mut rest).unwrap(), message(2, Answer::Values { count: 2 }));
-            assert!(next_line(&mut from, &mut rest).is_err());
-            assert_eq!(next_line(&mut from, &mut rest).unwrap(), None);
-        }
-    }
-
-    struct Chunks<'a>(&'a [u8], usize);
-
-    impl Read for Chunks<'_> {
-        fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
-            let n = self.1.min(self.0.len()).min(to.len());
-            to[..n].copy_from_slice(&self.0[..n]);
-            self.0 = &self.0[n..];
-            Ok(n)
-        }
-    }
+    while let Ok(Some(_)) = lines::next::<Numbered<Answer>>(&mut bytes, &mut rest, MAX_LINE) {}
 }

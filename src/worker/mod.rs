@@ -9,6 +9,7 @@
 
 mod child;
 mod frame;
+pub(crate) mod lines;
 mod process;
 mod reaper;
 mod supervisor;

@@ -61,15 +61,24 @@ pub(crate) struct Process<A> {
 impl<A: Send + 'static> Process<A> {
     /// Starts `command`; `receive` reads its next answer, `None` at the end.
     pub fn start(
+        command: Command,
+        receive: impl FnMut(&mut ChildStdout) -> io::Result<Option<A>> + Send + 'static,
+    ) -> Result<Process<A>, Lost> {
+        // What answers without end is not read further than one answer ahead.
+        Process::stream(command, receive, 1)
+    }
+
+    /// Starts a process that says things unasked: `ahead` of them are read before they are heard.
+    pub fn stream(
         mut command: Command,
         mut receive: impl FnMut(&mut ChildStdout) -> io::Result<Option<A>> + Send + 'static,
+        ahead: usize,
     ) -> Result<Process<A>, Lost> {
         let program = command.get_program().to_string_lossy().into_owned();
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0).spawn();
         let mut child = child.map_err(|e| Lost::Start { why: format!("{program}: {e}") })?;
         let (input, output) = (child.stdin.take(), child.stdout.take());
-        // What answers without end is not read further than one answer ahead.
-        let (tell, answers) = sync_channel(1);
+        let (tell, answers) = sync_channel(ahead);
         let (write, requests) = channel::<Vec<u8>>();
         let writer = std::thread::Builder::new().spawn(move || {
             let Some(mut input) = input else { return };
@@ -142,6 +151,31 @@ impl<A: Send + 'static> Process<A> {
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
+    }
+
+    /// Sends something, and waits for no answer.
+    pub fn send(&mut self, text: Vec<u8>) -> Result<(), Lost> {
+        match self.input.as_ref().is_some_and(|input| input.send(text).is_ok()) {
+            true => Ok(()),
+            false => Err(self.ended()),
+        }
+    }
+
+    /// The next thing that it says within `wait`, if any; after an error the process is gone.
+    pub fn heard(&mut self, wait: Duration) -> Result<Option<A>, Lost> {
+        match self.answers.recv_timeout(wait) {
+            Ok(Ok(Some(said))) => Ok(Some(said)),
+            Ok(Err(e)) if e.kind() != io::ErrorKind::UnexpectedEof => {
+                Err(self.lose(&format!("what it says is not understood: {e}")))
+            }
+            Ok(_) | Err(RecvTimeoutError::Disconnected) => Err(self.ended()),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+        }
+    }
+
+    /// Its number in the system.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Ends it for what it did.

@@ -24,6 +24,7 @@
 
 #[allow(unsafe_code)]
 mod cuda;
+pub mod engine;
 pub mod layout;
 pub mod numbers;
 mod protocol;
