@@ -41,8 +41,8 @@ mod tests {
             let message = |id, message| Some(Numbered { id, message });
             assert_eq!(next(&mut from, &mut rest, 1 << 20).unwrap(), message(1, Answer::Done));
             assert_eq!(next(&mut from, &mut rest, 1 << 20).unwrap(), message(2, Answer::Values { count: 2 }));
-            assert!(next(&mut from, &mut rest, 1 << 20).is_err());
-            assert_eq!(next(&mut from, &mut rest, 1 << 20).unwrap(), None);
+            assert!(next::<Numbered<Answer>>(&mut from, &mut rest, 1 << 20).is_err());
+            assert_eq!(next::<Numbered<Answer>>(&mut from, &mut rest, 1 << 20).unwrap(), None);
         }
     }
 
