@@ -229,7 +229,7 @@ fn calls(which: &Which, target: Target, problems: &[Problem]) -> Result<Vec<Vec<
     Ok(problems.iter().map(of).collect())
 }
 
-fn settings(list: &[String]) -> Result<BTreeMap<String, BTreeMap<String, String>>, CliError> {
+pub(super) fn settings(list: &[String]) -> Result<BTreeMap<String, BTreeMap<String, String>>, CliError> {
     let mut all: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     for text in list {
         let parts = text.split_once('=').and_then(|(name, value)| Some((name.split_once('.')?, value)));
@@ -312,7 +312,7 @@ fn history(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Ve
     records.iter().filter_map(point).collect()
 }
 
-fn host(target: Target) -> BTreeMap<String, String> {
+pub(super) fn host(target: Target) -> BTreeMap<String, String> {
     let mut host = BTreeMap::new();
     let mut put = |name: &str, value: String| drop(host.insert(name.to_string(), value));
     let cpu = jitune::backend::cpu::describe(None);

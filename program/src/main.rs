@@ -6,10 +6,14 @@
 mod out;
 
 mod attempt;
+#[cfg(feature = "bench")]
+mod bench;
 mod compare;
 mod compile;
 mod db;
 mod doctor;
+#[cfg(feature = "bench")]
+mod engine;
 mod error;
 mod explain;
 mod export;
@@ -81,17 +85,26 @@ enum Command {
     Doctor(doctor::Args),
     /// Measure the winners beside what people use: cuBLASLt, PyTorch, Candle, Burn, CPU libraries.
     Compare(Box<compare::Args>),
+    /// Measure whole engines on workloads, and say what to run in production.
+    #[cfg(feature = "bench")]
+    Bench(Box<bench::Args>),
     /// Print one kernel's full card: time, roofline, counters, registers, waves, instruction mix.
     Profile(profile::Args),
     /// Serve as jitune's own peer of a comparison.
     #[command(hide = true)]
     Peer,
+    /// Serve as jitune's own engine of a bench.
+    #[cfg(feature = "bench")]
+    #[command(hide = true)]
+    Engine(engine::Args),
 }
 
 /// Whether it goes on when somebody closes what it writes to: a pipe, or a client's connection.
 fn goes_on(command: &Command) -> bool {
     match command {
         Command::Tune(_) | Command::Compare(_) => true,
+        #[cfg(feature = "bench")]
+        Command::Bench(_) => true,
         #[cfg(feature = "serve")]
         Command::Serve(_) => true,
         _ => false,
@@ -127,7 +140,11 @@ fn main() -> ExitCode {
         Command::Db(args) => db::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Compare(args) => compare::run(&args),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
+        #[cfg(feature = "bench")]
+        Command::Engine(args) => return engine::run(args),
         Command::Peer => return jitune_peer::serve(jitune::compare::Ours::default()),
     };
     match done.and_then(|()| out::finish()) {

@@ -30,13 +30,13 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["db", "templates"])]
     pub bundle: Option<PathBuf>,
     #[command(flatten)]
-    signer: Signer,
+    pub signer: Signer,
     #[command(flatten)]
     pub device: Where,
     #[command(flatten)]
-    store: Store,
+    pub store: Store,
     #[command(flatten)]
-    templates: Templates,
+    pub templates: Templates,
 }
 
 /// A model whose files were read.

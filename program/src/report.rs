@@ -69,3 +69,16 @@ pub(super) fn show(rows: &Rows) {
     out!("");
     terminal::closing(rows, &summary).iter().for_each(|line| out!("{line}"));
 }
+
+/// The lines of a run of engines.
+#[cfg(feature = "bench")]
+pub(super) fn engine_lines(path: &Path) -> Result<Vec<jitune::engines::rows::Line>, CliError> {
+    let _ = path;
+    todo!()
+}
+
+#[cfg(feature = "bench")]
+pub(super) fn engines(rows: &Path, folder: &Path, kernels: Option<&Path>, json: bool) -> Result<(), CliError> {
+    let _ = (rows, folder, kernels, json);
+    todo!()
+}

@@ -58,7 +58,7 @@ pub struct Args {
 }
 
 /// A number of bytes, with K, M, G or T for powers of 1024.
-fn bytes(text: &str) -> Result<u64, String> {
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let bad = || "it is a number of bytes, such as 4294967296, 4G or 512M".to_string();
     let plain = text.trim_end_matches("iB").trim_end_matches('B');
     let (digits, power) = match plain.char_indices().last() {

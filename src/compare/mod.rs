@@ -30,7 +30,7 @@ use crate::report::rows::{
 };
 use crate::winner::Winner;
 use jitune_peer::RefusalKind;
-use monitor::Monitor;
+pub(crate) use monitor::Monitor;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;

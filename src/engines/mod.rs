@@ -5,11 +5,15 @@
 //! tests; what it hears of a request is a [`Trip`], with every moment kept; [`measured`] is what people call the figures.
 //! `docs/engines.md` has the protocol and the lines of a run. Renders nothing (`report`), knows no kernel.
 
+pub mod check;
 pub mod client;
+pub mod known;
 pub mod measured;
 pub mod process;
 pub mod rows;
+pub mod run;
 pub mod service;
+mod watch;
 pub mod workload;
 
 pub use client::Trip;

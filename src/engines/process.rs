@@ -40,6 +40,8 @@ pub struct Engine {
     open: BTreeSet<u64>,
     /// What was heard of requests while something else was waited for.
     early: VecDeque<Heard>,
+    /// What it said it holds, unasked for by anybody who waits.
+    samples: Vec<Stats>,
     stop: Arc<AtomicBool>,
     log: PathBuf,
     /// Who it is.
@@ -82,9 +84,9 @@ impl Engine {
         };
         let process = Process::stream(command, receive, AHEAD)
             .map_err(|e| Unanswered::Refused(Refusal { kind: RefusalKind::Missing, why: e.to_string(), fix: None }))?;
-        let (open, early, stop) = (BTreeSet::new(), VecDeque::new(), Arc::clone(stop));
+        let (open, early, samples, stop) = (BTreeSet::new(), VecDeque::new(), Vec::new(), Arc::clone(stop));
         let (begun, about) = (Instant::now(), About::default());
-        let mut this = Engine { process, begun, asked: QUESTIONS, open, early, stop, log, about };
+        let mut this = Engine { process, begun, asked: QUESTIONS, open, early, samples, stop, log, about };
         match this.ask(&Ask::Hello { protocol: ENGINE_PROTOCOL, device, options }, HELLO)? {
             Tell::Hello(about) => {
                 this.about = about;
@@ -128,6 +130,17 @@ impl Engine {
             Tell::Stats(stats) => Ok(stats),
             other => Err(self.odd(&other, "stats")),
         }
+    }
+
+    /// Asks what it holds without waiting for it: the answer is among [`Engine::take_samples`] later.
+    pub fn sample(&mut self) -> Result<(), Gone> {
+        self.asked += 1;
+        self.send(self.asked, &Ask::Stats)
+    }
+
+    /// What was sampled since the last call.
+    pub fn take_samples(&mut self) -> Vec<Stats> {
+        std::mem::take(&mut self.samples)
     }
 
     /// Makes it forget what it keeps of earlier prompts.
@@ -191,6 +204,10 @@ impl Engine {
             Tell::Tokens { ids, .. } => What::Tokens { ids, known: true },
             Tell::End(end) => What::End(end),
             Tell::Done | Tell::Refused(_) if id > QUESTIONS => return Ok(None),
+            Tell::Stats(stats) if id > QUESTIONS => {
+                self.samples.push(stats);
+                return Ok(None);
+            }
             other => {
                 let lost = self.process.lose(&format!("it told {} of request {id}", short(&other)));
                 return Err(self.gone(&lost));

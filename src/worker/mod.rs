@@ -18,6 +18,8 @@ mod traces;
 use child::serve;
 pub use process::Lost;
 pub(crate) use process::Process;
+#[cfg(feature = "engines")]
+pub(crate) use process::family;
 pub(crate) use supervisor::Worker;
 
 use crate::artifact::Artifact;

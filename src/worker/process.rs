@@ -251,6 +251,12 @@ pub(super) fn end_below(root: Pid) {
     }
 }
 
+/// A process and all below it.
+pub(crate) fn family(root: u32) -> Vec<u32> {
+    let Some(pid) = Pid::from_raw(root as i32) else { return Vec::new() };
+    std::iter::once(root).chain(below(pid).into_iter().map(|pid| pid.as_raw_nonzero().get().unsigned_abs())).collect()
+}
+
 /// The processes below one that still run.
 fn below(root: Pid) -> Vec<Pid> {
     let mut all: Vec<(Pid, Pid, bool)> = Vec::new();

@@ -1,0 +1,387 @@
+//! `jitune bench`: whole engines head to head on workloads, as their clients see them.
+
+use super::compare::{host, on, scratch, settings};
+use super::progress::{Live, left};
+use super::select::{Store, Templates, Where, within};
+use super::serve::bytes;
+use super::CliError;
+use jitune::device::Target;
+use jitune::engines::known::{KNOWN, Places};
+use jitune::engines::rows::{Cell, Line, Run, State};
+use jitune::engines::run::{self as running, Entry, RunError, Setup};
+use jitune::engines::workload::Workload;
+use jitune::model::Model;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  jitune bench --model ./my-model --workload sustained,chat,documents,code\n  \
+    jitune bench --model ./my-model --engines jitune,jitune,candle --quick\n  \
+    jitune bench --model ./my-model --workload batch-1,batch-32 --engines jitune,vllm --set vllm.max_num_seqs=32\n\n\
+    Every engine gets the same weights and the same token ids, and its logits are checked before it is measured. Rows are\n\
+    stored as they are measured; --resume goes on with a run that was cut off, or adds engines and workloads to one on the\n\
+    same device. Exit code 1 when jitune's own cells are wrong or missing, 130 after Ctrl-C.")]
+pub struct Args {
+    /// A folder as Hugging Face has it (config.json and safetensors), a repository in its local cache (ORG/NAME), or a GGUF
+    /// file.
+    #[arg(long, value_name = "FOLDER|ORG/NAME|FILE.gguf")]
+    model: String,
+    /// The same model as a GGUF file, for engines that read no folders; written beside the rows where one is needed.
+    #[arg(long, value_name = "FILE")]
+    gguf: Option<PathBuf>,
+    /// Workloads: sustained-1024, sustained-128, chat, documents, code, batch-N; `sustained` is both of its kind. Each may have
+    /// settings, as in chat:rate=4,answer=64; docs/engines.md names them.
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        default_value = "batch-1,batch-4,batch-16,batch-32,sustained,chat,documents,code"
+    )]
+    workload: String,
+    /// Engines: jitune, candle, burn, transformers, llama-cpp, vllm, or programs jitune-engine-NAME; one that stands twice shows the
+    /// noise. By default jitune twice, and all that the device could run.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    engines: Option<Vec<String>>,
+    /// A server that speaks OpenAI's HTTP API and is there already; may be given several times.
+    #[arg(long, value_name = "LABEL=URL")]
+    server: Vec<String>,
+    /// A server to start by a command, in which {model}, {port}, {dtype}, {context} and {sequences} are filled in; may be given
+    /// several times.
+    #[arg(long, value_name = "LABEL=COMMAND")]
+    start: Vec<String>,
+    /// Drive all engines through their own HTTP servers, those that have one.
+    #[arg(long)]
+    http: bool,
+    /// Precisions: bf16 on a GPU and f32 on a CPU by default.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    dtypes: Option<Vec<String>>,
+    /// Scaled down: what all engines do on two cores in ten minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; each engine is started once a round, and every other round goes the other way.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Most seconds of a workload, of all engines or of one.
+    #[arg(long, value_name = "[ENGINE=]SECONDS", value_parser = seconds)]
+    seconds: Vec<(Option<String>, f64)>,
+    /// A setting of an engine, such as transformers.mode=dynamic; may be given several times.
+    #[arg(long, value_name = "ENGINE.KEY=VALUE")]
+    set: Vec<String>,
+    /// The engine whose logits in f32 the others are checked against; by default transformers where it is here, and jitune on
+    /// the CPU elsewhere.
+    #[arg(long, value_name = "NAME", conflicts_with = "no_check")]
+    reference: Option<String>,
+    /// Check no logits; the report says so.
+    #[arg(long)]
+    no_check: bool,
+    /// Dollars an hour, for the cost of tokens.
+    #[arg(long, value_name = "gpu=X,cpu=Y", value_delimiter = ',', value_parser = price)]
+    price: Vec<(String, f64)>,
+    #[command(flatten)]
+    device: Where,
+    #[command(flatten)]
+    store: Store,
+    #[command(flatten)]
+    templates: Templates,
+    /// Take jitune's kernels from this bundle alone.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["db", "templates"])]
+    bundle: Option<PathBuf>,
+    /// The Python that runs transformers and vLLM.
+    #[arg(long, default_value = "python3")]
+    python: String,
+    /// Another folder with engines' programs.
+    #[arg(long, value_name = "FOLDER")]
+    peer_dir: Option<PathBuf>,
+    /// Most bytes on the device for engines that take a limit, such as 40G.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
+    /// A workload ends when an engine says nothing for so many seconds; 60 by default, 20 with --quick.
+    #[arg(long, value_parser = within(1.0, 3600.0))]
+    stall: Option<f64>,
+    /// Go on with the run in the output folder.
+    #[arg(long)]
+    resume: bool,
+    /// The folder for engines.jsonl and the reports.
+    #[arg(short, long, default_value = "jitune-bench", value_name = "FOLDER")]
+    output: PathBuf,
+    /// Print the rows as JSON lines, but for those of single requests.
+    #[arg(long)]
+    json: bool,
+}
+
+fn seconds(text: &str) -> Result<(Option<String>, f64), String> {
+    let (engine, number) = text.rsplit_once('=').map_or((None, text), |(e, n)| (Some(e.to_string()), n));
+    match number.parse::<f64>() {
+        Ok(n) if (0.1..=86400.0).contains(&n) => Ok((engine, n)),
+        _ => Err("it is a number of seconds, or ENGINE=SECONDS".into()),
+    }
+}
+
+fn price(text: &str) -> Result<(String, f64), String> {
+    let (what, number) = text.split_once('=').unwrap_or((text, ""));
+    let number = number.trim_end_matches("/h").trim_start_matches('$');
+    match number.parse::<f64>() {
+        Ok(n) if matches!(what, "gpu" | "cpu") && (0.0..1e6).contains(&n) => Ok((what.into(), n)),
+        _ => Err("it is gpu=DOLLARS or cpu=DOLLARS, of an hour".into()),
+    }
+}
+
+/// The rows' file.
+pub(super) const ROWS: &str = "engines.jsonl";
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    let target = args.device.target()?;
+    let device = args.device.describe()?;
+    let (model, _) = Model::load(&args.model)?;
+    let io = |path: &Path, source| CliError::Io { path: path.into(), source };
+    std::fs::create_dir_all(&args.output).map_err(|e| io(&args.output, e))?;
+    let scratch = scratch()?;
+    let exe = std::env::current_exe().map_err(|e| io(Path::new("jitune"), e))?;
+    let stop = super::tune::on_signals()?;
+    let rows = args.output.join(ROWS);
+    let earlier = if args.resume && rows.exists() { super::report::engine_lines(&rows)? } else { Vec::new() };
+    let here =
+        |line: &Line| !matches!(line, Line::Run(r) if r.device.as_ref().is_some_and(|d| d.silicon != device.silicon));
+    if !earlier.iter().all(here) {
+        return Err(CliError::Usage(format!("--resume: {} was measured on another device", rows.display())));
+    }
+    let on = on(args.device.first()?, &device);
+    let places = Places {
+        exe,
+        ours: ours(args),
+        folder: args.peer_dir.clone(),
+        python: args.python.clone(),
+        scratch: scratch.path().into(),
+    };
+    let entries = entries(args, target)?;
+    let workloads = workloads(args)?;
+    let path = Model::place(&args.model);
+    let mut setup = Setup {
+        other: BTreeMap::new(),
+        model: path.canonicalize().unwrap_or(path),
+        dtypes: args.dtypes.clone().unwrap_or_else(|| vec![if target == Target::Cuda { "bf16" } else { "f32" }.into()]),
+        rounds: args.rounds,
+        on,
+        device: device.clone(),
+        memory: args.memory,
+        reference: None,
+        stall: Duration::from_secs_f64(args.stall.unwrap_or(if args.quick { 20.0 } else { 60.0 })),
+        earlier,
+        entries,
+        workloads,
+        places,
+    };
+    setup.reference = reference(args, &setup)?;
+    let run = Run {
+        at: jitune_db::now(),
+        jitune: env!("CARGO_PKG_VERSION").into(),
+        command: command(),
+        model: args.model.clone(),
+        parameters: model.parameters(),
+        weight_bytes: weight_bytes(&model),
+        token_bytes: (4 * model.layers * model.kv_heads * model.head_dim).unsigned_abs(),
+        host: host(target),
+        threads: if let jitune_peer::Device::Cpu(threads) = on { threads } else { 0 },
+        device: Some(device),
+        rounds: args.rounds,
+        quick: args.quick,
+        engines: setup.entries.iter().map(|e| e.label.clone()).collect(),
+        workloads: setup.workloads.clone(),
+        dtypes: setup.dtypes.clone(),
+        prices: args.price.iter().cloned().collect(),
+    };
+    let mut teller = Teller {
+        json: args.json,
+        live: Live::new("{elapsed_precise}  {wide_msg}"),
+        begun: Instant::now(),
+        first: None,
+        bad: 0,
+    };
+    let ran = running::run(&setup, run, &rows, &mut teller, &stop);
+    teller.live.finish_and_clear();
+    ran.map_err(|e| match e {
+        RunError::Io { path, source } => CliError::Io { path, source },
+        other => CliError::Partly(other.to_string()),
+    })?;
+    super::report::engines(&rows, &args.output, None, args.json)?;
+    if stop.load(Ordering::Relaxed) {
+        return Err(CliError::Interrupted);
+    }
+    match teller.bad {
+        0 => Ok(()),
+        n => Err(CliError::Partly(format!("{n} of jitune's own cells are wrong or missing"))),
+    }
+}
+
+fn command() -> String {
+    std::env::args_os().skip(1).fold("jitune".into(), |all, word| format!("{all} {}", word.to_string_lossy()))
+}
+
+/// What `jitune engine` is told: where its kernels are.
+fn ours(args: &Args) -> Vec<String> {
+    let text = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.into()).to_string_lossy().into_owned();
+    let mut list = Vec::new();
+    if let Some(bundle) = &args.bundle {
+        list.extend(["--bundle".into(), text(bundle)]);
+    }
+    if let Some(db) = &args.store.db {
+        list.extend(["--db".into(), text(db)]);
+    }
+    for folder in &args.templates.templates {
+        list.extend(["--templates".into(), text(folder)]);
+    }
+    list
+}
+
+/// The engines as they were entered; one that comes again has a number behind its name.
+fn entries(args: &Args, target: Target) -> Result<Vec<Entry>, CliError> {
+    let settings = settings(&args.set)?;
+    let all = || {
+        let known = KNOWN.iter().filter(|known| known.targets.contains(&target)).map(|known| known.name.to_string());
+        ["jitune".to_string()].into_iter().chain(known).collect()
+    };
+    let names: Vec<String> = args.engines.clone().unwrap_or_else(all);
+    let mut list: Vec<Entry> = Vec::new();
+    for name in names {
+        let before = list.iter().filter(|e| e.name == name).count();
+        let label = if before == 0 { name.clone() } else { format!("{name}#{}", before + 1) };
+        let of = |key: &String| *key == name || *key == label;
+        let limit = args.seconds.iter().rev().find(|(engine, _)| engine.as_ref().is_none_or(of));
+        let options = settings.get(&label).or_else(|| settings.get(&name)).cloned().unwrap_or_default();
+        list.push(Entry { label, options, seconds: limit.map(|(_, s)| *s), name });
+    }
+    match settings.keys().find(|key| list.iter().all(|e| e.name != **key && e.label != **key)) {
+        Some(key) => Err(CliError::Usage(format!("--set {key}.…: no engine {key} was entered"))),
+        None => Ok(list),
+    }
+}
+
+/// The workloads, `sustained` for both of its kind.
+fn workloads(args: &Args) -> Result<Vec<Workload>, CliError> {
+    Workload::list(&args.workload, args.quick).map_err(|e| CliError::Usage(format!("--workload: {e}")))
+}
+
+/// Who says what is right: transformers where it is, and otherwise jitune on the processor, which is held to it by its tests.
+fn reference(args: &Args, setup: &Setup) -> Result<Option<(Entry, jitune_peer::Device)>, CliError> {
+    if args.no_check {
+        return Ok(None);
+    }
+    let entry = |name: &str| Entry {
+        label: name.into(),
+        name: name.into(),
+        options: [("mode".to_string(), "dynamic".to_string())].into_iter().filter(|_| name == "transformers").collect(),
+        seconds: None,
+    };
+    let cpu = jitune_peer::Device::Cpu(std::thread::available_parallelism().map_or(1, |n| n.get()));
+    Ok(Some(match &args.reference {
+        Some(name) => (entry(name), setup.on),
+        None if setup.entries.iter().any(|e| e.name == "transformers") && running::is_here(setup, "transformers") => {
+            (entry("transformers"), setup.on)
+        }
+        None => (entry("jitune"), cpu),
+    }))
+}
+
+/// Bytes that a decode step reads of the weights, by the precisions that are no block formats.
+fn weight_bytes(model: &Model) -> BTreeMap<String, u64> {
+    let embedding = (model.hidden * model.vocab).unsigned_abs();
+    let read = model.parameters() - if model.tie_word_embeddings { 0 } else { embedding };
+    [("f32", 4), ("bf16", 2), ("f16", 2)].into_iter().map(|(name, bytes)| (name.to_string(), read * bytes)).collect()
+}
+
+/// Says what comes in.
+struct Teller {
+    json: bool,
+    live: Live,
+    begun: Instant,
+    /// How many cells were there at the start.
+    first: Option<usize>,
+    bad: usize,
+}
+
+impl running::Observer for Teller {
+    fn doing(&mut self, what: &str, done: usize, all: usize) {
+        if self.json {
+            return;
+        }
+        let first = *self.first.get_or_insert(done);
+        let (new, rest) = (done - first.min(done), all.saturating_sub(done));
+        let about = (new > 0).then(|| self.begun.elapsed() / new as u32 * rest as u32);
+        let about = about.map_or_else(String::new, |time| format!(", about {}", left(time)));
+        self.live.message(&format!("[{done}/{all}{about}]  {what}"));
+    }
+
+    fn line(&mut self, line: &Line) {
+        if let Line::Cell(cell) = line
+            && cell.of.engine == "jitune"
+        {
+            self.bad += usize::from(!matches!(cell.state, State::Ok | State::Cut));
+        }
+        if self.json {
+            if !matches!(line, Line::Request(_) | Line::Trace(_))
+                && let Ok(text) = serde_json::to_string(line)
+            {
+                out!("{text}");
+            }
+            return;
+        }
+        match line {
+            Line::Start(start) => {
+                let text = match (&start.why, start.start_s) {
+                    (Some(why), _) => {
+                        let fix =
+                            start.fix.as_ref().filter(|f| !f.is_empty()).map_or(String::new(), |f| format!("; {f}"));
+                        format!("{} {}: not here: {why}{fix}", start.engine, start.dtype)
+                    }
+                    (None, s) => format!(
+                        "{} {} {}: ready after {:.1} s{}",
+                        start.engine,
+                        start.version,
+                        start.dtype,
+                        s.unwrap_or(0.0),
+                        start.notes.iter().map(|n| format!("; {n}")).collect::<String>(),
+                    ),
+                };
+                self.live.say(&text);
+            }
+            Line::Check(check) => self.live.say(&match (&check.kl, &check.why) {
+                (Some(kl), None) => format!(
+                    "{} {}: logits as {}'s in f32 (KL {kl:.1e}, the same most likely token at {:.1}%)",
+                    check.engine,
+                    check.dtype,
+                    check.reference,
+                    check.top1.unwrap_or(0.0) * 100.0
+                ),
+                (_, why) => {
+                    format!(
+                        "{} {}: {:?}: {}",
+                        check.engine,
+                        check.dtype,
+                        check.state,
+                        why.as_deref().unwrap_or_default()
+                    )
+                }
+            }),
+            Line::Cell(cell) => self.live.say(&cell_line(cell)),
+            _ => (),
+        }
+    }
+}
+
+fn cell_line(cell: &Cell) -> String {
+    let name = format!("    {:<16} {:<18}", cell.of.engine, cell.of.workload);
+    let why = cell.why.as_ref().map_or(String::new(), |why| format!("  {why}"));
+    match &cell.measured {
+        Some(m) if m.completed > 0 => format!(
+            "{name} {:>9.1} tokens/s  TTFT {:>8.1} ms  TPOT {:>7.2} ms  {} answers{}{why}",
+            m.output_throughput,
+            m.ttft_ms.median,
+            m.tpot_ms.median,
+            m.completed,
+            if cell.state == State::Ok { String::new() } else { format!("  {:?}", cell.state) },
+        ),
+        _ => format!("{name} {:?}{why}", cell.state),
+    }
+}

@@ -1,0 +1,156 @@
+//! Whether an engine computes the model that it was given: its logits beside a reference's.
+
+use super::process::{Engine, Unanswered};
+use super::rows::{Check, State};
+use std::path::Path;
+
+/// Prompts that logits are compared on.
+const PROMPTS: usize = 4;
+/// Tokens of each.
+const TOKENS: usize = 48;
+/// The divergence that any two ways of adding up in f32 may have.
+const LEAST: f64 = 1e-6;
+/// How many times the divergence of its precision an engine may have.
+const TIMES: f64 = 2.0;
+/// The divergence allowed where the precision's own is not known: block formats of 4 bits and more round activations to 8 bits.
+const UNKNOWN: f64 = 0.02;
+
+/// Logits of the model in f32.
+pub struct Reference {
+    /// Who computed them.
+    pub name: String,
+    vocab: usize,
+    prompts: Vec<Vec<u32>>,
+    logits: Vec<Vec<f32>>,
+}
+
+/// How far two distributions are apart, in the mean over positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Divergence {
+    /// KL(reference ‖ engine) in nats.
+    pub kl: f64,
+    /// The share of positions with the same most likely token.
+    pub top1: f64,
+    /// Positions.
+    pub positions: u64,
+}
+
+/// Prompts of random tokens, from a seed of their own.
+fn prompts(vocab: u64) -> Vec<Vec<u32>> {
+    let mut state = 0x5eed_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocab.max(1)) as u32
+    };
+    (0..PROMPTS).map(|_| (0..TOKENS).map(|_| next()).collect()).collect()
+}
+
+impl Reference {
+    /// Asks an engine that has loaded the model in f32; logits come by way of a file in `scratch`.
+    pub fn of(engine: &mut Engine, vocab: u64, scratch: &Path) -> Result<Reference, Unanswered> {
+        let prompts = prompts(vocab);
+        let logits = ask(engine, &prompts, scratch)?;
+        Ok(Reference { name: engine.about.engine.clone(), vocab: vocab as usize, prompts, logits })
+    }
+
+    /// How far an engine that has loaded the model is from it.
+    pub fn divergence(&self, engine: &mut Engine, scratch: &Path) -> Result<Divergence, Unanswered> {
+        let logits = ask(engine, &self.prompts, scratch)?;
+        let mut sum = Divergence::default();
+        for (ours, theirs) in self.logits.iter().zip(&logits) {
+            if ours.len() != theirs.len() {
+                let why = format!("it has {} logits where there are {}", theirs.len(), ours.len());
+                return Err(Unanswered::Refused(jitune_peer::Refusal::failed(why)));
+            }
+            for (p, q) in ours.chunks(self.vocab).zip(theirs.chunks(self.vocab)) {
+                sum.kl += kl(p, q);
+                sum.top1 += f64::from(u8::from(best(p) == best(q)));
+                sum.positions += 1;
+            }
+        }
+        let n = sum.positions.max(1) as f64;
+        Ok(Divergence { kl: sum.kl / n, top1: sum.top1 / n, ..sum })
+    }
+}
+
+fn ask(engine: &mut Engine, prompts: &[Vec<u32>], scratch: &Path) -> Result<Vec<Vec<f32>>, Unanswered> {
+    let file = scratch.join("logits.f32");
+    prompts.iter().map(|prompt| engine.logits(prompt, &file).map(|(_, logits)| logits)).collect()
+}
+
+/// KL of two softmaxes in nats; infinite where the second has what is no number.
+fn kl(p: &[f32], q: &[f32]) -> f64 {
+    let log_sum = |v: &[f32]| {
+        let top = v.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        f64::from(top) + v.iter().map(|x| (f64::from(*x) - f64::from(top)).exp()).sum::<f64>().ln()
+    };
+    let (lp, lq) = (log_sum(p), log_sum(q));
+    let sum: f64 = p
+        .iter()
+        .zip(q)
+        .map(|(p, q)| {
+            let (p, q) = (f64::from(*p) - lp, f64::from(*q) - lq);
+            p.exp() * (p - q)
+        })
+        .sum();
+    if sum.is_nan() { f64::INFINITY } else { sum }
+}
+
+fn best(logits: &[f32]) -> usize {
+    let greatest = |best: (usize, f32), (i, v): (usize, &f32)| if *v > best.1 { (i, *v) } else { best };
+    logits.iter().enumerate().fold((0, f32::NEG_INFINITY), greatest).0
+}
+
+/// What a divergence says of an engine; `own` is the divergence of the precision itself, where it is known.
+pub fn verdict(engine: &str, dtype: &str, reference: &str, got: Divergence, own: Option<f64>) -> Check {
+    let limit = match own {
+        Some(own) => TIMES * own + LEAST,
+        None => UNKNOWN,
+    };
+    let wrong = got.kl.is_nan() || got.kl > limit;
+    let why = wrong.then(|| {
+        let basis = own.map_or("of a precision whose own divergence is not known".into(), |own| {
+            format!("since {dtype} itself has {own:.2e}")
+        });
+        format!("its logits diverge by {:.2e} from {reference}'s in f32, and {limit:.2e} is allowed, {basis}", got.kl)
+    });
+    Check {
+        engine: engine.into(),
+        dtype: dtype.into(),
+        state: if wrong { State::Wrong } else { State::Ok },
+        why,
+        reference: reference.into(),
+        kl: Some(got.kl),
+        own_kl: own,
+        top1: Some(got.top1),
+        positions: got.positions,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divergence_is_that_of_two_coins() {
+        // Logits may be shifted.
+        let (p, q) = ([0.0, 0.0], [5.0, 5.0 + 3f32.ln()]);
+        let wanted = 0.5 * (0.5f64 / 0.25).ln() + 0.5 * (0.5f64 / 0.75).ln();
+        assert!((kl(&p, &q) - wanted).abs() < 1e-7, "{}", kl(&p, &q));
+        assert_eq!(kl(&p, &p), 0.0);
+        assert_eq!(kl(&p, &[f32::NAN, 0.0]), f64::INFINITY);
+        assert_eq!(kl(&p, &[f32::INFINITY, 0.0]), f64::INFINITY);
+        assert_eq!(best(&[1.0, 3.0, 3.0]), 1);
+    }
+
+    #[test]
+    fn an_engine_may_diverge_twice_as_far_as_its_precision() {
+        let check =
+            |kl, own| verdict("x", "bf16", "transformers", Divergence { kl, top1: 1.0, positions: 1 }, own).state;
+        assert_eq!(check(1.9e-3, Some(1e-3)), State::Ok);
+        assert_eq!(check(2.1e-3, Some(1e-3)), State::Wrong);
+        assert_eq!(check(f64::INFINITY, Some(1e-3)), State::Wrong);
+        assert_eq!(check(5e-7, Some(0.0)), State::Ok);
+        assert_eq!(check(0.5, None), State::Wrong);
+    }
+}

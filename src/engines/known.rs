@@ -1,0 +1,167 @@
+//! Which engines there are, and how each is found on this machine.
+
+use crate::device::Target;
+use jitune_peer::Refusal;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// An engine that jitune knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is.
+    pub summary: &'static str,
+    /// What it runs on.
+    pub targets: &'static [Target],
+    /// Whether it is a module of the Python runner.
+    python: bool,
+    /// The package whose program it is.
+    package: &'static str,
+    /// The one command that brings it.
+    pub fix: &'static str,
+    /// How its users serve it over HTTP: words with {model}, {port}, {dtype}, {context}, {sequences} in them; none where it has no server.
+    pub server: &'static [&'static str],
+}
+
+const BOTH: &[Target] = &[Target::Cuda, Target::Cpu];
+
+/// Every engine, in the order of the report.
+pub const KNOWN: [Known; 7] = [
+    Known {
+        name: "jitune",
+        summary: "this program's engine",
+        targets: BOTH,
+        python: false,
+        package: "",
+        fix: "",
+        server: &[],
+    },
+    Known {
+        name: "candle",
+        summary: "candle-transformers' models, as its examples drive them",
+        targets: BOTH,
+        python: false,
+        package: "candle",
+        fix: "cargo build --release --features model --manifest-path baselines/candle/Cargo.toml",
+        server: &[],
+    },
+    Known {
+        name: "burn",
+        summary: "a Llama on burn's public nn",
+        targets: BOTH,
+        python: false,
+        package: "burn",
+        fix: "cargo build --release --features model --manifest-path baselines/burn/Cargo.toml",
+        server: &[],
+    },
+    Known {
+        name: "transformers",
+        summary: "PyTorch with transformers",
+        targets: BOTH,
+        python: true,
+        package: "",
+        fix: "python3 -m pip install torch transformers",
+        server: &[],
+    },
+    Known {
+        name: "llama-cpp",
+        summary: "llama.cpp with its own batching",
+        targets: BOTH,
+        python: false,
+        package: "llama-cpp",
+        fix: "cargo build --release --manifest-path baselines/llama-cpp/Cargo.toml",
+        server: &["llama-server", "-m", "{model}", "--port", "{port}", "-c", "{cache}", "-np", "{sequences}"],
+    },
+    Known {
+        name: "vllm",
+        summary: "vLLM",
+        targets: &[Target::Cuda],
+        python: true,
+        package: "",
+        fix: "python3 -m pip install vllm",
+        server: &[
+            "vllm",
+            "serve",
+            "{model}",
+            "--port",
+            "{port}",
+            "--dtype",
+            "{vllm_dtype}",
+            "--max-model-len",
+            "{context}",
+            "--max-num-seqs",
+            "{sequences}",
+            "--skip-tokenizer-init",
+            "{prefix}",
+        ],
+    },
+    Known {
+        name: "tensorrt-llm",
+        summary: "TensorRT-LLM, whose server is trtllm-serve",
+        targets: &[Target::Cuda],
+        python: false,
+        package: "tensorrt-llm",
+        fix: "see docs/engines.md: trtllm-serve through --server, or a shim that is built against its headers",
+        server: &["trtllm-serve", "{model}", "--port", "{port}", "--max_batch_size", "{sequences}"],
+    },
+];
+
+impl Known {
+    /// The engine of that name.
+    pub fn named(name: &str) -> Option<&'static Known> {
+        KNOWN.iter().find(|known| known.name == name)
+    }
+}
+
+/// Where engines are looked for.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// This program.
+    pub exe: PathBuf,
+    /// What its subcommand `engine` is told: where the kernels are.
+    pub ours: Vec<String>,
+    /// A folder given by the user.
+    pub folder: Option<PathBuf>,
+    /// The Python that runs the Python runner.
+    pub python: String,
+    /// A folder for the Python runner and for logs.
+    pub scratch: PathBuf,
+}
+
+/// The Python runner, which travels inside the program.
+const RUNNER: [(&str, &str); 0] = [];
+
+impl Places {
+    /// The command that starts an engine which speaks the protocol, or why there is none.
+    pub fn command(&self, name: &str) -> Result<Command, Refusal> {
+        let known = Known::named(name);
+        if name == "jitune" {
+            let mut command = Command::new(&self.exe);
+            command.arg("engine").args(&self.ours);
+            return Ok(command);
+        }
+        if known.is_some_and(|known| known.python) {
+            for (file, text) in RUNNER {
+                let path = self.scratch.join(file);
+                std::fs::write(&path, text).map_err(|e| Refusal::failed(format!("{}: {e}", path.display())))?;
+            }
+            let mut command = Command::new(&self.python);
+            command.arg(self.scratch.join("engine.py")).arg(name);
+            return Ok(command);
+        }
+        let package = known.map_or(name, |known| known.package);
+        let program = format!("jitune-engine-{name}");
+        let built = PathBuf::from("baselines").join(package).join("target/release");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let beside = self.exe.parent().map(Path::to_path_buf);
+        let folders = self.folder.clone().into_iter().chain(beside).chain([built]).chain(std::env::split_paths(&path));
+        match folders.map(|folder| folder.join(&program)).find(|file| file.is_file()) {
+            Some(found) => Ok(Command::new(found)),
+            None => Err(Refusal::missing(
+                format!("{program} is not found (--peer-dir, beside jitune, baselines/{package}/target/release, PATH)"),
+                known.map_or("", |known| known.fix),
+            )),
+        }
+    }
+}
