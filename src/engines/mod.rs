@@ -7,11 +7,19 @@
 
 pub mod client;
 pub mod measured;
+mod plan;
 pub mod process;
+pub mod random;
+pub mod requests;
 pub mod rows;
 pub mod service;
 pub mod workload;
 
-pub use client::Trip;
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+mod simulation;
+
+pub use client::{Outcome, Progress, Trip, drive};
 pub use service::{Gone, Heard, Service};
-pub use workload::Workload;
+pub use workload::{Workload, WorkloadError};
