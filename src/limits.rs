@@ -65,3 +65,10 @@ pub const MAX_TEMPLATE_FILES: usize = 1 << 12;
 /// Most bytes that they have together.
 #[cfg(feature = "tuner")]
 pub const MAX_FOLDER_BYTES: u64 = 64 << 20;
+
+/// Largest trace of requests.
+#[cfg(feature = "engines")]
+pub const MAX_TRACE_BYTES: u64 = 64 << 20;
+/// Most requests of a trace.
+#[cfg(feature = "engines")]
+pub const MAX_TRACE_LINES: usize = 1 << 18;

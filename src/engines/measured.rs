@@ -3,6 +3,10 @@
 use super::client::Trip;
 use super::workload::Limits;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Parts of the time in which throughput is told apart.
+const PARTS: usize = 10;
 
 /// Mean, spread and percentiles (nearest rank) of a number of values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -127,7 +131,96 @@ impl Spread {
 impl Measured {
     /// Of the trips of a cell; those of the warm-up are passed over.
     pub fn of(trips: &[Trip], limits: &Limits) -> Measured {
-        let _ = (trips, limits);
-        todo!("helper: client")
+        let counted = || trips.iter().filter(|trip| !trip.warm);
+        let whole = || counted().filter(|trip| trip.is_whole());
+        let begin = counted().map(|trip| trip.sent).min().unwrap_or_default();
+        let end = counted().filter_map(Trip::last_heard).max().unwrap_or(begin);
+        let duration_s = end.saturating_sub(begin).as_secs_f64();
+        let a_second = |count: f64| if duration_s > 0.0 { count / duration_s } else { 0.0 };
+        let completed = whole().count() as u64;
+        let input_tokens = whole().map(|trip| trip.prompt as u64).sum();
+        let output_tokens: u64 = whole().map(|trip| trip.tokens() as u64).sum();
+        let pieces: usize = whole().map(|trip| trip.pieces.len()).sum();
+        let good = whole().filter(|trip| limits.kept(trip)).count();
+        Measured {
+            duration_s,
+            completed,
+            failed: counted().count() as u64 - completed,
+            input_tokens,
+            output_tokens,
+            request_throughput: a_second(completed as f64),
+            output_throughput: a_second(output_tokens as f64),
+            total_throughput: a_second((input_tokens + output_tokens) as f64),
+            goodput: (!limits.is_empty()).then(|| a_second(good as f64)),
+            ttft_ms: Spread::of(whole().filter_map(Trip::ttft_ms).collect()),
+            tpot_ms: Spread::of(whole().filter_map(Trip::tpot_ms).collect()),
+            itl_ms: Spread::of(whole().flat_map(Trip::gaps_ms).collect()),
+            e2el_ms: Spread::of(whole().filter_map(Trip::e2el_ms).collect()),
+            late_ms: Spread::of(counted().map(|trip| ms(trip.sent.saturating_sub(trip.due))).collect()),
+            over_time: over_time(whole(), begin, duration_s),
+            piece_tokens: if pieces > 0 { output_tokens as f64 / pieces as f64 } else { 0.0 },
+            meanwhile: Meanwhile::default(),
+        }
+    }
+}
+
+/// Tokens a second in each part of the time; none where there was no time.
+fn over_time<'a>(trips: impl Iterator<Item = &'a Trip>, begin: Duration, duration_s: f64) -> Vec<f64> {
+    if duration_s <= 0.0 {
+        return Vec::new();
+    }
+    let part_s = duration_s / PARTS as f64;
+    let mut parts = vec![0.0; PARTS];
+    for (at, tokens) in trips.flat_map(|trip| &trip.pieces) {
+        let part = (at.saturating_sub(begin).as_secs_f64() / part_s) as usize;
+        parts[part.min(PARTS - 1)] += f64::from(*tokens) / part_s;
+    }
+    parts
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+impl Trip {
+    /// When the last thing was heard.
+    fn last_heard(&self) -> Option<Duration> {
+        self.end.max(self.pieces.last().map(|(at, _)| *at))
+    }
+
+    /// From being sent to a piece.
+    fn since_sent(&self, piece: Option<&(Duration, u32)>) -> Option<f64> {
+        piece.map(|(at, _)| ms(at.saturating_sub(self.sent)))
+    }
+
+    /// From being sent to the first token, in milliseconds.
+    pub fn ttft_ms(&self) -> Option<f64> {
+        self.since_sent(self.pieces.first())
+    }
+
+    /// From being sent to the last token, in milliseconds.
+    pub fn e2el_ms(&self) -> Option<f64> {
+        self.since_sent(self.pieces.last())
+    }
+
+    /// (end − first token) / (tokens − 1), in milliseconds; none of answers of one token.
+    pub fn tpot_ms(&self) -> Option<f64> {
+        let tokens = self.tokens();
+        (tokens > 1).then(|| Some((self.e2el_ms()? - self.ttft_ms()?) / (tokens - 1) as f64)).flatten()
+    }
+
+    /// From each piece to the next, in milliseconds.
+    pub fn gaps_ms(&self) -> impl Iterator<Item = f64> {
+        self.pieces.iter().zip(self.pieces.iter().skip(1)).map(|((before, _), (at, _))| ms(at.saturating_sub(*before)))
+    }
+}
+
+impl Limits {
+    /// Whether an answer keeps to all of them. An answer of one token has no time a token.
+    pub fn kept(&self, trip: &Trip) -> bool {
+        let within = |limit: Option<f64>, found: Option<f64>| limit.is_none_or(|limit| found.unwrap_or(0.0) <= limit);
+        within(self.ttft_ms, trip.ttft_ms())
+            && within(self.tpot_ms, trip.tpot_ms())
+            && within(self.e2el_ms, trip.e2el_ms())
     }
 }

@@ -9,13 +9,21 @@ pub mod check;
 pub mod client;
 pub mod known;
 pub mod measured;
+mod plan;
 pub mod process;
+pub mod random;
+pub mod requests;
 pub mod rows;
 pub mod run;
 pub mod service;
 mod watch;
 pub mod workload;
 
-pub use client::Trip;
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+mod simulation;
+
+pub use client::{Outcome, Progress, Trip, drive};
 pub use service::{Gone, Heard, Service};
-pub use workload::Workload;
+pub use workload::{Workload, WorkloadError};
