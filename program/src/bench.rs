@@ -1,10 +1,10 @@
 //! `jitune bench`: whole engines head to head on workloads, as their clients see them.
 
+use super::CliError;
 use super::compare::{host, on, scratch, settings};
 use super::progress::{Live, left};
-use super::select::{Store, Templates, Where, within};
+use super::select::{Store, Templates, Where};
 use super::serve::bytes;
-use super::CliError;
 use jitune::device::Target;
 use jitune::engines::known::{KNOWN, Places};
 use jitune::engines::rows::{Cell, Line, Run, State};
@@ -14,7 +14,7 @@ use jitune::model::Model;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -97,9 +97,6 @@ pub struct Args {
     /// Most bytes on the device for engines that take a limit, such as 40G.
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
-    /// A workload ends when an engine says nothing for so many seconds; 60 by default, 20 with --quick.
-    #[arg(long, value_parser = within(1.0, 3600.0))]
-    stall: Option<f64>,
     /// Go on with the run in the output folder.
     #[arg(long)]
     resume: bool,
@@ -156,7 +153,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         scratch: scratch.path().into(),
     };
     let entries = entries(args, target)?;
-    let workloads = workloads(args)?;
+    let context = usize::try_from(model.max_position_embeddings).unwrap_or(usize::MAX);
+    let workloads = workloads(args, context)?;
     let path = Model::place(&args.model);
     let mut setup = Setup {
         other: BTreeMap::new(),
@@ -167,7 +165,6 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         device: device.clone(),
         memory: args.memory,
         reference: None,
-        stall: Duration::from_secs_f64(args.stall.unwrap_or(if args.quick { 20.0 } else { 60.0 })),
         earlier,
         entries,
         workloads,
@@ -258,9 +255,25 @@ fn entries(args: &Args, target: Target) -> Result<Vec<Entry>, CliError> {
     }
 }
 
-/// The workloads, `sustained` for both of its kind.
-fn workloads(args: &Args) -> Result<Vec<Workload>, CliError> {
-    Workload::list(&args.workload, args.quick).map_err(|e| CliError::Usage(format!("--workload: {e}")))
+/// The workloads; `sustained` is both of its kind, and what follows a name with settings and has none of its own is another setting.
+fn workloads(args: &Args, context: usize) -> Result<Vec<Workload>, CliError> {
+    let mut texts: Vec<String> = Vec::new();
+    for part in args.workload.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        match texts.last_mut() {
+            Some(last) if last.contains(':') && part.contains('=') && !part.contains(':') => {
+                *last += &format!(",{part}")
+            }
+            _ if part == "sustained" => texts.extend(["sustained-1024".into(), "sustained-128".into()]),
+            _ => texts.push(part.into()),
+        }
+    }
+    let parse = |text: &String| Workload::parse(text, args.quick, context);
+    let list = texts.iter().map(parse).collect::<Result<Vec<_>, _>>();
+    let list = list.map_err(|e| CliError::Usage(format!("--workload: {e}")))?;
+    match list.iter().enumerate().find(|(i, w)| list[..*i].iter().any(|b| b.name == w.name)) {
+        Some((_, twice)) => Err(CliError::Usage(format!("--workload: {} stands twice in it", twice.name))),
+        None => Ok(list),
+    }
 }
 
 /// Who says what is right: transformers where it is, and otherwise jitune on the processor, which is held to it by its tests.

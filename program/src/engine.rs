@@ -220,8 +220,12 @@ impl Engine for Ours {
             prompt_tokens: Some(stats.prompt_tokens),
             cached_tokens: Some(stats.cached_tokens),
             answer_tokens: Some(stats.answer_tokens),
+            live_tokens: count(stats.live),
             preempted: Some(stats.preempted),
-            ..Stats::default()
+            host_s: Some(stats.host.as_secs_f64()),
+            launches: Some(stats.launches),
+            to_device_bytes: Some(stats.told),
+            to_host_bytes: Some(stats.heard),
         }
     }
 

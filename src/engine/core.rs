@@ -20,7 +20,7 @@ use crate::sync::lock;
 use crate::weights::Weights;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Decode steps that are captured before the first request: of so many sequences that see so many tokens.
 const FIRST_SEQUENCES: [i64; 3] = [1, 2, 4];
@@ -44,6 +44,8 @@ pub(super) struct Core {
     scheduler: Scheduler,
     live: HashMap<Id, Live>,
     stats: Stats,
+    /// How long the host has waited for the device in steps.
+    waited: Duration,
     /// What others see of them.
     published: Arc<Mutex<Stats>>,
 }
@@ -178,6 +180,7 @@ impl Core {
             scheduler: Scheduler::new(limits, blocks, options.context as usize),
             live: HashMap::new(),
             stats: Stats { pages: cache.pages as usize, ..Stats::default() },
+            waited: Duration::ZERO,
             published: Arc::default(),
         };
         core.capture()?;
@@ -239,10 +242,10 @@ impl Core {
     }
 
     fn publish(&self) {
-        let (running, used) = (self.scheduler.running(), self.scheduler.blocks().used());
+        let (running, used, live) = (self.scheduler.running(), self.scheduler.blocks().used(), self.scheduler.live());
         let bound = self.steps.steps.values().map(|(step, _)| step.kernels());
         let (portable, kernels) = bound.fold((0, 0), |(p, k), (portable, all)| (p + portable, k + all));
-        *lock(&self.published) = Stats { running, used, kernels, portable, ..self.stats };
+        *lock(&self.published) = Stats { running, used, live, kernels, portable, ..self.stats };
     }
 
     fn end(&mut self, id: Id, why: Finish) {
@@ -255,6 +258,13 @@ impl Core {
 
     /// One step for those that the scheduler chooses.
     pub fn step(&mut self) -> Result<(), EngineError> {
+        let (begun, waited) = (Instant::now(), self.waited);
+        let done = self.turn();
+        self.stats.host += begun.elapsed().saturating_sub(self.waited - waited);
+        done
+    }
+
+    fn turn(&mut self) -> Result<(), EngineError> {
         let mut chosen = self.scheduler.next();
         self.stats.preempted += chosen.preempted as u64;
         let blind =
@@ -307,20 +317,24 @@ impl Core {
     }
 
     /// The tokens of a step, once it is done.
-    pub fn finished(&self, flight: &Flight) -> Result<Vec<(Id, Token)>, EngineError> {
+    pub fn finished(&mut self, flight: &Flight) -> Result<Vec<(Id, Token)>, EngineError> {
         let (ids, rows): (Vec<Id>, Vec<usize>) = flight.rows.iter().copied().unzip();
+        let begun = Instant::now();
         let tokens = match rows.len() {
             // Whoever waits for nothing is still not to run ahead by two steps.
             0 => self.stream.as_ref().map_or(Ok(Vec::new()), |stream| stream.synchronize().map(|()| Vec::new()))?,
             _ => self.stores.chosen(flight.tail, &rows)?,
         };
+        self.waited += begun.elapsed();
         Ok(ids.into_iter().zip(tokens).collect())
     }
 
     /// The tokens of a step, once the one behind it has begun, which was launched last.
-    pub fn said(&self, flight: &Flight) -> Result<Vec<(Id, Token)>, EngineError> {
+    pub fn said(&mut self, flight: &Flight) -> Result<Vec<(Id, Token)>, EngineError> {
         let (ids, rows): (Vec<Id>, Vec<usize>) = flight.rows.iter().copied().unzip();
+        let begun = Instant::now();
         let said = self.stores.said(self.launched, &rows, self.stream.as_ref())?;
+        self.waited += begun.elapsed();
         let tokens = said.into_iter().map(|id| Token { id, logprobs: None });
         Ok(ids.into_iter().zip(tokens).collect())
     }
@@ -400,11 +414,19 @@ impl Core {
         let step = self.steps.get(&shape)?;
         step.pad(&mut tables);
         step.choose(&mut tables, &self.choices(pieces, before))?;
+        let begun = Instant::now();
         self.stores.heard(self.launched, self.stream.as_ref())?;
+        self.waited += begun.elapsed();
         // Another number than the last one's is enough.
         let number = self.launched % i32::MAX + 1;
+        let begun = Instant::now();
         step.run(&tables, number, self.stream.as_ref())?;
+        // A processor computes in its launches.
+        self.waited += if self.stream.is_none() { begun.elapsed() } else { Duration::ZERO };
         self.launched = number;
+        self.stats.launches += step.launches();
+        self.stats.told += step.told();
+        self.stats.heard += 4 * (wanted as u64 + 1);
         let mut entries = 0..wanted;
         let mut rows = Vec::with_capacity(wanted);
         for piece in pieces {

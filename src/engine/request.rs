@@ -153,8 +153,18 @@ pub struct Stats {
     pub pages: usize,
     /// Pages in use.
     pub used: usize,
+    /// Tokens that the pages of running requests hold, those that several share counted for each.
+    pub live: usize,
     /// Steps so far.
     pub steps: u64,
+    /// Launches by the host for them: a graph is one.
+    pub launches: u64,
+    /// What the host did for them: choosing, telling, launching, answering; not what it waited for.
+    pub host: Duration,
+    /// Bytes that they told the device, and the tokens that it told the host.
+    pub told: u64,
+    /// Bytes that the device told the host, logits of prompts left out.
+    pub heard: u64,
     /// Tokens of prompts that were computed, those that were computed again included.
     pub prompt_tokens: u64,
     /// Tokens of prompts that the cache held already.

@@ -378,6 +378,11 @@ impl Scheduler {
         self.running.len()
     }
 
+    /// Tokens that their pages hold.
+    pub fn live(&self) -> usize {
+        self.running.values().map(|sequence| sequence.computed).sum()
+    }
+
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.arrivals.is_empty()

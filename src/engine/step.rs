@@ -347,6 +347,16 @@ impl Step {
         Ok(())
     }
 
+    /// Bytes that a run is told.
+    pub fn told(&self) -> u64 {
+        self.metadata.whole().0.len()
+    }
+
+    /// Launches by the host of one run.
+    pub fn launches(&self) -> u64 {
+        if self.graph.is_some() { 1 } else { 1 + self.kernels.len() as u64 }
+    }
+
     /// Portable kernels, which answer where nothing tuned does, and all.
     pub fn kernels(&self) -> (usize, usize) {
         let portable = self.kinds.iter().filter(|kind| kind.what.portable).map(|kind| kind.what.calls).sum();

@@ -8,6 +8,8 @@ use std::path::Path;
 const PROMPTS: usize = 4;
 /// Tokens of each.
 const TOKENS: usize = 48;
+/// The least context of an engine that is asked for logits.
+pub const CONTEXT: usize = TOKENS + 1;
 /// The divergence that any two ways of adding up in f32 may have.
 const LEAST: f64 = 1e-6;
 /// How many times the divergence of its precision an engine may have.

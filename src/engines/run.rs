@@ -1,7 +1,7 @@
 //! A run: each engine in turn on each workload, round by round, every row on the disk as soon as it is known.
 
-use super::check::{Reference, verdict};
-use super::client::{self, Outcome, Progress};
+use super::check::{CONTEXT, Reference, verdict};
+use super::client::{Outcome, Progress, drive};
 use super::known::Places;
 use super::measured::{Meanwhile, Measured};
 use super::process::{Engine, Unanswered};
@@ -60,8 +60,6 @@ pub struct Setup {
     pub places: Places,
     /// The engine whose logits in f32 are the reference, its device, and its settings; none: no check.
     pub reference: Option<(Entry, On)>,
-    /// A cell ends when nothing is heard for so long.
-    pub stall: Duration,
     /// Lines of an earlier run in the same folder.
     pub earlier: Vec<Line>,
 }
@@ -260,8 +258,8 @@ impl Running<'_> {
         }
         sink.doing(&format!("{} {dtype}: starts", entry.label));
         let begun = Instant::now();
-        let context = cells.iter().map(|w| w.most_context()).max().unwrap_or(1);
-        let sequences = cells.iter().map(|w| w.most_at_a_time()).max().unwrap_or(1);
+        let context = cells.iter().map(|w| w.most_context()).fold(CONTEXT, usize::max);
+        let sequences = cells.iter().map(|w| w.most_requests_at_a_time()).max().unwrap_or(1);
         let load = Load {
             folder: self.setup.other.get(&entry.name).unwrap_or(&self.setup.model).clone(),
             dtype: dtype.into(),
@@ -377,7 +375,7 @@ impl Running<'_> {
         let Some((entry, on)) = &self.setup.reference else { return Err(Unanswered::Interrupted) };
         let mut engine = self.start(&Entry { label: format!("{}-reference", entry.label), ..entry.clone() }, *on)?;
         let folder = self.setup.other.get(&entry.name).unwrap_or(&self.setup.model).clone();
-        let load = Load { folder, dtype: dtype.into(), context: 64, sequences: 1, prefix: false, memory: None };
+        let load = Load { folder, dtype: dtype.into(), context: CONTEXT, sequences: 1, prefix: false, memory: None };
         engine.load(load)?;
         Ok(engine)
     }
@@ -420,12 +418,18 @@ impl Running<'_> {
         let mut sampled = Sampled { engine, origin, asked: Duration::ZERO };
         let (observer, done, all) = (&mut sink.observer, sink.done.len(), sink.cells);
         let name = format!("{} {}: {}", cell.engine, cell.dtype, cell.workload);
-        let outcome =
-            client::drive(&mut sampled, &workload, loaded.vocab, self.setup.stall, self.stop, &mut |p: &Progress| {
-                observer.doing(&format!("{name}, {} of {} answers", p.ended, p.requests), done, all);
-            });
+        let outcome = drive(&mut sampled, &workload, loaded.vocab, self.stop, &mut |p: &Progress| {
+            let what = format!("{name}, {} of {} answers, {} tokens", p.ended, p.sent, p.tokens);
+            observer.doing(&what, done, all);
+        });
         let (meanwhile, trace) = watch.end();
-        let Outcome { trips, mut state, mut why } = outcome;
+        let Outcome { trips, state, why } = match outcome {
+            Ok(outcome) => outcome,
+            Err(why) => {
+                sink.put(Line::Cell(Box::new(fresh(State::Failed, why.to_string()))))?;
+                return Ok(None);
+            }
+        };
         let after = engine.stats().unwrap_or_default();
         let samples = engine.take_samples();
         for trip in &trips {
@@ -433,9 +437,6 @@ impl Running<'_> {
         }
         for reading in trace {
             sink.put(Line::Trace(EngineTrace { of: cell.clone(), reading }))?;
-        }
-        if self.stop.load(Ordering::Relaxed) {
-            (state, why) = (State::Cut, Some("interrupted".into()));
         }
         let mut measured = Measured::of(&trips, &workload.limits);
         measured.meanwhile = self.meanwhile(meanwhile, &before, &after, &samples, &measured);
