@@ -8,6 +8,7 @@
 pub mod client;
 pub mod measured;
 pub mod process;
+pub mod report;
 pub mod rows;
 pub mod service;
 pub mod workload;
