@@ -13,6 +13,7 @@ mod plan;
 pub mod process;
 pub mod random;
 pub mod requests;
+pub mod report;
 pub mod rows;
 pub mod run;
 pub mod service;

@@ -197,7 +197,6 @@ impl Sink<'_> {
                     sink.before = sink.before.max(end.seconds);
                     continue;
                 }
-                Line::Cell(cell) if cell.state == State::Cut => continue,
                 Line::Cell(cell) => drop(sink.done.insert(cell.of.clone())),
                 _ => (),
             }
