@@ -97,6 +97,8 @@ pub struct Args {
     /// Most bytes on the device for engines that take a limit, such as 40G.
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
+    #[command(flatten)]
+    beside: super::report::Beside,
     /// Go on with the run in the output folder.
     #[arg(long)]
     resume: bool,
@@ -138,7 +140,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let exe = std::env::current_exe().map_err(|e| io(Path::new("jitune"), e))?;
     let stop = super::tune::on_signals()?;
     let rows = args.output.join(ROWS);
-    let earlier = if args.resume && rows.exists() { super::report::engine_lines(&rows)? } else { Vec::new() };
+    let earlier = if args.resume && rows.exists() { super::report::read_runs(&rows)?.lines() } else { Vec::new() };
     let here =
         |line: &Line| !matches!(line, Line::Run(r) if r.device.as_ref().is_some_and(|d| d.silicon != device.silicon));
     if !earlier.iter().all(here) {
@@ -202,7 +204,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         RunError::Io { path, source } => CliError::Io { path, source },
         other => CliError::Partly(other.to_string()),
     })?;
-    super::report::engines(&rows, &args.output, None, args.json)?;
+    super::report::engines(&rows, &args.output, &args.beside, args.json)?;
     if stop.load(Ordering::Relaxed) {
         return Err(CliError::Interrupted);
     }

@@ -81,6 +81,15 @@ pub enum CliError {
         /// What is wrong.
         source: jitune::report::RowsError,
     },
+    /// The rows of a run of engines.
+    #[cfg(feature = "bench")]
+    #[error("{path}: {source}")]
+    Runs {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: jitune::engines::report::RunsError,
+    },
     /// A report.
     #[error(transparent)]
     Report(#[from] jitune::report::html::HtmlError),
@@ -116,6 +125,8 @@ impl CliError {
             | CliError::Io { .. }
             | CliError::Rows { .. }
             | CliError::Report(_) => 4,
+            #[cfg(feature = "bench")]
+            CliError::Runs { .. } => 4,
             CliError::Partly(_) => 1,
             CliError::Said(code) => *code,
             CliError::Interrupted => 130,

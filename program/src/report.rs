@@ -1,6 +1,8 @@
 //! `jitune report`: what a comparison found, written again from its raw rows.
 
 use super::{CliError, table};
+#[cfg(feature = "bench")]
+use jitune::engines::report::{self as engine_report, Baseline, Runs};
 use jitune::report::{Rows, Summary, html, markdown, readme, terminal};
 use std::path::{Path, PathBuf};
 
@@ -8,7 +10,8 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  jitune report --from compare/rows.jsonl\n  \
     jitune report --from compare/rows.jsonl -o elsewhere\n  \
-    jitune report --from compare/rows.jsonl --readme\n\n\
+    jitune report --from compare/rows.jsonl --readme\n  \
+    jitune report --from jitune-bench/engines.jsonl\n\n\
     Needs no device. A run that was cut off has a report too. Exit code 4 when the rows cannot be read.")]
 pub struct Args {
     /// The raw rows of a comparison.
@@ -23,9 +26,32 @@ pub struct Args {
     /// Print the summary as JSON in place of the table.
     #[arg(long)]
     json: bool,
+    #[cfg(feature = "bench")]
+    #[command(flatten)]
+    beside: Beside,
+}
+
+/// What a report of engines takes besides.
+#[cfg(feature = "bench")]
+#[derive(clap::Args, Clone, Default)]
+pub struct Beside {
+    /// Of engines: the rows.jsonl of `jitune compare` on the same device, for what its kernels do.
+    #[arg(long, value_name = "FILE")]
+    kernels: Option<PathBuf>,
+    /// Of engines: the engines.jsonl of a run on a CPU, which a GPU is held against.
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// Of engines: the CPU engine that a GPU is held against; the best by default.
+    #[arg(long, value_name = "NAME")]
+    baseline_engine: Option<String>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    #[cfg(feature = "bench")]
+    if args.from.file_name().is_some_and(|name| name == super::bench::ROWS) {
+        let beside = args.from.parent().unwrap_or(Path::new(""));
+        return engines(&args.from, args.output.as_deref().unwrap_or(beside), &args.beside, args.json);
+    }
     let rows = read(&args.from)?;
     if args.readme {
         crate::out::write(format_args!("{}", readme::tables(&rows)));
@@ -70,15 +96,40 @@ pub(super) fn show(rows: &Rows) {
     terminal::closing(rows, &summary).iter().for_each(|line| out!("{line}"));
 }
 
-/// The lines of a run of engines.
+/// Reads the rows of a run of engines.
 #[cfg(feature = "bench")]
-pub(super) fn engine_lines(path: &Path) -> Result<Vec<jitune::engines::rows::Line>, CliError> {
-    let _ = path;
-    todo!()
+pub(super) fn read_runs(path: &Path) -> Result<Runs, CliError> {
+    let bytes = std::fs::read(path).map_err(|source| CliError::Io { path: path.to_path_buf(), source })?;
+    Runs::read(&bytes).map_err(|source| CliError::Runs { path: path.to_path_buf(), source })
 }
 
+/// Writes all reports of a run of engines to a folder, and prints the short one.
 #[cfg(feature = "bench")]
-pub(super) fn engines(rows: &Path, folder: &Path, kernels: Option<&Path>, json: bool) -> Result<(), CliError> {
-    let _ = (rows, folder, kernels, json);
-    todo!()
+pub(super) fn engines(rows: &Path, folder: &Path, beside: &Beside, json: bool) -> Result<(), CliError> {
+    let runs = read_runs(rows)?;
+    let kernels = beside.kernels.as_deref().map(read).transpose()?;
+    let baseline = beside.baseline.as_deref().map(read_runs).transpose()?;
+    let baseline = Baseline { runs: baseline.as_ref(), engine: beside.baseline_engine.as_deref() };
+    let report = engine_report::make(&runs, kernels.as_ref(), baseline);
+    if !folder.as_os_str().is_empty() {
+        std::fs::create_dir_all(folder).map_err(|source| CliError::Io { path: folder.to_path_buf(), source })?;
+    }
+    let mut files = vec![
+        ("report.md", engine_report::markdown(&report)),
+        ("report.json", engine_report::json(&report).map_err(|e| CliError::Partly(e.to_string()))?),
+    ];
+    files.extend(engine_report::files(&report));
+    let mut written = Vec::new();
+    for (name, text) in files {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(|source| CliError::Io { path: path.clone(), source })?;
+        written.push(path);
+    }
+    if json {
+        out!("{}", serde_json::json!({ "report": report, "files": written }));
+        return Ok(());
+    }
+    crate::out::write(format_args!("{}", engine_report::terminal(&report)));
+    out!("written: {}", written.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
+    Ok(())
 }
