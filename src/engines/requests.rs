@@ -130,8 +130,8 @@ mod tests {
         };
         let one = |id: u64| {
             let (due, sent) = (later(), later());
-            let pieces: Vec<_> = (0..5).map(|n| (later(), if id % 3 == 0 { n + 1 } else { 1 })).collect();
-            let (turn, error) = ((id % 2 == 0).then_some((id, 1)), (id % 7 == 3).then(|| "lost".to_string()));
+            let pieces: Vec<_> = (0..5).map(|n| (later(), if id.is_multiple_of(3) { n + 1 } else { 1 })).collect();
+            let (turn, error) = (id.is_multiple_of(2).then_some((id, 1)), (id % 7 == 3).then(|| "lost".to_string()));
             let end = (id % 7 != 3).then(&mut later);
             Trip { id, turn, warm: id < 2, due, sent, prompt: 9, asked: 5, pieces, ids: Vec::new(), end, error }
         };
