@@ -224,3 +224,83 @@ impl Limits {
             && within(self.e2el_ms, trip.e2el_ms())
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::{Limits, Measured, Spread};
+    use crate::engines::Trip;
+    use std::time::Duration;
+
+    fn at(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// A request that was due, sent, and had these tokens at these moments (ms).
+    pub fn trip(due: u64, sent: u64, pieces: &[(u64, u32)]) -> Trip {
+        let pieces: Vec<_> = pieces.iter().map(|(ms, tokens)| (at(*ms), *tokens)).collect();
+        let asked = pieces.iter().map(|(_, n)| *n as usize).sum();
+        // The end is heard after the last token, and is in no figure but the duration.
+        let end = pieces.last().map(|(at, _)| *at + Duration::from_millis(5));
+        Trip { due: at(due), sent: at(sent), prompt: 10, asked, pieces, end, ..Trip::default() }
+    }
+
+    #[test]
+    fn percentiles_are_values_by_rank() {
+        let spread = Spread::of((1..=10).rev().map(f64::from).collect());
+        assert_eq!((spread.median, spread.p90, spread.p99, spread.max), (5.0, 9.0, 10.0, 10.0));
+        assert_eq!((spread.mean, spread.count), (5.5, 10));
+        assert!((spread.std - 8.25f64.sqrt()).abs() < 1e-12);
+        assert_eq!(Spread::of(Vec::new()), Spread::default());
+        let one = Spread::of(vec![3.0]);
+        assert_eq!((one.median, one.p90, one.p99, one.std), (3.0, 3.0, 3.0, 0.0));
+    }
+
+    /// Worked by hand, from moments that are all different: a time from another moment is another number.
+    #[test]
+    fn figures_by_hand() {
+        let mut failed = trip(0, 1100, &[(1250, 1)]);
+        failed.error = Some("full".into());
+        let mut open = trip(0, 1100, &[]);
+        open.error = Some("stalled".into());
+        let warm = Trip { warm: true, ..trip(0, 0, &[(900, 50)]) };
+        let trips = [
+            warm,
+            trip(990, 1000, &[(1100, 1), (1120, 1), (1160, 1)]),
+            trip(1000, 1050, &[(1090, 2), (1190, 4)]),
+            trip(1060, 1060, &[(1995, 1)]),
+            failed,
+            open,
+        ];
+        let limits = Limits { ttft_ms: Some(100.0), tpot_ms: Some(25.0), e2el_ms: None };
+        let found = Measured::of(&trips, &limits);
+        assert_eq!((found.completed, found.failed, found.input_tokens, found.output_tokens), (3, 2, 30, 10));
+        assert_eq!(found.duration_s, 1.0);
+        assert_eq!((found.request_throughput, found.output_throughput, found.total_throughput), (3.0, 10.0, 40.0));
+        let Measured { ttft_ms, tpot_ms, itl_ms, e2el_ms, late_ms, .. } = &found;
+        assert_eq!((ttft_ms.median, ttft_ms.max, ttft_ms.count), (100.0, 935.0, 3));
+        // 60 ms for two more tokens, 100 ms for five; the answer of one token has none.
+        assert_eq!((tpot_ms.median, tpot_ms.max, tpot_ms.count), (20.0, 30.0, 2));
+        assert_eq!((itl_ms.median, itl_ms.max, itl_ms.count), (40.0, 100.0, 3));
+        assert_eq!((e2el_ms.median, e2el_ms.max), (160.0, 935.0));
+        assert_eq!((late_ms.max, late_ms.count), (1100.0, 5));
+        // The first misses the time a token, the third the first token's.
+        assert_eq!(found.goodput, Some(1.0));
+        assert_eq!(Measured::of(&trips, &Limits::default()).goodput, None);
+        let longer = Limits { e2el_ms: Some(900.0), ..Limits::default() };
+        assert_eq!(Measured::of(&trips, &longer).goodput, Some(2.0));
+        assert_eq!(found.piece_tokens, 10.0 / 6.0);
+        let close = |found: &[f64], right: &[f64]| found.iter().zip(right).all(|(a, b)| (a - b).abs() < 1e-9);
+        assert!(
+            close(&found.over_time, &[20.0, 70.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 10.0]),
+            "{:?}",
+            found.over_time
+        );
+        assert_eq!(found.over_time.len(), 10);
+    }
+
+    #[test]
+    fn nothing_gives_zeros() {
+        let found = Measured::of(&[], &Limits { ttft_ms: Some(1.0), ..Limits::default() });
+        assert_eq!(found, Measured { goodput: Some(0.0), ..Measured::default() });
+    }
+}

@@ -22,8 +22,6 @@ pub mod workload;
 
 #[cfg(test)]
 mod simulated;
-#[cfg(test)]
-mod simulation;
 
 pub use client::{Outcome, Progress, Trip, drive};
 pub use service::{Gone, Heard, Service};

@@ -136,7 +136,8 @@ impl<'a> Plan<'a> {
         let mut random = Random::of(self.seed, chat, turn.into());
         let (more, asked) =
             lengths.unwrap_or_else(|| (self.workload.prompt.draw(&mut random), self.workload.answer.draw(&mut random)));
-        let seed = random.bits();
+        // Servers take seeds of 31 bits, some of them no more.
+        let seed = random.bits() >> 33;
         let mut prompt = before;
         prompt.reserve_exact(more);
         let old = prompt.len();

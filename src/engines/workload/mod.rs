@@ -255,7 +255,8 @@ impl Workload {
         seconds("the time", self.seconds, 1e-3)?;
         seconds("think", self.think_s, 0.0)?;
         seconds("stall", self.stall_s, 1e-3)?;
-        let counts = [("clients", self.bound()), ("turns", Some(self.turns as usize))];
+        let warm = Some(self.warm).filter(|warm| *warm > 0);
+        let counts = [("clients", self.bound()), ("turns", Some(self.turns as usize)), ("requests to warm up", warm)];
         for (what, count) in counts.into_iter().filter_map(|(what, count)| Some((what, count?))) {
             if !(1..=MAX_CLIENTS).contains(&count) {
                 return nonsense(format!("{count} {what}; give 1 to {MAX_CLIENTS}"));

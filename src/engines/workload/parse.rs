@@ -71,9 +71,25 @@ impl Workload {
                 }
                 self.arrivals = Arrivals::Closed { clients };
             }
-            "rate" => *self.open().0 = number(key, value, "requests a second")?,
-            "burstiness" => *self.open().1 = number(key, value, "a number above 0; 1 is Poisson")?,
-            "most" => *self.open().2 = Some(number(key, value, "a number of requests")?),
+            "rate" => {
+                let rate = number(key, value, "requests a second")?;
+                let (burstiness, most) = match self.arrivals {
+                    Arrivals::Open { burstiness, most, .. } => (burstiness, most),
+                    _ => (1.0, None),
+                };
+                self.arrivals = Arrivals::Open { rate, burstiness, most };
+            }
+            "burstiness" | "most" => match &mut self.arrivals {
+                Arrivals::Open { burstiness, .. } if key == "burstiness" => {
+                    *burstiness = number(key, value, "a number above 0; 1 is Poisson")?;
+                }
+                Arrivals::Open { most, .. } => *most = Some(number(key, value, "a number of requests")?),
+                _ => {
+                    return Err(WorkloadError::Nonsense(format!(
+                        "{key} belongs to random arrivals; give rate before it"
+                    )));
+                }
+            },
             "file" => match &mut self.arrivals {
                 Arrivals::Trace { file } => *file = PathBuf::from(value),
                 _ => return Err(WorkloadError::Nonsense("file belongs to a trace: trace:file=PATH".into())),
@@ -101,17 +117,6 @@ impl Workload {
             _ => return Err(WorkloadError::Setting { key: key.into() }),
         }
         Ok(())
-    }
-
-    /// Rate, burstiness and bound of random arrivals, which it has from now on.
-    fn open(&mut self) -> (&mut f64, &mut f64, &mut Option<usize>) {
-        if !matches!(self.arrivals, Arrivals::Open { .. }) {
-            self.arrivals = Arrivals::Open { rate: 1.0, burstiness: 1.0, most: None };
-        }
-        match &mut self.arrivals {
-            Arrivals::Open { rate, burstiness, most } => (rate, burstiness, most),
-            _ => unreachable!("the arrivals were made so"),
-        }
     }
 }
 
@@ -161,8 +166,8 @@ mod tests {
         assert_eq!((code.bound(), code.warm, code.temperature, code.requests, code.seconds), (Some(3), 3, 0.5, 7, 3.0));
         assert_eq!(code.name, "code:answer=64~8..128,clients=3,temperature=0.5,requests=7,seconds=3");
         // A closed workload that is given a rate is one at random.
-        let rate = of("batch-4:rate=3").unwrap();
-        assert_eq!(rate.arrivals, Arrivals::Open { rate: 3.0, burstiness: 1.0, most: None });
+        let rate = of("batch-4:rate=3,most=9").unwrap();
+        assert_eq!(rate.arrivals, Arrivals::Open { rate: 3.0, burstiness: 1.0, most: Some(9) });
         assert_eq!(of("batch-4").unwrap(), Workload::named("batch-4", false, 4096).unwrap());
     }
 
@@ -194,6 +199,9 @@ mod tests {
             ("batch-4:prompt=18446744073709551615", "1 to"),
             ("batch-4:temperature=-1", "0 to 100"),
             ("batch-4:file=x", "trace:file"),
+            ("batch-4:most=3", "give rate before"),
+            ("batch-4:burstiness=3,rate=1", "give rate before"),
+            ("batch-4:warm=18446744073709551615", "1 to"),
             ("batch-4:prompt=5000", "has 4096"),
             ("trace", "trace:file"),
             ("trace:file=/no/such", "/no/such"),
@@ -207,7 +215,7 @@ mod tests {
     #[test]
     fn every_setting_is_listed() {
         for key in KEYS {
-            let found = Workload::default().set(key, "?");
+            let found = Workload::named("chat", true, 512).unwrap().set(key, "?");
             assert!(!matches!(found, Err(WorkloadError::Setting { .. })), "{key}");
         }
         assert!(matches!(Workload::default().set("?", "?"), Err(WorkloadError::Setting { .. })));
