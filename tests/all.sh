@@ -128,6 +128,11 @@ torch_peer() {
     (cd baselines/python && "$python" -m unittest -v test_peer)
 }
 
+# The engines in Python: the protocol always, and with torch and transformers what they compute.
+python_engines() {
+    (cd baselines/python && JITUNE="$target/debug/jitune" "$python" -m unittest -v test_engine)
+}
+
 # What is read of others, on arbitrary bytes: half a minute each, from the corpora of fuzz/, with what a case may take. New
 # inputs stay out of the repository.
 fuzz() {
@@ -226,8 +231,12 @@ for name in candle burn; do
 done
 python=${PYTHON:-python3}
 step 'peer baselines/python' torch_peer
+step 'engines baselines/python' python_engines
 if ! "$python" -c 'import numpy, torch' 2>/dev/null; then
     skip "what the peer baselines/python computes: $python has no torch and numpy"
+fi
+if ! "$python" -c 'import numpy, torch, transformers' 2>/dev/null; then
+    skip "what the engines baselines/python compute: $python has no torch and transformers"
 fi
 if ! "$python" -c 'import openai' 2>/dev/null; then
     skip "the server driven by the package openai: $python has none (python3 -m pip install openai)"

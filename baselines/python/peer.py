@@ -49,6 +49,36 @@ def refusal_of(error):
     return Refusal("failed", reason(error))
 
 
+def device_of(text):
+    """A device's kind and number."""
+    kind, _, number = str(text).partition(":")
+    if kind not in ("cuda", "cpu") or not number.isdecimal() or (kind == "cpu" and int(number) < 1):
+        raise Refusal("failed", f"`{text}` is no device: cuda:ORDINAL or cpu:THREADS")
+    return kind, int(number)
+
+
+def import_torch(kind, number, oldest):
+    """The module torch, of a version that is not too old, where it sees the device."""
+    for module in ("torch", "numpy"):
+        if importlib.util.find_spec(module) is None:
+            raise Refusal("missing", f"this Python has no {module}", f"python3 -m pip install {module}")
+    try:
+        import torch
+    except (ImportError, OSError, ValueError) as e:
+        why = f"torch is installed and does not load: {reason(e)}"
+        raise Refusal("missing", why, "python3 -m pip install --force-reinstall torch") from e
+    if tuple(map(int, torch.__version__.split(".")[:2])) < oldest:
+        why = f"torch {torch.__version__} is too old; this peer needs {oldest[0]}.{oldest[1]}"
+        raise Refusal("missing", why, "python3 -m pip install --upgrade torch")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            why = f"torch {torch.__version__} sees no CUDA device"
+            raise Refusal("missing", why, "python3 -m pip install torch")
+        if number >= torch.cuda.device_count():
+            raise Refusal("failed", f"there is no cuda:{number} among {torch.cuda.device_count()} devices")
+    return torch
+
+
 class Server:
     def __init__(self):
         self.device = self.modules = self.timer = None
@@ -74,9 +104,7 @@ class Server:
         if ask.get("protocol") != PROTOCOL:
             fix = "take jitune and its peers from one version"
             raise Refusal("missing", f"this peer speaks protocol {PROTOCOL}, not {ask.get('protocol')}", fix)
-        kind, _, number = str(ask.get("device")).partition(":")
-        if kind not in ("cuda", "cpu") or not number.isdecimal() or (kind == "cpu" and int(number) < 1):
-            raise Refusal("failed", f"`{ask.get('device')}` is no device: cuda:ORDINAL or cpu:THREADS")
+        kind, number = device_of(ask.get("device"))
         options = ask.get("options") or {}
         chosen = [way.strip() for way in options.get("ways", ",".join(WAYS)).split(",") if way.strip()]
         mode = options.get("compile_mode", COMPILE_MODES[0])
@@ -84,30 +112,14 @@ class Server:
             for name in given:
                 if name not in known:
                     raise Refusal("failed", f"no {what} `{name}`; there are: {', '.join(known)}")
-        for module in ("torch", "numpy"):
-            if importlib.util.find_spec(module) is None:
-                raise Refusal("missing", f"this Python has no {module}", f"python3 -m pip install {module}")
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(min(16, os.cpu_count() or 1)))
-        try:
-            import torch
-        except (ImportError, OSError, ValueError) as e:
-            why = f"torch is installed and does not load: {reason(e)}"
-            raise Refusal("missing", why, "python3 -m pip install --force-reinstall torch") from e
-        if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST:
-            why = f"torch {torch.__version__} is too old; this peer needs {OLDEST[0]}.{OLDEST[1]}"
-            raise Refusal("missing", why, "python3 -m pip install --upgrade torch")
-        if kind == "cuda":
-            if not torch.cuda.is_available():
-                why = f"torch {torch.__version__} sees no CUDA device"
-                raise Refusal("missing", why, "python3 -m pip install torch")
-            if int(number) >= torch.cuda.device_count():
-                raise Refusal("failed", f"there is no cuda:{number} among {torch.cuda.device_count()} devices")
+        torch = import_torch(kind, number, OLDEST)
         import torch_ops
         import torch_timer
 
         self.modules = torch, torch_ops, torch_timer
         self.chosen, self.compile_mode = set(chosen), mode
-        self.device = torch_timer.open_device(kind, int(number))
+        self.device = torch_timer.open_device(kind, number)
         on_gpu = kind == "cuda"
         return {
             "answer": "hello",
