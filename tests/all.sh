@@ -112,9 +112,12 @@ runtime_tree() {
 }
 
 # Builds of the peers are workspaces of their own, since their CUDA features must not meet jitune's.
+# Those of libraries for whole models are engines too, behind a feature of their own.
 peer() {
+    features=
+    if grep -q '^model = ' "$1"; then features=model; fi
     cargo fmt --manifest-path "$1" --check &&
-        cargo test --locked --target-dir "$target/peers" --manifest-path "$1"
+        cargo test --locked --features "$features" --target-dir "$target/peers" --manifest-path "$1"
 }
 
 # jitune's kernels in other frameworks' models, as applications have them: workspaces of their own too.

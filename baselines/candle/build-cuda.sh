@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the peer with CUDA: `sh build-cuda.sh [cargo's options]`. Needs a CUDA toolkit (nvcc on PATH, or CUDA_HOME).
+# Builds the peer and the engine with CUDA: `sh build-cuda.sh [cargo's options]`. Needs a CUDA toolkit (nvcc on PATH, or CUDA_HOME).
 #
 # Candle links libcuda and the CUDA libraries, so that its programs do not even start without a driver. Here they are
 # loaded when they are used: one word of candle-core's manifest is changed in a copy, and the runtime is linked statically.
@@ -29,4 +29,4 @@ done
 cp Cargo.lock "$patched/Cargo.lock"
 trap 'cp "$patched/Cargo.lock" Cargo.lock' EXIT
 CARGO_TARGET_DIR=$target RUSTFLAGS="${RUSTFLAGS:-} -L native=$patched/link" \
-    cargo build --release --features cuda --config "patch.crates-io.candle-core.path='$patched/candle-core'" "$@"
+    cargo build --release --features cuda,model --config "patch.crates-io.candle-core.path='$patched/candle-core'" "$@"

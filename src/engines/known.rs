@@ -130,7 +130,14 @@ pub struct Places {
 }
 
 /// The Python runner, which travels inside the program.
-const RUNNER: [(&str, &str); 0] = [];
+const RUNNER: [(&str, &str); 5] = [
+    ("engine.py", include_str!("../../baselines/python/engine.py")),
+    ("engine_batches.py", include_str!("../../baselines/python/engine_batches.py")),
+    ("engine_continuous.py", include_str!("../../baselines/python/engine_continuous.py")),
+    ("engine_transformers.py", include_str!("../../baselines/python/engine_transformers.py")),
+    // What the runner of kernels has for refusals.
+    ("peer.py", include_str!("../../baselines/python/peer.py")),
+];
 
 impl Places {
     /// The command that starts an engine which speaks the protocol, or why there is none.

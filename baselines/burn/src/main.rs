@@ -5,11 +5,7 @@
 mod cubek;
 mod ops;
 
-use std::{
-    collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, process::ExitCode};
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use jitune_peer::{About, Device, Peer, Prepared, Refusal, RefusedWay, Task, Way, Work};
@@ -106,7 +102,7 @@ impl Ways {
 
     /// Adds a way when its first call works.
     fn add(&mut self, way: Way, make: impl FnOnce() -> Result<Box<dyn Runs>, Refusal>) {
-        let made = guarded(|| {
+        let made = Refusal::guard(|| {
             let mut runs = make()?;
             runs.call(0)?;
             runs.wait()?;
@@ -126,15 +122,6 @@ impl Ways {
     }
 }
 
-/// Burn says with a panic what it cannot do.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
-        Err(Refusal::failed(text.lines().next().unwrap_or(text)))
-    })
-}
-
 struct All(Vec<Box<dyn Runs>>);
 
 impl All {
@@ -146,16 +133,16 @@ impl All {
 impl Work for All {
     fn call(&mut self, way: usize, set: usize) -> Result<(), Refusal> {
         let runs = self.at(way)?;
-        guarded(|| runs.call(set))
+        Refusal::guard(|| runs.call(set))
     }
 
     fn wait(&mut self) -> Result<(), Refusal> {
-        self.0.iter_mut().try_for_each(|runs| guarded(|| runs.wait()))
+        self.0.iter_mut().try_for_each(|runs| Refusal::guard(|| runs.wait()))
     }
 
     fn read(&mut self, way: usize, tensor: &str, indices: &[u64]) -> Result<Vec<f64>, Refusal> {
         let runs = self.at(way)?;
-        guarded(|| runs.read(tensor, indices))
+        Refusal::guard(|| runs.read(tensor, indices))
     }
 }
 

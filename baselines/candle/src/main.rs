@@ -6,11 +6,9 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use candle_core::{DType, Device as Place, Tensor};
 use jitune_peer::{About, Device, Peer, Prepared, Refusal, RefusedWay, Stream, Task, Work};
+use jitune_peer_candle::VERSION;
 
 use ops::{Call, Source};
-
-/// The version that Cargo.toml pins.
-const VERSION: &str = "0.11.1";
 
 fn main() -> ExitCode {
     jitune_peer::serve(Candle { place: Place::Cpu, stream: None })
@@ -67,25 +65,12 @@ impl Peer for Candle {
 
 #[cfg(not(feature = "cuda"))]
 fn gpu(_: usize) -> Result<(Place, Stream, String), Refusal> {
-    Err(Refusal::missing("this build of the Candle peer has no CUDA", "sh baselines/candle/build-cuda.sh"))
+    Err(jitune_peer_candle::gpu().err().unwrap_or_default())
 }
 
 #[cfg(feature = "cuda")]
 fn gpu(ordinal: usize) -> Result<(Place, Stream, String), Refusal> {
-    use candle_core::cuda_backend::cudarc::{cublas, curand, driver};
-    // SAFETY: each looks for a library and closes it again. Candle panics where one is not there.
-    let (driver, libraries) = unsafe {
-        let libraries = cublas::sys::is_culib_present() && curand::sys::is_culib_present();
-        (driver::sys::is_culib_present(), libraries)
-    };
-    if !driver {
-        return Err(Refusal::missing("no NVIDIA driver: libcuda was not found", "install the NVIDIA driver"));
-    }
-    if !libraries {
-        let fix =
-            "python3 -m pip install 'nvidia-cublas==13.*' 'nvidia-curand==10.4.*', their folders on LD_LIBRARY_PATH";
-        return Err(Refusal::missing("cuBLAS or cuRAND was not found", fix));
-    }
+    jitune_peer_candle::gpu()?;
     let failed = |e: candle_core::Error| Refusal::failed(e);
     let place = Place::new_cuda_with_stream(ordinal).map_err(failed)?;
     let device = place.as_cuda_device().map_err(failed)?;

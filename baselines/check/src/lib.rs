@@ -1,6 +1,8 @@
 //! For the tests of the peers: speaks to a peer's program ([`Program`]), and knows in f64 what each op should give at
 //! small shapes ([`Case`]).
 
+#[cfg(feature = "engines")]
+pub mod engines;
 mod ops;
 
 use std::{

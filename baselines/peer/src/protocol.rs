@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -193,6 +194,15 @@ impl Refusal {
     /// It did not work.
     pub fn failed(why: impl fmt::Display) -> Refusal {
         Refusal { kind: RefusalKind::Failed, why: why.to_string(), fix: None }
+    }
+
+    /// Does work of a library that says with a panic what it cannot do; a panic is a refusal of the kind `failed`.
+    pub fn guard<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked");
+            Err(Refusal::failed(text.lines().next().unwrap_or(text)))
+        })
     }
 }
 

@@ -1,14 +1,16 @@
 //! A whole engine as a peer: it loads a model, is asked for answers to prompts, and says each token as it comes.
 //!
 //! Owns the messages ([`Ask`], [`Tell`]), the trait to write an engine in Rust ([`Engine`]), the loop that serves it ([`serve`]), and
-//! what makes an engine of a library that only knows batches ([`Static`]). `docs/engines.md` says what each message means.
+//! what makes an engine of a library that only knows batches ([`Static`]), and reads folders for those that do not ([`Folder`]). `docs/engines.md` says what each message means.
 
 mod batches;
+mod folder;
 mod messages;
 mod sampling;
 mod serve;
 
 pub use batches::{Batches, Static};
+pub use folder::{Config, Family, Folder, Scaling, process_memory};
 pub use messages::{
     About, Ask, Batching, ENGINE_PROTOCOL, End, Finish, Load, Loaded, Logits, MAX_LINE, Sampling, Stats, Submit, Tell,
 };
