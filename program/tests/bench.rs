@@ -1,0 +1,135 @@
+//! `jitune bench` with engines that go wrong: each is called what it is, and costs its own rows alone.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::{Place, text};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// A small random model in the folder `m`, with portable kernels for it in the database `db`.
+fn place() -> Place {
+    let place = Place::new();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models.json");
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let held = &golden["models"]["llama-tied-llama3"];
+    place.file("config/config.json", &held["config"].to_string());
+    let init = format!("random:{}", held["seed"]);
+    let out = place.jitune(&["model", "./config", "--init", &init, "--dtype", "f32", "-o", "m"]).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    place
+}
+
+/// Runs a bench; gives the lines of its file.
+fn bench(place: &Place, args: &[&str]) -> (std::process::Output, Vec<Value>) {
+    let always = [
+        "bench",
+        "--model",
+        "m",
+        "--target",
+        "cpu",
+        "--threads",
+        "1",
+        "--db",
+        "db",
+        "--peer-dir",
+        "engines",
+        "-o",
+        "out",
+    ];
+    let right = [env!("CARGO_BIN_EXE_jitune"), "engine", "--db", "db"].join("\n");
+    let out = place.jitune(&[&always[..], args].concat()).env("RIGHT", right).output().unwrap();
+    let rows = std::fs::read_to_string(place.path().join("out/engines.jsonl")).unwrap_or_default();
+    (out, rows.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+fn of_kind<'a>(lines: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    lines.iter().filter(|line| line["kind"] == kind).collect()
+}
+
+#[test]
+fn engines_that_go_wrong_are_called_what_they_are() {
+    let place = place();
+    let ways = ["wrong", "stalls", "drops", "bundles", "counts", "dies"];
+    let script = place.file("engines/odd.py", include_str!("bench/odd.py"));
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for way in ways {
+        std::os::unix::fs::symlink(&script, place.path().join("engines").join(format!("jitune-engine-{way}"))).unwrap();
+    }
+    let engines = ["jitune", "wrong", "stalls", "drops", "bundles", "counts", "dies", "absent", "jitune"].join(",");
+    let workload = "batch-2:prompt=6,answer=8,requests=24,warm=1,stall=2";
+    let (out, lines) = bench(&place, &["--engines", &engines, "--workload", workload]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    let cells: BTreeMap<&str, &Value> =
+        of_kind(&lines, "cell").into_iter().map(|cell| (cell["engine"].as_str().unwrap(), cell)).collect();
+    let states: BTreeMap<&str, &str> =
+        cells.iter().map(|(name, cell)| (*name, cell["state"].as_str().unwrap())).collect();
+    let wanted = [
+        ("absent", "failed"),
+        ("bundles", "ok"),
+        ("counts", "miscounted"),
+        ("dies", "failed"),
+        ("drops", "dropped"),
+        ("jitune", "ok"),
+        ("jitune#2", "ok"),
+        ("stalls", "stalled"),
+        ("wrong", "wrong"),
+    ];
+    assert_eq!(states, BTreeMap::from(wanted), "{}", text(&out));
+    let figure = |engine: &str, name: &str| cells[engine]["measured"][name].clone();
+    assert_eq!((figure("jitune", "completed"), figure("jitune", "output_tokens")), (json!(24), json!(192)));
+    assert_eq!(figure("bundles", "completed"), json!(24));
+    assert!(
+        figure("bundles", "piece_tokens").as_f64().unwrap() > 1.5 && figure("jitune", "piece_tokens") == json!(1.0)
+    );
+    assert!(cells["wrong"]["measured"].is_null() && cells["wrong"]["why"].as_str().unwrap().contains("diverge"));
+    assert!(cells["dies"]["why"].as_str().unwrap().contains("there is no more of it"), "{}", cells["dies"]["why"]);
+    assert!(cells["absent"]["why"].as_str().unwrap().contains("jitune-engine-absent"), "{}", cells["absent"]["why"]);
+    let check = of_kind(&lines, "check").into_iter().find(|c| c["engine"] == "jitune#2").unwrap().clone();
+    assert_eq!((&check["state"], &check["positions"]), (&json!("ok"), &json!(192)));
+    assert_eq!(place.alive(), [], "no process is left");
+    // The report says what counts and what does not.
+    let report: Value =
+        serde_json::from_str(&std::fs::read_to_string(place.path().join("out/report.json")).unwrap()).unwrap();
+    let ranked = report["rankings"].to_string();
+    assert!(ranked.contains("jitune") && !ranked.contains("wrong") && !ranked.contains("stalls"), "{ranked}");
+
+    // What is there is kept, and what is new is added.
+    let (out, more) = bench(
+        &place,
+        &[
+            "--engines",
+            "jitune,bundles",
+            "--workload",
+            &format!("{workload},code:prompt=4,answer=3,requests=4,warm=0,clients=2"),
+            "--resume",
+        ],
+    );
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    let kept: Vec<&Value> = of_kind(&more, "cell");
+    assert_eq!(kept.len(), wanted.len() + 2, "{}", text(&out));
+    assert!(of_kind(&lines, "cell").iter().all(|cell| kept.contains(cell)));
+    let run = &of_kind(&more, "run")[0];
+    assert_eq!((run["engines"].as_array().unwrap().len(), run["workloads"].as_array().unwrap().len()), (9, 2));
+    assert_eq!(of_kind(&more, "run").len(), 1);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_before_anything_runs() {
+    let place = place();
+    let cases = [
+        (&["--workload", "talk"][..], "talk"),
+        (&["--workload", "chat:rate=-1"], "rate"),
+        (&["--workload", "code,code"], "twice"),
+        (&["--engines", "jitune", "--set", "vllm.mode=x"], "no engine vllm"),
+        (&["--engines", "jitune", "--price", "gpu=-1"], "gpu=DOLLARS"),
+        (&["--seconds", "jitune=soon"], "seconds"),
+    ];
+    for (args, said) in cases {
+        let (out, lines) = bench(&place, args);
+        assert_eq!(out.status.code(), Some(2), "{args:?} {}", text(&out));
+        assert!(text(&out).contains(said) && lines.is_empty(), "{args:?} {}", text(&out));
+    }
+}
