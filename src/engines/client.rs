@@ -339,9 +339,11 @@ impl Client<'_> {
 
     fn outcome(mut self, ended: Ended, stop: &AtomicBool) -> Outcome {
         let sent = self.trips.len();
-        let Wrong { miscounted, count, dropped, drop, row } = self.wrong;
-        let enough =
-            if row >= IN_A_ROW { format!(", {row} of them in a row; no more was asked") } else { String::new() };
+        let Wrong { miscounted, count, dropped, drop, .. } = self.wrong;
+        let enough = match self.plan.is_closed() {
+            true => format!(", {IN_A_ROW} of them in a row; no more was asked"),
+            false => String::new(),
+        };
         let (state, why) = match ended {
             // An interrupt may reach the engine too.
             Ended::Gone(_) if stop.load(Ordering::Relaxed) => (State::Cut, Some("interrupted".into())),

@@ -168,7 +168,7 @@ impl<'a> Plan<'a> {
         let said = trip.turn.and_then(|(chat, turn)| Some((chat, turn, self.said.remove(&chat)?)));
         match said {
             Some((chat, turn, mut said)) if trip.error.is_none() => {
-                let tokens: usize = trip.pieces.iter().map(|(_, n)| *n as usize).sum();
+                let tokens = trip.tokens();
                 if trip.ids.len() == tokens {
                     said.extend(&trip.ids);
                 } else {
@@ -188,6 +188,11 @@ impl<'a> Plan<'a> {
     pub fn close(&mut self) {
         self.queue.clear();
         self.closed = true;
+    }
+
+    /// Whether it was closed.
+    pub fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// Begins what counts.
