@@ -230,12 +230,11 @@ impl Engine for Ours {
     }
 
     fn reset(&mut self) -> Result<(), Refusal> {
-        // What prompts left in the cache goes with the engine.
+        // What prompts left in the cache goes with the engine; one that gave logits is of no use for requests.
         if self.engine.as_ref().is_some_and(|open| open.inner.options().prefix) {
             self.engine = None;
-            self.serving()?;
         }
-        Ok(())
+        self.serving().map(|_| ())
     }
 }
 

@@ -67,7 +67,7 @@ fn engines_that_go_wrong_are_called_what_they_are() {
     let states: BTreeMap<&str, &str> =
         cells.iter().map(|(name, cell)| (*name, cell["state"].as_str().unwrap())).collect();
     let wanted = [
-        ("absent", "failed"),
+        ("absent", "missing"),
         ("bundles", "ok"),
         ("counts", "miscounted"),
         ("dies", "failed"),

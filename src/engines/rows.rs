@@ -130,6 +130,8 @@ pub enum State {
     Dropped,
     /// It went wrong.
     Failed,
+    /// It is not on this machine.
+    Missing,
     /// It has no such thing.
     Unsupported,
     /// It cannot be compared with anything, such as logits that a server does not give.

@@ -285,6 +285,7 @@ impl Running<'_> {
                 let state = match &why {
                     Unanswered::Interrupted => State::Cut,
                     Unanswered::Refused(r) if r.kind == RefusalKind::Unsupported => State::Unsupported,
+                    Unanswered::Refused(r) if r.kind == RefusalKind::Missing => State::Missing,
                     _ => State::Failed,
                 };
                 line.why = Some(why.to_string());

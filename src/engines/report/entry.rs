@@ -145,6 +145,7 @@ pub fn state_in_words(state: State) -> &'static str {
         State::Stalled => "stalled",
         State::Dropped => "dropped: some requests had no answer",
         State::Failed => "failed",
+        State::Missing => "not here",
         State::Unsupported => "not supported",
         State::Unchecked => "unchecked",
         State::Cut => "cut off",
