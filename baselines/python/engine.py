@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""An engine in Python, asked and told as docs/engines.md says: `engine.py transformers`.
+"""An engine in Python, asked and told as docs/engines.md says: `engine.py transformers` or `engine.py vllm`.
 
 Reads requests on standard input until its end or `quit`. Exit code 4 when the asker cannot be answered. A module of an engine has
 `start(device, options)`, which answers `hello` and gives the engine: an object with the methods of `engine_batches.Static`.
@@ -19,7 +19,7 @@ from peer import Refusal, reason, refusal_of
 PROTOCOL = 1
 # The longest line, either way, in bytes.
 MAX_LINE = 4 << 20
-ENGINES = {"transformers": "engine_transformers"}
+ENGINES = {"transformers": "engine_transformers", "vllm": "engine_vllm"}
 
 
 class Unusable:
