@@ -1,6 +1,6 @@
 //! `report.html`: one file that needs no network, with plots of its own.
 //!
-//! The template escapes every string; what it is told not to escape are the plots, which escape theirs themselves.
+//! The template escapes every string; what it is told not to escape are its style and the plots, which escape theirs themselves.
 
 use super::count::ours;
 use super::palette::{Entry, Palette};
@@ -13,6 +13,8 @@ use minijinja::{Environment, value::Serde};
 use serde::Serialize;
 
 const TEMPLATE: &str = include_str!("report.html.j2");
+/// The style of every page that is made here: colours of both schemes, tables, cards, plots.
+pub const STYLE: &str = include_str!("style.css");
 
 /// The page could not be made of the template.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +90,7 @@ pub fn report(rows: &Rows) -> Result<String, HtmlError> {
     env.add_filter("time", text::time);
     env.add_filter("ratio", text::ratio);
     env.add_filter("slower", |ratio: f64| format!("{:.1}%", (1.0 / ratio - 1.0) * 100.0));
+    env.add_global("style", STYLE);
     env.add_template("report.html", TEMPLATE)?;
     let (summary, palette, run) = (Summary::of(rows), Palette::of(rows), &rows.run);
     let (wins, ties, losses) = summary.score();

@@ -35,6 +35,11 @@ impl Palette {
         Palette { peers, ops }
     }
 
+    /// Those of peers by name, the first in jitune's colour, without ops.
+    pub fn named(peers: Vec<String>) -> Palette {
+        Palette { peers, ops: Vec::new() }
+    }
+
     /// The colour of a peer. Beyond the last of them colours come again; every mark has its name as a tooltip.
     pub fn peer(&self, name: &str) -> usize {
         let at = self.peers.iter().position(|p| p == name).unwrap_or(0);

@@ -6,7 +6,7 @@ use super::roadmap::Horizon;
 use super::source::{self, Said};
 use super::summary::LibraryComparisonReport;
 use super::view::{Block, Section};
-use super::words::{list, maybe, number, percent};
+use super::words::{maybe, number, percent};
 use crate::report::text;
 
 /// Cases of a criterion that are shown; `report.json` has all.
@@ -155,21 +155,6 @@ pub fn kernels(k: &KernelPerformanceReport) -> Section {
         blocks.push(Block::table(&header, 3, shown.map(row).collect()));
     }
     Section { id: "kernels", title: "Kernels", blocks }
-}
-
-/// The criteria's state in one sentence.
-pub fn criteria_in_words(r: &LibraryComparisonReport) -> String {
-    let of = |verdict: Verdict| {
-        let names: Vec<&str> = r.criteria.iter().filter(|c| c.verdict == verdict).map(|c| c.name).collect();
-        (!names.is_empty()).then(|| list(&names))
-    };
-    let parts = [
-        of(Verdict::Missed).map(|n| format!("missed: {n}")),
-        of(Verdict::Partly).map(|n| format!("met in part: {n}")),
-        of(Verdict::Met).map(|n| format!("met: {n}")),
-        of(Verdict::NotMeasured).map(|n| format!("not measured: {n}")),
-    ];
-    format!("criteria {}", parts.into_iter().flatten().collect::<Vec<_>>().join("; "))
 }
 
 /// A loss in one sentence.

@@ -6,7 +6,7 @@ use super::entry::Entry;
 use super::facts::Facts;
 use super::kernels::Kernel;
 use super::noise::Metric;
-use super::rankings::workload;
+use super::rankings::{closed, workload};
 use super::read::Runs;
 use super::source::Source;
 use super::words::{dollars, number, percent, ratio};
@@ -29,8 +29,13 @@ const MEMORY: f64 = 0.8;
 const TENSOR: f64 = 0.6;
 /// Batch efficiency over what the roofline allows: this much of it is called linear.
 const LINEAR: f64 = 0.8;
+/// A kernel whose bytes and operations need less is bound by neither but by its launch, in microseconds.
+const LEAST_US: f64 = 1.0;
 /// A kernel with this share of its roofline needs no more warps than it has.
 const ENOUGH: f64 = 0.8;
+
+/// Requests answered of those that come at their own times: with this share of them the engine kept up.
+const ANSWERED: f64 = 0.95;
 
 /// What became of a criterion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -178,7 +183,7 @@ pub(super) fn criteria(facts: &Facts<'_>) -> Vec<Criterion> {
             "GPU utilisation",
             at_least("a kernel runs (NVML)", BUSY) + " of the time, where clients ask again at once",
             "the time of the cell",
-            ours.iter().filter(|e| closed(facts.runs, e)).map(|e| busy(facts.runs, e)).collect(),
+            ours.iter().filter(|e| closed(&facts.runs.run, &e.workload)).map(|e| busy(facts.runs, e)).collect(),
             &none,
         ),
         criterion(
@@ -194,14 +199,17 @@ pub(super) fn criteria(facts: &Facts<'_>) -> Vec<Criterion> {
             at_least("warps of those that fit,", OCCUPANCY) + ", or why fewer are enough",
             &|k| Some(occupancy(k)),
         ),
-        of_kernels(facts, "memory", at_least("of the memory's rate,", MEMORY) + ", where bytes bound a kernel", &|k| {
-            k.memory_bound.then(|| share(k, k.memory, MEMORY, "DRAM by counters"))
-        }),
+        of_kernels(
+            facts,
+            "memory",
+            at_least("of the memory's rate,", MEMORY) + ", where bytes that take 1 µs or more bound a kernel",
+            &|k| (k.memory_bound && bound(k)).then(|| share(k, k.memory, MEMORY, "DRAM by counters")),
+        ),
         of_kernels(
             facts,
             "tensor cores",
-            at_least("of their time,", TENSOR) + ", where operations bound a kernel",
-            &|k| (!k.memory_bound).then(|| share(k, k.tensor, TENSOR, "tensor cores by counters")),
+            at_least("of their time,", TENSOR) + ", where operations that take 1 µs or more bound a kernel",
+            &|k| (!k.memory_bound && bound(k)).then(|| share(k, k.tensor, TENSOR, "tensor cores by counters")),
         ),
         criterion(
             "scaling in the batch",
@@ -238,6 +246,12 @@ fn stated(found: &Found<'_>) -> String {
 fn faster(facts: &Facts<'_>, e: &Entry, metric: Metric) -> Result<Case, String> {
     let own = e.counted().and_then(|f| metric.of(f)).map(|v| v.median).filter(|v| *v > 0.0);
     let own = own.ok_or_else(|| format!("{} of {} is not known", metric.name(), title(e)))?;
+    if let (Metric::OutputThroughput, Some(Arrivals::Open { rate, .. })) =
+        (metric, workload(&facts.runs.run, &e.workload).map(|w| &w.arrivals))
+        && e.counted().and_then(|f| f.request_throughput).is_some_and(|v| v.median >= ANSWERED * rate)
+    {
+        return Err(format!("at {} all that was asked for was answered, so its tokens/s are the load's", title(e)));
+    }
     let (base, its) = facts.baseline.best(e, metric)?;
     let gain = metric.gain(own, its).unwrap_or(0.0);
     let beyond = if gain >= 10.0 { ", beyond 10×" } else { "" };
@@ -253,10 +267,6 @@ fn ttft(e: &Entry) -> Result<Case, String> {
     let note = format!("median {} ms", number(median.median));
     let figure = format!("{} ms", number(p99.median));
     Ok(case(title(e), (p99.median, TTFT_MS, false), figure, note, vec![e.source()]))
-}
-
-fn closed(runs: &Runs, e: &Entry) -> bool {
-    workload(&runs.run, &e.workload).is_none_or(|w| matches!(w.arrivals, Arrivals::Closed { .. }))
 }
 
 fn busy(runs: &Runs, e: &Entry) -> Result<Case, String> {
@@ -312,6 +322,11 @@ fn source(k: &Kernel) -> Vec<Source> {
     vec![Source::Kernel { problem: k.problem.clone(), label: k.label.clone() }]
 }
 
+/// Whether the device's ceilings bound a kernel at all.
+fn bound(k: &Kernel) -> bool {
+    k.roofline_share.is_none_or(|s| s * k.us >= LEAST_US)
+}
+
 fn roofline(k: &Kernel) -> String {
     k.roofline_share.map(|s| format!("{} of its roofline", percent(s))).unwrap_or_default()
 }
@@ -327,7 +342,8 @@ fn share(k: &Kernel, counted: Option<f64>, target: f64, by: &str) -> Result<Case
 }
 
 fn occupancy(k: &Kernel) -> Result<Case, String> {
-    let value = k.occupancy.ok_or("counters of occupancy were not read (`jitune profile` reads them)")?;
+    let value =
+        k.occupancy.ok_or("some kernels have no counters of occupancy (`jitune compare --counters` reads them)")?;
     let parts = [
         k.registers.map(|v| format!("{v} registers a thread")),
         k.shared_bytes.map(|v| format!("{v} bytes of shared memory a block")),

@@ -49,8 +49,8 @@ fn score(r: &LibraryComparisonReport) -> Vec<Score> {
     let score = |n: usize, of: &str, bad| Score { figure: n.to_string(), of: of.into(), bad: bad && n > 0 };
     vec![
         score(lost, "workloads at which another engine is first", true),
-        score(tied, "at which jitune ties with the first", false),
-        score(first, "at which jitune is first", false),
+        score(tied, "workloads at which jitune ties with the first", false),
+        score(first, "workloads at which jitune is first", false),
         Score {
             figure: format!("{met}/{measured}"),
             of: format!("criteria met of those measured; there are {}", r.criteria.len()),

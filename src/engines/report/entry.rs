@@ -2,6 +2,7 @@
 
 use super::read::Runs;
 use super::source::Source;
+use super::words;
 use crate::engines::measured::{Meanwhile, Measured};
 use crate::engines::rows::{Cell, Run, Start, State};
 use crate::median::median;
@@ -158,9 +159,15 @@ pub fn state_and_why(state: State, why: Option<&str>) -> String {
     format!("{}{why}", state_in_words(state))
 }
 
+/// An entry with the figures of its rounds.
+type Found<'a> = (Entry, Vec<&'a Measured>);
+/// A round without figures, and what became of it.
+type Lost = (u32, String);
+
 /// The entries of a run, in the order of its cells.
 pub fn entries(runs: &Runs, baseline: bool) -> Vec<Entry> {
-    let mut list: Vec<(Entry, Vec<&Measured>)> = Vec::new();
+    let mut list: Vec<Found<'_>> = Vec::new();
+    let mut lost: Vec<Vec<Lost>> = Vec::new();
     for cell in &runs.cells {
         let (device, target) = runs.start(&cell.of).map(|s| device_of(&runs.run, s)).unwrap_or_default();
         let found = list.iter().position(|(e, _)| {
@@ -168,6 +175,7 @@ pub fn entries(runs: &Runs, baseline: bool) -> Vec<Entry> {
         });
         let at = found.unwrap_or_else(|| {
             list.push((empty(cell, device, target, baseline), Vec::new()));
+            lost.push(Vec::new());
             list.len() - 1
         });
         let (entry, rounds) = &mut list[at];
@@ -181,15 +189,30 @@ pub fn entries(runs: &Runs, baseline: bool) -> Vec<Entry> {
                     State::Ok => "without figures".into(),
                     state => state_and_why(state, cell.why.as_deref()),
                 };
-                entry.left_out.push(format!("round {}: {said}", cell.of.round));
+                lost[at].push((cell.of.round, said));
             }
         }
     }
-    let finish = |(entry, rounds): (Entry, Vec<&Measured>)| {
-        let apart = apart(runs, &entry);
-        Entry { figures: figures(&rounds), apart, ..entry }
+    let finish = |((entry, rounds), lost): (Found<'_>, Vec<Lost>)| {
+        let entry = Entry { figures: figures(&rounds), left_out: alike(&lost), ..entry };
+        Entry { apart: apart(runs, &entry), ..entry }
     };
-    list.into_iter().map(finish).collect()
+    list.into_iter().zip(lost).map(finish).collect()
+}
+
+/// What became of rounds, those of which the same is said together.
+fn alike(lost: &[Lost]) -> Vec<String> {
+    let mut said: Vec<(&str, Vec<u32>)> = Vec::new();
+    for (round, why) in lost {
+        match said.iter_mut().find(|(known, _)| known == why) {
+            Some((_, rounds)) => rounds.push(*round),
+            None => said.push((why, vec![*round])),
+        }
+    }
+    let line = |(why, rounds): (&str, Vec<u32>)| {
+        format!("round{} {}: {why}", if rounds.len() > 1 { "s" } else { "" }, words::rounds(&rounds))
+    };
+    said.into_iter().map(line).collect()
 }
 
 fn empty(cell: &Cell, device: String, target: String, baseline: bool) -> Entry {

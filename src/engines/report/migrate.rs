@@ -2,8 +2,8 @@
 
 use super::entry::{Entry, OURS};
 use super::facts::Facts;
-use super::noise::Metric;
 use super::proxy;
+use super::rankings::{closed, deciding};
 
 use super::source::{Said, Source};
 use super::words::{number, percent, ratio};
@@ -59,8 +59,9 @@ pub(super) fn migration(facts: &Facts<'_>, primary: &[&Entry]) -> Vec<Step> {
     let serve = (new == OURS)
         .then(|| format!("jitune serve --model {} --host 127.0.0.1 --port {}", quoted(&run.model), proxy::PORT));
     let gate = format!(
-        "{new} has {} the output tokens/s of {old} or more at each of {} workloads, the least at {} {}: measure again before each \
-         step, and go on only while that stands and the checks are ok.",
+        "{new} is {} as good as {old} or better at each of {} workloads (in output tokens/s, or in the time to the end where \
+         requests come at their own times), the least at {} {}: measure again before each step, and go on only while that stands \
+         and the checks are ok.",
         ratio(*gain),
         better.len(),
         worst.workload,
@@ -69,29 +70,32 @@ pub(super) fn migration(facts: &Facts<'_>, primary: &[&Entry]) -> Vec<Step> {
     let lines = better.iter().flat_map(|(e, b, _)| [e.source(), b.source()]).chain([check(worst), check(base)]);
     let mut gate = vec![Said::new(gate, lines)];
     gate.extend(behind.iter().map(|(e, b, gain)| {
-        let text = format!(
-            "At {} {} {old} is no slower ({} of its output tokens/s): it keeps these.",
-            e.workload,
-            e.dtype,
-            percent(*gain)
-        );
+        let text =
+            format!("At {} {} {new} is {} as good as {old}, which keeps these.", e.workload, e.dtype, ratio(*gain));
         Said::new(text, [e.source(), b.source()])
     }));
     let shares = SHARES.map(|s| format!("{s}%")).join(", ");
-    let carries = format!(
-        "A CPU engine that takes all requests while the GPU is away answers {} of {new}'s output tokens/s at {} {} ({} instead of {}): \
-         the rest waits or is refused.",
-        percent(1.0 / *gain),
-        worst.workload,
-        worst.dtype,
-        number(rate(base)),
-        number(rate(worst))
-    );
-    let set = |share: u32| {
+    // The workload at which the backup falls short the most.
+    let rates = better.iter().filter_map(|(e, b, _)| Some((*e, *b, rate(e)?, rate(b)?)));
+    let closed = rates.filter(|(e, ..)| closed(run, &e.workload));
+    let short = closed.max_by(|a, b| (a.2 / a.3).total_cmp(&(b.2 / b.3))).map(|(e, b, own, its)| {
+        let text = format!(
+            "{old} takes all requests while {new} is away: at {} {} it answers {} of the output tokens/s ({} instead of {}), the rest \
+             waits.",
+            e.workload,
+            e.dtype,
+            percent(its / own),
+            number(its),
+            number(own)
+        );
+        Said::new(text, [e.source(), b.source()])
+    });
+    let edit = |to: &str| {
         format!(
-            "sed -i -E 's/^( *)[0-9.]+%( +gpu;)/\\1{share}%\\2/' nginx.conf && nginx -c \"$PWD/nginx.conf\" -s reload"
+            "sed -i -E 's/^( *)(# )?([0-9.]+%)( +gpu;)/\\1{to}\\4/' nginx.conf && nginx -c \"$PWD/nginx.conf\" -s reload"
         )
     };
+    let raise = SHARES[1..].iter().map(|share| edit(&format!("{share}%")));
     vec![
         step("Run both", vec![Said::new(beside, both.clone())], serve.into_iter().collect()),
         step("Hold both against each other", gate, vec![run.command.clone()]),
@@ -109,26 +113,29 @@ pub(super) fn migration(facts: &Facts<'_>, primary: &[&Entry]) -> Vec<Step> {
         step(
             "Raise the share",
             vec![Said::new(
-                format!("{shares}, each for as long as the targets below hold; 0% takes all of it back."),
+                format!(
+                    "{shares}, each for as long as it takes to see that the targets hold; the last command takes all of it back."
+                ),
                 better.iter().map(|p| p.0.source()),
             )],
-            SHARES[1..].iter().map(|s| set(*s)).chain([set(0)]).collect(),
+            raise.chain([edit("# \\3")]).collect(),
         ),
-        step("Keep the CPU engine as the backup", vec![Said::new(carries, both)], Vec::new()),
+        step("Keep the CPU engine as the backup", short.into_iter().collect(), Vec::new()),
     ]
 }
 
-/// The primary engine's entry, the CPU engine's, and the first's output tokens/s over the second's.
+/// The primary engine's entry, the CPU engine's, and how many times better the first is.
 type Pair<'a> = (&'a Entry, &'a Entry, f64);
 
 fn pair<'a>(facts: &'a Facts<'_>, e: &'a Entry) -> Option<Pair<'a>> {
-    let own = Metric::OutputThroughput.of(e.counted().filter(|_| e.target == "cuda")?)?.median;
-    let (base, its) = facts.baseline.best(e, Metric::OutputThroughput).ok()?;
-    Some((e, base, own / its))
+    let metric = deciding(&facts.runs.run, &e.workload);
+    let own = metric.of(e.counted().filter(|_| e.target == "cuda")?)?.median;
+    let (base, its) = facts.baseline.best(e, metric).ok()?;
+    Some((e, base, metric.gain(own, its)?))
 }
 
-fn rate(e: &Entry) -> f64 {
-    e.counted().and_then(|f| f.output_throughput).map_or(0.0, |v| v.median)
+fn rate(e: &Entry) -> Option<f64> {
+    e.counted()?.output_throughput.map(|v| v.median).filter(|v| *v > 0.0)
 }
 
 /// A word of a command line.

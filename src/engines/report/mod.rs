@@ -1,7 +1,7 @@
 //! Reports of engines: from the lines of a run to what people read. Pure: no device, no clock, no file.
 //!
-//! **`engines.jsonl` → [`Runs`] → [`make`] → [`LibraryComparisonReport`] → [`markdown`], [`terminal`], [`files`].
-//! ** What the kernels behind jitune's engine do is a [`KernelPerformanceReport`], from the rows of `jitune compare`.
+//! **`engines.jsonl` → [`Runs`] → [`make`] → [`LibraryComparisonReport`] → [`markdown`], [`html`], [`terminal`], [`files`],
+//! [`readme`].** What the kernels behind jitune's engine do is a [`KernelPerformanceReport`], from the rows of `jitune compare`.
 //! Nothing is said that no line says: each sentence of the recommendation and each case of a criterion carries its lines.
 
 pub mod advice;
@@ -11,12 +11,15 @@ pub mod criteria;
 pub mod document;
 pub mod entry;
 mod facts;
+pub mod html;
 pub mod kernels;
 pub mod migrate;
 pub mod noise;
+pub mod plots;
 pub mod proxy;
 pub mod rankings;
 pub mod read;
+pub mod readme;
 pub mod recommend;
 pub mod render;
 pub mod roadmap;
@@ -27,6 +30,7 @@ pub mod view;
 pub mod words;
 
 pub use baseline::Baseline;
+pub use html::html;
 pub use kernels::KernelPerformanceReport;
 pub use read::{Runs, RunsError};
 pub use render::{markdown, terminal};

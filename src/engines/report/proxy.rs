@@ -34,6 +34,8 @@ impl Default for Places {
 /// A whole `nginx.conf`.
 pub fn nginx(places: &Places) -> String {
     let Places { listen, gpu, cpu, share } = places;
+    // nginx takes no share of 0%.
+    let line = if *share == 0 { "# 1% gpu;".to_string() } else { format!("{share}% gpu;") };
     format!(
         "# Requests for two engines: a share of them for the GPU's, and the CPU's as its backup.
 worker_processes auto;
@@ -43,9 +45,9 @@ events {{
 }}
 
 http {{
-    # The GPU's share; 100% is all of them, 0% none.
+    # The GPU's share; 100% is all of them, and none without this line.
     split_clients $request_id $engine {{
-        {share}% gpu;
+        {line}
         * cpu;
     }}
 

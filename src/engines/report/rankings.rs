@@ -153,6 +153,17 @@ pub fn workload<'a>(run: &'a Run, name: &str) -> Option<&'a Workload> {
     run.workloads.iter().find(|w| w.name == name)
 }
 
+/// Whether a fixed number of clients asks again at once: then an engine's own speed decides how much it answers. Otherwise
+/// requests come at their own times, and more than is asked for cannot be answered.
+pub fn closed(run: &Run, name: &str) -> bool {
+    workload(run, name).is_none_or(|w| matches!(w.arrivals, Arrivals::Closed { .. }))
+}
+
+/// What decides at a workload without limits.
+pub fn deciding(run: &Run, name: &str) -> Metric {
+    if closed(run, name) { Metric::OutputThroughput } else { Metric::E2el }
+}
+
 /// The best of each workload.
 pub fn winners(run: &Run, rankings: &[Ranking]) -> Vec<WorkloadWinner> {
     let mut list: Vec<WorkloadWinner> = Vec::new();
@@ -161,8 +172,7 @@ pub fn winners(run: &Run, rankings: &[Ranking]) -> Vec<WorkloadWinner> {
         if list.iter().any(same) {
             continue;
         }
-        let closed = workload(run, &r.workload).is_none_or(|w| matches!(w.arrivals, Arrivals::Closed { .. }));
-        let last = if closed { Metric::OutputThroughput } else { Metric::E2el };
+        let last = deciding(run, &r.workload);
         let here = |metric| {
             rankings
                 .iter()

@@ -1,11 +1,11 @@
 //! `report.md`, and what a terminal shows.
 
-use super::advice::{criteria_in_words, loss_in_words, verdict};
+use super::advice::{loss_in_words, verdict};
 use super::criteria::Verdict;
 use super::document::document;
 use super::summary::LibraryComparisonReport;
 use super::view::Block;
-use super::words::{maybe, number, ratio};
+use super::words::{self, maybe, number, ratio};
 use crate::report::markdown::{code, escape, table};
 use std::fmt::Write;
 
@@ -16,7 +16,7 @@ pub fn markdown(report: &LibraryComparisonReport) -> String {
     for notice in &document.notices {
         let _ = writeln!(out, "**{}**\n", escape(notice));
     }
-    let score: Vec<String> = document.score.iter().map(|s| format!("{} {}", s.figure, s.of)).collect();
+    let score: Vec<String> = document.score.iter().map(|s| format!("{}: {}", s.of, s.figure)).collect();
     let _ = writeln!(out, "{}.\n", escape(&score.join(", ")));
     for section in &document.sections {
         let _ = writeln!(out, "## {}\n", section.title);
@@ -84,18 +84,18 @@ pub fn terminal(report: &LibraryComparisonReport) -> String {
     if rows.len() > 1 {
         list.extend(aligned(&rows));
     }
-    let apart = report.entries.iter().filter_map(|e| Some((e, e.apart.as_ref()?)));
-    list.extend(apart.map(|(e, why)| format!("in no ranking: {} {} {}: {why}", e.engine, e.workload, e.dtype)));
+    list.extend(apart(report));
     for s in report.starts.iter().filter(|s| s.why.is_some() && s.round == 0) {
         let or = |text: &Option<String>| text.clone().unwrap_or_default();
         list.push(format!("not here: {} {}: {}; {}", s.engine, s.dtype, or(&s.why), or(&s.fix)));
     }
-    if report.criteria.iter().any(|c| c.verdict != Verdict::NotMeasured) {
-        for c in report.criteria.iter().filter(|c| c.verdict != Verdict::NotMeasured) {
-            let worst = c.cases.first().map(|k| format!(", the worst {} at {}", k.figure, k.of)).unwrap_or_default();
-            list.push(format!("{}: {} ({}){worst}", c.name, verdict(c), c.target));
-        }
-        list.push(criteria_in_words(report));
+    let (measured, not): (Vec<_>, Vec<_>) = report.criteria.iter().partition(|c| c.verdict != Verdict::NotMeasured);
+    for c in &measured {
+        let worst = c.cases.first().map(|k| format!(", the worst {} at {}", k.figure, k.of)).unwrap_or_default();
+        list.push(format!("{}: {} ({}){worst}", c.name, verdict(c), c.target));
+    }
+    if !measured.is_empty() && !not.is_empty() {
+        list.push(format!("not measured: {}", words::list(&not.iter().map(|c| c.name).collect::<Vec<_>>())));
     }
     list.extend(report.recommendation.primary.iter().map(|c| c.said.text.clone()));
     list.extend(report.recommendation.hybrid.iter().map(|c| c.said.text.clone()));
@@ -103,6 +103,19 @@ pub fn terminal(report: &LibraryComparisonReport) -> String {
         list.push("the run was cut off before its end".into());
     }
     list.iter().map(|line| plain(line) + "\n").collect()
+}
+
+/// Engines that are in no ranking, a line for each reason.
+fn apart(report: &LibraryComparisonReport) -> Vec<String> {
+    let mut list: Vec<(String, &str, Vec<&str>)> = Vec::new();
+    for (e, why) in report.entries.iter().filter_map(|e| Some((e, e.apart.as_ref()?))) {
+        let who = format!("{} {}", e.engine, e.dtype);
+        match list.iter_mut().find(|(known, reason, _)| *known == who && reason == why) {
+            Some((_, _, workloads)) => workloads.push(&e.workload),
+            None => list.push((who, why, vec![&e.workload])),
+        }
+    }
+    list.iter().map(|(who, why, at)| format!("in no ranking: {who} at {}: {why}", words::list(at))).collect()
 }
 
 /// Columns that stand below each other.

@@ -2,11 +2,10 @@
 
 use super::entry::Entry;
 use super::kernels::KernelPerformanceReport;
-use super::rankings::workload;
+use super::rankings::closed;
 use super::source::{Said, Source};
 use super::words::{number, percent};
 use crate::engines::rows::Run;
-use crate::engines::workload::Arrivals;
 use crate::report::text::time;
 use serde::Serialize;
 
@@ -50,7 +49,10 @@ const MOST: usize = 5;
 /// By horizon, the most time first.
 pub(super) fn roadmap(entries: &[Entry], kernels: Option<&KernelPerformanceReport>, run: &Run) -> Vec<Improvement> {
     let gpu = |e: &&Entry| e.ours() && e.target == "cuda" && e.counted().is_some();
-    let mut list: Vec<Improvement> = entries.iter().filter(gpu).flat_map(|e| of_steps(e, run)).collect();
+    let steps: Vec<Improvement> = entries.iter().filter(gpu).flat_map(|e| of_steps(e, run)).collect();
+    // One cause, seen at each workload: the one at which it costs the most.
+    let most = |horizon| steps.iter().filter(|i| i.horizon == horizon).max_by(|a, b| a.saves_us.total_cmp(&b.saves_us));
+    let mut list: Vec<Improvement> = [Horizon::Short, Horizon::Long].into_iter().filter_map(most).cloned().collect();
     let own = run.device.as_ref().map_or("", |d| &d.name);
     // Kernels of another device say nothing of this one.
     if let Some(k) = kernels.filter(|k| own.is_empty() || k.device == own) {
@@ -74,9 +76,8 @@ fn of_steps(e: &Entry, run: &Run) -> Vec<Improvement> {
     let step_us = figures.duration_s * 1e6 / steps as f64;
     let mut list = Vec::new();
     // Between requests that come at their own times the device is idle by right.
-    let closed = workload(run, &e.workload).is_none_or(|w| matches!(w.arrivals, Arrivals::Closed { .. }));
-    let idle = if closed { (1.0 - busy) * step_us } else { 0.0 };
-    let host = m.host_us_a_step.map(|us| format!("; the host computes for {} of it", time(us))).unwrap_or_default();
+    let idle = if closed(run, &e.workload) { (1.0 - busy) * step_us } else { 0.0 };
+    let host = m.host_us_a_step.map(|us| format!("; the host computes for {} of a step", time(us))).unwrap_or_default();
     let launches = m.launches_a_step.map(|n| format!(", with {} launches", number(n))).unwrap_or_default();
     list.push(Improvement {
         horizon: Horizon::Short,

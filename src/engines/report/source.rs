@@ -79,13 +79,22 @@ impl Said {
     }
 }
 
-/// Sources on one line, each once.
+/// Sources on one line, each once, the cells of one engine together.
 pub fn text(because: &[Source]) -> String {
-    let mut list: Vec<String> = Vec::new();
-    for text in because.iter().map(Source::to_string) {
-        if !list.contains(&text) {
-            list.push(text);
+    let mut list: Vec<(String, Vec<String>)> = Vec::new();
+    for source in because {
+        let (start, end) = match source {
+            Source::Cells { workload, rounds, .. } => {
+                let own = format!("{workload} {}", words::rounds(rounds));
+                (source.to_string().trim_end_matches(&own).to_string(), own)
+            }
+            _ => (source.to_string(), String::new()),
+        };
+        match list.iter_mut().find(|(known, _)| *known == start) {
+            Some((_, ends)) if ends.contains(&end) => {}
+            Some((_, ends)) => ends.push(end),
+            None => list.push((start, vec![end])),
         }
     }
-    list.join("; ")
+    list.into_iter().map(|(start, ends)| start + &ends.join(", ")).collect::<Vec<_>>().join("; ")
 }
