@@ -6,6 +6,7 @@
 //! `docs/engines.md` has the protocol and the lines of a run. Renders nothing (`report`), knows no kernel.
 
 pub mod client;
+pub mod http;
 pub mod measured;
 pub mod process;
 pub mod rows;
