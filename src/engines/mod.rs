@@ -11,6 +11,7 @@ pub mod measured;
 pub mod process;
 pub mod rows;
 pub mod service;
+pub mod trtllm;
 pub mod workload;
 
 pub use client::Trip;

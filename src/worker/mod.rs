@@ -17,7 +17,7 @@ mod traces;
 
 use child::serve;
 pub use process::Lost;
-pub(crate) use process::Process;
+pub(crate) use process::{Process, below};
 pub(crate) use supervisor::Worker;
 
 use crate::artifact::Artifact;
