@@ -8,6 +8,8 @@
 pub mod check;
 pub mod client;
 pub mod known;
+
+pub mod http;
 pub mod measured;
 mod plan;
 pub mod process;
@@ -18,6 +20,8 @@ pub mod rows;
 pub mod run;
 pub mod service;
 mod watch;
+
+pub mod trtllm;
 pub mod workload;
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub use process::Lost;
 pub(crate) use process::Process;
 #[cfg(feature = "engines")]
 pub(crate) use process::family;
+
+pub(crate) use process::{Process, below};
 pub(crate) use supervisor::Worker;
 
 use crate::artifact::Artifact;

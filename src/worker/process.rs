@@ -184,7 +184,8 @@ impl<A: Send + 'static> Process<A> {
         Lost::Ended { how: how.into(), signal: None }
     }
 
-    fn ended(&mut self) -> Lost {
+    /// How it ended, after it has; then it is waited for.
+    pub fn ended(&mut self) -> Lost {
         // The pipe is closed, so the process is ending; give it a moment to say how before it is killed.
         for _ in 0..50 {
             if self.has_ended() {
@@ -205,7 +206,7 @@ impl<A: Send + 'static> Process<A> {
 
 impl<A> Process<A> {
     /// Whether it has ended; it is not reaped, so that its number stays its own.
-    fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         let Some(pid) = Pid::from_raw(self.child.id() as i32) else { return false };
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         waitid(WaitId::Pid(pid), look).is_ok_and(|status| status.is_some())
@@ -258,7 +259,7 @@ pub(crate) fn family(root: u32) -> Vec<u32> {
 }
 
 /// The processes below one that still run.
-fn below(root: Pid) -> Vec<Pid> {
+pub(crate) fn below(root: Pid) -> Vec<Pid> {
     let mut all: Vec<(Pid, Pid, bool)> = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
