@@ -7,6 +7,7 @@ use super::select::{Store, Templates, Where};
 use super::serve::bytes;
 use jitune::device::Target;
 use jitune::engines::known::{KNOWN, Places};
+use jitune::engines::link::Via;
 use jitune::engines::rows::{Cell, Line, Run, State};
 use jitune::engines::run::{self as running, Entry, RunError, Setup};
 use jitune::engines::workload::Workload;
@@ -153,8 +154,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         folder: args.peer_dir.clone(),
         python: args.python.clone(),
         scratch: scratch.path().into(),
+        vocab: model.vocab.unsigned_abs(),
     };
-    let entries = entries(args, target)?;
+    let entries = entries(args, target, &places)?;
     let context = usize::try_from(model.max_position_embeddings).unwrap_or(usize::MAX);
     let workloads = workloads(args, context)?;
     let path = Model::place(&args.model);
@@ -167,6 +169,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         device: device.clone(),
         memory: args.memory,
         reference: None,
+        parameters: model.parameters(),
+        weight_bytes: weight_bytes(&model),
+        token_bytes: token_bytes(&model),
         earlier,
         entries,
         workloads,
@@ -179,8 +184,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         command: command(),
         model: args.model.clone(),
         parameters: model.parameters(),
-        weight_bytes: weight_bytes(&model),
-        token_bytes: (4 * model.layers * model.kv_heads * model.head_dim).unsigned_abs(),
+        weight_bytes: setup.weight_bytes.clone(),
+        token_bytes: setup.token_bytes,
         host: host(target),
         threads: if let jitune_peer::Device::Cpu(threads) = on { threads } else { 0 },
         device: Some(device),
@@ -235,21 +240,38 @@ fn ours(args: &Args) -> Vec<String> {
 }
 
 /// The engines as they were entered; one that comes again has a number behind its name.
-fn entries(args: &Args, target: Target) -> Result<Vec<Entry>, CliError> {
+fn entries(args: &Args, target: Target, places: &Places) -> Result<Vec<Entry>, CliError> {
     let settings = settings(&args.set)?;
     let all = || {
         let known = KNOWN.iter().filter(|known| known.targets.contains(&target)).map(|known| known.name.to_string());
         ["jitune".to_string()].into_iter().chain(known).collect()
     };
-    let names: Vec<String> = args.engines.clone().unwrap_or_else(all);
+    let named = |list: &[String], option: &str, via: fn(String) -> Via| {
+        let one = |text: &String| match text.split_once('=') {
+            Some((name, rest)) if !name.is_empty() && !rest.is_empty() => Ok((name.to_string(), via(rest.to_string()))),
+            _ => Err(CliError::Usage(format!("{option} {text}: it is written LABEL=…"))),
+        };
+        list.iter().map(one).collect::<Result<Vec<_>, _>>()
+    };
+    let mut names: Vec<(String, Via)> = Vec::new();
+    for name in args.engines.clone().unwrap_or_else(all) {
+        let via = match (args.http, places.server(&name)) {
+            (true, Some(line)) => Via::Command(line),
+            (true, None) => return Err(CliError::Usage(format!("--http: {name} has no server of its own"))),
+            (false, _) => Via::Process,
+        };
+        names.push((name, via));
+    }
+    names.extend(named(&args.server, "--server", Via::Url)?);
+    names.extend(named(&args.start, "--start", Via::Command)?);
     let mut list: Vec<Entry> = Vec::new();
-    for name in names {
+    for (name, via) in names {
         let before = list.iter().filter(|e| e.name == name).count();
         let label = if before == 0 { name.clone() } else { format!("{name}#{}", before + 1) };
         let of = |key: &String| *key == name || *key == label;
         let limit = args.seconds.iter().rev().find(|(engine, _)| engine.as_ref().is_none_or(of));
         let options = settings.get(&label).or_else(|| settings.get(&name)).cloned().unwrap_or_default();
-        list.push(Entry { label, options, seconds: limit.map(|(_, s)| *s), name });
+        list.push(Entry { label, via, options, seconds: limit.map(|(_, s)| *s), name });
     }
     match settings.keys().find(|key| list.iter().all(|e| e.name != **key && e.label != **key)) {
         Some(key) => Err(CliError::Usage(format!("--set {key}.…: no engine {key} was entered"))),
@@ -286,6 +308,7 @@ fn reference(args: &Args, setup: &Setup) -> Result<Option<(Entry, jitune_peer::D
     let entry = |name: &str| Entry {
         label: name.into(),
         name: name.into(),
+        via: Via::Process,
         options: [("mode".to_string(), "dynamic".to_string())].into_iter().filter(|_| name == "transformers").collect(),
         seconds: None,
     };
@@ -304,6 +327,11 @@ fn weight_bytes(model: &Model) -> BTreeMap<String, u64> {
     let embedding = (model.hidden * model.vocab).unsigned_abs();
     let read = model.parameters() - if model.tie_word_embeddings { 0 } else { embedding };
     [("f32", 4), ("bf16", 2), ("f16", 2)].into_iter().map(|(name, bytes)| (name.to_string(), read * bytes)).collect()
+}
+
+/// Bytes of keys and values of a token in 16 bits.
+fn token_bytes(model: &Model) -> u64 {
+    (4 * model.layers * model.kv_heads * model.head_dim).unsigned_abs()
 }
 
 /// Says what comes in.

@@ -116,6 +116,7 @@ pub(super) fn engines(rows: &Path, folder: &Path, beside: &Beside, json: bool) -
     }
     let mut files = vec![
         ("report.md", engine_report::markdown(&report)),
+        ("report.html", engine_report::html(&report, &runs).map_err(|e| CliError::Partly(e.to_string()))?),
         ("report.json", engine_report::json(&report).map_err(|e| CliError::Partly(e.to_string()))?),
     ];
     files.extend(engine_report::files(&report));

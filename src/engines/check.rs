@@ -1,13 +1,17 @@
 //! Whether an engine computes the model that it was given: its logits beside a reference's.
 
+use super::http::Server;
 use super::process::{Engine, Unanswered};
 use super::rows::{Check, State};
+use jitune_peer::Refusal;
 use std::path::Path;
 
 /// Prompts that logits are compared on.
 const PROMPTS: usize = 4;
 /// Tokens of each.
 const TOKENS: usize = 48;
+/// Most likely tokens that a server is asked for.
+const LIKELY: usize = 20;
 /// The least context of an engine that is asked for logits.
 pub const CONTEXT: usize = TOKENS + 1;
 /// The divergence that any two ways of adding up in f32 may have.
@@ -62,7 +66,7 @@ impl Reference {
         for (ours, theirs) in self.logits.iter().zip(&logits) {
             if ours.len() != theirs.len() {
                 let why = format!("it has {} logits where there are {}", theirs.len(), ours.len());
-                return Err(Unanswered::Refused(jitune_peer::Refusal::failed(why)));
+                return Err(Unanswered::Refused(Refusal::failed(why)));
             }
             for (p, q) in ours.chunks(self.vocab).zip(theirs.chunks(self.vocab)) {
                 sum.kl += kl(p, q);
@@ -75,6 +79,56 @@ impl Reference {
     }
 }
 
+impl Reference {
+    /// How far a server is from it that tells of some likely tokens alone: of each position that it tells of, the divergence of these tokens
+    /// and of all others together, which is at most that of all tokens.
+    pub fn divergence_of_likely(&self, server: &mut Server) -> Result<Divergence, Unanswered> {
+        let mut sum = Divergence::default();
+        for (prompt, logits) in self.prompts.iter().zip(&self.logits) {
+            for position in server.logprobs(prompt, LIKELY)? {
+                let Some(p) = logits.chunks(self.vocab).nth(position.at) else { continue };
+                let mut told = Vec::new();
+                for likely in &position.top {
+                    let Some(id) = likely.id.map(|id| id as usize).filter(|id| *id < self.vocab) else {
+                        let why = "its log-probabilities name no tokens by their ids";
+                        return Err(Unanswered::Refused(Refusal::unsupported(why)));
+                    };
+                    told.push((id, f64::from(likely.logprob)));
+                }
+                sum.kl += kl_of_some(p, &told);
+                sum.top1 += f64::from(u8::from(told.first().is_some_and(|(id, _)| *id == best(p))));
+                sum.positions += 1;
+            }
+        }
+        if sum.positions == 0 {
+            return Err(Unanswered::Refused(Refusal::unsupported("it tells of no log-probabilities")));
+        }
+        let n = sum.positions as f64;
+        Ok(Divergence { kl: sum.kl / n, top1: sum.top1 / n, ..sum })
+    }
+}
+
+/// KL of a softmax and the log-probabilities of some tokens, all others taken together.
+fn kl_of_some(p: &[f32], told: &[(usize, f64)]) -> f64 {
+    let log_sum = log_sum(p);
+    let (mut sum, mut rest, mut other) = (0.0, 1.0, 1.0);
+    for (id, q) in told {
+        let p = f64::from(p[*id]) - log_sum;
+        sum += p.exp() * (p - q);
+        rest -= p.exp();
+        other -= q.exp();
+    }
+    // What is left of either is never quite nothing; rounding may make it less.
+    let (rest, other) = (rest.max(1e-12), other.max(1e-12));
+    let sum = sum + rest * (rest / other).ln();
+    if sum.is_nan() { f64::INFINITY } else { sum.max(0.0) }
+}
+
+fn log_sum(v: &[f32]) -> f64 {
+    let top = v.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    f64::from(top) + v.iter().map(|x| (f64::from(*x) - f64::from(top)).exp()).sum::<f64>().ln()
+}
+
 fn ask(engine: &mut Engine, prompts: &[Vec<u32>], scratch: &Path) -> Result<Vec<Vec<f32>>, Unanswered> {
     let file = scratch.join("logits.f32");
     prompts.iter().map(|prompt| engine.logits(prompt, &file).map(|(_, logits)| logits)).collect()
@@ -82,10 +136,6 @@ fn ask(engine: &mut Engine, prompts: &[Vec<u32>], scratch: &Path) -> Result<Vec<
 
 /// KL of two softmaxes in nats; infinite where the second has what is no number.
 fn kl(p: &[f32], q: &[f32]) -> f64 {
-    let log_sum = |v: &[f32]| {
-        let top = v.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        f64::from(top) + v.iter().map(|x| (f64::from(*x) - f64::from(top)).exp()).sum::<f64>().ln()
-    };
     let (lp, lq) = (log_sum(p), log_sum(q));
     let sum: f64 = p
         .iter()
@@ -143,6 +193,17 @@ mod tests {
         assert_eq!(kl(&p, &[f32::NAN, 0.0]), f64::INFINITY);
         assert_eq!(kl(&p, &[f32::INFINITY, 0.0]), f64::INFINITY);
         assert_eq!(best(&[1.0, 3.0, 3.0]), 1);
+    }
+
+    #[test]
+    fn some_tokens_and_all_others_diverge_at_most_as_all_do() {
+        let (p, q) = ([0.0f32, 1.0, 2.0, -1.0], [0.5f32, 1.0, 1.5, 0.0]);
+        let told = |ids: &[usize]| ids.iter().map(|id| (*id, f64::from(q[*id]) - log_sum(&q))).collect::<Vec<_>>();
+        let whole = kl(&p, &q);
+        assert!((kl_of_some(&p, &told(&[0, 1, 2])) - whole).abs() < 1e-6);
+        let some = kl_of_some(&p, &told(&[2]));
+        assert!(some > 0.0 && some < whole, "{some} {whole}");
+        assert!(kl_of_some(&p, &[(2, -20.0)]) > 5.0);
     }
 
     #[test]

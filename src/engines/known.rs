@@ -20,8 +20,9 @@ pub struct Known {
     package: &'static str,
     /// The one command that brings it.
     pub fix: &'static str,
-    /// How its users serve it over HTTP: words with {model}, {port}, {dtype}, {context}, {sequences} in them; none where it has no server.
-    pub server: &'static [&'static str],
+    /// How its users serve it over HTTP, as a line of `sh` with {model}, {port}, {dtype}, {context} and {sequences} in it; empty where it has
+    /// no server.
+    pub server: &'static str,
 }
 
 const BOTH: &[Target] = &[Target::Cuda, Target::Cpu];
@@ -35,7 +36,7 @@ pub const KNOWN: [Known; 7] = [
         python: false,
         package: "",
         fix: "",
-        server: &[],
+        server: "",
     },
     Known {
         name: "candle",
@@ -44,7 +45,7 @@ pub const KNOWN: [Known; 7] = [
         python: false,
         package: "candle",
         fix: "cargo build --release --features model --manifest-path baselines/candle/Cargo.toml",
-        server: &[],
+        server: "",
     },
     Known {
         name: "burn",
@@ -53,7 +54,7 @@ pub const KNOWN: [Known; 7] = [
         python: false,
         package: "burn",
         fix: "cargo build --release --features model --manifest-path baselines/burn/Cargo.toml",
-        server: &[],
+        server: "",
     },
     Known {
         name: "transformers",
@@ -62,7 +63,7 @@ pub const KNOWN: [Known; 7] = [
         python: true,
         package: "",
         fix: "python3 -m pip install torch transformers",
-        server: &[],
+        server: "",
     },
     Known {
         name: "llama-cpp",
@@ -71,7 +72,7 @@ pub const KNOWN: [Known; 7] = [
         python: false,
         package: "llama-cpp",
         fix: "cargo build --release --manifest-path baselines/llama-cpp/Cargo.toml",
-        server: &["llama-server", "-m", "{model}", "--port", "{port}", "-c", "{cache}", "-np", "{sequences}"],
+        server: "exec llama-server -m {model} --port {port} -c {cache} -np {sequences}",
     },
     Known {
         name: "vllm",
@@ -80,21 +81,7 @@ pub const KNOWN: [Known; 7] = [
         python: true,
         package: "",
         fix: "python3 -m pip install vllm",
-        server: &[
-            "vllm",
-            "serve",
-            "{model}",
-            "--port",
-            "{port}",
-            "--dtype",
-            "{vllm_dtype}",
-            "--max-model-len",
-            "{context}",
-            "--max-num-seqs",
-            "{sequences}",
-            "--skip-tokenizer-init",
-            "{prefix}",
-        ],
+        server: "exec vllm serve {model} --port {port} --dtype {long_dtype} --max-model-len {context} --max-num-seqs {sequences} --skip-tokenizer-init",
     },
     Known {
         name: "tensorrt-llm",
@@ -103,7 +90,7 @@ pub const KNOWN: [Known; 7] = [
         python: false,
         package: "tensorrt-llm",
         fix: "see docs/engines.md: trtllm-serve through --server, or a shim that is built against its headers",
-        server: &["trtllm-serve", "{model}", "--port", "{port}", "--max_batch_size", "{sequences}"],
+        server: "exec trtllm-serve {model} --port {port} --max_batch_size {sequences} --max_seq_len {context}",
     },
 ];
 
@@ -127,19 +114,36 @@ pub struct Places {
     pub python: String,
     /// A folder for the Python runner and for logs.
     pub scratch: PathBuf,
+    /// Number of tokens of the model, which a server does not say.
+    pub vocab: u64,
 }
 
 /// The Python runner, which travels inside the program.
-const RUNNER: [(&str, &str); 5] = [
+const RUNNER: [(&str, &str); 6] = [
     ("engine.py", include_str!("../../baselines/python/engine.py")),
     ("engine_batches.py", include_str!("../../baselines/python/engine_batches.py")),
     ("engine_continuous.py", include_str!("../../baselines/python/engine_continuous.py")),
     ("engine_transformers.py", include_str!("../../baselines/python/engine_transformers.py")),
+    ("engine_vllm.py", include_str!("../../baselines/python/engine_vllm.py")),
     // What the runner of kernels has for refusals.
     ("peer.py", include_str!("../../baselines/python/peer.py")),
 ];
 
 impl Places {
+    /// A line of `sh` that serves an engine over HTTP, where it has a server.
+    pub fn server(&self, name: &str) -> Option<String> {
+        if name == "jitune" {
+            let quoted = |word: &str| format!("'{}'", word.replace('\'', r"'\''"));
+            let ours: String = self.ours.iter().map(|word| format!(" {}", quoted(word))).collect();
+            let exe = quoted(&self.exe.to_string_lossy());
+            let prefix = "$([ {prefix} = true ] || echo --no-prefix-reuse)";
+            return Some(format!(
+                "exec {exe} serve --model {{model}} --port {{port}} --dtype {{dtype}} --context {{context}} --sequences {{sequences}} {prefix}{ours}"
+            ));
+        }
+        Known::named(name).map(|known| known.server.to_string()).filter(|line| !line.is_empty())
+    }
+
     /// The command that starts an engine which speaks the protocol, or why there is none.
     pub fn command(&self, name: &str) -> Result<Command, Refusal> {
         let known = Known::named(name);

@@ -7,9 +7,9 @@
 
 pub mod check;
 pub mod client;
-pub mod known;
-
 pub mod http;
+pub mod known;
+pub mod link;
 pub mod measured;
 mod plan;
 pub mod process;
@@ -19,9 +19,8 @@ pub mod requests;
 pub mod rows;
 pub mod run;
 pub mod service;
-mod watch;
-
 pub mod trtllm;
+mod watch;
 pub mod workload;
 
 #[cfg(test)]

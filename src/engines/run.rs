@@ -1,8 +1,9 @@
 //! A run: each engine in turn on each workload, round by round, every row on the disk as soon as it is known.
 
 use super::check::{CONTEXT, Reference, verdict};
-use super::client::{Outcome, Progress, drive};
+use super::client::{Outcome, Progress, Trip, drive};
 use super::known::Places;
+use super::link::{Link, Via};
 use super::measured::{Meanwhile, Measured};
 use super::process::{Engine, Unanswered};
 use super::rows::{Cell, Check, End, EngineTrace, Line, Of, Request, Run, Start, State};
@@ -30,6 +31,8 @@ pub struct Entry {
     pub label: String,
     /// The engine.
     pub name: String,
+    /// How it is reached.
+    pub via: Via,
     /// Its settings.
     pub options: BTreeMap<String, String>,
     /// Most seconds of a workload with it, where that is less than the workload's own.
@@ -60,8 +63,32 @@ pub struct Setup {
     pub places: Places,
     /// The engine whose logits in f32 are the reference, its device, and its settings; none: no check.
     pub reference: Option<(Entry, On)>,
+    /// Its parameters.
+    pub parameters: u64,
+    /// Bytes of its weights that a decode step reads, by precision.
+    pub weight_bytes: BTreeMap<String, u64>,
+    /// Bytes of keys and values of a token in 16 bits.
+    pub token_bytes: u64,
     /// Lines of an earlier run in the same folder.
     pub earlier: Vec<Line>,
+}
+
+impl Setup {
+    /// Seconds that the device's ceilings leave at least for so many passes over the weights and these requests: the weights are read in each
+    /// pass, keys and values of all tokens before it for each token of an answer, and each token of a prompt takes two operations a weight.
+    /// None for a precision whose bytes are not known.
+    fn needed_s(&self, dtype: &str, steps: u64, trips: &[Trip]) -> Option<f64> {
+        let weights = *self.weight_bytes.get(dtype)? as f64;
+        let token = self.token_bytes as f64 * if dtype == EXACT { 2.0 } else { 1.0 };
+        let c = &self.device.ceilings;
+        let rate = if dtype == EXACT { c.single } else { c.half };
+        let of = |trip: &Trip| {
+            let (prompt, answer) = (trip.prompt as f64, trip.tokens() as f64);
+            let read = token * answer * (prompt + answer / 2.0);
+            read / c.read + 2.0 * self.parameters as f64 * prompt / rate
+        };
+        Some(steps as f64 * weights / c.read + trips.iter().map(of).sum::<f64>())
+    }
 }
 
 /// Who hears what happens.
@@ -267,16 +294,14 @@ impl Running<'_> {
             prefix: cells[0].prefix,
             memory: self.setup.memory,
         };
-        let started = self.start(entry, self.setup.on).and_then(|mut engine| {
-            let loaded = engine.load(load)?;
-            Ok((engine, loaded))
-        });
+        let (place, names) = ((&self.setup.places, self.setup.on), [entry.label.as_str(), entry.name.as_str()]);
+        let started = Link::start(&entry.via, names, &entry.options, place, load, self.stop);
         let mut line = Start {
             engine: entry.label.clone(),
             round,
             dtype: dtype.into(),
             target: if matches!(self.setup.on, On::Cuda(_)) { "cuda".into() } else { "cpu".into() },
-            transport: "process".into(),
+            transport: if entry.via == Via::Process { "process".into() } else { "http".into() },
             ..Start::default()
         };
         let (mut engine, loaded) = match started {
@@ -297,9 +322,9 @@ impl Running<'_> {
             }
         };
         line.start_s = Some(begun.elapsed().as_secs_f64());
-        line.version.clone_from(&engine.about.version);
-        line.device.clone_from(&engine.about.device);
-        line.libraries.clone_from(&engine.about.libraries);
+        line.version.clone_from(&engine.about().version);
+        line.device.clone_from(&engine.about().device);
+        line.libraries.clone_from(&engine.about().libraries);
         line.batching = format!("{:?}", loaded.batching).to_lowercase();
         (line.sequences, line.memory_bytes) = (loaded.sequences, loaded.memory_bytes);
         line.notes.clone_from(&loaded.notes);
@@ -334,14 +359,8 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn start(&self, entry: &Entry, on: On) -> Result<Engine, Unanswered> {
-        let command = self.setup.places.command(&entry.name).map_err(Unanswered::Refused)?;
-        let log = self.setup.places.scratch.join(format!("{}.log", entry.label.replace('/', "-")));
-        Engine::start(command, log, on, entry.options.clone(), self.stop)
-    }
-
     /// Compares an engine's logits with the reference's.
-    fn check(&mut self, entry: &Entry, dtype: &str, engine: &mut Engine, loaded: &Loaded) -> Result<Check, RunError> {
+    fn check(&mut self, entry: &Entry, dtype: &str, engine: &mut Link, loaded: &Loaded) -> Result<Check, RunError> {
         let unchecked = |why: String| {
             let (engine, dtype) = (entry.label.clone(), dtype.into());
             Check { engine, dtype, state: State::Unchecked, why: Some(why), ..Check::default() }
@@ -363,7 +382,11 @@ impl Running<'_> {
             }
         };
         let Some(reference) = &self.reference else { return Ok(unchecked("there is no reference".into())) };
-        Ok(match reference.divergence(engine, &self.setup.places.scratch) {
+        let divergence = match engine {
+            Link::Process(engine) => reference.divergence(engine, &self.setup.places.scratch),
+            Link::Http(server) => reference.divergence_of_likely(server),
+        };
+        Ok(match divergence {
             Ok(got) => verdict(&entry.label, dtype, &reference.name, got, own),
             Err(Unanswered::Refused(refusal)) if refusal.kind == RefusalKind::Unsupported => unchecked(refusal.why),
             Err(why) => Check { state: State::Failed, ..unchecked(why.to_string()) },
@@ -373,7 +396,9 @@ impl Running<'_> {
     /// Loads the model into the reference engine.
     fn referring(&self, dtype: &str) -> Result<Engine, Unanswered> {
         let Some((entry, on)) = &self.setup.reference else { return Err(Unanswered::Interrupted) };
-        let mut engine = self.start(&Entry { label: format!("{}-reference", entry.label), ..entry.clone() }, *on)?;
+        let command = self.setup.places.command(&entry.name).map_err(Unanswered::Refused)?;
+        let log = self.setup.places.scratch.join(format!("{}-reference.log", entry.name));
+        let mut engine = Engine::start(command, log, *on, entry.options.clone(), self.stop)?;
         let folder = self.setup.other.get(&entry.name).unwrap_or(&self.setup.model).clone();
         let load = Load { folder, dtype: dtype.into(), context: CONTEXT, sequences: 1, prefix: false, memory: None };
         engine.load(load)?;
@@ -399,7 +424,7 @@ impl Running<'_> {
         entry: &Entry,
         cell: &Of,
         workload: &Workload,
-        engine: &mut Engine,
+        engine: &mut Link,
         loaded: &Loaded,
         sink: &mut Sink<'_>,
     ) -> Result<Option<String>, RunError> {
@@ -412,8 +437,8 @@ impl Running<'_> {
             sink.put(Line::Cell(Box::new(fresh(State::Failed, why.to_string()))))?;
             return Ok(Some(why.to_string()));
         }
-        let before = engine.stats().unwrap_or_default();
-        let watch = Watch::start(self.setup.on, Some(engine.process_id()));
+        let before = engine.stats();
+        let watch = Watch::start(self.setup.on, engine.process_id());
         let origin = engine.now();
         let mut sampled = Sampled { engine, origin, asked: Duration::ZERO };
         let (observer, done, all) = (&mut sink.observer, sink.done.len(), sink.cells);
@@ -430,7 +455,7 @@ impl Running<'_> {
                 return Ok(None);
             }
         };
-        let after = engine.stats().unwrap_or_default();
+        let after = engine.stats();
         let samples = engine.take_samples();
         for trip in &trips {
             sink.put(Line::Request(Box::new(Request::of(cell, trip))))?;
@@ -440,6 +465,10 @@ impl Running<'_> {
         }
         let mut measured = Measured::of(&trips, &workload.limits);
         measured.meanwhile = self.meanwhile(meanwhile, &before, &after, &samples, &measured);
+        let needed = measured.meanwhile.steps.and_then(|steps| self.setup.needed_s(&cell.dtype, steps, &trips));
+        // Steps of the warm-up are counted, and so is its time.
+        let whole = trips.iter().filter_map(|trip| trip.end).max().map(|end| end.as_secs_f64());
+        measured.meanwhile.roofline = needed.zip(whole.filter(|s| *s > 0.0)).map(|(needed, whole)| needed / whole);
         let gone = matches!(state, State::Failed | State::Stalled).then(|| why.clone().unwrap_or_default());
         sink.put(Line::Cell(Box::new(Cell { of: cell.clone(), state, why, measured: Some(measured) })))?;
         Ok(gone)
@@ -501,7 +530,7 @@ const SAMPLE: Duration = Duration::from_secs(1);
 
 /// An engine whose clock begins with the cell, and which is asked now and then what it holds.
 struct Sampled<'e> {
-    engine: &'e mut Engine,
+    engine: &'e mut Link,
     origin: Duration,
     asked: Duration,
 }

@@ -19,9 +19,7 @@ use child::serve;
 pub use process::Lost;
 pub(crate) use process::Process;
 #[cfg(feature = "engines")]
-pub(crate) use process::family;
-
-pub(crate) use process::{Process, below};
+pub(crate) use process::{below, family};
 pub(crate) use supervisor::Worker;
 
 use crate::artifact::Artifact;
