@@ -133,7 +133,7 @@ torch_peer() {
 
 # The engines in Python: the protocol always, and with torch and transformers what they compute.
 python_engines() {
-    (cd baselines/python && JITUNE="$target/debug/jitune" "$python" -m unittest -v test_engine)
+    (cd baselines/python && JITUNE="$target/debug/jitune" "$python" -m unittest -v test_engine test_engine_vllm)
 }
 
 # What is read of others, on arbitrary bytes: half a minute each, from the corpora of fuzz/, with what a case may take. New
