@@ -1,6 +1,6 @@
 //! Servers that misbehave, as the first token of a prompt says.
 
-use super::script::{Asked, HEAD, answer, chunk, end, event, json_reply, serve, token, whole};
+use super::script::{HEAD, answer, chunk, end, event, json_reply, serve, token, whole};
 use super::*;
 use jitune_peer::RefusalKind;
 use jitune_peer::engine::Sampling;
@@ -165,7 +165,7 @@ fn an_answer_is_the_same_wherever_it_is_cut_and_is_stamped_as_it_comes() {
         let size = asked.body["prompt"][0].as_u64().unwrap() as usize;
         let text = whole(asked).replace('\n', if size % 2 == 0 { "\r\n" } else { "\n" });
         let _ = stream.write_all(HEAD.as_bytes());
-        text.as_bytes().chunks(size).for_each(|part| drop(chunk(stream, part)));
+        assert!(text.as_bytes().chunks(size).all(|part| chunk(stream, part)));
         chunk(stream, b"")
     });
     let mut server = open(url);
@@ -330,9 +330,17 @@ fn a_server_that_does_not_start_says_why() {
     assert!(!why.contains("{port}"), "{why}");
     // One that never is ready ends with all that it started, and so does one that nobody waits for any more.
     let pid = |path: &str| std::fs::read_to_string(place.path().join(path)).ok()?.trim().parse::<u32>().ok();
+    // Neither gone nor a zombie, though it was killed.
     let runs = |pid: u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+        let state = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
+        };
+        let begun = Instant::now();
+        while state() && begun.elapsed() < LONG / 6 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        state()
     };
     let line = |name: &str| {
         let file = place.path().join(name);
