@@ -127,13 +127,18 @@ impl Engine for TensorRt {
             other => quantized.to_lowercase() == other,
         };
         if !wanted {
-            return Err(Refusal::unsupported(format!("this engine was built for {built} {quantized}, not {}", load.dtype)));
+            return Err(Refusal::unsupported(format!(
+                "this engine was built for {built} {quantized}, not {}",
+                load.dtype
+            )));
         }
         let longest = config["build_config"]["max_seq_len"].as_u64();
         if let Some(most) = longest.filter(|most| (*most as usize) < load.context) {
             return Err(Refusal::unsupported(format!("this engine was built for {most} tokens, not {}", load.context)));
         }
-        let batch = config["build_config"]["max_batch_size"].as_u64().map_or(load.sequences, |n| load.sequences.min(n as usize));
+        let batch = config["build_config"]["max_batch_size"]
+            .as_u64()
+            .map_or(load.sequences, |n| load.sequences.min(n as usize));
         let options = Options {
             max_batch: i32::try_from(batch).unwrap_or(0),
             max_tokens: self.number("tokens")?.unwrap_or(0),

@@ -41,7 +41,8 @@ impl Program {
     }
 
     fn load(&mut self, folder: &Path, change: impl Fn(&mut Load)) -> Tell {
-        let mut load = Load { folder: folder.into(), dtype: "bf16".into(), context: 512, sequences: 4, ..Load::default() };
+        let mut load =
+            Load { folder: folder.into(), dtype: "bf16".into(), context: 512, sequences: 4, ..Load::default() };
         change(&mut load);
         self.ask(2, Ask::Load(load));
         self.hear().1
@@ -81,7 +82,17 @@ fn build(folder: &Path) -> std::path::PathBuf {
     };
     let library = folder.join("libtensorrt_llm.so");
     let mut command = Command::new(compiler);
-    command.args(["-std=c++17", "-Wall", "-Wextra", "-fPIC", "-shared", "-I", "stand-in", "stand-in/executor.cpp", "-o"]);
+    command.args([
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-fPIC",
+        "-shared",
+        "-I",
+        "stand-in",
+        "stand-in/executor.cpp",
+        "-o",
+    ]);
     run(command.arg(library).arg("-pthread"));
     let shim = folder.join("libjitune_trtllm.so");
     let mut command = Command::new("sh");
@@ -173,7 +184,16 @@ fn the_executor_behind_the_shim_is_an_engine() {
     // Loaded again while something runs, it forgets that, and answers.
     program.ask(60, submit(&[3], 1_000_000));
     while program.hear().0 != 60 {}
-    program.ask(2, Ask::Load(Load { folder: place.path().into(), dtype: "bf16".into(), context: 9, sequences: 1, ..Load::default() }));
+    program.ask(
+        2,
+        Ask::Load(Load {
+            folder: place.path().into(),
+            dtype: "bf16".into(),
+            context: 9,
+            sequences: 1,
+            ..Load::default()
+        }),
+    );
     while !matches!(program.hear(), (2, Tell::Loaded(_))) {}
     program.ask(61, submit(&[8], 2));
     assert_eq!(program.until(1)[&61].0, answer(&[8], 2, 0));
