@@ -50,7 +50,8 @@ impl Program {
 
     /// What is heard until so many requests have ended: tokens and end of each.
     fn until(&mut self, ends: usize) -> BTreeMap<u64, (Vec<u32>, End)> {
-        let (mut tokens, mut ended): (BTreeMap<u64, Vec<u32>>, BTreeMap<u64, (Vec<u32>, End)>) = Default::default();
+        let mut tokens: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        let mut ended = BTreeMap::new();
         while ended.len() < ends {
             let (id, told) = self.hear();
             assert!(!ended.contains_key(&id), "{id} goes on: {told:?}");
