@@ -2,7 +2,8 @@
 //! against the user's own headers and libraries.
 //!
 //! Options: `shim` (the shim's path; `JITUNE_TRTLLM_SHIM`, or `libjitune_trtllm.so` beside the program), `engine` (the folder of the built
-//! engine; without it, what is loaded is such a folder), `end` (the token that ends answers), `tokens` (most tokens of a step).
+//! engine; without it, what is loaded is such a folder), `end` (the token that ends answers), `tokens` (most tokens of a step),
+//! `memory_fraction` (of the free memory, for keys and values).
 
 mod shim;
 
