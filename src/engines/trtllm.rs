@@ -1,7 +1,7 @@
 //! What `trtllm-bench … --report_json` wrote, as lines of a run: TensorRT-LLM measured by its own tool, beside what is measured here.
 //!
-//! Reports are of two generations. Up to 1.2 they have `engine`, `world_info`, `request_info`, `performance`, with `--streaming` also
-//! `streaming_metrics`, and a `dataset` of averages (`avg_isl`); later ones have `machine` and `energy` too, and a `dataset` of statistics
+//! Reports are of two generations. All have `engine`, `world_info`, `request_info`, `performance` and `dataset`, with `--streaming` also
+//! `streaming_metrics`; newer ones have `machine`, and those of 1.3 `energy`. A `dataset` has averages (`avg_isl`) or statistics
 //! (`isl_stats.average`). What a report does not say stays none, or a [`Spread`] of count 0. It never says the spread's standard deviation,
 //! which is 0 here, nor gaps between tokens.
 
@@ -214,7 +214,7 @@ mod tests {
         json!({ "p50": base, "p90": base * 2.0, "p95": base * 3.0, "p99": base * 4.0, "minimum": 0.5, "maximum": base * 5.0, "average": base * 1.5 })
     }
 
-    /// A report of 1.2 and before, with streaming.
+    /// A report of the older generation, with streaming.
     fn old() -> Value {
         json!({
             "engine": {
@@ -239,7 +239,7 @@ mod tests {
         })
     }
 
-    /// One of later versions, without streaming.
+    /// One of the newer, without streaming.
     fn new() -> Value {
         let mut report = old();
         report.as_object_mut().unwrap().remove("streaming_metrics");

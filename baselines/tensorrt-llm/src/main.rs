@@ -2,7 +2,8 @@
 //! against the user's own headers and libraries.
 //!
 //! Options: `shim` (the shim's path; `JITUNE_TRTLLM_SHIM`, or `libjitune_trtllm.so` beside the program), `engine` (the folder of the built
-//! engine; without it, what is loaded is such a folder), `end` (the token that ends answers), `tokens` (most tokens of a step).
+//! engine; without it, what is loaded is such a folder), `end` (the token that ends answers), `tokens` (most tokens of a step),
+//! `memory_fraction` (of the free memory, for keys and values).
 
 mod shim;
 
@@ -127,13 +128,18 @@ impl Engine for TensorRt {
             other => quantized.to_lowercase() == other,
         };
         if !wanted {
-            return Err(Refusal::unsupported(format!("this engine was built for {built} {quantized}, not {}", load.dtype)));
+            return Err(Refusal::unsupported(format!(
+                "this engine was built for {built} {quantized}, not {}",
+                load.dtype
+            )));
         }
         let longest = config["build_config"]["max_seq_len"].as_u64();
         if let Some(most) = longest.filter(|most| (*most as usize) < load.context) {
             return Err(Refusal::unsupported(format!("this engine was built for {most} tokens, not {}", load.context)));
         }
-        let batch = config["build_config"]["max_batch_size"].as_u64().map_or(load.sequences, |n| load.sequences.min(n as usize));
+        let batch = config["build_config"]["max_batch_size"]
+            .as_u64()
+            .map_or(load.sequences, |n| load.sequences.min(n as usize));
         let options = Options {
             max_batch: i32::try_from(batch).unwrap_or(0),
             max_tokens: self.number("tokens")?.unwrap_or(0),

@@ -53,17 +53,8 @@ struct Event {
 }
 
 type Open = unsafe extern "C" fn(*const c_char, *const Options, *mut *mut Handle, *mut c_char, usize) -> i32;
-type Enqueue = unsafe extern "C" fn(
-    *mut Handle,
-    *const i32,
-    usize,
-    i32,
-    *const Chosen,
-    i32,
-    *mut u64,
-    *mut c_char,
-    usize,
-) -> i32;
+type Enqueue =
+    unsafe extern "C" fn(*mut Handle, *const i32, usize, i32, *const Chosen, i32, *mut u64, *mut c_char, usize) -> i32;
 type Await = unsafe extern "C" fn(*mut Handle, i32, *mut *const Event, *mut usize, *mut c_char, usize) -> i32;
 type Cancel = unsafe extern "C" fn(*mut Handle, u64, *mut c_char, usize) -> i32;
 type Close = unsafe extern "C" fn(*mut Handle);
@@ -158,7 +149,9 @@ impl Executor {
         let mut request = 0;
         said(|error| {
             // SAFETY: the handle is open, and all pointers live as long as the call.
-            unsafe { (self.enqueue)(self.handle, ids.as_ptr(), ids.len(), most, &chosen, end, &mut request, error, ERROR) }
+            unsafe {
+                (self.enqueue)(self.handle, ids.as_ptr(), ids.len(), most, &chosen, end, &mut request, error, ERROR)
+            }
         })?;
         Ok(request)
     }
@@ -195,11 +188,13 @@ impl Event {
     fn read(&self) -> Heard {
         if self.kind == 0 {
             // SAFETY: tokens of an event are so many, and stay as long as it.
-            let ids = if self.count == 0 { &[][..] } else { unsafe { std::slice::from_raw_parts(self.ids, self.count) } };
+            let ids =
+                if self.count == 0 { &[][..] } else { unsafe { std::slice::from_raw_parts(self.ids, self.count) } };
             return Heard::Tokens(ids.iter().map(|id| id.unsigned_abs()).collect());
         }
         // SAFETY: it is null or a text that stays as long as the event.
-        let error = (!self.error.is_null()).then(|| unsafe { CStr::from_ptr(self.error) }.to_string_lossy().into_owned());
+        let error =
+            (!self.error.is_null()).then(|| unsafe { CStr::from_ptr(self.error) }.to_string_lossy().into_owned());
         let why = match self.why {
             0 => Finish::Length,
             1 => Finish::Stop,

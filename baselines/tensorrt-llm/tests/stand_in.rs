@@ -41,7 +41,8 @@ impl Program {
     }
 
     fn load(&mut self, folder: &Path, change: impl Fn(&mut Load)) -> Tell {
-        let mut load = Load { folder: folder.into(), dtype: "bf16".into(), context: 512, sequences: 4, ..Load::default() };
+        let mut load =
+            Load { folder: folder.into(), dtype: "bf16".into(), context: 512, sequences: 4, ..Load::default() };
         change(&mut load);
         self.ask(2, Ask::Load(load));
         self.hear().1
@@ -49,7 +50,8 @@ impl Program {
 
     /// What is heard until so many requests have ended: tokens and end of each.
     fn until(&mut self, ends: usize) -> BTreeMap<u64, (Vec<u32>, End)> {
-        let (mut tokens, mut ended): (BTreeMap<u64, Vec<u32>>, BTreeMap<u64, (Vec<u32>, End)>) = Default::default();
+        let mut tokens: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+        let mut ended = BTreeMap::new();
         while ended.len() < ends {
             let (id, told) = self.hear();
             assert!(!ended.contains_key(&id), "{id} goes on: {told:?}");
@@ -81,7 +83,17 @@ fn build(folder: &Path) -> std::path::PathBuf {
     };
     let library = folder.join("libtensorrt_llm.so");
     let mut command = Command::new(compiler);
-    command.args(["-std=c++17", "-Wall", "-Wextra", "-fPIC", "-shared", "-I", "stand-in", "stand-in/executor.cpp", "-o"]);
+    command.args([
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-fPIC",
+        "-shared",
+        "-I",
+        "stand-in",
+        "stand-in/executor.cpp",
+        "-o",
+    ]);
     run(command.arg(library).arg("-pthread"));
     let shim = folder.join("libjitune_trtllm.so");
     let mut command = Command::new("sh");
@@ -173,7 +185,16 @@ fn the_executor_behind_the_shim_is_an_engine() {
     // Loaded again while something runs, it forgets that, and answers.
     program.ask(60, submit(&[3], 1_000_000));
     while program.hear().0 != 60 {}
-    program.ask(2, Ask::Load(Load { folder: place.path().into(), dtype: "bf16".into(), context: 9, sequences: 1, ..Load::default() }));
+    program.ask(
+        2,
+        Ask::Load(Load {
+            folder: place.path().into(),
+            dtype: "bf16".into(),
+            context: 9,
+            sequences: 1,
+            ..Load::default()
+        }),
+    );
     while !matches!(program.hear(), (2, Tell::Loaded(_))) {}
     program.ask(61, submit(&[8], 2));
     assert_eq!(program.until(1)[&61].0, answer(&[8], 2, 0));

@@ -121,8 +121,10 @@ fn sorted(mut top: Vec<Logprob>) -> Vec<Logprob> {
 mod tests {
     use super::*;
 
-    /// Positions as (position, [(id, log-probability)]).
-    fn told(body: Value, prompt: usize) -> Vec<(usize, Vec<(Option<u32>, f32)>)> {
+    /// A position, with the id and the log-probability of each of its tokens.
+    type Told = (usize, Vec<(Option<u32>, f32)>);
+
+    fn told(body: Value, prompt: usize) -> Vec<Told> {
         let positions = read(&body.to_string(), prompt);
         positions.into_iter().map(|p| (p.at, p.top.into_iter().map(|t| (t.id, t.logprob)).collect())).collect()
     }

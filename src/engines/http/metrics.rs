@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 /// Labels of processes that hold the same requests: each says what all of them do.
 const RANKS: [&str; 4] = ["tp_rank", "pp_rank", "moe_ep_rank", "pid"];
 
+/// Labels of a value, by name.
+type Labels<'t> = Vec<(&'t str, &'t str)>;
+
 /// The values of a text: by name, with the labels of each.
-struct Metrics<'t>(BTreeMap<&'t str, Vec<(Vec<(&'t str, &'t str)>, f64)>>);
+struct Metrics<'t>(BTreeMap<&'t str, Vec<(Labels<'t>, f64)>>);
 
 impl<'t> Metrics<'t> {
     fn of(text: &'t str) -> Metrics<'t> {
@@ -96,7 +99,7 @@ pub(super) fn stats(text: &str) -> Stats {
 }
 
 /// The name, labels and value of a line.
-fn sample(line: &str) -> Option<(&str, Vec<(&str, &str)>, f64)> {
+fn sample(line: &str) -> Option<(&str, Labels<'_>, f64)> {
     let end = line.find(['{', ' '])?;
     let (name, mut rest) = (&line[..end], &line[end..]);
     let mut labels = Vec::new();

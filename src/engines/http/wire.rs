@@ -8,17 +8,18 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::{HttpConnector, HttpInfo, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::error::Error;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::time::{timeout, timeout_at};
 
 /// Idle connections are closed after this long: many servers close theirs after 5 s, and a request that meets that is lost.
 const IDLE: Duration = Duration::from_secs(4);
-/// A connection that fails this soon was closed before the request came, which is then asked again.
-const STALE: Duration = Duration::from_millis(100);
 /// How long a connection may take to open.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Most bytes of an error that are read, and how long it may take.
@@ -40,6 +41,8 @@ pub(super) struct Wire {
     client: Client<HttpConnector, Full<Bytes>>,
     /// Without connections that were used before.
     anew: Client<HttpConnector, Full<Bytes>>,
+    /// Our ends of connections that something was answered on.
+    used: Mutex<HashSet<SocketAddr>>,
     /// `http://HOST:PORT` and what comes before `/v1`.
     pub base: String,
     key: Option<HeaderValue>,
@@ -62,7 +65,7 @@ impl Wire {
             value.set_sensitive(true);
             Ok::<_, String>(value)
         });
-        Ok(Wire { client, anew, base, key: key.transpose()?, begun: Instant::now() })
+        Ok(Wire { client, anew, used: Mutex::default(), base, key: key.transpose()?, begun: Instant::now() })
     }
 
     fn request(&self, path: &str, body: Option<Bytes>) -> Result<Request<Full<Bytes>>, String> {
@@ -78,15 +81,25 @@ impl Wire {
         request.body(Full::new(body.unwrap_or_default())).map_err(|e| format!("{}{path}: {e}", self.base))
     }
 
-    /// The head of the answer.
+    /// The head of the answer. A request that met a connection that was used before, and closed meanwhile, is asked again on a new one.
     async fn send(&self, path: &str, body: Option<Bytes>) -> Result<Response<Incoming>, String> {
-        let begun = Instant::now();
-        match self.client.request(self.request(path, body.clone())?).await {
-            Ok(response) => Ok(response),
-            Err(e) if !e.is_connect() && begun.elapsed() < STALE => {
+        let mut request = self.request(path, body.clone())?;
+        let connection = capture_connection(&mut request);
+        let used = || self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.client.request(request).await {
+            Ok(response) => {
+                used().extend(response.extensions().get().map(HttpInfo::local_addr));
+                Ok(response)
+            }
+            Err(e) => {
+                let mut extras = Default::default();
+                connection.connection_metadata().iter().for_each(|c| c.get_extras(&mut extras));
+                let local = extras.get().map(HttpInfo::local_addr);
+                if !local.is_some_and(|local| used().remove(&local)) {
+                    return Err(reasons(&e));
+                }
                 self.anew.request(self.request(path, body)?).await.map_err(|e| reasons(&e))
             }
-            Err(e) => Err(reasons(&e)),
         }
     }
 
