@@ -53,7 +53,7 @@ fn score(r: &LibraryComparisonReport) -> Vec<Score> {
         score(first, "workloads at which jitune is first", false),
         Score {
             figure: format!("{met}/{measured}"),
-            of: format!("criteria met of those measured; there are {}", r.criteria.len()),
+            of: format!("criteria met of those measured (there are {} in all)", r.criteria.len()),
             bad: met < measured,
         },
     ]

@@ -88,7 +88,8 @@ fn chart(label: &str, names: (&str, &str), logs: (bool, bool), curves: &[Curve],
     let y = scale(ends(|p| p.1), logs.1, HEIGHT - BOTTOM, TOP);
     let mut svg = Svg::new(WIDTH, HEIGHT, label);
     axes(&mut svg, &x, &y, names, HEIGHT);
-    for curve in curves {
+    // The first, which is jitune's, above the others.
+    for curve in curves.iter().rev() {
         let points: Vec<(f64, f64)> = curve.points.iter().map(|p| (x.at(p.0), y.at(p.1))).collect();
         if points.len() > 1 {
             svg.path(&points, &format!("curve {}", curve.class));
