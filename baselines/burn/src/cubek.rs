@@ -29,7 +29,7 @@ use cubek::{
 };
 use jitune_peer::{Refusal, Task, Way, decode};
 
-use crate::{Runs, guarded};
+use crate::Runs;
 
 /// Passes over the sets that each kernel gets.
 const LOOKS: usize = 5;
@@ -61,7 +61,7 @@ fn fastest<S>(
     let mut best: Option<(f64, Box<dyn Runs>)> = None;
     let mut last = Refusal::unsupported("no kernel was tried");
     for strategy in strategies {
-        let timed = guarded(|| {
+        let timed = Refusal::guard(|| {
             let mut runs = make(strategy)?;
             let mut least = f64::INFINITY;
             // The first pass compiles.

@@ -9,11 +9,10 @@ use std::{collections::BTreeMap, process::ExitCode};
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use jitune_peer::{About, Device, Peer, Prepared, Refusal, RefusedWay, Task, Way, Work};
+use jitune_peer_burn::{Gpu, VERSION, libraries, processor};
 
 use ops::{Call, Output};
 
-/// The version that Cargo.toml pins.
-const VERSION: &str = "0.21.0";
 /// Outputs that are kept until the device has computed them, at most.
 const KEPT_BYTES: usize = 4 << 30;
 
@@ -27,21 +26,17 @@ struct Burn {
 
 enum Opened {
     Cpu,
-    #[cfg(feature = "cuda")]
-    Cuda(gpu::Gpu),
+    Cuda(Gpu),
 }
 
 impl Peer for Burn {
     fn hello(&mut self, device: Device, _: &BTreeMap<String, String>) -> Result<About, Refusal> {
         let (opened, device, libraries) = match device {
-            Device::Cpu(threads) => {
-                for variable in ["RAYON_NUM_THREADS", "MATMUL_NUM_THREADS"] {
-                    // SAFETY: no thread has been started yet, so nobody reads the environment meanwhile.
-                    unsafe { std::env::set_var(variable, threads.to_string()) };
-                }
-                (Opened::Cpu, format!("the processor, {threads} threads"), BTreeMap::new())
+            Device::Cpu(threads) => (Opened::Cpu, processor(threads), BTreeMap::new()),
+            Device::Cuda(ordinal) => {
+                let (gpu, name) = Gpu::open(ordinal)?;
+                (Opened::Cuda(gpu), name, libraries())
             }
-            Device::Cuda(ordinal) => gpu::open(ordinal)?,
         };
         self.device = Some(opened);
         Ok(About { peer: "burn".into(), version: VERSION.into(), device, libraries })
@@ -62,6 +57,8 @@ impl Peer for Burn {
                     ways.burn::<burn::backend::Flex>("flex", task, &Default::default())?;
                 }
             }
+            #[cfg(not(feature = "cuda"))]
+            Some(Opened::Cuda(never)) => match *never {},
             #[cfg(feature = "cuda")]
             Some(Opened::Cuda(gpu)) => {
                 if task.wants("burn") {
@@ -193,56 +190,5 @@ impl<B: Backend> Runs for Calls<B> {
             Output::Int(values) => values.select(0, wanted).into_data(),
         };
         Ok(picked.iter::<f64>().collect())
-    }
-}
-
-/// A device of which this build knows nothing.
-#[cfg(not(feature = "cuda"))]
-mod gpu {
-    use super::{BTreeMap, Opened, Refusal};
-
-    pub fn open(_: usize) -> Result<(Opened, String, BTreeMap<String, String>), Refusal> {
-        let fix = "cargo build --release --features cuda --manifest-path baselines/burn/Cargo.toml";
-        Err(Refusal::missing("this build of the Burn peer has no CUDA", fix))
-    }
-}
-
-#[cfg(feature = "cuda")]
-mod gpu {
-    use std::sync::Arc;
-
-    use burn::backend::cuda::CudaDevice;
-    use cudarc::{driver, nvrtc};
-
-    use super::{BTreeMap, Opened, Refusal};
-
-    /// Keeps the device's primary context, in which Burn works too, current on this thread: rounds are timed from here.
-    pub struct Gpu {
-        device: CudaDevice,
-        _context: Arc<driver::CudaContext>,
-    }
-
-    impl Gpu {
-        pub fn device(&self) -> &CudaDevice {
-            &self.device
-        }
-    }
-
-    pub fn open(ordinal: usize) -> Result<(Opened, String, BTreeMap<String, String>), Refusal> {
-        // SAFETY: each looks for a library and closes it again. Burn panics on a thread of its own where one is not there.
-        let (driver, compiler) = unsafe { (driver::sys::is_culib_present(), nvrtc::sys::is_culib_present()) };
-        if !driver {
-            return Err(Refusal::missing("no NVIDIA driver: libcuda was not found", "install the NVIDIA driver"));
-        }
-        if !compiler {
-            let fix = "python3 -m pip install 'nvidia-cuda-nvrtc==13.*' 'nvidia-cuda-runtime==13.*', the folder of \
-                       libnvrtc.so.13 on LD_LIBRARY_PATH and that of its headers' parent in CUDA_PATH";
-            return Err(Refusal::missing("NVRTC was not found", fix));
-        }
-        let context = driver::CudaContext::new(ordinal).map_err(Refusal::failed)?;
-        let name = context.name().map_err(Refusal::failed)?;
-        let gpu = Gpu { device: CudaDevice::new(ordinal), _context: context };
-        let libraries = BTreeMap::from([("cubecl".into(), "0.10.0".into()), ("cubek".into(), "0.2.0".into())]);
-        Ok((Opened::Cuda(gpu), name, libraries))
     }
 }

@@ -35,11 +35,17 @@ pub struct Talk {
 impl Talk {
     /// Starts it, and says hello for a device.
     pub fn start(path: &str, device: Device) -> Result<Talk, String> {
+        Talk::start_with(path, device, &[])
+    }
+
+    /// With settings of its own.
+    pub fn start_with(path: &str, device: Device, options: &[(&str, &str)]) -> Result<Talk, String> {
         let child = Command::new(path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = child.map_err(|e| format!("{path}: {e}"))?;
         let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else { return Err("no pipes".into()) };
         let mut talk = Talk { child, to, from: BufReader::new(from), id: 0, answers: BTreeMap::new() };
-        let hello = Ask::Hello { protocol: ENGINE_PROTOCOL, device, options: BTreeMap::new() };
+        let options = options.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let hello = Ask::Hello { protocol: ENGINE_PROTOCOL, device, options };
         match talk.ask(&hello)? {
             Tell::Hello(about) if !about.dtypes.is_empty() => Ok(talk),
             other => Err(format!("{other:?}")),
