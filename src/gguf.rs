@@ -1,6 +1,11 @@
 //! The file format GGUF, versions 2 and 3: metadata by key, and where each tensor lies.
 //!
 //! Pure: bytes in, positions out. Nothing is copied but names and what is short; every length is held against the file's own.
+//! `write` makes what stands before the tensors of a new file.
+
+mod write;
+
+pub(crate) use write::Writer;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,6 +16,8 @@ pub const MAGIC: [u8; 4] = *b"GGUF";
 const MAX_NAME: usize = 1 << 16;
 /// The most dimensions of a tensor.
 const MAX_DIMS: u32 = 4;
+/// Where tensors begin, unless a file says otherwise.
+const ALIGNMENT: usize = 32;
 
 /// Why a file is not read: what, and at which byte.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -203,7 +210,7 @@ impl Header {
         }
         let mut tensors = (0..tensors).map(|_| r.tensor()).collect::<Result<Vec<_>, _>>()?;
         let alignment = match values.get("general.alignment") {
-            None => 32,
+            None => ALIGNMENT,
             Some(Value::Int(v)) if *v > 0 && (*v as u64).is_power_of_two() => *v as usize,
             Some(other) => return r.fail(format!("general.alignment is {other:?}")),
         };
@@ -271,84 +278,8 @@ impl Header {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// Writes files, for tests.
-    #[derive(Default)]
-    pub(crate) struct Writer {
-        values: Vec<u8>,
-        keys: u64,
-        tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
-    }
-
-    fn text(out: &mut Vec<u8>, text: &str) {
-        out.extend((text.len() as u64).to_le_bytes());
-        out.extend(text.as_bytes());
-    }
-
-    impl Writer {
-        fn key(&mut self, key: &str, kind: u32, bytes: &[u8]) -> &mut Writer {
-            self.keys += 1;
-            text(&mut self.values, key);
-            self.values.extend(kind.to_le_bytes());
-            self.values.extend(bytes);
-            self
-        }
-
-        pub(crate) fn u32(&mut self, key: &str, v: u32) -> &mut Writer {
-            self.key(key, 4, &v.to_le_bytes())
-        }
-
-        pub(crate) fn f32(&mut self, key: &str, v: f32) -> &mut Writer {
-            self.key(key, 6, &v.to_le_bytes())
-        }
-
-        pub(crate) fn text(&mut self, key: &str, v: &str) -> &mut Writer {
-            let mut bytes = Vec::new();
-            text(&mut bytes, v);
-            self.key(key, 8, &bytes)
-        }
-
-        pub(crate) fn texts(&mut self, key: &str, list: &[&str]) -> &mut Writer {
-            let mut bytes = [&8u32.to_le_bytes()[..], &(list.len() as u64).to_le_bytes()].concat();
-            list.iter().for_each(|v| text(&mut bytes, v));
-            self.key(key, 9, &bytes)
-        }
-
-        /// A list of 32-bit words: of integers, or of f32 by their bits.
-        pub(crate) fn words(&mut self, key: &str, of: u32, list: &[u32]) -> &mut Writer {
-            let mut bytes = [&of.to_le_bytes()[..], &(list.len() as u64).to_le_bytes()].concat();
-            list.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
-            self.key(key, 9, &bytes)
-        }
-
-        /// A tensor, its shape outermost first.
-        pub(crate) fn tensor(&mut self, name: &str, shape: &[u64], kind: u32, bytes: Vec<u8>) -> &mut Writer {
-            self.tensors.push((name.into(), shape.to_vec(), kind, bytes));
-            self
-        }
-
-        pub(crate) fn file(&self) -> Vec<u8> {
-            let mut out = [&MAGIC[..], &3u32.to_le_bytes(), &(self.tensors.len() as u64).to_le_bytes()].concat();
-            out.extend(self.keys.to_le_bytes());
-            out.extend(&self.values);
-            let mut at = 0u64;
-            for (name, shape, kind, bytes) in &self.tensors {
-                text(&mut out, name);
-                out.extend((shape.len() as u32).to_le_bytes());
-                shape.iter().rev().for_each(|d| out.extend(d.to_le_bytes()));
-                out.extend(kind.to_le_bytes());
-                out.extend(at.to_le_bytes());
-                at += bytes.len().next_multiple_of(32) as u64;
-            }
-            for (.., bytes) in &self.tensors {
-                out.resize(out.len().next_multiple_of(32), 0);
-                out.extend(bytes);
-            }
-            out
-        }
-    }
 
     fn some() -> Vec<u8> {
         let mut w = Writer::default();
@@ -366,7 +297,7 @@ pub(crate) mod tests {
         assert!(matches!(header.values["tokens"], Value::List { of: 8, count: 2, .. }));
         let [one, two] = &header.tensors[..] else { panic!("{header:?}") };
         assert_eq!((one.name.as_str(), &one.shape[..], one.kind), ("one", &[3, 2][..], 0));
-        assert_eq!((&bytes[one.at..one.at + 24], &bytes[two.at..]), (&[1; 24][..], &[2; 8][..]));
+        assert_eq!((&bytes[one.at..one.at + 24], &bytes[two.at..two.at + 8]), (&[1; 24][..], &[2; 8][..]));
         assert!(one.at % 32 == 0 && two.at % 32 == 0);
     }
 

@@ -21,6 +21,8 @@ mod inspect;
 mod model;
 #[cfg(feature = "engine")]
 mod opened;
+#[cfg(feature = "engine")]
+mod pack;
 mod profile;
 mod progress;
 mod report;
@@ -65,6 +67,9 @@ enum Command {
     /// Time whole steps of a model, beside the sum of their kernels and the floor.
     #[cfg(feature = "engine")]
     Step(step::Args),
+    /// Write a model's weights into one file of another engine.
+    #[cfg(feature = "engine")]
+    Pack(pack::Args),
     /// Compile every template of a model's plan, with no GPU needed, and print what the compiler says.
     Compile(compile::Args),
     /// Compile, check and time a few candidates of a problem in this process: for writing templates.
@@ -130,6 +135,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         #[cfg(feature = "engine")]
         Command::Step(args) => step::run(&args),
+        #[cfg(feature = "engine")]
+        Command::Pack(args) => pack::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Try(args) => attempt::run(&args),
         Command::Export(args) => export::run(&args),

@@ -46,29 +46,38 @@ fn init(name: &str, dtype: Option<Dtype>, seed: u64, folder: &Path) -> Result<()
     let (model, notes) = Model::load(name)?;
     say(&notes);
     let dtype = dtype.or(model.dtype).unwrap_or(Dtype::Bf16);
-    let line = Live::new("{elapsed_precise} [{bar:24}] {bytes}/{total_bytes}  {binary_bytes_per_sec}, {eta} left");
-    let progress = |written, total| {
-        line.set_length(total);
-        line.set_position(written);
-    };
-    let written = weights::write(&model, seed, dtype, folder, progress);
-    line.finish_and_clear();
-    written.map_err(not_usable)?;
+    written(|progress| weights::write(&model, seed, dtype, folder, progress))?;
     out!("{}: {}, {} random parameters in {dtype}", folder.display(), model.name, table::grouped(model.parameters()));
     Ok(())
+}
+
+/// Writes weights with a live line, which hears the bytes that are written and those of all.
+pub(super) fn written<T>(write: impl FnOnce(&dyn Fn(u64, u64)) -> Result<T, WeightsError>) -> Result<T, CliError> {
+    let line = Live::new("{elapsed_precise} [{bar:24}] {bytes}/{total_bytes}  {binary_bytes_per_sec}, {eta} left");
+    let written = write(&|written, total| {
+        line.set_length(total);
+        line.set_position(written);
+    });
+    line.finish_and_clear();
+    written.map_err(not_usable)
+}
+
+/// The folder or file of a model's weights.
+pub(super) fn place(name: &str) -> Result<PathBuf, CliError> {
+    if Model::preset(name).is_some() {
+        let text = format!("weights are in a folder, and {name} is a preset; write ./{name} to mean one");
+        return Err(CliError::Usage(text));
+    }
+    let path = Model::place(name);
+    // Beside a config.json lie its weights; any other file holds them.
+    let beside = path.parent().filter(|_| path.is_file() && path.extension().is_some_and(|e| e == "json"));
+    Ok(beside.map(Path::to_path_buf).unwrap_or(path))
 }
 
 /// Looks at the weights of a folder.
 fn look(name: &str, json: bool) -> Result<(), CliError> {
     let (model, mut notes) = Model::load(name)?;
-    let path = &*Model::place(name);
-    if Model::preset(name).is_some() {
-        let text = format!("--weights looks into a folder, and {name} is a preset; write ./{name} to mean one");
-        return Err(CliError::Usage(text));
-    }
-    // Beside a config.json lie its weights; any other file holds them.
-    let beside = path.parent().filter(|_| path.is_file() && path.extension().is_some_and(|e| e == "json"));
-    let (weights, more) = Weights::open(beside.unwrap_or(path), &model).map_err(not_usable)?;
+    let (weights, more) = Weights::open(&place(name)?, &model).map_err(not_usable)?;
     notes.extend(more);
     say(&notes);
     weights.check().map_err(not_usable)?;

@@ -211,28 +211,36 @@ impl Model {
     /// None where these say none.
     #[cfg(feature = "engine")]
     pub fn ends(path: &Path) -> Result<Vec<i32>, ModelError> {
+        Model::tokens(path, "eos_token_id")
+    }
+
+    /// The token that begins a text, of the same files. None where these say none.
+    #[cfg(feature = "engine")]
+    pub fn begin(path: &Path) -> Result<Option<i32>, ModelError> {
+        Ok(Model::tokens(path, "bos_token_id")?.first().copied())
+    }
+
+    #[cfg(feature = "engine")]
+    fn tokens(path: &Path, key: &str) -> Result<Vec<i32>, ModelError> {
         use crate::{backend::mapped::Mapped, gguf::Header};
         let bad = |path: &Path, why: String| ModelError::Config { path: path.into(), why };
         if path.is_file() {
             let bytes = Mapped::open(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
             let header = Header::read(&bytes).map_err(|e| bad(path, e.to_string()))?;
-            return Ok(header
-                .int("tokenizer.ggml.eos_token_id")
-                .and_then(|id| id.try_into().ok())
-                .into_iter()
-                .collect());
+            let id = header.int(&format!("tokenizer.ggml.{key}"));
+            return Ok(id.and_then(|id| id.try_into().ok()).into_iter().collect());
         }
         for file in ["generation_config.json", "config.json"].map(|name| path.join(name)) {
             let Ok(text) = std::fs::read_to_string(&file) else { continue };
             let config: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(&file, e.to_string()))?;
-            let ids = match &config["eos_token_id"] {
+            let ids = match &config[key] {
                 serde_json::Value::Null => continue,
                 serde_json::Value::Array(list) => list.clone(),
                 one => vec![one.clone()],
             };
             let id = |v: &serde_json::Value| v.as_i64().and_then(|id| i32::try_from(id).ok());
             let ids: Option<Vec<i32>> = ids.iter().map(id).collect();
-            return ids.ok_or_else(|| bad(&file, format!("eos_token_id = {}", config["eos_token_id"])));
+            return ids.ok_or_else(|| bad(&file, format!("{key} = {}", config[key])));
         }
         Ok(Vec::new())
     }

@@ -110,6 +110,9 @@ fn pieces(
     })
 }
 
+/// The names of the ways to split texts that [`json`] knows.
+pub(super) const SPLITS: [&str; 5] = ["default", "gpt-2", "smollm", "llama-bpe", "qwen2"];
+
 /// The description: byte-level BPE, whose texts are split first as the model's name for it says.
 pub(super) fn json(
     vocab: Map<String, Value>,
@@ -169,7 +172,7 @@ pub(super) fn byte_names() -> Vec<char> {
 #[cfg(test)]
 mod tests {
     use super::super::Tokenizer;
-    use crate::gguf::tests::Writer;
+    use crate::gguf::Writer;
     use serde_json::Value;
 
     #[test]

@@ -2,8 +2,10 @@
 
 mod chat;
 mod gguf;
+mod vocabulary;
 
 pub use chat::Message;
+pub use vocabulary::Vocabulary;
 
 use crate::backend::mapped::Mapped;
 use crate::gguf::Header;

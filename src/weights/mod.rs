@@ -3,11 +3,12 @@
 //! Reads files and makes bytes; knows no device and no kernel. Hugging Face's safetensors folders, in one file or several, and
 //! GGUF files, whose blocks are unpacked.
 //! `names` says which tensors a model has and what a program's tensors are made of, `checkpoint` finds them in files,
-//! `random` makes folders of random ones.
+//! `random` makes folders of random ones, [`pack`] files of other engines.
 
 mod blocks;
 mod checkpoint;
 mod names;
+pub mod pack;
 mod random;
 
 pub use blocks::Format;
@@ -288,9 +289,9 @@ fn convert<const FROM: usize, const TO: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::weights) mod tests {
     use super::*;
-    use crate::gguf::tests::Writer;
+    use crate::gguf::Writer;
     use crate::model::{Buckets, Pass};
     use crate::problem::{Dtype, Types};
     use crate::program::Life;
@@ -298,7 +299,7 @@ mod tests {
     use std::fs;
 
     /// Small, and with every tensor that a family can have.
-    fn tiny(family: &str) -> Model {
+    pub(in crate::weights) fn tiny(family: &str) -> Model {
         let preset = match family {
             "mistral" => "mistral-7b-v0.3",
             "qwen2" => "qwen2.5-7b",
@@ -313,14 +314,18 @@ mod tests {
         Model { max_position_embeddings: 64, qkv_bias, o_bias, mlp_bias, ..sizes }
     }
 
-    fn folder(model: &Model, dtype: Dtype, file_bytes: u64) -> tempfile::TempDir {
+    pub(in crate::weights) fn folder(model: &Model, dtype: Dtype, file_bytes: u64) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         random::write_files(model, 7, dtype, folder.path(), file_bytes, |_, _| {}).unwrap();
         folder
     }
 
     /// Every weight of the model's programs in that type, by name.
-    fn filled(weights: &Weights, model: &Model, dtype: Dtype) -> Result<BTreeMap<String, Vec<u8>>, WeightsError> {
+    pub(in crate::weights) fn filled(
+        weights: &Weights,
+        model: &Model,
+        dtype: Dtype,
+    ) -> Result<BTreeMap<String, Vec<u8>>, WeightsError> {
         let buckets = Buckets { batch: vec![1], prefill: vec![], chunk: vec![], context: 64, page: 8 };
         let pass = Pass::all(model, &buckets, dtype).unwrap().remove(0);
         let of_weight = pass.program.tensors.iter().filter(|t| t.life == Life::Weight);
@@ -462,7 +467,7 @@ mod tests {
     }
 
     /// The same weights as llama.cpp's converter writes them: other names, and in files of Llama q and k in pairs.
-    fn as_gguf(model: &Model, weights: &Weights, with: impl Fn(&mut Writer)) -> Vec<u8> {
+    pub(in crate::weights) fn as_gguf(model: &Model, weights: &Weights, with: impl Fn(&mut Writer)) -> Vec<u8> {
         let who = if model.family == crate::model::Family::Mistral { "llama" } else { model.family.name() };
         let mut w = Writer::default();
         w.text("general.architecture", who);

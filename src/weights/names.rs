@@ -51,10 +51,7 @@ impl Rows {
             tensor += 1;
         }
         match self.order {
-            Order::Pairs { tensors, head } if tensor < tensors && !paired => {
-                let (first, j) = (row / head * head, row % head);
-                (tensor, first + j / 2 + j % 2 * (head / 2))
-            }
+            Order::Pairs { tensors, head } if tensor < tensors && !paired => (tensor, of_halves(row, head)),
             _ => (tensor, row),
         }
     }
@@ -149,6 +146,24 @@ fn of_layer(m: &Model, layer: i64, part: &str) -> Option<Source> {
     }
 }
 
+/// What a layer's tensors are called in GGUF files, and in Hugging Face's.
+const OF_A_LAYER: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+/// The same of the others.
+const OF_NO_LAYER: [(&str, &str); 3] =
+    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+
 /// The name in Hugging Face's files of a tensor that llama.cpp's call so.
 pub(super) fn of_gguf(name: &str) -> Option<String> {
     let renamed = |list: &[(&str, &str)], name: &str| {
@@ -156,29 +171,47 @@ pub(super) fn of_gguf(name: &str) -> Option<String> {
         list.iter().find(|(theirs, _)| *theirs == stem).map(|(_, ours)| format!("{ours}.{what}"))
     };
     match name.strip_prefix("blk.") {
-        None => {
-            let list = [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
-            renamed(&list, name)
-        }
+        None => renamed(&OF_NO_LAYER, name),
         Some(rest) => {
             let (layer, rest) = rest.split_once('.')?;
-            let list = [
-                ("attn_norm", "input_layernorm"),
-                ("attn_q", "self_attn.q_proj"),
-                ("attn_k", "self_attn.k_proj"),
-                ("attn_v", "self_attn.v_proj"),
-                ("attn_output", "self_attn.o_proj"),
-                ("attn_q_norm", "self_attn.q_norm"),
-                ("attn_k_norm", "self_attn.k_norm"),
-                ("ffn_norm", "post_attention_layernorm"),
-                ("ffn_gate", "mlp.gate_proj"),
-                ("ffn_up", "mlp.up_proj"),
-                ("ffn_down", "mlp.down_proj"),
-            ];
             let layer: u32 = layer.parse().ok()?;
-            Some(format!("model.layers.{layer}.{}", renamed(&list, rest)?))
+            Some(format!("model.layers.{layer}.{}", renamed(&OF_A_LAYER, rest)?))
         }
     }
+}
+
+/// The name in llama.cpp's files of a tensor that Hugging Face's call so.
+pub(super) fn to_gguf(name: &str) -> Option<String> {
+    let renamed = |list: &[(&str, &str)], name: &str| {
+        let (stem, what) = name.rsplit_once('.')?;
+        list.iter().find(|(_, ours)| *ours == stem).map(|(theirs, _)| format!("{theirs}.{what}"))
+    };
+    match name.strip_prefix("model.layers.") {
+        None => renamed(&OF_NO_LAYER, name),
+        Some(rest) => {
+            let (layer, rest) = rest.split_once('.')?;
+            Some(format!("blk.{layer}.{}", renamed(&OF_A_LAYER, rest)?))
+        }
+    }
+}
+
+/// Whether RoPE rotates what the rows of this tensor make, so that their order is one of two: halves, as Hugging Face has them, or pairs.
+pub(super) fn is_rotated(name: &str) -> bool {
+    ["self_attn.q_proj.", "self_attn.k_proj.", "self_attn.q_norm.", "self_attn.k_norm."]
+        .iter()
+        .any(|part| name.contains(part))
+}
+
+/// The row, among those in halves, that is row `at` of heads of so many rows in pairs.
+pub(super) fn of_halves(at: u64, head: u64) -> u64 {
+    let (first, j) = (at / head * head, at % head);
+    first + j / 2 + j % 2 * (head / 2)
+}
+
+/// The row, among those in pairs, that is row `at` of heads of so many rows in halves.
+pub(super) fn of_pairs(at: u64, head: u64) -> u64 {
+    let (first, j) = (at / head * head, at % head);
+    first + j % (head / 2) * 2 + j / (head / 2)
 }
 
 fn tensor(name: String, shape: &[i64]) -> Natural {

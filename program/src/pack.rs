@@ -1,0 +1,88 @@
+//! `jitune pack`: a model's weights in one file of another engine.
+
+use super::select::say;
+use super::weights::{not_usable, place, written};
+use super::{CliError, table};
+use jitune::model::Model;
+use jitune::problem::Dtype;
+use jitune::tokenizer::{TokenizerError, Vocabulary};
+use jitune::weights::Weights;
+use jitune::weights::pack::{self, Kind, Texts};
+use std::path::{Path, PathBuf};
+
+/// Arguments.
+#[derive(clap::Args)]
+#[command(
+    group = clap::ArgGroup::new("file").required(true),
+    after_help = "Example:\n  jitune pack ./my-model --gguf my-model.gguf --dtype bf16"
+)]
+pub struct Args {
+    /// A folder as Hugging Face has it, or a GGUF file.
+    model: String,
+    /// The GGUF file to write, which llama.cpp reads.
+    #[arg(long, value_name = "FILE", group = "file")]
+    gguf: Option<PathBuf>,
+    /// The file of lm.rs to write, of a Llama 3.2; beside it FILE.tokenizer, in which each token is one character, so that token ids pass
+    /// through its program.
+    #[arg(long, value_name = "FILE", group = "file")]
+    lmrs: Option<PathBuf>,
+    /// The type of the weights: f32, f16 or bf16, without it that of the folder; of lm.rs's file f32 or q8_0, without it f32.
+    #[arg(long)]
+    dtype: Option<String>,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    let path = place(&args.model)?;
+    let (model, mut notes) = Model::load(&args.model)?;
+    let (weights, more) = Weights::open(&path, &model).map_err(not_usable)?;
+    notes.extend(more);
+    let said = match (&args.gguf, &args.lmrs) {
+        (_, Some(file)) => lmrs(&weights, &model, &path, file, args.dtype.as_deref())?,
+        (Some(file), None) => gguf(&weights, &model, &path, file, args.dtype.as_deref(), &mut notes)?,
+        (None, None) => return Err(CliError::Usage("--gguf or --lmrs says which file".into())),
+    };
+    say(&notes);
+    out!("{said}: {}, {} parameters", model.name, table::grouped(model.parameters()));
+    Ok(())
+}
+
+fn gguf(
+    weights: &Weights,
+    model: &Model,
+    path: &Path,
+    file: &Path,
+    dtype: Option<&str>,
+    notes: &mut Vec<String>,
+) -> Result<String, CliError> {
+    let asked = dtype.map(super::select::dtype).transpose().map_err(|e| CliError::Usage(format!("--dtype: {e}")))?;
+    let dtype = asked.or(model.dtype).unwrap_or(Dtype::Bf16);
+    let texts = texts(path, model, notes)?;
+    let said = written(|progress| pack::gguf(weights, &texts, dtype, file, progress))?;
+    notes.extend(said);
+    Ok(format!("{} in {dtype}", file.display()))
+}
+
+fn lmrs(weights: &Weights, model: &Model, path: &Path, file: &Path, dtype: Option<&str>) -> Result<String, CliError> {
+    let (kind, name) = match dtype {
+        None | Some("f32") => (Kind::F32, "f32"),
+        Some("q8_0") => (Kind::Q8_0, "q8_0"),
+        Some(other) => return Err(CliError::Usage(format!("--dtype {other}: lm.rs's files are of f32 or q8_0"))),
+    };
+    written(|progress| pack::lmrs(weights, kind, file, progress))?;
+    let count = |v: i64| u32::try_from(v).unwrap_or(0);
+    let first = Model::begin(path)?.map_or(0, |id| count(id.into()));
+    pack::tokenizer(count(model.vocab), first, &pack::tokenizer_of(file)).map_err(not_usable)?;
+    Ok(format!("{} in {name}", file.display()))
+}
+
+/// What a folder says of texts, as far as a GGUF file can.
+fn texts(path: &Path, model: &Model, notes: &mut Vec<String>) -> Result<Texts, CliError> {
+    let vocabulary = Vocabulary::open(path, model.vocab.unsigned_abs() as usize).map_err(|e| match e {
+        TokenizerError::Io { path, source } => CliError::Io { path, source },
+        other => CliError::Usage(other.to_string()),
+    })?;
+    let vocabulary = vocabulary.map_err(|why| notes.push(format!("the file is for token ids alone: {why}"))).ok();
+    let id = |id: Option<i32>| id.and_then(|id| u32::try_from(id).ok());
+    let (first, last) = (id(Model::begin(path)?), id(Model::ends(path)?.first().copied()));
+    Ok(Texts { vocabulary, first, last })
+}
