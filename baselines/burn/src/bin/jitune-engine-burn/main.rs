@@ -20,7 +20,7 @@ const TRIED: usize = 512;
 
 fn main() -> ExitCode {
     let stats = Stats::default();
-    serve(Static::new(Burn { place: Place::NdArray, model: None, vocab: 0, ends: Vec::new(), stats }))
+    serve(Static::new(Burn { place: Place::Flex, model: None, vocab: 0, ends: Vec::new(), stats }))
 }
 
 struct Burn {
@@ -84,7 +84,7 @@ impl Batches for Burn {
         let mut dtypes = vec!["f32".to_owned()];
         let (place, device, libraries) = match device {
             Device::Cpu(threads) => {
-                let place = match options.get("backend").map_or("ndarray", String::as_str) {
+                let place = match options.get("backend").map_or("flex", String::as_str) {
                     "ndarray" => Place::NdArray,
                     "flex" => Place::Flex,
                     other => return Err(Refusal::unsupported(format!("no backend {other}: ndarray or flex"))),

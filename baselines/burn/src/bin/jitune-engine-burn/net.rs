@@ -95,7 +95,7 @@ impl<B: Backend> Net<B> {
         };
         let embedding = weights.tensor("model.embed_tokens.weight", [c.vocab, width])?;
         let head = match c.tied {
-            true => Linear { weight: Param::from_tensor(embedding.clone().transpose()), bias: None },
+            true => Linear { weight: Param::from_tensor(weights.turned(embedding.clone())), bias: None },
             false => weights.linear("lm_head", c.vocab, width, false)?,
         };
         let frequencies = c.frequencies();
