@@ -129,7 +129,7 @@ fn price(text: &str) -> Result<(String, f64), String> {
 }
 
 /// The rows' file.
-pub(super) const ROWS: &str = "engines.jsonl";
+const ROWS: &str = "engines.jsonl";
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let target = args.device.target()?;

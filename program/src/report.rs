@@ -4,6 +4,8 @@ use super::{CliError, table};
 #[cfg(feature = "bench")]
 use jitune::engines::report::{self as engine_report, Baseline, Runs};
 use jitune::report::{Rows, Summary, html, markdown, readme, terminal};
+#[cfg(feature = "bench")]
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// Arguments.
@@ -14,10 +16,10 @@ use std::path::{Path, PathBuf};
     jitune report --from jitune-bench/engines.jsonl\n\n\
     Needs no device. A run that was cut off has a report too. Exit code 4 when the rows cannot be read.")]
 pub struct Args {
-    /// The raw rows of a comparison.
+    /// The raw rows of a comparison, or of a run of engines.
     #[arg(long, value_name = "FILE")]
     from: PathBuf,
-    /// Where report.md and report.html go; beside the rows by default.
+    /// Where the reports go; beside the rows by default.
     #[arg(short, long, value_name = "FOLDER")]
     output: Option<PathBuf>,
     /// Print the tables of a README in Markdown, and write nothing.
@@ -48,8 +50,13 @@ pub struct Beside {
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     #[cfg(feature = "bench")]
-    if args.from.file_name().is_some_and(|name| name == super::bench::ROWS) {
+    if of_engines(&args.from)? {
         let beside = args.from.parent().unwrap_or(Path::new(""));
+        if args.readme {
+            let report = engine_report::make(&read_runs(&args.from)?, None, Baseline::default());
+            crate::out::write(format_args!("{}", engine_report::readme::tables(&report)));
+            return Ok(());
+        }
         return engines(&args.from, args.output.as_deref().unwrap_or(beside), &args.beside, args.json);
     }
     let rows = read(&args.from)?;
@@ -94,6 +101,18 @@ pub(super) fn show(rows: &Rows) {
     table::print(&terminal::HEADER, &terminal::rows(rows, &summary), &terminal::RIGHT);
     out!("");
     terminal::closing(rows, &summary).iter().for_each(|line| out!("{line}"));
+}
+
+/// Whether a file has the rows of engines: its first line says which workloads.
+#[cfg(feature = "bench")]
+fn of_engines(path: &Path) -> Result<bool, CliError> {
+    let io = |source| CliError::Io { path: path.to_path_buf(), source };
+    let mut line = String::new();
+    let file = std::fs::File::open(path).map_err(io)?;
+    // A first line that is no text is no line of either.
+    let read = BufReader::new(file.take(1 << 20)).read_line(&mut line);
+    let first = read.ok().and_then(|_| serde_json::from_str::<serde_json::Value>(&line).ok());
+    Ok(first.is_some_and(|first| first.get("workloads").is_some()))
 }
 
 /// Reads the rows of a run of engines.
