@@ -3,7 +3,7 @@
 use super::CliError;
 use super::compare::{host, on, scratch, settings};
 use super::progress::{Live, left};
-use super::select::{Store, Templates, Where};
+use super::select::{Store, Templates, Where, dtype};
 use super::serve::bytes;
 use jitune::device::Target;
 use jitune::engines::known::{KNOWN, Places};
@@ -12,6 +12,7 @@ use jitune::engines::rows::{Cell, Line, Run, State};
 use jitune::engines::run::{self as running, Entry, RunError, Setup};
 use jitune::engines::workload::Workload;
 use jitune::model::Model;
+use jitune::problem::Dtype;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -30,9 +31,10 @@ pub struct Args {
     /// file.
     #[arg(long, value_name = "FOLDER|ORG/NAME|FILE.gguf")]
     model: String,
-    /// The same model as a GGUF file, for engines that read no folders; written beside the rows where one is needed.
-    #[arg(long, value_name = "FILE")]
-    gguf: Option<PathBuf>,
+    /// The same model as another file for one engine, such as lmrs=model.lmrs; may be given several times. llama.cpp, which reads no
+    /// folders, gets a GGUF file that is written beside the rows.
+    #[arg(long, value_name = "ENGINE=FILE", value_parser = file)]
+    file: Vec<(String, PathBuf)>,
     /// Workloads: sustained-1024, sustained-128, chat, documents, code, batch-N; `sustained` is both of its kind. Each may have
     /// settings, as in chat:rate=4,answer=64; docs/engines.md names them.
     #[arg(
@@ -119,6 +121,13 @@ fn seconds(text: &str) -> Result<(Option<String>, f64), String> {
     }
 }
 
+fn file(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((engine, file)) if !engine.is_empty() && !file.is_empty() => Ok((engine.into(), file.into())),
+        _ => Err("it is ENGINE=FILE".into()),
+    }
+}
+
 fn price(text: &str) -> Result<(String, f64), String> {
     let (what, number) = text.split_once('=').unwrap_or((text, ""));
     let number = number.trim_end_matches("/h").trim_start_matches('$');
@@ -177,6 +186,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         workloads,
         places,
     };
+    setup.other = files(args, &setup, &model)?;
     setup.reference = reference(args, &setup)?;
     let run = Run {
         at: jitune_db::now(),
@@ -298,6 +308,34 @@ fn workloads(args: &Args, context: usize) -> Result<Vec<Workload>, CliError> {
         Some((_, twice)) => Err(CliError::Usage(format!("--workload: {} stands twice in it", twice.name))),
         None => Ok(list),
     }
+}
+
+/// What engines load in place of the model's folder, by engine and precision.
+fn files(args: &Args, setup: &Setup, model: &Model) -> Result<BTreeMap<(String, String), PathBuf>, CliError> {
+    const READS_NO_FOLDERS: &str = "llama-cpp";
+    let mut other = BTreeMap::new();
+    for (engine, file) in &args.file {
+        let file = file.canonicalize().map_err(|source| CliError::Io { path: file.clone(), source })?;
+        for dtype in &setup.dtypes {
+            other.insert((engine.clone(), dtype.clone()), file.clone());
+        }
+    }
+    let entered = setup.entries.iter().any(|e| e.name == READS_NO_FOLDERS && e.via == Via::Process);
+    if !entered || !setup.model.is_dir() || setup.places.command(READS_NO_FOLDERS).is_err() {
+        return Ok(other);
+    }
+    for name in &setup.dtypes {
+        let key = (READS_NO_FOLDERS.to_string(), name.clone());
+        let dtype = dtype(name).ok().filter(|dtype| matches!(dtype, Dtype::F32 | Dtype::Bf16 | Dtype::F16));
+        if let (None, Some(dtype)) = (other.get(&key), dtype) {
+            let file = args.output.join(format!("model-{name}.gguf"));
+            if !file.exists() {
+                super::pack::gguf_of(&setup.model, model, dtype, &file)?;
+            }
+            other.insert(key, file.canonicalize().map_err(|source| CliError::Io { path: file, source })?);
+        }
+    }
+    Ok(other)
 }
 
 /// Who says what is right: transformers where it is, and otherwise jitune on the processor, which is held to it by its tests.

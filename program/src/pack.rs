@@ -46,6 +46,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Writes a folder's weights as a GGUF file.
+#[cfg(feature = "bench")]
+pub(super) fn gguf_of(path: &Path, model: &Model, dtype: Dtype, file: &Path) -> Result<(), CliError> {
+    let (weights, _) = Weights::open(path, model).map_err(not_usable)?;
+    gguf(&weights, model, path, file, Some(dtype.name()), &mut Vec::new()).map(drop)
+}
+
 fn gguf(
     weights: &Weights,
     model: &Model,

@@ -28,7 +28,7 @@ pub struct Known {
 const BOTH: &[Target] = &[Target::Cuda, Target::Cpu];
 
 /// Every engine, in the order of the report.
-pub const KNOWN: [Known; 7] = [
+pub const KNOWN: [Known; 8] = [
     Known {
         name: "jitune",
         summary: "this program's engine",
@@ -73,6 +73,15 @@ pub const KNOWN: [Known; 7] = [
         package: "llama-cpp",
         fix: "cargo build --release --manifest-path baselines/llama-cpp/Cargo.toml",
         server: "exec llama-server -m {model} --port {port} -c {cache} -np {sequences}",
+    },
+    Known {
+        name: "lmrs",
+        summary: "lm.rs, a user's program",
+        targets: &[Target::Cpu],
+        python: false,
+        package: "lm-rs",
+        fix: "cargo build --release --manifest-path baselines/lm-rs/Cargo.toml, and lm.rs itself: --set lmrs.chat=PROGRAM --file lmrs=FILE",
+        server: "",
     },
     Known {
         name: "vllm",

@@ -45,8 +45,8 @@ pub struct Setup {
     pub entries: Vec<Entry>,
     /// The model, as engines are told it.
     pub model: PathBuf,
-    /// Another file of the same model for some engines, by name: a GGUF file for one that reads no folders.
-    pub other: BTreeMap<String, PathBuf>,
+    /// Another file of the same model for some engines, by name and precision: a GGUF file for one that reads no folders.
+    pub other: BTreeMap<(String, String), PathBuf>,
     /// The precisions.
     pub dtypes: Vec<String>,
     /// The workloads.
@@ -74,6 +74,11 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// What an engine loads.
+    fn file(&self, engine: &str, dtype: &str) -> &PathBuf {
+        self.other.get(&(engine.into(), dtype.into())).unwrap_or(&self.model)
+    }
+
     /// Seconds that the device's ceilings leave at least for so many passes over the weights and these requests: the weights are read in each
     /// pass, keys and values of all tokens before it for each token of an answer, and each token of a prompt takes two operations a weight.
     /// None for a precision whose bytes are not known.
@@ -287,7 +292,7 @@ impl Running<'_> {
         let context = cells.iter().map(|w| w.most_context()).fold(CONTEXT, usize::max);
         let sequences = cells.iter().map(|w| w.most_requests_at_a_time()).max().unwrap_or(1);
         let load = Load {
-            folder: self.setup.other.get(&entry.name).unwrap_or(&self.setup.model).clone(),
+            folder: self.setup.file(&entry.name, dtype).clone(),
             dtype: dtype.into(),
             context,
             sequences,
@@ -399,7 +404,7 @@ impl Running<'_> {
         let command = self.setup.places.command(&entry.name).map_err(Unanswered::Refused)?;
         let log = self.setup.places.scratch.join(format!("{}-reference.log", entry.name));
         let mut engine = Engine::start(command, log, *on, entry.options.clone(), self.stop)?;
-        let folder = self.setup.other.get(&entry.name).unwrap_or(&self.setup.model).clone();
+        let folder = self.setup.file(&entry.name, dtype).clone();
         let load = Load { folder, dtype: dtype.into(), context: CONTEXT, sequences: 1, prefix: false, memory: None };
         engine.load(load)?;
         Ok(engine)
