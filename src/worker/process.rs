@@ -154,6 +154,7 @@ impl<A: Send + 'static> Process<A> {
     }
 
     /// Sends something, and waits for no answer.
+    #[cfg(feature = "engines")]
     pub fn send(&mut self, text: Vec<u8>) -> Result<(), Lost> {
         match self.input.as_ref().is_some_and(|input| input.send(text).is_ok()) {
             true => Ok(()),
@@ -162,6 +163,7 @@ impl<A: Send + 'static> Process<A> {
     }
 
     /// The next thing that it says within `wait`, if any; after an error the process is gone.
+    #[cfg(feature = "engines")]
     pub fn heard(&mut self, wait: Duration) -> Result<Option<A>, Lost> {
         match self.answers.recv_timeout(wait) {
             Ok(Ok(Some(said))) => Ok(Some(said)),
@@ -174,6 +176,7 @@ impl<A: Send + 'static> Process<A> {
     }
 
     /// Its number in the system.
+    #[cfg(feature = "engines")]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -253,6 +256,7 @@ pub(super) fn end_below(root: Pid) {
 }
 
 /// A process and all below it.
+#[cfg(feature = "engines")]
 pub(crate) fn family(root: u32) -> Vec<u32> {
     let Some(pid) = Pid::from_raw(root as i32) else { return Vec::new() };
     std::iter::once(root).chain(below(pid).into_iter().map(|pid| pid.as_raw_nonzero().get().unsigned_abs())).collect()
