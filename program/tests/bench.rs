@@ -90,6 +90,10 @@ fn engines_that_go_wrong_are_called_what_they_are() {
     let check = of_kind(&lines, "check").into_iter().find(|c| c["engine"] == "jitune#2").unwrap().clone();
     assert_eq!((&check["state"], &check["positions"]), (&json!("ok"), &json!(192)));
     assert_eq!(place.alive(), [], "no process is left");
+    // Whatever engines call it, the device is the run's.
+    let device = &of_kind(&lines, "run")[0]["device"]["name"];
+    let starts = of_kind(&lines, "start");
+    assert!(starts.iter().filter(|start| start["why"].is_null()).all(|start| start["device"] == *device));
     // The report says what counts and what does not.
     let report: Value =
         serde_json::from_str(&std::fs::read_to_string(place.path().join("out/report.json")).unwrap()).unwrap();

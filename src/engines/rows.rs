@@ -82,7 +82,7 @@ pub struct Start {
     /// Its version.
     #[serde(default)]
     pub version: String,
-    /// The device as it names it.
+    /// The device, by the name that the run has for it.
     #[serde(default)]
     pub device: String,
     /// cuda or cpu.

@@ -328,7 +328,8 @@ impl Running<'_> {
         };
         line.start_s = Some(begun.elapsed().as_secs_f64());
         line.version.clone_from(&engine.about().version);
-        line.device.clone_from(&engine.about().device);
+        // Engines have names of their own for it, and rows of two devices share no ratio.
+        line.device.clone_from(&self.setup.device.name);
         line.libraries.clone_from(&engine.about().libraries);
         line.batching = format!("{:?}", loaded.batching).to_lowercase();
         (line.sequences, line.memory_bytes) = (loaded.sequences, loaded.memory_bytes);

@@ -47,6 +47,7 @@ for line in right.stdout:
     number = said["id"]
     if said["tell"] == "hello":
         said["engine"] = way
+        said["device"] = "a device by another name"
     if said["tell"] == "logits" and way == "wrong":
         # The neighbour's logits.
         with open(held[number], "r+b") as file:
