@@ -13,6 +13,7 @@ use jitune::engines::run::{self as running, Entry, RunError, Setup};
 use jitune::engines::workload::Workload;
 use jitune::model::Model;
 use jitune::problem::Dtype;
+use jitune::tune;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -150,11 +151,16 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let exe = std::env::current_exe().map_err(|e| io(Path::new("jitune"), e))?;
     let stop = super::tune::on_signals()?;
     let rows = args.output.join(ROWS);
-    let earlier = if args.resume && rows.exists() { super::report::read_runs(&rows)?.lines() } else { Vec::new() };
-    let here =
-        |line: &Line| !matches!(line, Line::Run(r) if r.device.as_ref().is_some_and(|d| d.silicon != device.silicon));
-    if !earlier.iter().all(here) {
-        return Err(CliError::Usage(format!("--resume: {} was measured on another device", rows.display())));
+    let earlier = if args.resume && rows.exists() { Some(super::report::read_runs(&rows)?) } else { None };
+    if let Some(Run { device: before, model: name, parameters, .. }) = earlier.as_ref().map(|runs| &runs.run) {
+        let other = match () {
+            _ if before.as_ref().is_some_and(|before| before.silicon != device.silicon) => "on another device",
+            _ if (name, *parameters) != (&args.model, model.parameters()) => "of another model",
+            _ => "",
+        };
+        if !other.is_empty() {
+            return Err(CliError::Usage(format!("--resume: {} was measured {other}", rows.display())));
+        }
     }
     let on = on(args.device.first()?, &device);
     let places = Places {
@@ -168,6 +174,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let entries = entries(args, target, &places)?;
     let context = usize::try_from(model.max_position_embeddings).unwrap_or(usize::MAX);
     let workloads = workloads(args, context)?;
+    // As they are measured here: a datasheet's would make shares of nothing.
+    let problem = "matmul m=1 n=2048 k=2048".parse()?;
+    let device =
+        tune::ceilings(&places.exe, args.device.first()?, &args.templates.library()?, &problem, scratch.path())?;
     let path = Model::place(&args.model);
     let mut setup = Setup {
         other: BTreeMap::new(),
@@ -181,7 +191,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         parameters: model.parameters(),
         weight_bytes: weight_bytes(&model),
         token_bytes: token_bytes(&model),
-        earlier,
+        earlier: earlier.map_or_else(Vec::new, |runs| runs.lines()),
         entries,
         workloads,
         places,
@@ -267,6 +277,7 @@ fn entries(args: &Args, target: Target, places: &Places) -> Result<Vec<Entry>, C
     for name in args.engines.clone().unwrap_or_else(all) {
         let via = match (args.http, places.server(&name)) {
             (true, Some(line)) => Via::Command(line),
+            (true, None) if args.engines.is_none() => continue,
             (true, None) => return Err(CliError::Usage(format!("--http: {name} has no server of its own"))),
             (false, _) => Via::Process,
         };

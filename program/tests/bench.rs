@@ -81,6 +81,8 @@ fn engines_that_go_wrong_are_called_what_they_are() {
     let figure = |engine: &str, name: &str| cells[engine]["measured"][name].clone();
     assert_eq!((figure("jitune", "completed"), figure("jitune", "output_tokens")), (json!(24), json!(192)));
     assert_eq!(figure("bundles", "completed"), json!(24));
+    let roofline = figure("jitune", "meanwhile")["roofline"].as_f64();
+    assert!(roofline.is_some_and(|share| share > 0.0), "{roofline:?}");
     assert!(
         figure("bundles", "piece_tokens").as_f64().unwrap() > 1.5 && figure("jitune", "piece_tokens") == json!(1.0)
     );
@@ -100,23 +102,28 @@ fn engines_that_go_wrong_are_called_what_they_are() {
     let ranked = report["rankings"].to_string();
     assert!(ranked.contains("jitune") && !ranked.contains("wrong") && !ranked.contains("stalls"), "{ranked}");
 
-    // What is there is kept, and what is new is added.
-    let (out, more) = bench(
-        &place,
-        &[
-            "--engines",
-            "jitune,bundles",
-            "--workload",
-            &format!("{workload},code:prompt=4,answer=3,requests=4,warm=0,clients=2"),
-            "--resume",
-        ],
-    );
+    // What was measured is kept, what was not there is tried again, and what is new is added.
+    std::os::unix::fs::symlink(&script, place.path().join("engines/jitune-engine-absent")).unwrap();
+    let workloads = format!("{workload},code:prompt=4,answer=3,requests=4,warm=0,clients=2");
+    let engines = "jitune,bundles,absent";
+    let (out, more) = bench(&place, &["--engines", engines, "--workload", &workloads, "--resume"]);
     assert_eq!(out.status.code(), Some(0), "{}", text(&out));
     let kept: Vec<&Value> = of_kind(&more, "cell");
-    assert_eq!(kept.len(), wanted.len() + 2, "{}", text(&out));
-    assert!(of_kind(&lines, "cell").iter().all(|cell| kept.contains(cell)));
+    let measured = |cell: &&&Value| cell["engine"] != "absent";
+    assert!(of_kind(&lines, "cell").iter().filter(measured).all(|cell| kept.contains(cell)));
+    let now: Vec<(&Value, &Value)> =
+        kept.iter().filter(|c| c["engine"] == "absent").map(|c| (&c["workload"], &c["state"])).collect();
+    assert_eq!(now.len(), 3, "the earlier line, and two new ones: {now:?}");
+    assert!(now[1..].iter().all(|(_, state)| *state == "ok"), "{now:?}");
+    assert_eq!(kept.len(), wanted.len() + 2 + 2, "{}", text(&out));
     let run = &of_kind(&more, "run")[0];
     assert_eq!((run["engines"].as_array().unwrap().len(), run["workloads"].as_array().unwrap().len()), (9, 2));
+    // A run of another model is none to go on with.
+    let run = place
+        .jitune(&["bench", "--model", "config", "--target", "cpu", "--threads", "1", "--resume", "-o", "out"])
+        .output()
+        .unwrap();
+    assert!(run.status.code() == Some(2) && text(&run).contains("another model"), "{}", text(&run));
     assert_eq!(of_kind(&more, "run").len(), 1);
 }
 

@@ -2,13 +2,14 @@
 //! meanwhile meets all of them alike.
 
 use super::monitor::Monitor;
-use super::peers::{Conversation, Unanswered, short};
+use super::peers::{Conversation, Unanswered};
 use super::task::{self, Distance, Prepared};
 use super::{Entrant, OURS, Observer, Options, TUNED, TWIN};
 use crate::backend::session::{Series, gate_clocks};
 use crate::device::Device;
 use crate::problem::{Expected, Problem, Storage};
 use crate::report::rows::{Basis, Row, State, Times};
+use crate::worker::lines::short;
 use jitune_peer::{Answer, Ask, Refusal, RefusalKind, RefusedWay, Round, Way};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -212,7 +212,7 @@ impl Conversation {
                 numbers::read_values(&values, count).map_err(Unanswered::Refused)
             }
             other => {
-                let why = format!("it answered {} to a read of {count} values", short(&other));
+                let why = format!("it answered {} to a read of {count} values", lines::short(&other));
                 Err(Unanswered::Refused(Refusal::failed(why)))
             }
         }
@@ -226,21 +226,8 @@ impl Conversation {
 
     /// How it was lost, and the last it said.
     fn told(&self, lost: &Lost) -> String {
-        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let last: Vec<&str> = said.lines().rev().filter(|l| !l.trim().is_empty()).take(SHOWN_LINES).collect();
-        let how = lost.to_string().replace("the worker", "it");
-        if last.is_empty() {
-            return how;
-        }
-        format!("{how}; it said: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / "))
+        lines::last_words(&lost.to_string().replace("the worker", "it"), &self.log, SHOWN_LINES)
     }
-}
-
-/// An answer as it is shown where another was expected.
-pub fn short(answer: &Answer) -> String {
-    const SHOWN: usize = 200;
-    let text = format!("{answer:?}");
-    if text.chars().count() <= SHOWN { text } else { text.chars().take(SHOWN).chain(['…']).collect() }
 }
 
 /// Reads the lines that a peer answers, for fuzzing.

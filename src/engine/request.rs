@@ -161,7 +161,7 @@ pub struct Stats {
     pub launches: u64,
     /// What the host did for them: choosing, telling, launching, answering; not what it waited for.
     pub host: Duration,
-    /// Bytes that they told the device, and the tokens that it told the host.
+    /// Bytes that the host told the device for them.
     pub told: u64,
     /// Bytes that the device told the host, logits of prompts left out.
     pub heard: u64,

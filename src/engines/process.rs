@@ -167,8 +167,8 @@ impl Engine {
                 return Err(Unanswered::Interrupted);
             }
             if begun.elapsed() > deadline {
-                let why = format!("no answer within {:.0} s", deadline.as_secs_f64());
-                return Err(self.gone(&self.process_lost(why)).into());
+                let lost = self.process.lose(&format!("no answer within {:.0} s", deadline.as_secs_f64()));
+                return Err(self.gone(&lost).into());
             }
             let Some((at, said)) = self.hear(LOOK)? else { continue };
             if said.id != id {
@@ -181,10 +181,6 @@ impl Engine {
                 other => Ok(other),
             };
         }
-    }
-
-    fn process_lost(&self, how: String) -> Lost {
-        Lost::Ended { how, signal: None }
     }
 
     fn send(&mut self, id: u64, ask: &Ask) -> Result<(), Gone> {
@@ -209,7 +205,7 @@ impl Engine {
                 return Ok(None);
             }
             other => {
-                let lost = self.process.lose(&format!("it told {} of request {id}", short(&other)));
+                let lost = self.process.lose(&format!("it told {} of request {id}", lines::short(&other)));
                 return Err(self.gone(&lost));
             }
         };
@@ -225,17 +221,13 @@ impl Engine {
     }
 
     fn odd(&mut self, answer: &Tell, ask: &str) -> Unanswered {
-        let lost = self.process.lose(&format!("it told {} to {ask}", short(answer)));
+        let lost = self.process.lose(&format!("it told {} to {ask}", lines::short(answer)));
         Unanswered::Gone(self.gone(&lost))
     }
 
     /// How it was lost, and the last it said.
     fn gone(&self, lost: &Lost) -> Gone {
-        let said = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let last: Vec<&str> = said.lines().rev().filter(|l| !l.trim().is_empty()).take(SHOWN_LINES).collect();
-        let how = lost.to_string().replace("the worker", "it");
-        let said = last.into_iter().rev().collect::<Vec<_>>().join(" / ");
-        Gone { why: if said.is_empty() { how } else { format!("{how}; it said: {said}") } }
+        Gone { why: lines::last_words(&lost.to_string().replace("the worker", "it"), &self.log, SHOWN_LINES) }
     }
 }
 
@@ -265,11 +257,4 @@ impl Service for Engine {
             }
         }
     }
-}
-
-/// An answer as it is shown where another was expected.
-fn short(tell: &Tell) -> String {
-    const SHOWN: usize = 200;
-    let text = format!("{tell:?}");
-    if text.chars().count() <= SHOWN { text } else { text.chars().take(SHOWN).chain(['…']).collect() }
 }

@@ -79,7 +79,7 @@ impl Setup {
         self.other.get(&(engine.into(), dtype.into())).unwrap_or(&self.model)
     }
 
-    /// Seconds that the device's ceilings leave at least for so many passes over the weights and these requests: the weights are read in each
+    /// Seconds that the device's measured ceilings leave at least for so many passes over the weights and these requests: the weights are read in each
     /// pass, keys and values of all tokens before it for each token of an answer, and each token of a prompt takes two operations a weight.
     /// None for a precision whose bytes are not known.
     fn needed_s(&self, dtype: &str, steps: u64, trips: &[Trip]) -> Option<f64> {
@@ -118,7 +118,7 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// The engine whose logits are the reference does not give them.
-    #[error("the reference, {name}: {why}")]
+    #[error("the reference, {name}: {why}; --reference names another engine, and --no-check checks no logits")]
     Reference {
         /// Its name.
         name: String,
@@ -137,10 +137,12 @@ pub fn run(
 ) -> Result<(), RunError> {
     let begun = Instant::now();
     let mut sink = Sink::open(file, run, &setup.earlier, observer)?;
-    let mut this = Running { setup, stop, reference: None, own: BTreeMap::new(), wrong: BTreeMap::new() };
+    let mut this = Running { setup, stop, reference: None, own: BTreeMap::new(), checks: BTreeMap::new() };
     for line in &setup.earlier {
-        if let Line::Check(check) = line {
-            this.wrong.insert((check.engine.clone(), check.dtype.clone()), check.clone());
+        if let Line::Check(check) = line
+            && check.state != State::Failed
+        {
+            this.checks.insert((check.engine.clone(), check.dtype.clone()), check.clone());
         }
     }
     'all: for round in 0..setup.rounds {
@@ -181,6 +183,12 @@ fn of(entry: &Entry, dtype: &str, workload: &Workload, round: u32) -> Of {
     Of { engine: entry.label.clone(), dtype: dtype.into(), workload: workload.name.clone(), round }
 }
 
+/// The first list, and what is new in the second.
+fn joined<T: Clone>(first: &[T], second: &[T], same: impl Fn(&T, &T) -> bool) -> Vec<T> {
+    let new = second.iter().filter(|b| first.iter().all(|a| !same(a, b)));
+    first.iter().chain(new).cloned().collect()
+}
+
 /// The rows' file, and which cells are in it.
 struct Sink<'o> {
     path: PathBuf,
@@ -203,17 +211,9 @@ impl Sink<'_> {
         let io = |source| RunError::Io { path: path.into(), source };
         for line in earlier {
             if let Line::Run(before) = line {
-                let new: Vec<_> = run.engines.iter().filter(|e| !before.engines.contains(e)).cloned().collect();
-                run.engines = [before.engines.clone(), new].concat();
-                let new: Vec<_> = run
-                    .workloads
-                    .iter()
-                    .filter(|w| before.workloads.iter().all(|b| b.name != w.name))
-                    .cloned()
-                    .collect();
-                run.workloads = [before.workloads.clone(), new].concat();
-                let new: Vec<_> = run.dtypes.iter().filter(|d| !before.dtypes.contains(d)).cloned().collect();
-                run.dtypes = [before.dtypes.clone(), new].concat();
+                run.engines = joined(&before.engines, &run.engines, |a, b| a == b);
+                run.workloads = joined(&before.workloads, &run.workloads, |a, b| a.name == b.name);
+                run.dtypes = joined(&before.dtypes, &run.dtypes, |a, b| a == b);
                 run.rounds = run.rounds.max(before.rounds);
             }
         }
@@ -229,7 +229,10 @@ impl Sink<'_> {
                     sink.before = sink.before.max(end.seconds);
                     continue;
                 }
-                Line::Cell(cell) => drop(sink.done.insert(cell.of.clone())),
+                // What was not there, or went wrong, is tried again.
+                Line::Cell(cell) if !matches!(cell.state, State::Missing | State::Failed) => {
+                    sink.done.insert(cell.of.clone());
+                }
                 _ => (),
             }
             sink.write(line)?;
@@ -270,7 +273,7 @@ struct Running<'s> {
     /// The divergence of each precision itself, where the reference engine has it.
     own: BTreeMap<String, Option<f64>>,
     /// What became of the check of an engine in a precision.
-    wrong: BTreeMap<(String, String), Check>,
+    checks: BTreeMap<(String, String), Check>,
 }
 
 impl Running<'_> {
@@ -284,7 +287,7 @@ impl Running<'_> {
         sink: &mut Sink<'_>,
     ) -> Result<(), RunError> {
         let key = (entry.label.clone(), dtype.to_string());
-        if let Some(check) = self.wrong.get(&key).filter(|check| check.state == State::Wrong) {
+        if let Some(check) = self.checks.get(&key).filter(|check| check.state == State::Wrong) {
             return lost(entry, dtype, round, cells, State::Wrong, check.why.clone().unwrap_or_default(), sink);
         }
         sink.doing(&format!("{} {dtype}: starts", entry.label));
@@ -335,10 +338,14 @@ impl Running<'_> {
         (line.sequences, line.memory_bytes) = (loaded.sequences, loaded.memory_bytes);
         line.notes.clone_from(&loaded.notes);
         sink.put(Line::Start(Box::new(line)))?;
-        if !self.wrong.contains_key(&key) {
+        if !self.checks.contains_key(&key) {
             sink.doing(&format!("{} {dtype}: its logits", entry.label));
             let check = self.check(entry, dtype, &mut engine, &loaded)?;
-            self.wrong.insert(key, check.clone());
+            if self.stop.load(Ordering::Relaxed) {
+                // What was interrupted says nothing of the engine.
+                return Ok(());
+            }
+            self.checks.insert(key, check.clone());
             sink.put(Line::Check(check.clone()))?;
             if check.state == State::Wrong {
                 return lost(entry, dtype, round, cells, State::Wrong, check.why.unwrap_or_default(), sink);
@@ -350,16 +357,11 @@ impl Running<'_> {
             }
             let cell = of(entry, dtype, workload, round);
             sink.doing(&format!("{} {dtype}: {}", entry.label, workload.name));
-            if let Some(gone) = self.cell(entry, &cell, workload, &mut engine, &loaded, sink)? {
-                // What comes after it is asked of a new process, by the next call.
-                let rest = &cells[at + 1..];
-                return match rest.is_empty() || self.stop.load(Ordering::Relaxed) {
-                    true => Ok(()),
-                    false if at == 0 => {
-                        lost(entry, dtype, round, rest, State::Failed, format!("after {}: {gone}", workload.name), sink)
-                    }
-                    false => self.engine(entry, dtype, round, rest, sink),
-                };
+            let lasts = self.cell(entry, &cell, workload, &mut engine, &loaded, sink)?;
+            let rest = &cells[at + 1..];
+            if !lasts && !rest.is_empty() && !self.stop.load(Ordering::Relaxed) {
+                drop(engine);
+                return self.engine(entry, dtype, round, rest, sink);
             }
         }
         Ok(())
@@ -376,8 +378,11 @@ impl Running<'_> {
         };
         if self.reference.is_none() {
             let name = reference.name.clone();
-            let fault = |why: Unanswered| RunError::Reference { name: name.clone(), why: why.to_string() };
-            self.reference = Some(self.refer(loaded.vocab).map_err(fault)?);
+            match self.refer(loaded.vocab) {
+                Ok(reference) => self.reference = Some(reference),
+                Err(Unanswered::Interrupted) => return Ok(unchecked("interrupted".into())),
+                Err(why) => return Err(RunError::Reference { name, why: why.to_string() }),
+            }
         }
         let own = match self.own.get(dtype) {
             Some(own) => *own,
@@ -424,7 +429,7 @@ impl Running<'_> {
         self.reference.as_ref()?.divergence(&mut engine.ok()?, &self.setup.places.scratch).ok().map(|d| d.kl)
     }
 
-    /// One workload on one engine; how the engine ended, where it is gone or no longer to be trusted.
+    /// One workload on one engine; whether the engine is good for another, and neither gone nor silent.
     fn cell(
         &mut self,
         entry: &Entry,
@@ -433,7 +438,7 @@ impl Running<'_> {
         engine: &mut Link,
         loaded: &Loaded,
         sink: &mut Sink<'_>,
-    ) -> Result<Option<String>, RunError> {
+    ) -> Result<bool, RunError> {
         let mut workload = workload.clone();
         if let Some(seconds) = entry.seconds {
             workload.seconds = workload.seconds.min(seconds);
@@ -441,7 +446,7 @@ impl Running<'_> {
         let fresh = |state: State, why: String| Cell { of: cell.clone(), state, why: Some(why), measured: None };
         if let Err(why) = engine.reset() {
             sink.put(Line::Cell(Box::new(fresh(State::Failed, why.to_string()))))?;
-            return Ok(Some(why.to_string()));
+            return Ok(false);
         }
         let before = engine.stats();
         let watch = Watch::start(self.setup.on, engine.process_id());
@@ -458,7 +463,7 @@ impl Running<'_> {
             Ok(outcome) => outcome,
             Err(why) => {
                 sink.put(Line::Cell(Box::new(fresh(State::Failed, why.to_string()))))?;
-                return Ok(None);
+                return Ok(true);
             }
         };
         let after = engine.stats();
@@ -475,9 +480,9 @@ impl Running<'_> {
         // Steps of the warm-up are counted, and so is its time.
         let whole = trips.iter().filter_map(|trip| trip.end).max().map(|end| end.as_secs_f64());
         measured.meanwhile.roofline = needed.zip(whole.filter(|s| *s > 0.0)).map(|(needed, whole)| needed / whole);
-        let gone = matches!(state, State::Failed | State::Stalled).then(|| why.clone().unwrap_or_default());
+        let lasts = !matches!(state, State::Failed | State::Stalled);
         sink.put(Line::Cell(Box::new(Cell { of: cell.clone(), state, why, measured: Some(measured) })))?;
-        Ok(gone)
+        Ok(lasts)
     }
 
     /// What the engine said of itself, beside what was seen of it.

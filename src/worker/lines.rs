@@ -1,7 +1,9 @@
 //! One JSON object a line, as peers and engines speak.
 
 use serde::de::DeserializeOwned;
+use std::fmt::Debug;
 use std::io::Read;
+use std::path::Path;
 
 /// The next line as a message of at most `most` bytes, none at the end; `rest` keeps what came after it.
 pub(crate) fn next<T: DeserializeOwned>(
@@ -25,6 +27,22 @@ pub(crate) fn next<T: DeserializeOwned>(
             n => rest.extend_from_slice(&part[..n]),
         }
     }
+}
+
+/// How a process was lost, with the last lines that it wrote to its log.
+pub(crate) fn last_words(how: &str, log: &Path, lines: usize) -> String {
+    let said = std::fs::read(log).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let mut last: Vec<&str> = said.lines().rev().filter(|l| !l.trim().is_empty()).take(lines).collect();
+    last.reverse();
+    if last.is_empty() { how.into() } else { format!("{how}; it said: {}", last.join(" / ")) }
+}
+
+/// A message as it is shown where another was expected.
+pub(crate) fn short(message: &impl Debug) -> String {
+    const SHOWN: usize = 200;
+    let text = format!("{message:?}");
+    if text.chars().count() <= SHOWN { text } else { text.chars().take(SHOWN).chain(['…']).collect() }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::wire::{Reply, Wire, said};
 use super::{Options, Server};
 use crate::engines::process::Unanswered;
 use crate::engines::service::Gone;
-use crate::worker::{Lost, Process, below};
+use crate::worker::{Lost, Process, below, lines};
 use jitune_peer::Refusal;
 use jitune_peer::engine::About;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
@@ -78,16 +78,7 @@ impl Child {
             Lost::Ended { how, .. } => format!("the server ended: {how}"),
             other => other.to_string(),
         };
-        Err(self.gone.insert(Gone { why: self.last(how) }).clone())
-    }
-
-    /// Something, with the last that it said.
-    fn last(&self, how: String) -> String {
-        let said = std::fs::read(&self.log).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        let last: Vec<&str> = said.lines().rev().filter(|l| !l.trim().is_empty()).take(SHOWN_LINES).collect();
-        let said = last.into_iter().rev().collect::<Vec<_>>().join(" / ");
-        if said.is_empty() { how } else { format!("{how}; it said: {said}") }
+        Err(self.gone.insert(Gone { why: lines::last_words(&how, &self.log, SHOWN_LINES) }).clone())
     }
 }
 
@@ -186,7 +177,8 @@ impl Server {
             }
             if begun.elapsed() > self.options.start {
                 let why = format!("it is not ready after {:.0} s: {}", self.options.start.as_secs_f64(), why.text);
-                let why = self.child.as_ref().map_or(why.clone(), |child| child.last(why));
+                let why =
+                    self.child.as_ref().map_or(why.clone(), |child| lines::last_words(&why, &child.log, SHOWN_LINES));
                 return Err(Unanswered::Refused(Refusal::failed(why)));
             }
             std::thread::sleep(LOOK);
