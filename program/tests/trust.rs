@@ -314,3 +314,44 @@ fn rows_that_nobody_measured_make_no_report() {
         assert!(String::from_utf8_lossy(&out.stderr).contains("line 2: a time in us"), "{us}: {}", text(&out));
     }
 }
+
+/// A winner of a journal from elsewhere is compiled, judged and timed, and nothing else is tried; where its config is none that
+/// compiles, the search is what it would be without it.
+#[test]
+fn a_merged_winner_is_taken_over_when_it_is_right() {
+    const PROBLEM: &str = "matmul m=1 n=96 k=512 dtype=f32";
+    let place = Place::new();
+    let tune = |db: &str| {
+        let args = ["tune", "--json", "--nominal-ceilings", "--target", "cpu", "--threads", "1", "--problem", PROBLEM];
+        let out = place.jitune(&[&args[..], &["--trials", "5", "--db", db]].concat()).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        let out = place.jitune(&["db", "export-journal", "--db", db, "all.jsonl"]).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        let all = std::fs::read_to_string(place.path().join("all.jsonl")).unwrap();
+        std::fs::remove_file(place.path().join("all.jsonl")).unwrap();
+        let records = all.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["rec"].take());
+        let (winners, trials): (Vec<_>, Vec<_>) = records.partition(|r| r["kind"] == "winner");
+        (winners.last().unwrap().clone(), trials.len())
+    };
+    let (won, tried) = tune("first");
+    assert!(tried > 1, "{tried}");
+    let merged = |db: &str, rec: &serde_json::Value| {
+        place.file("winners.jsonl", &sealed(rec));
+        let out = place.jitune(&["db", "merge", "winners.jsonl", "--db", db]).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    };
+    merged("same", &won);
+    let (winner, tried) = tune("same");
+    let of = |rec: &serde_json::Value, what: &str| rec["body"]["evidence"][what].clone();
+    assert_eq!((&winner["body"]["config"], tried), (&won["body"]["config"], 1), "{winner}");
+    assert_eq!(of(&winner, "trials"), of(&won, "trials").as_u64().unwrap() + 1);
+    assert_eq!(of(&winner, "space"), of(&won, "space"));
+    assert_ne!(of(&winner, "samples_us"), of(&won, "samples_us"));
+    let mut none = won.clone();
+    let config: Vec<&str> = won["body"]["config"].as_str().unwrap().split(' ').collect();
+    let (name, _) = config[0].split_once('=').unwrap();
+    none["body"]["config"] = [&[format!("{name}=7919").as_str()][..], &config[1..]].concat().join(" ").into();
+    merged("none", &none);
+    let (winner, tried) = tune("none");
+    assert!(tried > 1 && !winner["body"]["config"].as_str().unwrap().contains("7919"), "{tried} {winner}");
+}

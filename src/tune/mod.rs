@@ -2,6 +2,7 @@
 //!
 //! Owns the loop, the search, the statistics and the compile pool. The parent never touches a device: workers do.
 
+mod adopted;
 mod ceilings;
 mod compilers;
 mod error;
@@ -29,7 +30,7 @@ use crate::problem::Problem;
 use crate::space;
 use crate::sync::{into_inner, lock};
 use crate::template::{Library, Template};
-use crate::winner::Winner;
+use crate::winner::{Evidence, Winner};
 use compilers::Compilers;
 use jitune_db::Db;
 use lanes::{Queue, Remembered, at_once, families};
@@ -442,13 +443,15 @@ impl Tuner<'_> {
         // Never so little that nothing can be tried: the first candidate always runs.
         let seconds = (left.as_secs_f64() * share.min(1.0)).max(0.2);
         let budget = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        let narrowed = match self.is_narrow(&problem) {
-            true => self.narrowed(&problem, queue.problems, &device),
-            false => Ok(None),
+        let tuned = |space| Tuning::open(self, place, space, neighbours, budget)?.run(index);
+        let adopted = self.adopted(&problem, &device).and_then(|space| space.map(tuned).transpose());
+        // What won elsewhere and is not right here, or does not compile, leaves the search as it would be without it.
+        let found = match adopted {
+            Err(TuneError::NoneRight { .. }) | Ok(None) => self.searched(&problem, queue, &device).and_then(tuned),
+            Ok(Some(winner)) => Ok(winner),
+            Err(e) => Err(e),
         };
-        let space = narrowed.and_then(|narrowed| narrowed.map_or_else(|| self.space(&problem, &device), Ok));
-        let tuned = space.and_then(|space| Tuning::open(self, place, space, neighbours, budget)?.run(index));
-        match tuned {
+        match found {
             Ok(winner) => {
                 self.tell(Event::Won { index, winner: Box::new(winner.clone()), stored: false });
                 Ok(Some(winner))
@@ -459,6 +462,15 @@ impl Tuner<'_> {
             Err(e @ (TuneError::Sick(_) | TuneError::Db(_) | TuneError::Io { .. } | TuneError::Lost(_))) => Err(e),
             Err(e) => failed(&e),
         }
+    }
+
+    /// What is searched for a problem that nothing is known of.
+    fn searched(&self, problem: &Problem, queue: &Queue<'_>, device: &Device) -> Result<JoinedSpace, TuneError> {
+        let narrowed = match self.is_narrow(problem) {
+            true => self.narrowed(problem, queue.problems, device)?,
+            false => None,
+        };
+        narrowed.map_or_else(|| self.space(problem, device), Ok)
     }
 
     /// The legal configs of all templates that take a problem.
@@ -474,7 +486,7 @@ impl Tuner<'_> {
             return Err(TuneError::EmptySpace { problem: *problem });
         }
         points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
-        Ok(JoinedSpace { problem: *problem, templates, points: points.into(), narrow: false })
+        Ok(JoinedSpace { problem: *problem, templates, points: points.into(), won: None })
     }
 
     /// The stored winner of a problem, if there is one whose artifact is there too.
@@ -498,6 +510,6 @@ struct JoinedSpace {
     templates: Vec<Arc<Template>>,
     /// The cheapest by prediction first.
     points: Arc<[Point]>,
-    /// Whether they are only the best by prediction of what was measured for others.
-    narrow: bool,
+    /// Where they are not all there are: what is known of the search that left no others.
+    won: Option<Evidence>,
 }

@@ -7,6 +7,7 @@ use crate::device::Device;
 use crate::journal;
 use crate::problem::{DimDef, Part, Problem};
 use crate::recipe::Config;
+use crate::winner::Evidence;
 use std::collections::BTreeMap;
 
 /// What a search among what was measured for others tries.
@@ -49,7 +50,8 @@ impl Tuner<'_> {
         }
         points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
         points.truncate(OF_OTHERS);
-        let narrowed = JoinedSpace { problem: *problem, templates, points: points.into(), narrow: true };
+        let won = Some(Evidence { space: points.len() as u64, narrow: true, ..Evidence::default() });
+        let narrowed = JoinedSpace { problem: *problem, templates, points: points.into(), won };
         Ok(Some(narrowed).filter(|space| !space.points.is_empty()))
     }
 }

@@ -181,7 +181,15 @@ impl<'a> Tuning<'a> {
             }
         }
         let artifact = chosen.artifact.clone();
-        let winner = self.winner(chosen, errors);
+        let mut winner = self.winner(chosen, errors);
+        if let Some(won) = self.space.won.take() {
+            let e = &mut winner.evidence;
+            (e.narrow, e.space) = (won.narrow, won.space);
+            e.trials += won.trials;
+            if e.ties.is_empty() {
+                e.ties = won.ties;
+            }
+        }
         self.store(&winner, &artifact)?;
         Ok(winner)
     }
@@ -524,7 +532,7 @@ impl<'a> Tuning<'a> {
                 rejected: self.rejected.clone(),
                 space: self.space.points.len() as u64,
                 cut_off: self.cut_off,
-                narrow: self.space.narrow,
+                narrow: false,
                 compiler_report: artifact.info,
                 environment: self.tuner.environment(),
                 seconds: self.start.elapsed().as_secs_f64(),

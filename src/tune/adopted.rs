@@ -1,0 +1,31 @@
+//! Winners of merged journals, whose code is not here: their one config is compiled, judged and timed, and no other is searched
+//! for, since the key says that templates, judge, compiler and device are those under which it won.
+
+use super::search::Point;
+use super::{JoinedSpace, TuneError, Tuner};
+use crate::device::Device;
+use crate::journal;
+use crate::problem::Problem;
+
+impl Tuner<'_> {
+    /// Of the configs of a problem the one that a record of a winner names; nothing where there is none, where its search was cut
+    /// off, or where it is to be tuned again.
+    pub(super) fn adopted(&self, problem: &Problem, device: &Device) -> Result<Option<JoinedSpace>, TuneError> {
+        let templates = self.library.for_problem(problem, device)?;
+        let key = self.context(device).winner(self.library, problem, &templates);
+        let record = if self.options.again { None } else { self.db.winner(&key)? };
+        let Some(winner) = record.as_ref().and_then(journal::winner).filter(|w| self.is_final(w)) else {
+            return Ok(None);
+        };
+        let Some(template) = templates.iter().position(|t| t.recipe.description.name == winner.template()) else {
+            return Ok(None);
+        };
+        let Ok(cost_us) =
+            templates[template].recipe.instance(problem, device, &winner.config).and_then(|i| i.cost_us())
+        else {
+            return Ok(None);
+        };
+        let points = [Point { template, config: winner.config, cost_us }].into();
+        Ok(Some(JoinedSpace { problem: *problem, templates, points, won: Some(winner.evidence) }))
+    }
+}
