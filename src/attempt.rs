@@ -98,3 +98,76 @@ pub fn attempts(
     }
     Ok(list)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::CpuSession;
+    use crate::problem::ScaledFormat;
+
+    const PORTABLE: &str = "cpu_matmul_portable_quant";
+    const CODE: &str = include_str!("../kernel-templates/cpu/cpu_matmul_portable_quant.c");
+    const DESCRIPTION: &str = include_str!("../kernel-templates/cpu/cpu_matmul_portable_quant.toml");
+
+    /// What is wrong with what a template makes of a problem.
+    fn wrong(library: &Library, template: Option<&str>, problem: &str) -> Option<String> {
+        let mut session = CpuSession::open(Some(2)).unwrap();
+        let options = Options { template: template.map(String::from), rounds: 0, ..Options::default() };
+        let tried = attempts(&mut session, library, &problem.parse().unwrap(), &options).unwrap();
+        assert!(!tried.is_empty(), "{problem}");
+        tried.into_iter().find_map(|a| a.outcome.unwrap().1.check.wrong.map(|why| format!("{}: {why}", a.template)))
+    }
+
+    #[test]
+    fn products_of_every_scaled_format_are_right_by_portable_code() {
+        let library = Library::built_in().unwrap();
+        let products = [
+            "matmul m=3 n=131 k=262 epilogue=bias_residual dtype=bf16",
+            "matmul m=5 n=130 k=300 epilogue=bias_swiglu dtype=f32",
+            "qkv m=9 k=262 heads=3 kv_heads=1 head_dim=10 page=3 bias=1 dtype=f16 | padding=some",
+            "qkv m=9 k=34 heads=2 kv_heads=2 head_dim=10 page=3 qk_norm=1 dtype=f32 | padding=some",
+        ];
+        for (i, format) in ScaledFormat::all().enumerate() {
+            let (head, rest) = products[i % 4].split_once('|').unwrap_or((products[i % 4], ""));
+            let scale = ["", " scale=f32", " scale=f16", " scale=bf16"][i / 4 % 4];
+            let problem = format!("{head} w={format}{scale} | {rest}");
+            assert_eq!(wrong(&library, Some(PORTABLE), &problem), None, "{problem}");
+        }
+        for types in ["e4m3 w=int4z-g32 y=f32", "f32 w=e4m3-b128 y=bf16", "e4m3 w=e4m3-tensor"] {
+            let problem = format!("matmul m=3 n=131 k=262 dtype={types}");
+            assert_eq!(wrong(&library, Some(PORTABLE), &problem), None, "{problem}");
+        }
+    }
+
+    /// The smallest faults that code for such weights may have are no rounding, even in bf16: one group of 256 of a row, or one byte.
+    #[test]
+    fn planted_faults_of_scaled_weights_are_caught() {
+        for (format, right, fault) in [
+            (
+                "int4-g32",
+                "worth_of(scales, zeros, row, r, runs)",
+                "worth_of(scales, zeros, row, r == 9 ? 10 : r, runs)",
+            ),
+            (
+                "int8-g32",
+                "worth_of(scales, zeros, row, r, runs)",
+                "worth_of(scales, zeros, row, r == 9 ? 10 : r, runs)",
+            ),
+            ("int4m-g32", "sum_x * v.min", "sum_x * (r == 9 ? worth_of(scales, zeros, row, 10, runs).min : v.min)"),
+            ("int4-g32", "get_code(w, at + i + l)", "get_code(w, (at + i + l) ^ ((at + i + l) % 8192 < 2))"),
+            ("int4z-g32", "v.zero, &sum_x", "v.zero + (r == 9), &sum_x"),
+        ] {
+            let problem = format!("matmul m=2 n=64 k=8192 dtype=bf16 w={format}");
+            let folder = tempfile::tempdir().unwrap();
+            for (code, found) in [(CODE.to_string(), false), (CODE.replacen(right, fault, 1), true)] {
+                assert!(found == (code != CODE));
+                std::fs::write(folder.path().join(format!("{PORTABLE}.c")), code).unwrap();
+                std::fs::write(folder.path().join(format!("{PORTABLE}.toml")), DESCRIPTION).unwrap();
+                let mut library = Library::built_in().unwrap();
+                library.add_folder(folder.path()).unwrap();
+                let wrong = wrong(&library, Some(PORTABLE), &problem);
+                assert_eq!(wrong.as_ref().is_some_and(|why| why.contains("error")), found, "{fault}: {wrong:?}");
+            }
+        }
+    }
+}

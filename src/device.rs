@@ -153,8 +153,8 @@ impl Ceilings {
             (Storage::Bf16 | Storage::F16, _) => self.half,
             // Tensor cores that have 8-bit floats take twice as many of them.
             (Storage::E4m3, _) => self.half * 2.0,
-            (Storage::F32 | Storage::I32, Compute::Tf32) => self.tf32,
-            (Storage::F32 | Storage::I32, Compute::F32) => self.single,
+            (_, Compute::Tf32) => self.tf32,
+            (_, Compute::F32) => self.single,
         }
     }
 }

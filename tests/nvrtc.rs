@@ -4,7 +4,7 @@
 use jitune::backend::cuda::nvrtc;
 use jitune::device::{Device, Target};
 use jitune::model::{Buckets, Model, Plan};
-use jitune::problem::{Dtype, Problem};
+use jitune::problem::{Dtype, Problem, ScaledFormat};
 use jitune::recipe::{Arg, Config, Launch};
 use jitune::source::Source;
 use jitune::space;
@@ -56,10 +56,30 @@ const EXTRA: &[&str] = &[
     "sample rows=3 cols=1003 top=20 dtype=f16",
 ];
 
+/// Problems that nothing but the reference takes yet.
+const REFERENCES: &[&str] = &[
+    "norm_matmul m=8 n=1000 k=264 epilogue=bias_swiglu dtype=f16 w=int4z-g64",
+    "norm_qkv m=4 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16 w=int8-row",
+    "norm_qkv m=2 k=264 heads=3 kv_heads=1 head_dim=40 page=5 bias=1 qk_norm=1 dtype=f32 w=int4m-g32",
+];
+
+/// Products of each format, with each epilogue and type among them.
+fn scaled() -> impl Iterator<Item = Problem> {
+    let products = [
+        "matmul m=300 n=70 k=50 dtype=bf16",
+        "matmul m=300 n=70 k=50 epilogue=bias_residual dtype=f16 scale=f32",
+        "matmul m=300 n=70 k=50 epilogue=bias_swiglu dtype=f32 scale=bf16",
+        "qkv m=7 k=100 heads=3 kv_heads=1 head_dim=10 bias=1 dtype=bf16 scale=f16",
+        "qkv m=7 k=100 heads=3 kv_heads=1 head_dim=10 qk_norm=1 dtype=f16",
+    ];
+    ScaledFormat::all().zip(products.into_iter().cycle()).map(|(f, p)| format!("{p} w={f}").parse().unwrap())
+}
+
 fn problems() -> Vec<Problem> {
     let model = Model::preset("llama-3.2-1b").unwrap();
     let mut list = Plan::new(&model, &Buckets::of(Target::Cuda), Dtype::Bf16).unwrap().problems();
     list.extend(EXTRA.iter().map(|t| t.parse::<Problem>().unwrap()));
+    list.extend(scaled());
     list
 }
 
@@ -74,6 +94,12 @@ fn sources(arch: &str) -> Sources {
     for dtype in Dtype::ALL {
         let p = Problem::matmul(1, 1, 1).dtype(dtype).build().unwrap();
         add(format!("support {dtype}"), library.support(&p, &device).unwrap(), Launch::default());
+    }
+    for text in REFERENCES {
+        let (p, none) = (text.parse().unwrap(), Config::default());
+        let reference = library.reference(&p, &device).unwrap();
+        let launch = reference.recipe.launch(&p, &device, &none).unwrap();
+        add(format!("reference {p}"), library.render(&reference, &p, &device, &none).unwrap(), launch);
     }
     for p in problems() {
         let (reference, none) = (library.reference(&p, &device).unwrap(), Config::default());

@@ -4,7 +4,7 @@
 use jitune::backend::cpu;
 use jitune::device::{Device, Target};
 use jitune::model::{Buckets, Model, Plan};
-use jitune::problem::{Dtype, Problem};
+use jitune::problem::{Dtype, Granularity, Problem, ScaledFormat, Storage};
 use jitune::recipe::Role;
 use jitune::space;
 use jitune::template::Library;
@@ -19,6 +19,10 @@ const EXTRA: &[&str] = &[
     "matmul m=40 n=2000 k=2048 dtype=bf16 epilogue=bias_swiglu",
     "matmul m=300 n=2048 k=2048 dtype=bf16 epilogue=bias_swiglu",
     "matmul m=5 n=2000 k=2048 dtype=f16 epilogue=bias_residual",
+    "matmul m=5 n=2000 k=2048 dtype=f16 epilogue=bias_residual w=int4z-g64",
+    "matmul m=1 n=8192 k=2048 dtype=f32 w=int4-g128",
+    "matmul m=300 n=1001 k=77 dtype=bf16 epilogue=bias w=e4m3-b128",
+    "qkv m=4 k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16 w=int8-row",
     "matmul m=300 n=2048 k=2048 dtype=f16 epilogue=bias_residual",
     "qkv m=129 k=2048 heads=32 kv_heads=8 head_dim=64 bias=1 dtype=f16 | pages=8",
     "qkv m=4 k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16",
@@ -272,6 +276,42 @@ fn a_template_takes_only_the_element_types_that_it_names() {
     description.when = jitune::recipe::ExprText("rows > 0".into());
     let e = jitune::recipe::Recipe::new(description).err().unwrap().to_string();
     assert!(e.contains("does not name dtype"), "{e}");
+}
+
+/// Of scaled weights each format has a portable template on every target, told what belongs to it, and a reference on a GPU; no code
+/// that names no scales takes them.
+#[test]
+fn scaled_weights_are_for_code_that_names_their_scales() {
+    let library = Library::built_in().unwrap();
+    let cpu = cpu::describe(Some(2));
+    let gpus = Device::ARCHITECTURES.map(|arch| Device::ahead_of_time(arch).unwrap());
+    for format in ScaledFormat::all() {
+        for op in ["matmul m=4 n=64 k=262", "qkv m=4 k=262 heads=3 kv_heads=1 head_dim=10"] {
+            let p: Problem = format!("{op} dtype=f16 w={format}").parse().unwrap();
+            for device in gpus.iter().chain([&cpu]) {
+                let taking = library.taking(&p, device).unwrap();
+                let portable = taking.iter().find(|t| t.recipe.description.portable).unwrap();
+                assert!(taking.iter().all(|t| t.recipe.description.when.0.contains("w.scale")), "{p}");
+                let text = library.render(portable, &p, device, &Default::default()).unwrap().text;
+                let upper = |word: &str| word.to_uppercase();
+                for said in [
+                    format!("#define DTYPE_W_{} 1", upper(format.codes.name())),
+                    format!("#define W_SCALE_{} 1", upper(format.per.name())),
+                    format!("#define W_ZERO_{} 1", upper(format.zero.name())),
+                    format!("#define SCALE_{} 1", upper(format.per.usual_scale(Storage::F16).name())),
+                ] {
+                    assert!(text.contains(&said), "{p}: {said}");
+                }
+                let grouped = matches!(format.per, Granularity::Group(_) | Granularity::Block);
+                assert_eq!(text.contains("#define W_GROUP "), grouped, "{p}");
+            }
+            for (p, gpu) in
+                [p, format!("norm_{p}").parse().unwrap()].iter().flat_map(|p| gpus.iter().map(move |g| (p, g)))
+            {
+                assert_eq!(library.reference(p, gpu).unwrap().name(), "matmul_quant");
+            }
+        }
+    }
 }
 
 /// What nothing else takes is left to the portable templates, so no shape that an op allows is without a config.

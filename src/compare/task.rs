@@ -66,13 +66,14 @@ pub fn prepare(
         };
         if t.role == Role::In {
             let path = folder.join(t.name);
-            let (file, input, size) = (File::create(&path)?, inputs.get(t.name), t.storage.bytes(1) as usize);
+            let (file, input) = (File::create(&path)?, inputs.get(t.name));
+            let size = |elements: usize| t.storage.bytes(elements as u64);
             let (elements, len) = (t.len() as usize, t.bytes());
             file.set_len(len)?;
             (0..elements.div_ceil(CHUNK)).into_par_iter().try_for_each(|i| {
-                let mut bytes = vec![0; size * CHUNK.min(elements - i * CHUNK)];
+                let mut bytes = vec![0; size(CHUNK.min(elements - i * CHUNK)) as usize];
                 input.write((i * CHUNK) as u64, &mut bytes);
-                file.write_all_at(&bytes, (i * CHUNK * size) as u64)
+                file.write_all_at(&bytes, size(i * CHUNK))
             })?;
             tensor.file = Some(path);
         }

@@ -42,4 +42,5 @@ pub(super) static OP: OpDef = OpDef {
     },
     slack: 1.0,
     mixed: false,
+    scaled: false,
 };

@@ -23,6 +23,7 @@ pub(super) static OP: OpDef = OpDef {
     unit,
     slack: 2.0,
     mixed: false,
+    scaled: false,
 };
 
 pub(super) fn check_heads(p: &Problem) -> Result<(), String> {

@@ -35,6 +35,7 @@ pub(super) static OP: OpDef = OpDef {
     unit,
     slack: 2.0,
     mixed: false,
+    scaled: false,
 };
 
 /// More sequences than any server decodes at once; keeps the sums over them short.

@@ -33,6 +33,8 @@ pub struct Input {
 
 enum Values {
     Uniform { seed: u64, scale: f32, round: Storage },
+    Between { seed: u64, low: f32, high: f32, round: Storage },
+    Codes { seed: u64, bits: u32, stored: Storage },
     Ints(Vec<i32>),
     Floats(Vec<f32>),
 }
@@ -43,6 +45,13 @@ impl Input {
     pub fn at(&self, index: u64) -> f64 {
         match &self.values {
             Values::Uniform { seed, scale, round } => f64::from(round.round(hash_uniform(*seed, index) * scale)),
+            Values::Between { seed, low, high, round } => {
+                f64::from(round.round(between(hash_uniform(*seed, index), *low, *high)))
+            }
+            Values::Codes { seed, bits, stored } => match stored {
+                Storage::Int8 => f64::from(code(*seed, *bits, index) as i8),
+                _ => f64::from(code(*seed, *bits, index)),
+            },
             Values::Ints(v) => f64::from(v[index as usize]),
             Values::Floats(v) => f64::from(v[index as usize]),
         }
@@ -56,20 +65,48 @@ impl Input {
         }
     }
 
-    /// Writes elements `start..` to `bytes` in storage form.
+    /// Writes elements `start..` to `bytes` in storage form. Where a byte holds two, `start` is even.
     pub fn write(&self, start: u64, bytes: &mut [u8]) {
         let from = start as usize;
         match self.values {
             Values::Ints(ref v) => store(bytes, &v[from..], |v| v.to_le_bytes()),
             Values::Floats(ref v) => store(bytes, &v[from..], |v| v.to_le_bytes()),
-            Values::Uniform { seed, scale, round } => match round {
-                Storage::Bf16 => stream(bytes, seed, start, |u| half::bf16::from_f32(u * scale).to_le_bytes()),
-                Storage::F16 => stream(bytes, seed, start, |u| half::f16::from_f32(u * scale).to_le_bytes()),
-                Storage::E4m3 => stream(bytes, seed, start, |u| [e4m3_from_f32(u * scale)]),
-                Storage::F32 => stream(bytes, seed, start, |u| (u * scale).to_le_bytes()),
-                Storage::I32 => stream(bytes, seed, start, |u| ((u * scale).round() as i32).to_le_bytes()),
-            },
+            Values::Uniform { seed, scale, round } => floats(bytes, seed, start, round, |u| u * scale),
+            Values::Between { seed, low, high, round } => floats(bytes, seed, start, round, |u| between(u, low, high)),
+            // A byte of a word of the stream holds one code, or two as they are stored.
+            Values::Codes { seed, bits, stored } if u64::from(bits) == stored.bits() => {
+                let first = start * u64::from(bits) / 8;
+                bytes.iter_mut().zip(first..).for_each(|(to, i)| *to = code(seed, 8, i));
+            }
+            Values::Codes { seed, bits, .. } => {
+                bytes.iter_mut().zip(start..).for_each(|(to, i)| *to = code(seed, bits, i));
+            }
         }
+    }
+}
+
+/// The number in [low, high) that is as far between them as `u` is between -1 and 1.
+#[inline]
+fn between(u: f32, low: f32, high: f32) -> f32 {
+    (low + high) * 0.5 + u * ((high - low) * 0.5)
+}
+
+/// The code of so many bits at `index`: a word of the stream has several, the lowest bits first.
+#[inline]
+fn code(seed: u64, bits: u32, index: u64) -> u8 {
+    let per = u64::from(64 / bits);
+    (hash(seed, index / per) >> (index % per * u64::from(bits)) & ((1 << bits) - 1)) as u8
+}
+
+fn floats(bytes: &mut [u8], seed: u64, start: u64, stored: Storage, value: impl Fn(f32) -> f32) {
+    match stored {
+        Storage::Bf16 => stream(bytes, seed, start, |u| half::bf16::from_f32(value(u)).to_le_bytes()),
+        Storage::F16 => stream(bytes, seed, start, |u| half::f16::from_f32(value(u)).to_le_bytes()),
+        Storage::E4m3 => stream(bytes, seed, start, |u| [e4m3_from_f32(value(u))]),
+        Storage::F32 => stream(bytes, seed, start, |u| value(u).to_le_bytes()),
+        Storage::I32 => stream(bytes, seed, start, |u| (value(u).round() as i32).to_le_bytes()),
+        // Codes are filled by `Fill::Codes` alone.
+        Storage::Int4 | Storage::Int8 | Storage::U8 => {}
     }
 }
 
@@ -99,6 +136,8 @@ impl Inputs {
             let seed = hash(seed, i as u64);
             let values = match tensor.fill {
                 Fill::Uniform { scale } => Values::Uniform { seed, scale, round: tensor.storage },
+                Fill::Between { low, high } => Values::Between { seed, low, high, round: tensor.storage },
+                Fill::Codes { bits } => Values::Codes { seed, bits, stored: tensor.storage },
                 Fill::Index(kind) => Values::Ints(indices(kind, tensor.len(), seed)),
                 Fill::CosSin => Values::Floats(cos_sin(tensor.shape[0], tensor.shape[1])),
                 Fill::Settings(turns) => Values::Floats(turns.settings(tensor.shape[0], seed)),

@@ -1,6 +1,6 @@
 //! y = x·Wᵀ with its epilogues.
 
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Tensor, Types};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Tensor, Types, scaled};
 
 pub(super) static OP: OpDef = OpDef {
     name: "matmul",
@@ -17,7 +17,7 @@ pub(super) static OP: OpDef = OpDef {
     ],
     check: |p| match (p.dim("swiglu"), p.dim("n") % 2) {
         (1, 1) => Err("swiglu pairs gate and up columns, so n must be even".into()),
-        _ => Ok(()),
+        _ => scaled::check(p),
     },
     tensors,
     flops: |p| 2.0 * p.dim("m") as f64 * p.dim("n") as f64 * p.dim("k") as f64,
@@ -26,6 +26,7 @@ pub(super) static OP: OpDef = OpDef {
     unit,
     slack: 1.0,
     mixed: true,
+    scaled: true,
 };
 
 /// Columns of x·Wᵀ that one unit of the reference covers.
@@ -34,14 +35,12 @@ pub(super) fn columns(p: &Problem) -> i64 {
 }
 
 pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
-    let Types { x, w, y: t, .. } = p.types;
+    let Types { x, y: t, .. } = p.types;
     let [m, n, k] = ["m", "n", "k"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
     let columns_of = if p.dim("swiglu") == 1 { Layout::GateUp } else { Layout::RowMajor };
-    let mut list = vec![
-        Tensor::input("x", x, &[m, k], unit),
-        Tensor::input("w", w, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }).laid(columns_of),
-    ];
+    let mut list = vec![Tensor::input("x", x, &[m, k], unit)];
+    list.extend(scaled::tensors(p, columns_of));
     if p.dim("bias") == 1 {
         list.push(Tensor::input("bias", t, &[n], unit).laid(columns_of));
     }
@@ -70,14 +69,11 @@ pub(super) fn unit_of(
     out: &mut Vec<Expected>,
     rows: impl Fn(u64) -> Vec<f64>,
 ) {
-    let [n, k] = ["n", "k"].map(|name| p.dim(name) as u64);
+    let n = p.dim("n") as u64;
     let step = columns(p) as u64;
     let (row, col) = (unit / (n / step), unit % (n / step) * step);
-    let (x, w) = (rows(row), inputs.get("w"));
-    let product = |col: u64| {
-        let dot: f64 = x.iter().zip(col * k..).map(|(x, i)| x * w.at(i)).sum();
-        dot + if p.dim("bias") == 1 { inputs.get("bias").at(col) } else { 0.0 }
-    };
+    let (x, w) = (rows(row), scaled::Weights::of(p, inputs));
+    let product = |col: u64| w.dot(&x, col) + if p.dim("bias") == 1 { inputs.get("bias").at(col) } else { 0.0 };
     let value = if p.dim("swiglu") == 1 {
         let (gate, up) = (product(col), product(col + 1));
         gate / (1.0 + (-gate).exp()) * up

@@ -16,6 +16,7 @@ mod pointwise;
 mod qkv;
 mod reference;
 mod sample;
+mod scaled;
 mod tensor;
 mod text;
 mod types;
@@ -32,6 +33,7 @@ pub use reference::{Expected, Tolerance, expected};
 pub(crate) use sample::weight as sampled_weight;
 #[cfg(feature = "engine")]
 pub(crate) use sample::{MOST_TOP, SETTINGS};
+pub use scaled::{Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Zero};
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
 pub use types::{Compute, Dtype, Storage, Types};
@@ -42,6 +44,9 @@ pub const MAX_DIMS: usize = 16;
 pub const MAX_DIM: i64 = 1 << 30;
 /// Most elements one tensor of a problem may have.
 pub const MAX_TENSOR_ELEMENTS: u64 = 1 << 38;
+
+/// The width of rows in probes of scaled weights.
+const SCALED_PROBE: i64 = 262;
 
 /// Every op that a problem can name.
 pub static OPS: &[&OpDef] = &[
@@ -91,12 +96,20 @@ pub struct OpDef {
     pub slack: f64,
     /// Whether x, w and y may each be stored in a type of its own; otherwise one dtype says them all.
     pub mixed: bool,
+    /// Whether w may be of a scaled format.
+    pub scaled: bool,
 }
 
 impl OpDef {
     /// The problem of its portable winner for these types, where the op takes them.
     pub fn probe(&self, types: Types) -> Option<Problem> {
-        format!("{} dtype={types}", self.probe).parse().ok()
+        let plain: Problem = format!("{} dtype={}", self.probe, types.unscaled()).parse().ok()?;
+        match types.scaling {
+            None => Some(plain),
+            // Rows of several groups, the last of them shorter.
+            Some(_) if self.scaled => plain.with(&[("k", SCALED_PROBE)]).and_then(|p| p.with_types(types)).ok(),
+            Some(_) => None,
+        }
     }
 }
 

@@ -23,6 +23,7 @@ pub(super) static RMSNORM: OpDef = OpDef {
     unit: |p, inputs, row, out| unit(p, inputs, row, out, false),
     slack: 1.0,
     mixed: false,
+    scaled: false,
 };
 
 pub(super) static LAYERNORM: OpDef = OpDef {
@@ -38,6 +39,7 @@ pub(super) static LAYERNORM: OpDef = OpDef {
     unit: |p, inputs, row, out| unit(p, inputs, row, out, true),
     slack: 1.0,
     mixed: false,
+    scaled: false,
 };
 
 fn check(p: &Problem) -> Result<(), String> {

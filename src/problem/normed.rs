@@ -57,7 +57,7 @@ pub fn norm_and_product(norm: &Problem, product: &Problem) -> Option<Problem> {
     let product_of_rows = matches!(product.op().name, "matmul" | "qkv") && norm.op().name == "rmsnorm";
     let same = || {
         norm.dim("residual") == 0
-            && norm.types() == product.types()
+            && norm.types() == product.types().unscaled()
             && (norm.dim("rows"), norm.dim("cols")) == (product.dim("m"), product.dim("k"))
     };
     if !product_of_rows || !same() {

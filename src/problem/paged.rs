@@ -31,6 +31,7 @@ pub(super) static OP: OpDef = OpDef {
     unit,
     slack: 2.0,
     mixed: false,
+    scaled: false,
 };
 
 /// How the queries and the KV tokens of a test spread over its sequences.

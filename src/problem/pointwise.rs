@@ -33,6 +33,7 @@ pub(super) static SILU_MUL: OpDef = OpDef {
     },
     slack: 1.0,
     mixed: false,
+    scaled: false,
 };
 
 pub(super) static GELU: OpDef = OpDef {
@@ -54,6 +55,7 @@ pub(super) static GELU: OpDef = OpDef {
     },
     slack: 1.0,
     mixed: false,
+    scaled: false,
 };
 
 /// The error function to 1e-15 by its Maclaurin series; the arguments here stay below 2.
@@ -110,6 +112,7 @@ pub(super) static ROPE: OpDef = OpDef {
     },
     slack: 1.0,
     mixed: false,
+    scaled: false,
 };
 
 pub(super) static SOFTMAX: OpDef = OpDef {
@@ -134,6 +137,7 @@ pub(super) static SOFTMAX: OpDef = OpDef {
     },
     slack: 2.0,
     mixed: false,
+    scaled: false,
 };
 
 pub(super) static EMBEDDING: OpDef = OpDef {
@@ -167,6 +171,7 @@ pub(super) static EMBEDDING: OpDef = OpDef {
     },
     slack: 1.0,
     mixed: false,
+    scaled: false,
 };
 
 pub(super) static ARGMAX: OpDef = OpDef {
@@ -196,4 +201,5 @@ pub(super) static ARGMAX: OpDef = OpDef {
     },
     slack: 1.0,
     mixed: false,
+    scaled: false,
 };

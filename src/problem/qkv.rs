@@ -1,7 +1,7 @@
 //! The product that begins an attention layer: Q, K and V of new tokens, rotated, with K and V written to the paged cache.
 
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, matmul};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, matmul, scaled};
 
 pub(super) static OP: OpDef = OpDef {
     name: "qkv",
@@ -32,6 +32,7 @@ pub(super) static OP: OpDef = OpDef {
     unit,
     slack: 1.0,
     mixed: false,
+    scaled: true,
 };
 
 /// Columns of x·Wᵀ: the Q heads, the K heads, the V heads.
@@ -79,7 +80,7 @@ fn check(p: &Problem) -> Result<(), String> {
     if p.dim("max_pos") < 1 {
         return Err("max_pos must be at least 1".into());
     }
-    Ok(())
+    scaled::check(p)
 }
 
 pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
@@ -92,10 +93,8 @@ pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
         "none" => (IndexFill::Distinct(slots), m),
         _ => (IndexFill::Padded(slots), m - m / 4),
     };
-    let mut list = vec![
-        Tensor::input("x", t, &[m, k], unit),
-        Tensor::input("w", t, &[n, k], Fill::Uniform { scale: (3.0 / k as f32).sqrt() }).laid(Layout::RopePairs),
-    ];
+    let mut list = vec![Tensor::input("x", t, &[m, k], unit)];
+    list.extend(scaled::tensors(p, Layout::RopePairs));
     if p.dim("bias") == 1 {
         list.push(Tensor::input("bias", t, &[n], unit).laid(Layout::RopePairs));
     }
@@ -127,14 +126,11 @@ pub(super) fn unit_of(
     out: &mut Vec<Expected>,
     rows: impl Fn(u64) -> Vec<f64>,
 ) {
-    let [n, k, heads, kv, d, page] = ["n", "k", "heads", "kv_heads", "head_dim", "page"].map(|name| p.dim(name) as u64);
+    let [n, heads, kv, d, page] = ["n", "heads", "kv_heads", "head_dim", "page"].map(|name| p.dim(name) as u64);
     let step = columns(p) as u64;
     let (row, first) = (unit / (n / step), unit % (n / step) * step);
-    let (x, w) = (rows(row), inputs.get("w"));
-    let product = |col: u64| {
-        let dot: f64 = x.iter().zip(col * k..).map(|(x, i)| x * w.at(i)).sum();
-        dot + if p.dim("bias") == 1 { inputs.get("bias").at(col) } else { 0.0 }
-    };
+    let (x, w) = (rows(row), scaled::Weights::of(p, inputs));
+    let product = |col: u64| w.dot(&x, col) + if p.dim("bias") == 1 { inputs.get("bias").at(col) } else { 0.0 };
     let mut values: Vec<f64> = (first..first + step).map(product).collect();
     let (head, from) = (first / d, first % d);
     if p.dim("qk_norm") == 1 && head < heads + kv {

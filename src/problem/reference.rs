@@ -76,8 +76,8 @@ impl Tolerance {
             (Storage::Bf16, _) => (4e-3, 2e-2),
             (Storage::F16, Compute::F32) => (6e-4, 4e-3),
             (Storage::F16 | Storage::F32, Compute::Tf32) => (1e-3, 6e-3),
-            // Integers are compared whole, and no op gives E4M3.
-            (Storage::F32 | Storage::I32 | Storage::E4m3, _) => (5e-6, 5e-5),
+            // Integers are compared whole, and no op gives E4M3 or codes.
+            _ => (5e-6, 5e-5),
         };
         let slack = problem.op().slack;
         Tolerance { rms: rms * slack, max: max * slack }

@@ -52,6 +52,7 @@ pub(super) static OP: OpDef = OpDef {
     unit,
     slack: 1.0,
     mixed: false,
+    scaled: false,
 };
 
 /// How the settings of a test spread over its rows.

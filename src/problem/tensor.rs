@@ -37,6 +37,18 @@ pub enum Fill {
         /// The largest magnitude.
         scale: f32,
     },
+    /// Every whole number of so many low bits, as likely as another; of 8 bits in [`Storage::Int8`] with their sign.
+    Codes {
+        /// 4 or 8.
+        bits: u32,
+    },
+    /// Uniform in [low, high).
+    Between {
+        /// The least.
+        low: f32,
+        /// What is above all.
+        high: f32,
+    },
     /// Integers, one by one: distinct slots, block tables, lengths, ids, positions (see `inputs.rs`).
     Index(IndexFill),
     /// cos and sin of position · 10000^(-2j/d), interleaved.

@@ -1,7 +1,8 @@
 //! The textual form of a problem, `matmul m=7 n=1000 k=1544 dtype=f32`, and its checks.
 
 use super::{
-    DimDef, DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT, Storage, Types,
+    DimDef, DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT, ScaledFormat,
+    Scaling, Storage, Types,
 };
 use std::{fmt, str::FromStr};
 
@@ -89,7 +90,10 @@ impl Problem {
     pub(super) fn validate(&self) -> Result<(), ProblemError> {
         let impossible = |why: String| ProblemError::Impossible { problem: self.to_string(), why };
         self.types.check().map_err(impossible)?;
-        let said_by_one = self.types.dtype().is_some_and(|d| d != Dtype::E4m3);
+        if self.types.scaling.is_some() && !self.op().scaled {
+            return Err(impossible(format!("{} has no scaled weights", self.op().name)));
+        }
+        let said_by_one = self.types.unscaled().dtype().is_some_and(|d| d != Dtype::E4m3);
         if !self.op().mixed && !said_by_one {
             let why = format!("{} is for matmul alone; here all tensors are of one type", self.types);
             return Err(impossible(why));
@@ -158,9 +162,10 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
         op: op.name,
         field: field.into(),
         takes: format!(
-            "{takes} [dtype={}]{}",
+            "{takes} [dtype={}]{}{}",
             Dtype::names().replace(", ", "|"),
-            if op.mixed { " [w=bf16|f16|f32|e4m3] [y=bf16|f16|f32]" } else { "" }
+            if op.mixed { " [w=bf16|f16|f32|e4m3] [y=bf16|f16|f32]" } else { "" },
+            if op.scaled { format!(" [w={}] [scale=f32|f16|bf16]", ScaledFormat::names()) } else { String::new() }
         ),
     }
 }
@@ -177,6 +182,33 @@ fn of_old_records(text: &str) -> Option<String> {
     Some(format!("qkv bias={bias} {}", kept.join(" ")))
 }
 
+/// What a tensor of a product may be stored as, and what scales may be.
+const PLAIN: [Storage; 4] = [Storage::Bf16, Storage::F16, Storage::F32, Storage::E4m3];
+const SCALES: [Storage; 3] = [Storage::F32, Storage::F16, Storage::Bf16];
+
+/// What `w=` says.
+enum Weights {
+    Plain(Storage),
+    Scaled(ScaledFormat),
+}
+
+/// The one of `all` that a text names; an error lists them.
+fn stored(text: &str, all: &[Storage]) -> Result<Storage, String> {
+    let names = || all.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ");
+    all.iter().find(|s| s.name() == text).copied().ok_or_else(|| format!("it is one of {}", names()))
+}
+
+fn weights(text: &str, mixed: bool) -> Result<Weights, String> {
+    if let Some(format) = ScaledFormat::parse(text) {
+        return Ok(Weights::Scaled(format));
+    }
+    let plain = if mixed { &PLAIN[..] } else { &[] };
+    stored(text, plain).map(Weights::Plain).map_err(|why| {
+        let between = if mixed { ", " } else { "" };
+        format!("{why}{between}{}", ScaledFormat::names())
+    })
+}
+
 impl FromStr for Problem {
     type Err = ProblemError;
 
@@ -189,7 +221,7 @@ impl FromStr for Problem {
         let mut p = Problem { op: op as u8, types: Dtype::Bf16.into(), dims: [0; MAX_DIMS] };
         let def = p.op();
         let (mut given, mut dtype) = ([false; MAX_DIMS], None);
-        let (mut w, mut y) = (None, None);
+        let (mut w, mut y, mut scale) = (None, None, None);
         for (i, d) in def.dims.iter().enumerate() {
             p.dims[i] = match d.kind {
                 DimKind::Optional(v) => v as i32,
@@ -210,12 +242,20 @@ impl FromStr for Problem {
                 }
                 continue;
             }
-            if def.mixed && ["w", "y"].contains(&field) {
-                let all = [Storage::Bf16, Storage::F16, Storage::F32, Storage::E4m3];
-                let list = || bad(format!("it is one of {}", all.map(Storage::name).join(", ")));
-                let read = all.into_iter().find(|s| s.name() == value).ok_or_else(list)?;
-                let of = if field == "w" { &mut w } else { &mut y };
-                if of.replace(read).is_some() {
+            if def.mixed && field == "y" {
+                if y.replace(stored(value, &PLAIN).map_err(bad)?).is_some() {
+                    return Err(twice());
+                }
+                continue;
+            }
+            if (def.mixed || def.scaled) && field == "w" {
+                if w.replace(weights(value, def.mixed).map_err(bad)?).is_some() {
+                    return Err(twice());
+                }
+                continue;
+            }
+            if def.scaled && field == "scale" {
+                if scale.replace(stored(value, &SCALES).map_err(bad)?).is_some() {
                     return Err(twice());
                 }
                 continue;
@@ -239,7 +279,25 @@ impl FromStr for Problem {
             }
         }
         let base = Types::from(dtype.unwrap_or(Dtype::Bf16));
-        p.types = Types { w: w.unwrap_or(base.w), y: y.unwrap_or(base.y), ..base };
+        p.types = Types { y: y.unwrap_or(base.y), ..base };
+        match (w, scale) {
+            (Some(Weights::Scaled(f)), scale) => {
+                let storage = scale.unwrap_or_else(|| f.per.usual_scale(p.types.y));
+                p.types.w = f.codes;
+                p.types.scaling = Some(Scaling { per: f.per, storage, zero: f.zero });
+            }
+            (_, Some(scale)) => {
+                let why = "weights that are no codes have no scales".into();
+                return Err(ProblemError::BadValue {
+                    op: def.name,
+                    field: "scale".into(),
+                    value: scale.name().into(),
+                    why,
+                });
+            }
+            (Some(Weights::Plain(storage)), None) => p.types.w = storage,
+            (None, None) => {}
+        }
         for (i, d) in def.dims.iter().enumerate() {
             if matches!(d.kind, DimKind::Required) && !given[i] {
                 return Err(ProblemError::Missing { op: def.name, field: d.name });

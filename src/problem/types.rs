@@ -1,5 +1,6 @@
 //! The types of a problem's tensors.
 
+use super::scaled::Scaling;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -17,6 +18,12 @@ pub enum Storage {
     E4m3,
     /// 32-bit signed integers.
     I32,
+    /// Codes 0..=15 of weights, two a byte, the first in the low half; no row begins in the middle of a byte.
+    Int4,
+    /// Codes of weights in 8 bits, signed.
+    Int8,
+    /// 8-bit unsigned integers.
+    U8,
 }
 
 impl Storage {
@@ -28,13 +35,17 @@ impl Storage {
             Storage::F32 => "f32",
             Storage::E4m3 => "e4m3",
             Storage::I32 => "i32",
+            Storage::Int4 => "int4",
+            Storage::Int8 => "int8",
+            Storage::U8 => "u8",
         }
     }
 
     /// Bits of an element.
     pub fn bits(self) -> u64 {
         match self {
-            Storage::E4m3 => 8,
+            Storage::Int4 => 4,
+            Storage::E4m3 | Storage::Int8 | Storage::U8 => 8,
             Storage::Bf16 | Storage::F16 => 16,
             Storage::F32 | Storage::I32 => 32,
         }
@@ -50,13 +61,18 @@ impl Storage {
         fn read<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f64) -> f64 {
             bytes.first_chunk().map_or(f64::NAN, |b| value(*b))
         }
-        let at = bytes.get(self.bytes(index) as usize..).unwrap_or_default();
+        // The byte that it begins in.
+        let at = index.saturating_mul(self.bits()) / 8;
+        let at = bytes.get(at as usize..).unwrap_or_default();
         match self {
             Storage::Bf16 => read(at, |b| half::bf16::from_le_bytes(b).to_f64()),
             Storage::F16 => read(at, |b| half::f16::from_le_bytes(b).to_f64()),
             Storage::F32 => read(at, |b| f64::from(f32::from_le_bytes(b))),
             Storage::E4m3 => read(at, |[b]| f64::from(e4m3_to_f32(b))),
             Storage::I32 => read(at, |b| f64::from(i32::from_le_bytes(b))),
+            Storage::Int4 => read(at, |[b]| f64::from(if index % 2 == 0 { b & 15 } else { b >> 4 })),
+            Storage::Int8 => read(at, |[b]| f64::from(b as i8)),
+            Storage::U8 => read(at, |[b]| f64::from(b)),
         }
     }
 
@@ -68,6 +84,9 @@ impl Storage {
             Storage::F32 => v,
             Storage::E4m3 => e4m3_to_f32(e4m3_from_f32(v)),
             Storage::I32 => v.round(),
+            Storage::Int4 => v.round().clamp(0.0, 15.0),
+            Storage::Int8 => v.round().clamp(-128.0, 127.0),
+            Storage::U8 => v.round().clamp(0.0, 255.0),
         }
     }
 }
@@ -108,6 +127,8 @@ pub struct Types {
     pub y: Storage,
     /// Of products.
     pub compute: Compute,
+    /// Of a scaled format of the weights: how its codes become values.
+    pub scaling: Option<Scaling>,
 }
 
 impl Types {
@@ -116,9 +137,9 @@ impl Types {
         match (self.x, self.compute) {
             (Storage::Bf16, _) => Dtype::Bf16,
             (Storage::F16, _) => Dtype::F16,
-            (Storage::F32 | Storage::I32, Compute::F32) => Dtype::F32,
-            (Storage::F32 | Storage::I32, Compute::Tf32) => Dtype::Tf32,
             (Storage::E4m3, _) => Dtype::E4m3,
+            (_, Compute::F32) => Dtype::F32,
+            (_, Compute::Tf32) => Dtype::Tf32,
         }
     }
 
@@ -127,29 +148,41 @@ impl Types {
         Some(self.base()).filter(|d| Types::from(*d) == self)
     }
 
-    /// The type that factors are multiplied in: the wider of the operands'.
+    /// The type that factors are multiplied in: the wider of the operands', and that of x where weights are scaled.
     pub fn factors(self) -> Storage {
-        if self.x.bits() >= self.w.bits() { self.x } else { self.w }
+        if self.x.bits() >= self.w.bits() || self.scaling.is_some() { self.x } else { self.w }
+    }
+
+    /// The same with weights as the base dtype has them where they are of a scaled format.
+    pub fn unscaled(self) -> Types {
+        match self.scaling {
+            Some(_) => Types { w: Types::from(self.base()).w, scaling: None, ..self },
+            None => self,
+        }
     }
 
     /// Says why they cannot be.
     pub(super) fn check(self) -> Result<(), String> {
-        if [self.x, self.w].contains(&Storage::I32) {
-            return Err("no op multiplies integers".into());
+        let whole = |s| matches!(s, Storage::I32 | Storage::Int4 | Storage::Int8 | Storage::U8);
+        if whole(self.x) || whole(self.w) && self.scaling.is_none() {
+            return Err(format!("no op multiplies integers without scales, x in {} by w in {}", self.x, self.w));
+        }
+        if let Some(scaling) = self.scaling {
+            scaling.check(self.w)?;
         }
         if self.compute == Compute::Tf32 && (self.x, self.w) != (Storage::F32, Storage::F32) {
             return Err("tf32 is for products of f32 by f32".into());
         }
         match self.y {
             Storage::Bf16 | Storage::F16 | Storage::F32 => Ok(()),
-            Storage::E4m3 | Storage::I32 => Err(format!("results in {} need a scale, which no op has yet", self.y)),
+            _ => Err(format!("results in {} need a scale, which no op has yet", self.y)),
         }
     }
 }
 
 impl From<Dtype> for Types {
     fn from(dtype: Dtype) -> Types {
-        let all = |s| Types { x: s, w: s, y: s, compute: Compute::F32 };
+        let all = |s| Types { x: s, w: s, y: s, compute: Compute::F32, scaling: None };
         match dtype {
             Dtype::Bf16 => all(Storage::Bf16),
             Dtype::F16 => all(Storage::F16),
@@ -160,13 +193,20 @@ impl From<Dtype> for Types {
     }
 }
 
-/// The base dtype, then what differs from it: `bf16`, `bf16 w=e4m3 y=f32`.
+/// The base dtype, then what differs from it: `bf16`, `bf16 w=e4m3 y=f32`, `bf16 w=int4-g128 scale=f32`.
 impl fmt::Display for Types {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let base = Types::from(self.base());
         write!(f, "{}", self.base())?;
-        if self.w != base.w {
-            write!(f, " w={}", self.w)?;
+        match self.scaling {
+            None if self.w != base.w => write!(f, " w={}", self.w)?,
+            None => {}
+            Some(scaling) => {
+                write!(f, " w={}", scaling.format(self.w))?;
+                if scaling.storage != scaling.per.usual_scale(self.y) {
+                    write!(f, " scale={}", scaling.storage)?;
+                }
+            }
         }
         if self.y != base.y {
             write!(f, " y={}", self.y)?;

@@ -52,7 +52,7 @@ pub struct Expr {
     formula: Formula,
     text: String,
     place: String,
-    /// Names it reads.
+    /// Names it reads, of `w.scale` both `w` and that.
     pub names: Vec<String>,
 }
 
@@ -68,7 +68,10 @@ impl Expr {
         let formula = Formula::parse(text).map_err(wrong)?;
         let mut names = Vec::new();
         formula.names(&mut names);
-        let mut names: Vec<String> = names.into_iter().map(String::from).collect();
+        let both = |(name, attribute): (&str, Option<&str>)| {
+            [Some(name.to_string()), attribute.map(|a| format!("{name}.{a}"))].into_iter().flatten()
+        };
+        let mut names: Vec<String> = names.into_iter().flat_map(both).collect();
         names.sort();
         names.dedup();
         Ok(Expr { formula, text: text.into(), place: format!("{template}\u{0}{place}"), names })
@@ -146,6 +149,20 @@ impl Scope {
             let (bits, bytes) = (storage.bits() as i64, storage.bytes(1) as i64);
             vec![("dtype", storage.name().into()), ("bits", bits.into()), ("elem", bytes.into())]
         };
+        let mut w = tensor(types.w);
+        let (scale, zero, bits) = match types.scaling {
+            None => ("none", "none", 0),
+            Some(s) => (s.per.name(), s.zero.name(), s.storage.bits() as i64),
+        };
+        // Without groups a row is one.
+        let k = if problem.has("k") { problem.dim("k") } else { 0 };
+        let group = types.scaling.map_or(k, |s| s.per.run(k));
+        w.extend([
+            ("scale", scale.into()),
+            ("zero", zero.into()),
+            ("scale_bits", bits.into()),
+            ("group", group.into()),
+        ]);
         let rate = |v: f64| Value::from(v);
         let count = |v: u64| Value::from(v as i64);
         let mut dev = vec![
@@ -169,7 +186,7 @@ impl Scope {
                 ("simd", count(device.simd)),
             ]),
         }
-        let attributes = [("dev", dev), ("x", tensor(types.x)), ("w", tensor(types.w)), ("y", tensor(types.y))];
+        let attributes = [("dev", dev), ("x", tensor(types.x)), ("w", w), ("y", tensor(types.y))];
         Scope { fixed, attributes, stack: RwLock::default() }
     }
 

@@ -163,11 +163,12 @@ impl Formula {
         }
     }
 
-    /// The names that it reads, each as often as it stands there.
-    pub(super) fn names<'f>(&'f self, found: &mut Vec<&'f str>) {
+    /// The names that it reads, each as often as it stands there, and what stands after its dot.
+    pub(super) fn names<'f>(&'f self, found: &mut Vec<(&'f str, Option<&'f str>)>) {
         match self {
             Formula::Value(_) => {}
-            Formula::Name(name) | Formula::Attribute(name, _) => found.push(name),
+            Formula::Name(name) => found.push((name, None)),
+            Formula::Attribute(name, attribute) => found.push((name, Some(attribute))),
             Formula::Negative(a) | Formula::Not(a) => a.names(found),
             Formula::And(a, b) | Formula::Or(a, b) | Formula::Arithmetic(_, a, b) => {
                 a.names(found);

@@ -75,6 +75,8 @@ pub struct Recipe {
     pub description: Description,
     /// Whether its code knows the type of each tensor, not one dtype for all.
     pub(crate) types_apart: bool,
+    /// Whether its code knows scaled weights.
+    pub(crate) knows_scales: bool,
     pub(crate) when: Expr,
     pub(crate) derive: Vec<(Arc<str>, Expr)>,
     pub(crate) constraints: Vec<(String, Expr)>,
@@ -174,6 +176,7 @@ impl Recipe {
         }
         Ok(Recipe {
             types_apart,
+            knows_scales: named(&"w.scale"),
             when,
             derive: d.derive.iter().map(|(n, t)| Ok((n.as_str().into(), one(n, t)?))).collect::<Result<_, _>>()?,
             constraints: d
@@ -201,6 +204,10 @@ impl Recipe {
         }
         // Code that knows one dtype has no names for the others.
         if !self.types_apart && problem.types().dtype().is_none() {
+            return Ok(false);
+        }
+        // Nor has code that knows no scales a place for them.
+        if !self.knows_scales && problem.types().scaling.is_some() {
             return Ok(false);
         }
         self.when.truth(&Scope::new(problem, device))

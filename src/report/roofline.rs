@@ -45,8 +45,8 @@ fn peaks(rows: &Rows) -> Vec<(String, f64)> {
         let name = match (p.types().factors(), p.types().compute) {
             (Storage::Bf16 | Storage::F16, _) => "bf16/f16",
             (Storage::E4m3, _) => "e4m3",
-            (Storage::F32 | Storage::I32, Compute::Tf32) => "TF32",
-            (Storage::F32 | Storage::I32, Compute::F32) => "f32",
+            (_, Compute::Tf32) => "TF32",
+            (_, Compute::F32) => "f32",
         };
         let rate = device.ceilings.flops(p.types()) / 1e12;
         if rate > 0.0 && !list.iter().any(|(n, _)| n == name) {

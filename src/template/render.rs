@@ -2,7 +2,7 @@
 
 use super::{BUILT_IN_ORIGIN, Library, Origin, Template, TemplateError};
 use crate::device::{Device, Target};
-use crate::problem::{DimKind, Problem, Storage};
+use crate::problem::{DimKind, Granularity, Problem, Storage};
 use crate::recipe::{Config, Cost, Description};
 use crate::source::{Language, Source};
 use std::fmt::Write;
@@ -56,11 +56,28 @@ pub(super) fn constants(template: &Template, problem: &Problem, device: &Device)
             preamble(types.y.name(), device) + &apart
         }
     };
+    if template.recipe.knows_scales {
+        text += &scales(template, problem);
+    }
     let _ = writeln!(text, "#define OP_{} 1", problem.op().name.to_uppercase());
     for dim in problem.op().dims {
         if template.recipe.fixes(problem, dim.name) && !matches!(dim.kind, DimKind::Word(_)) {
             let _ = writeln!(text, "#define {} {}", dim.name.to_uppercase(), problem.dim(dim.name));
         }
+    }
+    text
+}
+
+/// What code that knows scaled weights is told of them.
+fn scales(template: &Template, problem: &Problem) -> String {
+    let Some(s) = problem.types().scaling else {
+        return "#define W_SCALE_NONE 1\n#define W_ZERO_NONE 1\n".into();
+    };
+    let words = [("W_SCALE", s.per.name()), ("W_ZERO", s.zero.name()), ("SCALE", s.storage.name())];
+    let mut text: String = words.map(|(of, word)| format!("#define {of}_{} 1\n", word.to_uppercase())).concat();
+    // Where the width of a row is an argument, so is that of a group that is a row.
+    if matches!(s.per, Granularity::Group(_) | Granularity::Block) || template.recipe.fixes(problem, "k") {
+        let _ = writeln!(text, "#define W_GROUP {}", s.per.run(problem.dim("k")));
     }
     text
 }

@@ -232,7 +232,7 @@ fn finite(bytes: &[u8], storage: Storage, row: u64, name: &str) -> Result<(), We
             bytes.as_chunks().0.iter().fold(false, |any, b| any | (u16::from_le_bytes(*b) & 0x7c00 == 0x7c00))
         }
         Storage::F32 => bytes.as_chunks().0.iter().fold(false, |any, b| any | !f32::from_le_bytes(*b).is_finite()),
-        Storage::E4m3 | Storage::I32 => return Ok(()),
+        Storage::E4m3 | Storage::I32 | Storage::Int4 | Storage::Int8 | Storage::U8 => return Ok(()),
     };
     if !any {
         return Ok(());

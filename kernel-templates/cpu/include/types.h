@@ -2,33 +2,7 @@
 // what results, and what is added to them, are stored in.
 #include "base.h"
 
-INLINE float e4m3_to_f32(uint8_t bits) {
-  uint32_t exponent = bits >> 3 & 15, mantissa = bits & 7, u = (exponent + 120) << 23 | mantissa << 20;
-  float f;
-  if (exponent == 15 && mantissa == 7) return __builtin_nanf("");
-  memcpy(&f, &u, 4);
-  if (exponent == 0) f = mantissa * (1.0f / 512.0f);
-  return bits & 0x80 ? -f : f;
-}
-
-#if DTYPE_X_BF16
-typedef uint16_t x_elem;
-#define X_IS_ELEM DTYPE_BF16
-INLINE float get_x(const x_elem *p) { return bf16_to_f32(*p); }
-#elif DTYPE_X_F16
-typedef _Float16 x_elem;
-#define X_IS_ELEM DTYPE_F16
-INLINE float get_x(const x_elem *p) { return (float)*p; }
-#elif DTYPE_X_F32
-typedef float x_elem;
-#define X_IS_ELEM DTYPE_F32
-INLINE float get_x(const x_elem *p) { return *p; }
-#elif DTYPE_X_E4M3
-typedef uint8_t x_elem;
-INLINE float get_x(const x_elem *p) { return e4m3_to_f32(*p); }
-#else
-#error "no DTYPE_X_ of a known type is defined"
-#endif
+#include "x_elem.h"
 
 #if DTYPE_W_BF16
 typedef uint16_t w_elem;

@@ -277,6 +277,9 @@ fn possible(map: &TensorMap, storage: Storage) -> Result<(), String> {
     if map.strides.iter().any(|s| !s.is_multiple_of(ALIGNMENT) || *s >= 1 << 40) {
         return Err(format!("strides are multiples of {ALIGNMENT} bytes below 2^40: {map:?}"));
     }
+    if storage == Storage::Int4 && (map.dims[0] % 2 != 0 || map.box_[0] % 2 != 0) {
+        return Err(format!("two codes of a row are a byte, so its dimension and its box are even: {map:?}"));
+    }
     let inner = storage.bytes(map.box_[0].into());
     let span = if map.swizzle == 0 { inner } else { u64::from(map.swizzle) };
     if !matches!(map.swizzle, 0 | 32 | 64 | 128) || !inner.is_multiple_of(ALIGNMENT) || inner > span {
@@ -293,7 +296,7 @@ fn encode(map: &TensorMap, address: u64, storage: Storage, context: &Context) ->
     let kind = match storage {
         Storage::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         Storage::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        Storage::E4m3 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        Storage::E4m3 | Storage::Int4 | Storage::Int8 | Storage::U8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
         Storage::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         Storage::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
     };
@@ -304,7 +307,11 @@ fn encode(map: &TensorMap, address: u64, storage: Storage, context: &Context) ->
         128 => sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
         other => return Err(BackendError::Launch { why: format!("a swizzle of {other} bytes does not exist") }),
     };
-    let steps = [1u32; 5];
+    let (steps, mut dims, mut box_) = ([1u32; 5], map.dims.clone(), map.box_.clone());
+    if storage == Storage::Int4 {
+        // The driver copies the bytes that hold two codes each.
+        (dims[0], box_[0]) = (dims[0] / 2, box_[0] / 2);
+    }
     let mut out = sys::CUtensorMap { opaque: [0; 16] };
     // SAFETY: every array holds as many entries as the rank (`possible` says so), and `out` is aligned as the call asks.
     let code = unsafe {
@@ -313,9 +320,9 @@ fn encode(map: &TensorMap, address: u64, storage: Storage, context: &Context) ->
             kind,
             map.dims.len() as u32,
             address as *mut c_void,
-            map.dims.as_ptr(),
+            dims.as_ptr(),
             map.strides.as_ptr(),
-            map.box_.as_ptr(),
+            box_.as_ptr(),
             steps.as_ptr(),
             sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
             swizzle,

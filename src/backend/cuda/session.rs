@@ -16,7 +16,8 @@ use crate::backend::session::{
     Check, Doubt, Element, Runnable, Series, Session, Setup, Timed, Tried, code, gate_clocks, unpredictable,
 };
 use crate::device::{Ceilings, Device};
-use crate::problem::{Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected};
+use crate::problem::{Input, Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected};
+use rayon::prelude::*;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -409,19 +410,17 @@ impl CudaSession {
         let inputs = Inputs::new(&problem, setup.seed);
         let unused = inputs.unused();
         memory.iter().try_for_each(|m| m.fill(0xff, &self.stream))?;
-        for set in sets {
-            for input in inputs.iter() {
-                let Some(i) = tensors.iter().position(|t| t.name == input.tensor.name) else { continue };
-                // The support code knows f32 and what results are stored as.
-                let known = [Storage::F32, problem.types().y].contains(&input.tensor.storage);
-                match input.uniform().filter(|_| known) {
+        for input in inputs.iter() {
+            let Some(i) = tensors.iter().position(|t| t.name == input.tensor.name) else { continue };
+            // The support code knows f32 and what results are stored as.
+            let known = [Storage::F32, problem.types().y].contains(&input.tensor.storage);
+            let device = input.uniform().filter(|_| known);
+            let host = if device.is_some() { Vec::new() } else { written(input) };
+            for set in sets {
+                match device {
                     Some((seed, scale)) => support.fill(&input.tensor, set[i], seed, scale, &self.stream)?,
-                    None => {
-                        let mut bytes = vec![0u8; input.tensor.bytes() as usize];
-                        input.write(0, &mut bytes);
-                        // SAFETY: the tensor lies inside its set's memory.
-                        unsafe { super::driver::copy_in(&self.context, set[i], &bytes) }?;
-                    }
+                    // SAFETY: the tensor lies inside its set's memory.
+                    None => unsafe { super::driver::copy_in(&self.context, set[i], &host) }?,
                 }
                 for range in if input.tensor.layout == Layout::Paged { &unused[..] } else { &[] } {
                     let bytes = |elements| input.tensor.storage.bytes(elements);
@@ -466,6 +465,15 @@ impl CudaSession {
         let (graph, nodes) = self.timed_graph(&loaded)?;
         Ok(Finalist { loaded, graph, nodes })
     }
+}
+
+/// What an input holds, made here: its size may be that of a large product's weights.
+fn written(input: &Input) -> Vec<u8> {
+    const EACH: u64 = 1 << 18;
+    let mut bytes = vec![0; input.tensor.bytes() as usize];
+    let chunks = bytes.par_chunks_mut(input.tensor.storage.bytes(EACH) as usize).enumerate();
+    chunks.for_each(|(i, chunk)| input.write(i as u64 * EACH, chunk));
+    bytes
 }
 
 /// What a second check found, as a doubt of the first.

@@ -119,7 +119,8 @@ impl Support {
         let name = match t.storage {
             Storage::Bf16 | Storage::F16 | Storage::E4m3 => "compare",
             Storage::F32 => "compare_f32",
-            Storage::I32 => "compare_i32",
+            // No op gives codes.
+            Storage::I32 | Storage::Int4 | Storage::Int8 | Storage::U8 => "compare_i32",
         };
         self.stats.fill(0, stream)?;
         for out in outs {

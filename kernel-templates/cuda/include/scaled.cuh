@@ -1,0 +1,67 @@
+// For templates whose w is of a scaled format: its codes, scales and zero points, and what an element of w is worth. `elem` is
+// what results, and what is added to them, are stored in; x_elem what x is.
+#pragma once
+#include "common.cuh"
+
+#include "x_elem.cuh"
+
+#if SCALE_F32
+typedef float scale_elem;
+#elif SCALE_F16
+typedef f16_t scale_elem;
+#elif SCALE_BF16
+typedef bf16_t scale_elem;
+#else
+#error "no SCALE_ of a known type is defined"
+#endif
+
+#if W_ZERO_ZERO
+typedef u8 zero_elem;
+#else
+typedef scale_elem zero_elem; // minima, or none
+#endif
+
+// Element i of all codes; of 4 bits the first of two is in the low half of a byte, and rows have an even number.
+#if DTYPE_W_INT4
+typedef u8 code_t;
+DEV float code_at(const code_t *w, i64 i) { return (float)(w[i >> 1] >> (int)(i & 1) * 4 & 15); }
+#elif DTYPE_W_INT8
+typedef signed char code_t;
+DEV float code_at(const code_t *w, i64 i) { return (float)w[i]; }
+#elif DTYPE_W_E4M3
+typedef e4m3_t code_t;
+DEV float code_at(const code_t *w, i64 i) { return to_f32(w[i]); }
+#else
+#error "no DTYPE_W_ of a scaled format is defined"
+#endif
+
+struct weights {
+  const code_t *codes;
+  const scale_elem *scales;
+  const zero_elem *zeros; // zero points or minima, where the format has them
+};
+
+// The element (row, col) of w[n, k] in arithmetic of T, float or double.
+template <class T> DEV T weight(const weights &w, int row, int col, int k) {
+#if W_SCALE_TENSOR
+  const i64 at = 0;
+#elif W_SCALE_ROW
+  const i64 at = row;
+#elif W_SCALE_GROUP
+  const i64 at = (i64)row * cdiv(k, W_GROUP) + col / W_GROUP;
+#elif W_SCALE_BLOCK
+  const i64 at = (i64)(row / W_GROUP) * cdiv(k, W_GROUP) + col / W_GROUP;
+#else
+#error "no W_SCALE_ of scaled weights is defined"
+#endif
+  const T code = (T)code_at(w.codes, (i64)row * k + col), scale = (T)to_f32(w.scales[at]);
+#if W_ZERO_ZERO
+  return (code - (T)w.zeros[at]) * scale;
+#elif W_ZERO_MIN
+  return code * scale + (T)to_f32(w.zeros[at]);
+#elif DTYPE_W_INT4
+  return (code - (T)8) * scale;
+#else
+  return code * scale;
+#endif
+}

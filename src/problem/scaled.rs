@@ -1,0 +1,480 @@
+//! Weights of a scaled format: codes of few bits, with a scale for a tensor, a row, a group of a row or a block. What formats
+//! there are, the tensors that belong to one, and what a code is worth. `docs/precision.md` lists where they come from.
+
+use super::{Fill, Input, Inputs, Layout, Problem, Storage, Tensor};
+use std::fmt;
+
+/// Side of a block that has one scale.
+pub const SCALE_BLOCK: i64 = 128;
+
+/// What part of w[n, k] one scale is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Granularity {
+    /// All of it: the scales are \[1\].
+    Tensor,
+    /// A row: \[n\].
+    Row,
+    /// So many consecutive elements of a row, the last group of which may be shorter: [n, ⌈k/g⌉].
+    Group(u16),
+    /// [`SCALE_BLOCK`]² elements, fewer at the ends: [⌈n/128⌉, ⌈k/128⌉].
+    Block,
+}
+
+/// What else a code needs to become a value, one for each scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Zero {
+    /// Nothing: value = code·scale, of an unsigned code of 4 bits (code − 8)·scale.
+    None,
+    /// A whole number in 0..=15: value = (code − zero)·scale.
+    Zero,
+    /// A number of the scale's type: value = code·scale + min.
+    Min,
+}
+
+/// How the codes of weights become values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Scaling {
+    /// What one scale is for.
+    pub per: Granularity,
+    /// The type of scales, and of minima: f32, f16 or bf16.
+    pub storage: Storage,
+    /// What else a code needs.
+    pub zero: Zero,
+}
+
+impl Granularity {
+    /// The word in expressions: `w.scale`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Granularity::Tensor => "tensor",
+            Granularity::Row => "row",
+            Granularity::Group(_) => "group",
+            Granularity::Block => "block",
+        }
+    }
+
+    /// Consecutive elements of a row of `k` that share a scale.
+    pub fn run(self, k: i64) -> i64 {
+        match self {
+            Granularity::Tensor | Granularity::Row => k,
+            Granularity::Group(g) => g.into(),
+            Granularity::Block => SCALE_BLOCK,
+        }
+    }
+
+    /// The shape of the scales of w[n, k].
+    pub fn scales(self, n: i64, k: i64) -> Vec<i64> {
+        let up = |size: i64, each: i64| size / each + i64::from(size % each != 0);
+        match self {
+            Granularity::Tensor => vec![1],
+            Granularity::Row => vec![n],
+            Granularity::Group(g) => vec![n, up(k, g.into())],
+            Granularity::Block => vec![up(n, SCALE_BLOCK), up(k, SCALE_BLOCK)],
+        }
+    }
+
+    /// The type of scales that text need not say, for results of type `y`: f32, and for groups that of results, f16 where they are f32.
+    pub fn usual_scale(self, y: Storage) -> Storage {
+        match (self, y) {
+            (Granularity::Group(_), Storage::F16 | Storage::Bf16) => y,
+            (Granularity::Group(_), _) => Storage::F16,
+            _ => Storage::F32,
+        }
+    }
+}
+
+impl fmt::Display for Granularity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Granularity::Tensor | Granularity::Row => f.write_str(self.name()),
+            Granularity::Group(g) => write!(f, "g{g}"),
+            Granularity::Block => write!(f, "b{SCALE_BLOCK}"),
+        }
+    }
+}
+
+impl Zero {
+    /// The word in expressions: `w.zero`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Zero::None => "none",
+            Zero::Zero => "zero",
+            Zero::Min => "min",
+        }
+    }
+}
+
+struct Family {
+    name: &'static str,
+    codes: Storage,
+    zero: Zero,
+    per: &'static [Granularity],
+}
+
+use Granularity::{Block, Group, Row, Tensor as Whole};
+
+const OF_INT4: &[Granularity] = &[Group(32), Group(64), Group(128), Row];
+const FAMILIES: [Family; 5] = [
+    Family { name: "int4", codes: Storage::Int4, zero: Zero::None, per: OF_INT4 },
+    Family { name: "int4z", codes: Storage::Int4, zero: Zero::Zero, per: OF_INT4 },
+    Family { name: "int4m", codes: Storage::Int4, zero: Zero::Min, per: OF_INT4 },
+    Family {
+        name: "int8",
+        codes: Storage::Int8,
+        zero: Zero::None,
+        per: &[Whole, Row, Group(16), Group(32), Group(128)],
+    },
+    Family { name: "e4m3", codes: Storage::E4m3, zero: Zero::None, per: &[Whole, Row, Block] },
+];
+
+/// A format of scaled weights without the type of its scales: `int4-g128`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScaledFormat {
+    /// What codes are stored as: Int4, Int8 or E4m3.
+    pub codes: Storage,
+    /// What one scale is for.
+    pub per: Granularity,
+    /// What else a code needs.
+    pub zero: Zero,
+}
+
+impl ScaledFormat {
+    /// Every format.
+    pub fn all() -> impl Iterator<Item = ScaledFormat> {
+        let of = |f: &'static Family| f.per.iter().map(|per| ScaledFormat { codes: f.codes, per: *per, zero: f.zero });
+        FAMILIES.iter().flat_map(of)
+    }
+
+    /// The format of that name.
+    pub fn parse(name: &str) -> Option<ScaledFormat> {
+        ScaledFormat::all().find(|f| f.to_string() == name)
+    }
+
+    /// All names, for messages.
+    pub fn names() -> String {
+        let one = |f: &Family| {
+            let per: Vec<String> = f.per.iter().map(ToString::to_string).collect();
+            format!("{}-{}", f.name, per.join("|"))
+        };
+        FAMILIES.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The zero point of codes that have none of their own: 8 of 4 bits, else 0.
+    pub fn bias(self) -> u8 {
+        if (self.codes, self.zero) == (Storage::Int4, Zero::None) { 8 } else { 0 }
+    }
+}
+
+impl fmt::Display for ScaledFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = FAMILIES.iter().find(|family| (family.codes, family.zero) == (self.codes, self.zero));
+        write!(f, "{}-{}", family.map_or(self.codes.name(), |family| family.name), self.per)
+    }
+}
+
+impl Scaling {
+    /// The format of codes that are stored so.
+    pub fn format(self, codes: Storage) -> ScaledFormat {
+        ScaledFormat { codes, per: self.per, zero: self.zero }
+    }
+
+    /// Says why weights of this storage cannot have it.
+    pub(super) fn check(self, w: Storage) -> Result<(), String> {
+        let format = self.format(w);
+        if !ScaledFormat::all().any(|f| f == format) {
+            return Err(format!("no format has weights in {w} with {self:?}; formats are {}", ScaledFormat::names()));
+        }
+        match self.storage {
+            Storage::F32 | Storage::F16 | Storage::Bf16 => Ok(()),
+            other => Err(format!("scales are f32, f16 or bf16, not {other}")),
+        }
+    }
+}
+
+/// Says why the weights of a product cannot be of their format in its shape.
+pub(super) fn check(p: &Problem) -> Result<(), String> {
+    match (p.types.w, p.dim("k") % 2) {
+        (Storage::Int4, 1) => Err("a byte holds two codes of a row, so k must be even".into()),
+        _ => Ok(()),
+    }
+}
+
+/// w[n, k] of a product, its rows laid so, with what scales it. Values have the variance 1/k.
+pub(super) fn tensors(p: &Problem, rows: Layout) -> Vec<Tensor> {
+    let ([n, k], w) = (["n", "k"].map(|name| p.dim(name)), p.types.w);
+    let Some(scaling) = p.types.scaling else {
+        let fill = Fill::Uniform { scale: (3.0 / k as f32).sqrt() };
+        return vec![Tensor::input("w", w, &[n, k], fill).laid(rows)];
+    };
+    // The mean square of a code less its zero point, and of one with its minimum, in units of the scale's mean. Scales are uniform in
+    // [0.5, 1.5) of it and have a mean square of 13/12 units.
+    const SPREAD: f64 = 13.0 / 12.0;
+    let (codes, square) = match (w, scaling.zero) {
+        (Storage::Int4, Zero::None) => (Fill::Codes { bits: 4 }, 21.5 * SPREAD),
+        (Storage::Int4, Zero::Zero) => (Fill::Codes { bits: 4 }, 42.5 * SPREAD),
+        (Storage::Int4, Zero::Min) => (Fill::Codes { bits: 4 }, (77.5 + 56.25) * SPREAD - 112.5),
+        (Storage::Int8, _) => (Fill::Codes { bits: 8 }, 5461.5 * SPREAD),
+        _ => (Fill::Uniform { scale: 448.0 }, 448.0 * 448.0 / 3.0 * SPREAD),
+    };
+    let unit = (k as f64 * square).sqrt().recip() as f32;
+    let between = |low: f32, high: f32| Fill::Between { low: low * unit, high: high * unit };
+    let shape = scaling.per.scales(n, k);
+    // What belongs to rows goes where they go.
+    let laid = if matches!(scaling.per, Row | Group(_)) { rows } else { Layout::RowMajor };
+    let mut list = vec![
+        Tensor::input("w", w, &[n, k], codes).laid(rows),
+        Tensor::input("w_scales", scaling.storage, &shape, between(0.5, 1.5)).laid(laid),
+    ];
+    match scaling.zero {
+        Zero::None => {}
+        Zero::Zero => {
+            let zeros = [n, shape.get(1).copied().unwrap_or(1)];
+            list.push(Tensor::input("w_zeros", Storage::U8, &zeros, Fill::Codes { bits: 4 }).laid(laid));
+        }
+        // As far below zero as the middle of the codes is above it.
+        Zero::Min => {
+            list.push(Tensor::input("w_mins", scaling.storage, &shape, between(-11.25, -3.75)).laid(laid));
+        }
+    }
+    list
+}
+
+/// The weights of a product as values.
+pub(super) struct Weights<'a> {
+    k: u64,
+    w: &'a Input,
+    scaled: Option<Scaled<'a>>,
+}
+
+struct Scaled<'a> {
+    scaling: Scaling,
+    scales: &'a Input,
+    /// Zero points or minima.
+    zeros: Option<&'a Input>,
+    /// Elements that share a scale, and how many times a row has that many.
+    run: u64,
+    runs: u64,
+    /// What a code is less by where there are no zero points.
+    bias: f64,
+}
+
+impl<'a> Weights<'a> {
+    pub(super) fn of(p: &Problem, inputs: &'a Inputs) -> Weights<'a> {
+        let k = p.dim("k") as u64;
+        let scaled = p.types.scaling.map(|scaling| {
+            let run = scaling.per.run(p.dim("k")) as u64;
+            let zeros = match scaling.zero {
+                Zero::None => None,
+                Zero::Zero => Some(inputs.get("w_zeros")),
+                Zero::Min => Some(inputs.get("w_mins")),
+            };
+            let bias = scaling.format(p.types.w).bias().into();
+            Scaled { scaling, scales: inputs.get("w_scales"), zeros, run, runs: k.div_ceil(run), bias }
+        });
+        Weights { k, w: inputs.get("w"), scaled }
+    }
+
+    /// The dot product of x[k] and a row.
+    pub(super) fn dot(&self, x: &[f64], row: u64) -> f64 {
+        let at = row * self.k;
+        let Some(s) = &self.scaled else {
+            return x.iter().zip(at..).map(|(x, i)| x * self.w.at(i)).sum();
+        };
+        let mut sum = 0.0;
+        for ((part, run), first) in x.chunks(s.run as usize).zip(0..).zip((at..).step_by(s.run as usize)) {
+            let (scale, zero, min) = s.of(row, run);
+            sum += part.iter().zip(first..).map(|(x, i)| x * ((self.w.at(i) - zero) * scale + min)).sum::<f64>();
+        }
+        sum
+    }
+}
+
+impl Scaled<'_> {
+    /// Scale, zero point and minimum of a run of a row.
+    fn of(&self, row: u64, run: u64) -> (f64, f64, f64) {
+        let at = match self.scaling.per {
+            Whole => 0,
+            Row | Group(_) => row * self.runs + run,
+            Block => row / SCALE_BLOCK as u64 * self.runs + run,
+        };
+        let zero = self.zeros.map_or(self.bias, |zeros| zeros.at(at));
+        let scale = self.scales.at(at);
+        if self.scaling.zero == Zero::Min { (scale, 0.0, zero) } else { (scale, zero, 0.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::{Role, Types, expected};
+
+    fn problem(format: ScaledFormat, rest: &str) -> Problem {
+        format!("matmul m=2 n=131 k=300 {rest} w={format}").parse().unwrap()
+    }
+
+    /// The value of an element of w by the definition, from what `write` stores.
+    fn value(p: &Problem, inputs: &Inputs, row: i64, col: i64) -> f64 {
+        let stored = |name: &str, index: i64| {
+            let input = inputs.get(name);
+            let mut bytes = vec![0; input.tensor.bytes() as usize];
+            input.write(0, &mut bytes);
+            input.tensor.storage.value(&bytes, index as u64)
+        };
+        let (k, scaling) = (p.dim("k"), p.types().scaling.unwrap());
+        let at = match scaling.per {
+            Granularity::Tensor => 0,
+            Granularity::Row => row,
+            Granularity::Group(g) => row * ((k + i64::from(g) - 1) / i64::from(g)) + col / i64::from(g),
+            Granularity::Block => row / 128 * ((k + 127) / 128) + col / 128,
+        };
+        let (code, scale) = (stored("w", row * k + col), stored("w_scales", at));
+        match (p.types().w, scaling.zero) {
+            (Storage::Int4, Zero::None) => (code - 8.0) * scale,
+            (_, Zero::None) => code * scale,
+            (_, Zero::Zero) => (code - stored("w_zeros", at)) * scale,
+            (_, Zero::Min) => code * scale + stored("w_mins", at),
+        }
+    }
+
+    #[test]
+    fn weights_are_what_packed_bytes_say() {
+        for format in ScaledFormat::all() {
+            for rest in ["dtype=bf16", "dtype=f32", "dtype=f16 scale=f32"] {
+                let p = problem(format, rest);
+                let inputs = Inputs::new(&p, 3);
+                let weights = Weights::of(&p, &inputs);
+                for (row, col) in [(0, 0), (0, 1), (1, 31), (5, 33), (127, 127), (128, 128), (130, 299), (77, 256)] {
+                    let mut x = vec![0.0; 300];
+                    x[col as usize] = 1.0;
+                    let wanted = value(&p, &inputs, row, col);
+                    assert_eq!(weights.dot(&x, row as u64), wanted, "{p} {row} {col}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn results_have_unit_variance_and_codes_their_whole_range() {
+        for format in ScaledFormat::all() {
+            let p: Problem = format!("matmul m=4 n=256 k=512 w={format}").parse().unwrap();
+            let inputs = Inputs::new(&p, 3);
+            let all = expected(&p, &inputs, 1, u64::MAX / 2);
+            let variance = all.iter().map(|e| e.value * e.value).sum::<f64>() / all.len() as f64;
+            assert!((0.75..1.3).contains(&variance), "{p}: {variance}");
+            let range = |name: &str| {
+                let w = inputs.get(name);
+                let of = |f: fn(f64, f64) -> f64, from| (0..w.tensor.len()).map(|i| w.at(i)).fold(from, f);
+                (of(f64::min, f64::INFINITY), of(f64::max, f64::NEG_INFINITY))
+            };
+            let most = match p.types().w {
+                Storage::Int4 => (0.0, 15.0),
+                Storage::Int8 => (-128.0, 127.0),
+                _ => (-448.0, 448.0),
+            };
+            assert_eq!(range("w"), most, "{p}");
+            if p.types().scaling.unwrap().zero == Zero::Zero {
+                assert_eq!(range("w_zeros"), most, "{p}");
+            }
+        }
+    }
+
+    #[test]
+    fn text_says_formats_and_scales() {
+        for text in [
+            "matmul m=1 n=8192 k=8192 dtype=bf16 w=int4-g128",
+            "matmul m=1 n=8192 k=8192 dtype=bf16 w=int4z-g32 scale=f16",
+            "matmul m=1 n=8192 k=8192 dtype=f32 w=int4m-row scale=bf16",
+            "matmul m=1 n=8192 k=8192 epilogue=swiglu dtype=f16 w=int8-g16 scale=f32 y=f32",
+            "matmul m=1 n=8192 k=8192 dtype=e4m3 w=e4m3-tensor",
+            "matmul m=1 n=8192 k=8191 dtype=bf16 w=e4m3-b128",
+            "qkv m=4 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=f16 w=int4-g64 | pages=16",
+            "norm_matmul m=4 n=64 k=2048 dtype=bf16 w=int8-row",
+            "norm_qkv m=4 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=f32 w=int4z-g128",
+        ] {
+            let p: Problem = text.parse().unwrap();
+            assert_eq!(p.to_string(), text);
+            assert_eq!(p.full_text().parse::<Problem>().unwrap(), p);
+        }
+        let p: Problem = "matmul m=1 n=6 k=8 dtype=f32 w=int4-g32 scale=f16".parse().unwrap();
+        assert_eq!(p.to_string(), "matmul m=1 n=6 k=8 dtype=f32 w=int4-g32");
+        assert_eq!(ScaledFormat::all().filter(|f| ScaledFormat::parse(&f.to_string()) == Some(*f)).count(), 20);
+        for (text, part) in [
+            ("matmul m=1 n=2 k=3 w=int4-g32", "even"),
+            ("qkv m=1 k=3 heads=1 kv_heads=1 head_dim=2 w=int4-row", "even"),
+            ("matmul m=1 n=2 k=4 w=int4-g16", "int4-g32|g64|g128|row"),
+            ("matmul m=1 n=2 k=4 w=int4", "int4-g32|g64|g128|row"),
+            ("matmul m=1 n=2 k=4 w=e4m3 scale=f32", "no scales"),
+            ("matmul m=1 n=2 k=4 w=int8-row scale=e4m3", "one of f32, f16, bf16"),
+            ("matmul m=1 n=2 k=4 w=int8-row scale=f32 scale=f32", "given twice"),
+            ("matmul m=1 n=2 k=4 w=int8-row dtype=tf32", "f32 by f32"),
+            ("qkv m=1 k=4 heads=1 kv_heads=1 head_dim=2 w=bf16", "one of int4-g32"),
+            ("norm_matmul m=1 n=2 k=4 w=int8-row dtype=e4m3", "of one type"),
+            ("rmsnorm rows=1 cols=4 w=int8-row", "not a dimension"),
+        ] {
+            let e = text.parse::<Problem>().unwrap_err().to_string();
+            assert!(e.contains(part), "{text}: {e}");
+        }
+    }
+
+    #[test]
+    fn impossible_types_of_a_program_are_refused() {
+        let p: Problem = "matmul m=1 n=2 k=4 w=int8-row".parse().unwrap();
+        let (types, scaling) = (p.types(), p.types().scaling.unwrap());
+        for (types, part) in [
+            (Types { scaling: None, ..types }, "int8"),
+            (Types { w: Storage::U8, ..types }, "u8"),
+            (Types { w: Storage::Bf16, ..types }, "bf16"),
+            (Types { scaling: Some(Scaling { per: Granularity::Group(7), ..scaling }), ..types }, "Group(7)"),
+            (Types { scaling: Some(Scaling { zero: Zero::Min, ..scaling }), ..types }, "Min"),
+            (Types { scaling: Some(Scaling { storage: Storage::E4m3, ..scaling }), ..types }, "scales are f32"),
+            (Types { x: Storage::Int8, ..types }, "integers"),
+        ] {
+            let e = p.with_types(types).unwrap_err().to_string();
+            assert!(e.contains(part), "{e}");
+        }
+    }
+
+    #[test]
+    fn bytes_count_codes_scales_and_zeros() {
+        for (text, bytes) in [
+            ("matmul m=1 n=256 k=512 w=int4-g128", 256 * 256 + 256 * 4 * 2),
+            ("matmul m=1 n=256 k=520 w=int4z-g128", 256 * 260 + 256 * 5 * 3),
+            ("matmul m=1 n=256 k=512 w=int4m-g32 scale=f32", 256 * 256 + 256 * 16 * 8),
+            ("matmul m=1 n=256 k=512 w=int4z-row", 256 * 256 + 256 * 5),
+            ("matmul m=1 n=256 k=512 w=int8-tensor", 256 * 512 + 4),
+            ("matmul m=1 n=257 k=512 w=e4m3-b128", 257 * 512 + 3 * 4 * 4),
+        ] {
+            let p: Problem = text.parse().unwrap();
+            let rest: u64 = p.tensors().iter().filter(|t| ["x", "y"].contains(&t.name)).map(Tensor::bytes).sum();
+            assert_eq!(p.bytes() - rest, bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn tensors_stand_in_the_order_of_the_contract() {
+        for (text, names) in [
+            ("matmul m=1 n=2 k=4 epilogue=bias_residual w=int4-row", "x w w_scales bias residual y"),
+            ("matmul m=1 n=2 k=4 epilogue=bias w=int4z-g32", "x w w_scales w_zeros bias y"),
+            ("norm_matmul m=1 n=2 k=4 w=int4m-g32", "x norm w w_scales w_mins y"),
+            (
+                "qkv m=1 k=4 heads=1 kv_heads=1 head_dim=2 bias=1 w=int8-row",
+                "x w w_scales bias positions slots cos_sin y k_cache v_cache",
+            ),
+        ] {
+            let p: Problem = text.parse().unwrap();
+            assert_eq!(p.tensors().iter().map(|t| t.name).collect::<Vec<_>>().join(" "), names);
+            assert!(p.tensors().iter().filter(|t| t.role == Role::In).all(|t| t.fill != Fill::Output));
+        }
+    }
+
+    #[test]
+    fn portable_problems_have_several_groups() {
+        for format in ScaledFormat::all() {
+            for op in ["matmul m=1 n=4 k=8", "qkv m=1 k=8 heads=1 kv_heads=1 head_dim=2"] {
+                let p: Problem = format!("{op} w={format}").parse().unwrap();
+                let probe = p.op().probe(p.types()).unwrap();
+                assert!(probe.is_probe() && probe.dim("k") > 2 * 128 && probe.dim("k") % 16 != 0, "{probe}");
+            }
+        }
+    }
+}
