@@ -133,6 +133,10 @@ mod tests {
             let problem = format!("{head} w={format}{scale} | {rest}");
             assert_eq!(wrong(&library, Some(PORTABLE), &problem), None, "{problem}");
         }
+        for (i, format) in ScaledFormat::all().enumerate() {
+            let problem = format!("matmul m=3 n=18 k={} dtype=f32 w={format} layout=quads", [256, 384][i % 2]);
+            assert_eq!(wrong(&library, Some(PORTABLE), &problem), None, "{problem}");
+        }
         for types in ["e4m3 w=int4z-g32 y=f32", "f32 w=e4m3-b128 y=bf16", "e4m3 w=e4m3-tensor"] {
             let problem = format!("matmul m=3 n=131 k=262 dtype={types}");
             assert_eq!(wrong(&library, Some(PORTABLE), &problem), None, "{problem}");

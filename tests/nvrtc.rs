@@ -53,6 +53,16 @@ const EXTRA: &[&str] = &[
     "norm_qkv m=4 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16",
     "norm_qkv m=2 k=264 heads=3 kv_heads=1 head_dim=40 page=5 bias=1 qk_norm=1 dtype=bf16",
     "sample rows=33 cols=151936 top=5 dtype=bf16",
+    "matmul m=1 n=8192 k=2048 dtype=bf16 w=int4-g128 layout=quads",
+    "matmul m=16 n=1000 k=1024 epilogue=bias_swiglu dtype=f16 w=int4z-g64 layout=quads",
+    "matmul m=64 n=8192 k=2048 epilogue=residual dtype=bf16 w=int4-g32 layout=quads",
+    "matmul m=5 n=1000 k=896 dtype=bf16 w=int4m-g32 scale=f32 layout=quads",
+    "matmul m=3 n=1000 k=896 dtype=bf16 w=int4z-row layout=quads",
+    "matmul m=32 n=2048 k=4096 dtype=f16 w=int8-g128 layout=quads",
+    "matmul m=1 n=2048 k=4096 dtype=bf16 w=e4m3-b128 layout=quads",
+    "matmul m=48 n=2048 k=4096 epilogue=bias dtype=f16 w=e4m3-row layout=quads",
+    "qkv m=1 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16 w=int4-g128 layout=quads",
+    "qkv m=20 k=1024 heads=16 kv_heads=8 head_dim=128 bias=1 qk_norm=1 dtype=bf16 w=int8-row layout=quads",
     "sample rows=3 cols=1003 top=20 dtype=f16",
 ];
 

@@ -33,7 +33,7 @@ pub use reference::{Expected, Tolerance, expected};
 pub(crate) use sample::weight as sampled_weight;
 #[cfg(feature = "engine")]
 pub(crate) use sample::{MOST_TOP, SETTINGS};
-pub use scaled::{Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Zero};
+pub use scaled::{CodeLayout, Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Zero};
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
 pub use types::{Compute, Dtype, Storage, Types};
@@ -107,7 +107,11 @@ impl OpDef {
         match types.scaling {
             None => Some(plain),
             // Rows of several groups, the last of them shorter.
-            Some(_) if self.scaled => plain.with(&[("k", SCALED_PROBE)]).and_then(|p| p.with_types(types)).ok(),
+            Some(scaling) if self.scaled => {
+                let unit = scaling.layout.unit(types.w) as i64;
+                let k = (SCALED_PROBE + unit - 1) / unit * unit;
+                plain.with(&[("k", k)]).and_then(|p| p.with_types(types)).ok()
+            }
             Some(_) => None,
         }
     }

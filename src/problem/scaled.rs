@@ -31,6 +31,54 @@ pub enum Zero {
     Min,
 }
 
+/// In what order the codes of a row are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CodeLayout {
+    /// As they come.
+    Rows,
+    /// Within each 64 bytes so that a lane of four reads what it multiplies as one vector: the 16 bytes of lane t hold, for each
+    /// chunk of 32 elements in turn, those from 8t to 8t + 7. Within a word of 32 bits the two codes of a pair of elements are half a word apart
+    /// (`kernel-templates/cuda/include/codes.cuh`). Rows are whole 64 bytes.
+    Quads,
+}
+
+impl CodeLayout {
+    /// The word in text and in expressions: `w.layout`.
+    pub fn name(self) -> &'static str {
+        match self {
+            CodeLayout::Rows => "rows",
+            CodeLayout::Quads => "quads",
+        }
+    }
+
+    /// The layout of that name.
+    pub fn parse(name: &str) -> Option<CodeLayout> {
+        [CodeLayout::Rows, CodeLayout::Quads].into_iter().find(|l| l.name() == name)
+    }
+
+    /// Elements whose codes are in an order of their own.
+    pub fn unit(self, codes: Storage) -> u64 {
+        match self {
+            CodeLayout::Rows => 1,
+            CodeLayout::Quads => 512 / codes.bits(),
+        }
+    }
+
+    /// Where among the codes of `codes` that of element `i` is stored, of all rows one after the other.
+    pub fn place(self, codes: Storage, i: u64) -> u64 {
+        if self == CodeLayout::Rows {
+            return i;
+        }
+        let unit = self.unit(codes);
+        let (first, at) = (i - i % unit, i % unit);
+        let (chunk, lane, of_lane) = (at / 32, at % 32 / 8, at % 8);
+        // Codes of a word, and its pairs.
+        let word = 32 / codes.bits();
+        let (in_word, pairs) = (of_lane % word, word / 2);
+        first + lane * (unit / 4) + chunk * 8 + of_lane / word * word + in_word % 2 * pairs + in_word / 2
+    }
+}
+
 /// How the codes of weights become values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Scaling {
@@ -40,6 +88,8 @@ pub struct Scaling {
     pub storage: Storage,
     /// What else a code needs.
     pub zero: Zero,
+    /// In what order codes are stored.
+    pub layout: CodeLayout,
 }
 
 impl Granularity {
@@ -193,6 +243,10 @@ impl Scaling {
 
 /// Says why the weights of a product cannot be of their format in its shape.
 pub(super) fn check(p: &Problem) -> Result<(), String> {
+    let unit = p.types.scaling.map_or(1, |s| s.layout.unit(p.types.w)) as i64;
+    if p.dim("k") % unit != 0 {
+        return Err(format!("rows in quads are whole 64 bytes of codes, so k is a multiple of {unit}"));
+    }
     match (p.types.w, p.dim("k") % 2) {
         (Storage::Int4, 1) => Err("a byte holds two codes of a row, so k must be even".into()),
         _ => Ok(()),
@@ -242,6 +296,7 @@ pub(super) fn tensors(p: &Problem, rows: Layout) -> Vec<Tensor> {
 /// The weights of a product as values.
 pub(super) struct Weights<'a> {
     k: u64,
+    codes: Storage,
     w: &'a Input,
     scaled: Option<Scaled<'a>>,
 }
@@ -271,7 +326,7 @@ impl<'a> Weights<'a> {
             let bias = scaling.format(p.types.w).bias().into();
             Scaled { scaling, scales: inputs.get("w_scales"), zeros, run, runs: k.div_ceil(run), bias }
         });
-        Weights { k, w: inputs.get("w"), scaled }
+        Weights { k, codes: p.types.w, w: inputs.get("w"), scaled }
     }
 
     /// The dot product of x[k] and a row.
@@ -283,7 +338,8 @@ impl<'a> Weights<'a> {
         let mut sum = 0.0;
         for ((part, run), first) in x.chunks(s.run as usize).zip(0..).zip((at..).step_by(s.run as usize)) {
             let (scale, zero, min) = s.of(row, run);
-            sum += part.iter().zip(first..).map(|(x, i)| x * ((self.w.at(i) - zero) * scale + min)).sum::<f64>();
+            let code = |i| self.w.at(s.scaling.layout.place(self.codes, i));
+            sum += part.iter().zip(first..).map(|(x, i)| x * ((code(i) - zero) * scale + min)).sum::<f64>();
         }
         sum
     }
@@ -351,6 +407,39 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Where a lane finds what: by the words of its vector and their shifts, as kernels take codes out.
+    #[test]
+    fn quads_are_vectors_of_lanes() {
+        for codes in [Storage::Int4, Storage::Int8, Storage::E4m3] {
+            let (layout, bits) = (CodeLayout::Quads, codes.bits());
+            let unit = layout.unit(codes);
+            let places: std::collections::BTreeSet<u64> = (0..2 * unit).map(|i| layout.place(codes, i)).collect();
+            assert_eq!(places, (0..2 * unit).collect(), "{codes}");
+            for i in 0..unit {
+                let bit = layout.place(codes, i) * bits;
+                let (lane, bit) = (bit / 128, bit % 128);
+                let (word, shift) = (bit / 32, bit % 32);
+                // Pairs lie in both halves of a word; a chunk of 32 elements is one word of 4 bits, or two of 8.
+                let (half, pair, of_chunk) = (shift / 16, shift % 16 / bits, bits / 4);
+                let first = word / of_chunk * 32 + word % of_chunk * (32 / bits);
+                assert_eq!(i, first + lane * 8 + 2 * pair + half, "{codes}");
+            }
+        }
+        for (text, why) in [
+            ("matmul m=1 n=2 k=192 w=int4-g32 layout=quads", "multiple of 128"),
+            ("matmul m=1 n=2 k=128 w=int4-g32 layout=rows layout=quads", "twice"),
+            ("matmul m=1 n=2 k=128 layout=quads", "no codes"),
+            ("matmul m=1 n=2 k=128 w=int8-row layout=tiles", "rows, quads"),
+        ] {
+            let said = text.parse::<Problem>().unwrap_err().to_string();
+            assert!(said.contains(why), "{text}: {said}");
+        }
+        let text = "matmul m=1 n=2 k=128 epilogue=none dtype=bf16 w=int4z-g32 scale=f16 layout=quads";
+        let p: Problem = text.parse().unwrap();
+        assert_eq!(p.to_string().parse::<Problem>().unwrap(), p);
+        assert!(p.to_string().ends_with("w=int4z-g32 scale=f16 layout=quads"), "{p}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The textual form of a problem, `matmul m=7 n=1000 k=1544 dtype=f32`, and its checks.
 
 use super::{
-    DimDef, DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT, ScaledFormat,
-    Scaling, Storage, Types,
+    CodeLayout, DimDef, DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT,
+    ScaledFormat, Scaling, Storage, Types,
 };
 use std::{fmt, str::FromStr};
 
@@ -165,7 +165,11 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
             "{takes} [dtype={}]{}{}",
             Dtype::names().replace(", ", "|"),
             if op.mixed { " [w=bf16|f16|f32|e4m3] [y=bf16|f16|f32]" } else { "" },
-            if op.scaled { format!(" [w={}] [scale=f32|f16|bf16]", ScaledFormat::names()) } else { String::new() }
+            if op.scaled {
+                format!(" [w={}] [scale=f32|f16|bf16] [layout=rows|quads]", ScaledFormat::names())
+            } else {
+                String::new()
+            }
         ),
     }
 }
@@ -221,7 +225,7 @@ impl FromStr for Problem {
         let mut p = Problem { op: op as u8, types: Dtype::Bf16.into(), dims: [0; MAX_DIMS] };
         let def = p.op();
         let (mut given, mut dtype) = ([false; MAX_DIMS], None);
-        let (mut w, mut y, mut scale) = (None, None, None);
+        let (mut w, mut y, mut scale, mut layout) = (None, None, None, None);
         for (i, d) in def.dims.iter().enumerate() {
             p.dims[i] = match d.kind {
                 DimKind::Optional(v) => v as i32,
@@ -260,6 +264,13 @@ impl FromStr for Problem {
                 }
                 continue;
             }
+            if def.scaled && field == "layout" {
+                let read = CodeLayout::parse(value).ok_or_else(|| bad("it is one of rows, quads".into()))?;
+                if layout.replace(read).is_some() {
+                    return Err(twice());
+                }
+                continue;
+            }
             let i = def.dims.iter().position(|d| d.name == field).ok_or_else(|| unknown_field(def, word))?;
             if std::mem::replace(&mut given[i], true) {
                 return Err(twice());
@@ -284,7 +295,8 @@ impl FromStr for Problem {
             (Some(Weights::Scaled(f)), scale) => {
                 let storage = scale.unwrap_or_else(|| f.per.usual_scale(p.types.y));
                 p.types.w = f.codes;
-                p.types.scaling = Some(Scaling { per: f.per, storage, zero: f.zero });
+                let layout = layout.take().unwrap_or(CodeLayout::Rows);
+                p.types.scaling = Some(Scaling { per: f.per, storage, zero: f.zero, layout });
             }
             (_, Some(scale)) => {
                 let why = "weights that are no codes have no scales".into();
@@ -297,6 +309,11 @@ impl FromStr for Problem {
             }
             (Some(Weights::Plain(storage)), None) => p.types.w = storage,
             (None, None) => {}
+        }
+        if let Some(layout) = layout {
+            let (field, value) = ("layout".into(), layout.name().into());
+            let why = "weights that are no codes have one layout".into();
+            return Err(ProblemError::BadValue { op: def.name, field, value, why });
         }
         for (i, d) in def.dims.iter().enumerate() {
             if matches!(d.kind, DimKind::Required) && !given[i] {

@@ -1,6 +1,6 @@
 //! The types of a problem's tensors.
 
-use super::scaled::Scaling;
+use super::scaled::{CodeLayout, Scaling};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -205,6 +205,9 @@ impl fmt::Display for Types {
                 write!(f, " w={}", scaling.format(self.w))?;
                 if scaling.storage != scaling.per.usual_scale(self.y) {
                     write!(f, " scale={}", scaling.storage)?;
+                }
+                if scaling.layout != CodeLayout::Rows {
+                    write!(f, " layout={}", scaling.layout.name())?;
                 }
             }
         }

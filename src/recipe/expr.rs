@@ -150,9 +150,9 @@ impl Scope {
             vec![("dtype", storage.name().into()), ("bits", bits.into()), ("elem", bytes.into())]
         };
         let mut w = tensor(types.w);
-        let (scale, zero, bits) = match types.scaling {
-            None => ("none", "none", 0),
-            Some(s) => (s.per.name(), s.zero.name(), s.storage.bits() as i64),
+        let (scale, zero, bits, layout) = match types.scaling {
+            None => ("none", "none", 0, "rows"),
+            Some(s) => (s.per.name(), s.zero.name(), s.storage.bits() as i64, s.layout.name()),
         };
         // Without groups a row is one.
         let k = if problem.has("k") { problem.dim("k") } else { 0 };
@@ -161,6 +161,7 @@ impl Scope {
             ("scale", scale.into()),
             ("zero", zero.into()),
             ("scale_bits", bits.into()),
+            ("layout", layout.into()),
             ("group", group.into()),
         ]);
         let rate = |v: f64| Value::from(v);

@@ -2,7 +2,7 @@
 
 use super::{Description, Expr, ExprText, LaunchSpec, RecipeError, Scope};
 use crate::device::Device;
-use crate::problem::{Part, Problem};
+use crate::problem::{CodeLayout, Part, Problem};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -77,6 +77,8 @@ pub struct Recipe {
     pub(crate) types_apart: bool,
     /// Whether its code knows scaled weights.
     pub(crate) knows_scales: bool,
+    /// Whether its code knows layouts of codes.
+    knows_layouts: bool,
     pub(crate) when: Expr,
     pub(crate) derive: Vec<(Arc<str>, Expr)>,
     pub(crate) constraints: Vec<(String, Expr)>,
@@ -177,6 +179,7 @@ impl Recipe {
         Ok(Recipe {
             types_apart,
             knows_scales: named(&"w.scale"),
+            knows_layouts: named(&"w.layout"),
             when,
             derive: d.derive.iter().map(|(n, t)| Ok((n.as_str().into(), one(n, t)?))).collect::<Result<_, _>>()?,
             constraints: d
@@ -207,7 +210,11 @@ impl Recipe {
             return Ok(false);
         }
         // Nor has code that knows no scales a place for them.
-        if !self.knows_scales && problem.types().scaling.is_some() {
+        let scaling = problem.types().scaling;
+        if !self.knows_scales && scaling.is_some() {
+            return Ok(false);
+        }
+        if !self.knows_layouts && scaling.is_some_and(|s| s.layout != CodeLayout::Rows) {
             return Ok(false);
         }
         self.when.truth(&Scope::new(problem, device))

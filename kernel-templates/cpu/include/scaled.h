@@ -23,16 +23,34 @@ typedef uint8_t zero_elem;
 typedef scale_elem zero_elem; // minima, or none
 #endif
 
-// Element i of all codes; of 4 bits the first of two is in the low half of a byte, and rows have an even number.
+// Where the code of element i is among all codes (CodeLayout in src/problem/scaled.rs).
+INLINE long code_place(long i) {
+#if W_LAYOUT_QUADS && DTYPE_W_INT4
+  enum { UNIT = 128, WORD = 8 };
+#elif W_LAYOUT_QUADS
+  enum { UNIT = 64, WORD = 4 };
+#endif
+#if W_LAYOUT_QUADS
+  long at = i % UNIT, of_lane = at % 8, in_word = of_lane % WORD;
+  return i - at + at % 32 / 8 * (UNIT / 4) + at / 32 * 8 + of_lane / WORD * WORD + in_word % 2 * (WORD / 2) + in_word / 2;
+#else
+  return i;
+#endif
+}
+
+// The code of element i; of 4 bits the first of two is in the low half of a byte, and rows have an even number.
 #if DTYPE_W_INT4
 typedef uint8_t code_t;
-INLINE float get_code(const code_t *w, long i) { return (float)(w[i >> 1] >> (i & 1) * 4 & 15); }
+INLINE float get_code(const code_t *w, long i) {
+  i = code_place(i);
+  return (float)(w[i >> 1] >> (i & 1) * 4 & 15);
+}
 #elif DTYPE_W_INT8
 typedef int8_t code_t;
-INLINE float get_code(const code_t *w, long i) { return (float)w[i]; }
+INLINE float get_code(const code_t *w, long i) { return (float)w[code_place(i)]; }
 #elif DTYPE_W_E4M3
 typedef uint8_t code_t;
-INLINE float get_code(const code_t *w, long i) { return e4m3_to_f32(w[i]); }
+INLINE float get_code(const code_t *w, long i) { return e4m3_to_f32(w[code_place(i)]); }
 #else
 #error "no DTYPE_W_ of a scaled format is defined"
 #endif
