@@ -1,12 +1,12 @@
 //! How long a running engine takes under load: requests of random tokens that ignore ends, timed where each token is heard.
 //!
 //! ```text
-//! load MODEL BUNDLE [--device cuda:0|cpu:0] [--dtype bf16|f16|f32] [--tokens N] [--memory BYTES] [--rounds N] [--seed N] and one of
+//! load MODEL BUNDLE [--device cuda:0|cpu:0] [--dtype bf16|f16|f32] [--tokens N] [--chunk N] [--memory BYTES] [--rounds N] [--seed N] and one of
 //!      --requests 256 --prompt 1024 --answer 1024 --sequences 256     all asked at once
 //!      --ttft 2048                                                    prompts one at a time, each of one token's answer
 //!      --long 32768 --beside 16 --prompt 128 --answer 600             a long prompt alone, and among requests that decode
 //! ```
-//! MODEL and BUNDLE are those of the example `engine`. `--tokens` is the most tokens of a step. Each round prints a line of JSON, times in milliseconds;
+//! MODEL and BUNDLE are those of the example `engine`. `--tokens` is the most tokens of a step, `--chunk` of prompts beside decodes. Each round prints a line of JSON, times in milliseconds;
 //! the first round also binds and captures the steps that the later ones find. No prompt is used twice, and none is found in the cache.
 
 use jitune::bundle::Bundle;
@@ -35,6 +35,7 @@ struct Args {
     dtype: Option<Dtype>,
     memory: Option<u64>,
     tokens: usize,
+    chunk: Option<i64>,
     rounds: usize,
     seed: u64,
     requests: usize,
@@ -54,6 +55,7 @@ fn args() -> Result<Args> {
         dtype: None,
         memory: None,
         tokens: 2048,
+        chunk: None,
         rounds: 1,
         seed: 1,
         requests: 256,
@@ -81,6 +83,7 @@ fn args() -> Result<Args> {
             }
             "--memory" => args.memory = Some(number()? as u64),
             "--tokens" => args.tokens = number()?,
+            "--chunk" => args.chunk = Some(number()? as i64),
             "--rounds" => args.rounds = number()?,
             "--seed" => args.seed = text.parse()?,
             "--requests" => args.requests = number()?,
@@ -130,7 +133,7 @@ fn run(args: &Args) -> Result<()> {
     let mut options = Options::new(dtype, context as i64);
     options.page = Buckets::of(target).page;
     options.sequences = args.sequences.unwrap_or(sequences) as i64;
-    options.tokens = args.tokens as i64;
+    (options.tokens, options.chunk) = (args.tokens as i64, args.chunk);
     options.waiting = args.requests.max(args.beside + 1);
     options.memory = args.memory;
     options.prefix = false;

@@ -1,7 +1,8 @@
 //! The one key function: what a compiled artifact depends on, and what a timing depends on too.
 
 use crate::device::{Device, Target};
-use crate::problem::Problem;
+use crate::model::Model;
+use crate::problem::{Dtype, Problem};
 use crate::template::{Library, Template};
 use jitune_db::Key;
 use std::collections::BTreeMap;
@@ -13,6 +14,9 @@ pub(crate) const SCHEMA: &str = "2";
 const JUDGING: &str = "3";
 /// Raised when the way of measuring changes so that older times do not compare.
 const METHOD: &str = "2";
+/// The field that keys of what serves a model best have, and no others; its value is raised when what they measure changes.
+pub(crate) const SERVING: &str = "serving";
+const SERVING_METHOD: &str = "1";
 
 /// What every key of a run shares.
 #[derive(Clone, Debug)]
@@ -79,6 +83,38 @@ impl Context {
     }
 }
 
+/// The key of what serves a model best on a device: the model by its shapes, in a precision and a context, for what is `asked` of it (a
+/// workload with its limits, in the words of `Workload::asked`).
+pub fn serving(device: &Device, model: &Model, dtype: Dtype, context: i64, asked: &str) -> Key {
+    // A label changes nothing.
+    let shape = serde_json::to_string(&Model { name: String::new(), dtype: None, ..model.clone() }).unwrap_or_default();
+    let field = |k: &str, v: &str| (k.to_string(), v.to_string());
+    let compile = BTreeMap::from([
+        field(SERVING, SERVING_METHOD),
+        field("target", device.target.name()),
+        field("arch", &device.arch),
+        field("model", &short(&shape)),
+        field("dtype", dtype.name()),
+        field("context", &context.to_string()),
+        field("asked", asked),
+    ]);
+    Key { compile, timing: device.silicon.clone() }
+}
+
+/// Whether a key is of what serves this model in this precision on this device, in whatever context and for whatever is asked of it.
+pub fn is_serving(key: &Key, device: &Device, model: &Model, dtype: Dtype) -> bool {
+    let context = key.get("context").and_then(|c| c.parse().ok());
+    let own = context.zip(key.get("asked")).map(|(context, asked)| serving(device, model, dtype, context, asked));
+    own.as_ref() == Some(key)
+}
+
+/// The key of the rows of a search under `serving`'s key, on the kernels of a bundle.
+pub fn serving_rows(serving: &Key, bundle: &[u8]) -> Key {
+    let mut key = serving.clone();
+    key.compile.insert("kernels".into(), blake3::hash(bundle).to_hex()[..16].to_string());
+    key
+}
+
 /// The first 16 hex digits of a hash: enough to tell sources apart, short enough to read.
 fn short(text: &str) -> String {
     blake3::hash(text.as_bytes()).to_hex()[..16].to_string()
@@ -134,6 +170,25 @@ mod tests {
         let field = |name: &str| base.compile[name].clone();
         assert_eq!(field("options"), cpu::cc::BASE_OPTIONS.join(" "));
         assert!(field("problem").contains("residual=0") && field("filled") == "eps=1e-5");
+    }
+
+    /// What serves a model best is of its shapes and its device, whatever it is called; no other key is taken for one.
+    #[test]
+    fn keys_of_what_serves_a_model() {
+        let (device, model) = (cpu::describe(Some(1)), Model::preset("llama-3.2-1b").unwrap());
+        let own = serving(&device, &model, Dtype::F32, 4096, "chat");
+        let is = |key: &Key, model: &Model, dtype| is_serving(key, &device, model, dtype);
+        let renamed = Model { name: "other".into(), ..model.clone() };
+        assert!(is(&own, &model, Dtype::F32) && is(&own, &renamed, Dtype::F32));
+        let deeper = Model { layers: model.layers + 1, ..model.clone() };
+        assert!(!is(&own, &deeper, Dtype::F32) && !is(&own, &model, Dtype::Bf16));
+        let elsewhere = Device { silicon: BTreeMap::from([("sm".into(), "1".into())]), ..device.clone() };
+        assert!(!is_serving(&own, &elsewhere, &model, Dtype::F32));
+        let other =
+            [serving(&device, &model, Dtype::F32, 2048, "chat"), serving(&device, &model, Dtype::F32, 4096, "code")];
+        assert!(other.iter().all(|key| *key != own && is(key, &model, Dtype::F32)));
+        assert!(!is(&serving_rows(&own, b"kernels"), &model, Dtype::F32));
+        assert!(!is(&key(DESCRIPTION, CODE, "rmsnorm rows=4 cols=64 dtype=f32"), &model, Dtype::F32));
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub mod report;
 #[cfg(feature = "serve")]
 pub mod serve;
 #[cfg(feature = "tuner")]
+pub mod setting;
+#[cfg(feature = "tuner")]
 pub mod source;
 #[cfg(feature = "tuner")]
 pub mod space;

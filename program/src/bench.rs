@@ -3,8 +3,7 @@
 use super::CliError;
 use super::compare::{host, on, scratch, settings};
 use super::progress::{Live, left};
-use super::select::{Store, Templates, Where, dtype};
-use super::serve::bytes;
+use super::select::{Store, Templates, Where, bytes, dtype};
 use jitune::device::Target;
 use jitune::engines::known::{KNOWN, Places};
 use jitune::engines::link::Via;

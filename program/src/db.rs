@@ -4,6 +4,7 @@ use super::select::Store;
 use super::{CliError, table};
 use clap::Subcommand;
 use jitune::journal;
+use jitune::setting::Serving;
 use jitune::winner::Winner;
 use jitune_db::{GcOptions, Kind, Record};
 use std::fs::File;
@@ -27,13 +28,13 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// List the winners.
+    /// List the winners, and what serves models best.
     #[command(after_help = "Example:\n  jitune db list")]
     List,
-    /// Print the whole records of the problems whose text holds this.
+    /// Print the whole records of the problems whose text holds this, and of the models that are served best by a setting.
     #[command(after_help = "Example:\n  jitune db show 'matmul m=1'")]
     Show {
-        /// Part of a problem's text.
+        /// Part of a problem's text, or of a model's name.
         text: String,
     },
     /// Write the records as a journal that can be read, compared, committed and merged.
@@ -151,8 +152,20 @@ fn winners(args: &Args) -> Result<Vec<(Record, Winner)>, CliError> {
     Ok(list)
 }
 
+/// What serves models best, by device and model.
+fn settings(args: &Args) -> Result<Vec<(Record, Serving)>, CliError> {
+    let db = args.store.read()?;
+    let mut list = Vec::new();
+    for record in db.winners()? {
+        let record = record?;
+        list.extend(journal::serving(&record).map(|serving| (record, serving)));
+    }
+    list.sort_by(|a, b| (&a.1.device, &a.1.model, &a.1.workload).cmp(&(&b.1.device, &b.1.model, &b.1.workload)));
+    Ok(list)
+}
+
 fn list(args: &Args) -> Result<(), CliError> {
-    let list = winners(args)?;
+    let (list, settings) = (winners(args)?, settings(args)?);
     if args.json {
         for (record, w) in &list {
             let e = &w.evidence;
@@ -161,6 +174,10 @@ fn list(args: &Args) -> Result<(), CliError> {
                 "template": w.template(), "config": w.config, "median_us": e.median_us,
                 "roofline_share": e.roofline_share, "at": record.at, "artifact": w.artifact,
             });
+            out!("{line}");
+        }
+        for (record, serving) in &settings {
+            let line = serde_json::json!({ "key": record.key.id().to_string(), "at": record.at, "serving": serving });
             out!("{line}");
         }
         return Ok(());
@@ -177,13 +194,32 @@ fn list(args: &Args) -> Result<(), CliError> {
     };
     let rows: Vec<Vec<String>> = list.iter().map(row).collect();
     table::print(&["key", "device", "us", "of ceiling", "problem", "winner"], &rows, &[2, 3]);
+    if settings.is_empty() {
+        return Ok(());
+    }
+    let row = |(record, s): &(Record, Serving)| {
+        vec![
+            record.key.id().short(),
+            s.device.clone(),
+            format!("{:.3}", s.goodput()),
+            format!("{:.3}", s.default.figures.goodput),
+            format!("{} within TTFT {} ms, TPOT {} ms", s.workload, s.ttft_ms, s.tpot_ms),
+            s.model.clone(),
+            s.setting.to_string(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = settings.iter().map(row).collect();
+    out!("");
+    table::print(&["key", "device", "goodput /s", "default", "workload", "model", "setting"], &rows, &[2, 3]);
     Ok(())
 }
 
 fn show(args: &Args, text: &str) -> Result<(), CliError> {
     let mut found = 0;
-    for (record, w) in winners(args)? {
-        if w.problem.to_string().contains(text) {
+    let problems = winners(args)?.into_iter().map(|(record, w)| (record, w.problem.to_string()));
+    let models = settings(args)?.into_iter().map(|(record, s)| (record, s.model));
+    for (record, name) in problems.chain(models) {
+        if name.contains(text) {
             found += 1;
             let value = serde_json::to_string_pretty(&record).map_err(|e| CliError::Usage(e.to_string()))?;
             out!("{value}");

@@ -3,10 +3,12 @@
 use super::opened::ModelArgs;
 use super::select::{Gpus, Store, Templates, Where};
 use super::sign::Signer;
+use super::tuned::Tuned;
 use jitune::device::{DeviceId, Target};
 use jitune::engine::{Engine as Inner, Event, Finish as Why, Options, Request, Sampling};
 use jitune::model::Model;
 use jitune::problem::Dtype;
+use jitune::setting::Setting;
 use jitune_peer::engine::{
     About, Batching, End, Engine, Finish, Load, Loaded, Logits, Stats, Submit, Teller, serve as serve_engine,
 };
@@ -46,7 +48,7 @@ pub(super) fn run(args: Args) -> ExitCode {
 struct Ours {
     args: Args,
     device: Option<DeviceId>,
-    /// Of `hello`: `tokens`, the most tokens of a step, and `name`, for a twin.
+    /// Of `hello`: `tokens`, the most tokens of a step, `chunk`, the most of prompts beside decodes, and `name`, for a twin.
     options: BTreeMap<String, String>,
     loaded: Option<Load>,
     engine: Option<Open>,
@@ -57,6 +59,8 @@ struct Ours {
 struct Open {
     inner: Inner,
     ends: Vec<i32>,
+    /// What is to be said of its setting.
+    note: Option<String>,
 }
 
 impl Ours {
@@ -82,17 +86,28 @@ impl Ours {
         };
         let opened = args.open().map_err(Refusal::failed)?;
         let mut options: Options = opened.options(load.context as i64);
-        options.sequences = load.sequences.max(1) as i64;
-        options.tokens = if cuda { 2048 } else { 512 };
-        if let Some(text) = self.options.get("tokens") {
-            options.tokens = text.parse().map_err(|_| Refusal::failed(format!("tokens={text} is no number")))?;
-        }
+        let tuned = match &load.workload {
+            Some(asked) if !logits => Tuned::find(&opened, options.context, Some(asked)).map_err(Refusal::failed)?,
+            _ => None,
+        };
+        let usual = Setting { sequences: load.sequences.max(1) as i64, ..Setting::usual(cuda) };
+        let setting = tuned.as_ref().map_or(usual, |tuned| tuned.serving.setting);
+        let given = |name: &str| match self.options.get(name) {
+            Some(text) => text.parse().map(Some).map_err(|_| Refusal::failed(format!("{name}={text} is no number"))),
+            None => Ok(None),
+        };
+        options.sequences = setting.sequences.min(usual.sequences);
+        let (tokens, chunk) = (given("tokens")?, given("chunk")?);
+        options.tokens = tokens.unwrap_or(setting.tokens);
+        // A step that was given has no other bound than its own, unless one was given too.
+        options.chunk = chunk.or(tokens.is_none().then_some(setting.chunk));
         (options.memory, options.prefix, options.waiting) = (load.memory, load.prefix, usize::MAX >> 1);
         if logits {
             (options.logits, options.sequences, options.tokens) = (true, 1, options.tokens.min(512));
         }
         let inner = opened.engine(options).map_err(Refusal::failed)?;
-        Ok(Open { inner, ends: Model::ends(&args.path()).map_err(Refusal::failed)? })
+        let note = tuned.map(|tuned| tuned.says(tuned.serving.setting));
+        Ok(Open { inner, note, ends: Model::ends(&args.path()).map_err(Refusal::failed)? })
     }
 
     /// The engine that answers requests.
@@ -134,10 +149,11 @@ impl Engine for Ours {
         self.loaded = Some(load.clone());
         let open = self.serving()?;
         let (stats, options) = (open.inner.stats(), open.inner.options());
-        let notes = match stats.portable {
+        let mut notes = match stats.portable {
             0 => Vec::new(),
             n => vec![format!("{n} of {} kernels are untuned; `jitune tune --model` finds better ones", stats.kernels)],
         };
+        notes.extend(open.note.clone());
         Ok(Loaded {
             batching: Batching::Continuous,
             sequences: options.sequences as usize,
@@ -149,23 +165,14 @@ impl Engine for Ours {
 
     fn submit(&mut self, id: u64, request: Submit, teller: &Teller) -> Result<(), Refusal> {
         let open = self.serving()?;
-        let prompt = request.prompt.iter().map(|id| i32::try_from(*id).unwrap_or(-1)).collect();
-        let ends = if request.ignore_eos { Vec::new() } else { open.ends.clone() };
-        let sampling = Sampling {
-            temperature: request.sampling.temperature,
-            top_p: request.sampling.top_p,
-            top_k: i32::try_from(request.sampling.top_k).unwrap_or(0),
-            seed: request.sampling.seed,
-            ..Sampling::GREEDY
-        };
-        let request = Request { prompt, most: request.most, ends, sampling, logits: false };
+        let request = taken(&request, &open.ends);
         let teller = teller.clone();
-        let taken = open.inner.submit_to(request, move |event| match event {
+        let submitted = open.inner.submit_to(request, move |event| match event {
             Event::Token(token) => teller.tokens(id, vec![token.id.unsigned_abs()]),
             Event::Logits(_) => true,
             Event::End(end) => teller.end(id, ended(end)),
         });
-        let number = taken.map_err(Refusal::failed)?;
+        let number = submitted.map_err(Refusal::failed)?;
         self.numbers.insert(id, number);
         Ok(())
     }
@@ -238,7 +245,22 @@ impl Engine for Ours {
     }
 }
 
-fn ended(end: jitune::engine::End) -> End {
+/// A request of the protocol as the engine takes it; `ends` are the tokens that end answers.
+pub(super) fn taken(request: &Submit, ends: &[i32]) -> Request {
+    let prompt = request.prompt.iter().map(|id| i32::try_from(*id).unwrap_or(-1)).collect();
+    let ends = if request.ignore_eos { Vec::new() } else { ends.to_vec() };
+    let sampling = Sampling {
+        temperature: request.sampling.temperature,
+        top_p: request.sampling.top_p,
+        top_k: i32::try_from(request.sampling.top_k).unwrap_or(0),
+        seed: request.sampling.seed,
+        ..Sampling::GREEDY
+    };
+    Request { prompt, most: request.most, ends, sampling, logits: false }
+}
+
+/// The end of an answer as the protocol tells it.
+pub(super) fn ended(end: jitune::engine::End) -> End {
     let (why, error) = match end.why {
         Why::Stop => (Finish::Stop, None),
         Why::Length => (Finish::Length, None),

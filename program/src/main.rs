@@ -31,11 +31,15 @@ mod run;
 mod select;
 #[cfg(feature = "serve")]
 mod serve;
+#[cfg(feature = "bench")]
+mod serving;
 mod sign;
 #[cfg(feature = "engine")]
 mod step;
 mod table;
 mod tune;
+#[cfg(feature = "serve")]
+mod tuned;
 mod verify;
 #[cfg(feature = "engine")]
 mod weights;
@@ -127,6 +131,8 @@ fn main() -> ExitCode {
         jitune::backend::default_sigpipe();
     }
     let done = match cli.command {
+        #[cfg(feature = "bench")]
+        Command::Tune(args) if args.serving.serving => serving::run(&args),
         Command::Tune(args) => tune::run(&args),
         Command::Model(args) => model::run(&args),
         #[cfg(feature = "engine")]

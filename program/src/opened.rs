@@ -16,6 +16,9 @@ use jitune::{export as sealing, tune};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+/// The least context that is worth serving.
+const LEAST_CONTEXT: i64 = 256;
+
 /// Which model, on what.
 #[derive(clap::Args)]
 pub(super) struct ModelArgs {
@@ -41,7 +44,7 @@ pub(super) struct ModelArgs {
 
 /// A model whose files were read.
 pub(super) struct Opened<'a> {
-    args: &'a ModelArgs,
+    pub args: &'a ModelArgs,
     pub model: Model,
     pub weights: Weights,
     pub target: Target,
@@ -83,10 +86,24 @@ impl Opened<'_> {
         options
     }
 
-    /// The kernels: of the bundle that was named, or the database's winners, portable ones among them.
+    /// The kernels on the device.
     pub fn runtime(&self, options: &Options) -> Result<Runtime, CliError> {
+        self.on(&self.bundle(options)?)
+    }
+
+    /// The kernels of a bundle on the device.
+    pub fn on(&self, bundle: &Bundle<'_>) -> Result<Runtime, CliError> {
+        let loaded = match self.args.device.first()? {
+            DeviceId::Cuda(ordinal) => Runtime::cuda(bundle, ordinal),
+            DeviceId::Cpu(threads) => Runtime::cpu(bundle, (threads > 0).then_some(threads)),
+        };
+        loaded.map_err(|e| failed(e.into()))
+    }
+
+    /// The kernels: the bundle that was named, or the database's winners, portable ones among them.
+    pub fn bundle(&self, options: &Options) -> Result<Bundle<'static>, CliError> {
         if let Some(file) = &self.args.bundle {
-            return load(&self.args.signer.open(file)?, self.args.device.first()?);
+            return self.args.signer.open(file);
         }
         let (context, page) = (options.context, options.page);
         let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
@@ -98,7 +115,32 @@ impl Opened<'_> {
         self.try_engine(options)?.map_err(failed)
     }
 
-    /// The same, with what it says where it cannot run.
+    /// The engine with the context that was asked for, or else with the longest one up to the model's own that there is memory for. `of` gives
+    /// the options of a context, and `open` opens an engine with them.
+    pub fn longest(
+        &self,
+        asked: Option<i64>,
+        of: impl Fn(i64) -> Options,
+        open: impl Fn(Options) -> Result<Result<Engine, EngineError>, CliError>,
+    ) -> Result<Engine, CliError> {
+        let mut context = asked.unwrap_or(self.model.max_position_embeddings);
+        loop {
+            let options = of(context);
+            let page = options.page;
+            match open(options)? {
+                Err(EngineError::Memory { needed, most, plan }) if asked.is_none() && context > LEAST_CONTEXT => {
+                    // A page less for each that there is no room for; what else there is shrinks with it.
+                    let each = (plan.cache / plan.pages.max(1).unsigned_abs()).max(1);
+                    let over = i64::try_from((needed - most.min(needed)).div_ceil(each)).unwrap_or(i64::MAX).max(1);
+                    let pages = (context - 1) / page + 1;
+                    context = (pages.saturating_sub(over).saturating_mul(page)).max(LEAST_CONTEXT).min(context - 1);
+                }
+                other => return other.map_err(failed),
+            }
+        }
+    }
+
+    /// As [`Opened::engine`], with what it says where it cannot run.
     pub fn try_engine(&self, options: Options) -> Result<Result<Engine, EngineError>, CliError> {
         let begun = Instant::now();
         let (runtime, mut line) = (self.runtime(&options)?, Loading::default());
@@ -134,8 +176,8 @@ impl Drop for Loading {
 }
 
 impl ModelArgs {
-    /// A runtime on the database's winners for the device at hand, those of these portable problems among them.
-    fn stored(&self, probes: &[Problem]) -> Result<Runtime, CliError> {
+    /// The database's winners for the device at hand, those of these portable problems among them.
+    fn stored(&self, probes: &[Problem]) -> Result<Bundle<'static>, CliError> {
         let id = self.device.first()?;
         let arch = self.device.describe()?.arch;
         let library = self.templates.library()?;
@@ -149,7 +191,7 @@ impl ModelArgs {
         if let Ok(db) = self.store.read() {
             let found = seal(&db)?.bundle;
             if has_all(&found) {
-                return load(&found, id);
+                return Ok(found);
             }
         }
         jitune::key::compiler(id.target())?;
@@ -165,16 +207,8 @@ impl ModelArgs {
         }
         let found = seal(&db)?.bundle;
         db.close()?;
-        load(&found, id)
+        Ok(found)
     }
-}
-
-fn load(bundle: &Bundle<'_>, id: DeviceId) -> Result<Runtime, CliError> {
-    let loaded = match id {
-        DeviceId::Cuda(ordinal) => Runtime::cuda(bundle, ordinal),
-        DeviceId::Cpu(threads) => Runtime::cpu(bundle, (threads > 0).then_some(threads)),
-    };
-    loaded.map_err(|e| failed(e.into()))
 }
 
 /// What to say of an engine that cannot run, or refuses.

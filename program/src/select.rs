@@ -49,9 +49,9 @@ pub struct BucketArgs {
     /// default.
     #[arg(long, value_delimiter = ',')]
     pub chunk: Vec<i64>,
-    /// Tokens in the KV cache while decoding.
-    #[arg(long, default_value_t = 4096)]
-    pub context: i64,
+    /// Tokens in the KV cache while decoding; 4096 by default.
+    #[arg(long)]
+    pub context: Option<i64>,
     /// Sizes between two buckets of a product, which are tuned among what was measured for the buckets; 3 on a GPU and 0 on a CPU
     /// by default.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=15))]
@@ -109,6 +109,23 @@ pub fn within(least: f64, most: f64) -> impl Fn(&str) -> Result<f64, String> + C
         Ok(value) if (least..=most).contains(&value) => Ok(value),
         _ => Err(format!("it must lie in {least}..={most}")),
     }
+}
+
+/// A number of bytes, with K, M, G or T for powers of 1024.
+#[cfg_attr(not(feature = "serve"), allow(dead_code))]
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let bad = || "it is a number of bytes, such as 4294967296, 4G or 512M".to_string();
+    let plain = text.trim_end_matches("iB").trim_end_matches('B');
+    let (digits, power) = match plain.char_indices().last() {
+        Some((at, unit)) if unit.is_ascii_alphabetic() => {
+            let power = "KMGT".find(unit.to_ascii_uppercase()).ok_or_else(bad)?;
+            (&plain[..at], power as u32 + 1)
+        }
+        _ => (plain, 0),
+    };
+    let count = digits.parse::<f64>().ok().filter(|n| *n > 0.0).ok_or_else(bad)?;
+    let bytes = count * 1024f64.powi(power as i32);
+    if bytes < 1e18 { Ok(bytes as u64) } else { Err(bad()) }
 }
 
 fn target(text: &str) -> Result<Target, String> {
@@ -224,7 +241,7 @@ impl BucketArgs {
             batch: or(&self.batch, usual.batch),
             prefill: or(&self.prefill, prefill),
             chunk: or(&self.chunk, chunk),
-            context: self.context,
+            context: self.context.unwrap_or(4096),
             page: self.page,
         }
     }
@@ -304,5 +321,22 @@ impl Templates {
             library.add_folder(folder)?;
         }
         Ok(library)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_read_as_people_write_them() {
+        for (text, wanted) in
+            [("4096", 4096), ("4K", 4096), ("1.5G", 3 << 29), ("512MiB", 512 << 20), ("2g", 2 << 30), ("1TB", 1 << 40)]
+        {
+            assert_eq!(bytes(text), Ok(wanted), "{text}");
+        }
+        for text in ["", "G", "-1", "0", "4X", "nan", "inf", "1e30", "4 GG"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
     }
 }

@@ -1,18 +1,17 @@
 //! `jitune serve`: a model behind OpenAI's HTTP API.
 
 use super::CliError;
-use super::opened::{ModelArgs, Opened, failed};
+use super::opened::{ModelArgs, Opened};
+use super::select::bytes;
+use super::tuned::{Given, Tuned};
 use jitune::device::Target;
-use jitune::engine::{Engine, EngineError, Options};
+use jitune::engine::{Engine, Options};
 use jitune::model::Model;
 use jitune::problem::MAX_DIM;
 use jitune::serve::{self, ServeError, Served, Server};
 use jitune::tokenizer::{Tokenizer, TokenizerError};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
-
-/// The least context that is worth serving.
-const LEAST_CONTEXT: i64 = 256;
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -40,12 +39,8 @@ pub struct Args {
     /// memory for.
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(i64).range(1..=MAX_DIM))]
     context: Option<i64>,
-    /// Most requests that steps work on at a time; 256 on a GPU and 8 on a CPU by default.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=MAX_DIM))]
-    sequences: Option<i64>,
-    /// Most tokens of a step; 2048 on a GPU and 512 on a CPU by default.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=MAX_DIM))]
-    tokens: Option<i64>,
+    #[command(flatten)]
+    given: Given,
     /// Most bytes on the device, such as 4G; by default what is free there. The cache takes what the weights leave.
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
@@ -55,22 +50,6 @@ pub struct Args {
     /// Compute each prompt anew, also where one before it began alike.
     #[arg(long)]
     no_prefix_reuse: bool,
-}
-
-/// A number of bytes, with K, M, G or T for powers of 1024.
-pub(super) fn bytes(text: &str) -> Result<u64, String> {
-    let bad = || "it is a number of bytes, such as 4294967296, 4G or 512M".to_string();
-    let plain = text.trim_end_matches("iB").trim_end_matches('B');
-    let (digits, power) = match plain.char_indices().last() {
-        Some((at, unit)) if unit.is_ascii_alphabetic() => {
-            let power = "KMGT".find(unit.to_ascii_uppercase()).ok_or_else(bad)?;
-            (&plain[..at], power as u32 + 1)
-        }
-        _ => (plain, 0),
-    };
-    let count = digits.parse::<f64>().ok().filter(|n| *n > 0.0).ok_or_else(bad)?;
-    let bytes = count * 1024f64.powi(power as i32);
-    if bytes < 1e18 { Ok(bytes as u64) } else { Err(bad()) }
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
@@ -126,50 +105,27 @@ fn name(model: &str) -> String {
     part.map_or_else(|| model.into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The engine: where no context was asked for, with the longest one up to the model's that there is memory for.
+/// The engine, with the setting that was found for it where none is given.
 fn engine(args: &Args, opened: &Opened<'_>) -> Result<Engine, CliError> {
-    let cuda = opened.target == Target::Cuda;
-    let mut context = args.context.unwrap_or(opened.model.max_position_embeddings);
-    loop {
+    let context = args.context.unwrap_or(opened.model.max_position_embeddings);
+    let tuned = if args.given.takes_tuned() { Tuned::find(opened, context, None)? } else { None };
+    let setting = args.given.setting(tuned.as_ref(), opened.target == Target::Cuda);
+    if let Some(tuned) = &tuned {
+        err!("{}", tuned.says(setting));
+    }
+    let of = |context| {
         let mut options: Options = opened.options(context);
-        options.sequences = args.sequences.unwrap_or(if cuda { 256 } else { 8 });
-        options.tokens = args.tokens.unwrap_or(if cuda { 2048 } else { 512 });
+        (options.sequences, options.tokens, options.chunk) = (setting.sequences, setting.tokens, Some(setting.chunk));
         (options.memory, options.waiting) = (args.memory, args.queue as usize);
         options.prefix = !args.no_prefix_reuse;
-        let page = options.page;
-        match opened.try_engine(options)? {
-            Err(EngineError::Memory { needed, most, plan }) if args.context.is_none() && context > LEAST_CONTEXT => {
-                // A page less for each that there is no room for; what else there is shrinks with it.
-                let each = (plan.cache / plan.pages.max(1).unsigned_abs()).max(1);
-                let over = i64::try_from((needed - most.min(needed)).div_ceil(each)).unwrap_or(i64::MAX).max(1);
-                let pages = (context - 1) / page + 1;
-                context = (pages.saturating_sub(over).saturating_mul(page)).max(LEAST_CONTEXT).min(context - 1);
-            }
-            other => return other.map_err(failed),
-        }
-    }
+        options
+    };
+    opened.longest(args.context, of, |options| opened.try_engine(options))
 }
 
 fn not_served(e: ServeError) -> CliError {
     match e {
         ServeError::Listen { .. } => CliError::Usage(e.to_string()),
         other => CliError::Partly(other.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_read_as_people_write_them() {
-        for (text, wanted) in
-            [("4096", 4096), ("4K", 4096), ("1.5G", 3 << 29), ("512MiB", 512 << 20), ("2g", 2 << 30), ("1TB", 1 << 40)]
-        {
-            assert_eq!(bytes(text), Ok(wanted), "{text}");
-        }
-        for text in ["", "G", "-1", "0", "4X", "nan", "inf", "1e30", "4 GG"] {
-            assert!(bytes(text).is_err(), "{text}");
-        }
     }
 }

@@ -15,7 +15,7 @@ pub(super) fn unusable(path: &Path, e: BundleError) -> CliError {
 }
 
 /// Who must have signed a bundle.
-#[derive(clap::Args, Clone)]
+#[derive(clap::Args, Clone, Default)]
 pub struct Signer {
     /// Take the bundle only with a good signature by this key, beside it in FILE.minisig: a file that `minisign -G` wrote, or
     /// its second line.

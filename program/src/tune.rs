@@ -13,20 +13,24 @@ use std::time::Duration;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  jitune tune --model llama-3.2-1b\n  \
     jitune tune --problem 'matmul m=7 n=1000 k=1544 dtype=f32'\n  \
-    jitune tune --model ./my-model --batch 1,8 --prefill 1024 --gpus all --budget 600\n\n\
+    jitune tune --model ./my-model --batch 1,8 --prefill 1024 --gpus all --budget 600\n  \
+    jitune tune --serving --model ./my-model --workload chat --ttft 100 --tpot 20\n\n\
     Winners are stored as they are found; run again to go on, or to see that nothing is left to do.")]
 pub struct Args {
     #[command(flatten)]
-    which: Which,
+    pub which: Which,
     #[command(flatten)]
-    device: Where,
+    pub device: Where,
     #[command(flatten)]
-    store: Store,
+    pub store: Store,
     #[command(flatten)]
-    templates: Templates,
-    /// Wall time for all problems together; 225 on a GPU and 150 on a CPU by default.
+    pub templates: Templates,
+    #[cfg(feature = "bench")]
+    #[command(flatten)]
+    pub serving: ServingArgs,
+    /// Wall time for all problems together; 225 on a GPU and 150 on a CPU by default, and 300 with --serving.
     #[arg(long, value_name = "SECONDS")]
-    budget: Option<u64>,
+    pub budget: Option<u64>,
     /// Most candidates a problem; 64 on a GPU and 16 on a CPU by default.
     #[arg(long)]
     trials: Option<usize>,
@@ -47,13 +51,41 @@ pub struct Args {
     seed: u64,
     /// Tune problems again that have a winner, and believe nothing that was found before.
     #[arg(long)]
-    again: bool,
+    pub again: bool,
     /// Use nominal ceilings in place of measured ones: a quicker start, and rough rooflines.
     #[arg(long)]
     nominal_ceilings: bool,
     /// Print events, and at the end the report, as JSON lines.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
+}
+
+/// Arguments of a search for the limits of the engine's steps.
+#[cfg(feature = "bench")]
+#[derive(clap::Args)]
+pub struct ServingArgs {
+    /// Find the tokens of a step, the requests at a time and the tokens of prompts beside decodes that serve --model best under a
+    /// workload, in place of kernels; `jitune serve` takes them.
+    #[arg(long, requires = "model", conflicts_with_all = ["problem", "plan"])]
+    pub serving: bool,
+    /// The workload, as of `jitune bench`, chat by default; its load is where the search begins.
+    #[arg(long, value_name = "NAME[:SETTINGS]", requires = "serving")]
+    pub workload: Option<String>,
+    /// Most milliseconds to the first token; by default the workload's.
+    #[arg(long, value_name = "MS", requires = "serving", value_parser = within(1e-3, 1e6))]
+    pub ttft: Option<f64>,
+    /// Most milliseconds a token after the first; by default the workload's.
+    #[arg(long, value_name = "MS", requires = "serving", value_parser = within(1e-3, 1e6))]
+    pub tpot: Option<f64>,
+    /// The workload's short form, for a small model on a processor.
+    #[arg(long, requires = "serving")]
+    pub quick: bool,
+    /// Measure a small grid of settings too, to compare with.
+    #[arg(long, requires = "serving")]
+    pub grid: bool,
+    /// Most bytes on the device, such as 4G; by default what is free there.
+    #[arg(long, value_name = "BYTES", requires = "serving", value_parser = super::select::bytes)]
+    pub memory: Option<u64>,
 }
 
 fn search(text: &str) -> Result<Search, String> {

@@ -191,6 +191,15 @@ fn neighbours_chunks_padding_and_prefixes_change_nothing() {
             assert_eq!(tokens(&said), wanted, "{budget} tokens a step");
             assert!(said.iter().all(|s| s.why == Finish::Length && s.cached == 0));
         }
+        // Prompts in pieces of any size beside decodes; with a chunk of 1 each of their steps is a decode's.
+        for chunk in [1, 7, 40] {
+            let engine = given.open(|o| (o.sequences, o.tokens, o.chunk, o.prefix) = (17, 512, Some(chunk), false));
+            let engine = engine.unwrap();
+            let begun = engine.stats();
+            assert_eq!(tokens(&together(&engine, &requests)), wanted, "{chunk} tokens of prompts beside decodes");
+            let prompts: usize = requests.iter().map(|r| r.prompt.len()).sum();
+            assert_eq!(engine.stats().prompt_tokens - begun.prompt_tokens, prompts as u64);
+        }
         // What was computed for others is not computed again.
         let engine = given.open(|o| (o.sequences, o.tokens) = (4, 64)).unwrap();
         for round in 0..2 {
@@ -247,14 +256,19 @@ fn steps_that_begin_before_tokens_are_known_change_nothing() {
         let wanted = alone(given, &requests);
         assert!(wanted.iter().zip(&whole).filter(|(a, b)| a.len() < b.len()).count() > 1);
         // All pages that there can be, and so few that some give theirs up while their tokens are chosen.
-        for (pages, budget) in [(None, 512), (None, 19), (Some(16), 64), (Some(19), 512)] {
+        for (pages, budget, chunk) in
+            [(None, 512, None), (None, 19, None), (Some(16), 64, Some(5)), (Some(19), 512, None), (None, 512, Some(3))]
+        {
             let plan = *given.open(|o| (o.sequences, o.tokens) = (6, budget)).unwrap().plan();
             let memory = pages.map(|pages| plan.bytes() - plan.cache + pages * (plan.cache / plan.pages as u64));
-            let open = |o: &mut Options| (o.sequences, o.tokens, o.memory, o.ahead) = (6, budget, memory, Some(true));
+            let open = |o: &mut Options| {
+                (o.sequences, o.tokens, o.chunk) = (6, budget, chunk);
+                (o.memory, o.ahead) = (memory, Some(true));
+            };
             let engine = given.open(open).unwrap();
             for _ in 0..2 {
                 let said = together(&engine, &requests);
-                assert_eq!(tokens(&said), wanted, "{pages:?} pages, {budget} tokens a step");
+                assert_eq!(tokens(&said), wanted, "{pages:?} pages, {budget} tokens a step, {chunk:?} of prompts");
                 assert!(said.iter().any(|s| s.why == Finish::Stop) && said.iter().any(|s| s.why == Finish::Length));
             }
             let stats = engine.stats();

@@ -159,6 +159,7 @@ impl Core {
         let stores = Stores::new(&runtime, &pass.program, weights, &plan, loaded)?;
         let limits = Limits {
             tokens: sizes.tokens as usize,
+            chunk: options.chunk.unwrap_or(sizes.tokens) as usize,
             sequences: sizes.sequences.min(options.sequences) as usize,
             // The engine has looked when it took them; those that steps put back since have their places.
             waiting: usize::MAX,

@@ -121,6 +121,8 @@ pub struct Options {
     pub sequences: i64,
     /// Most tokens of a step.
     pub tokens: i64,
+    /// Most tokens of prompts in a step beside sequences that decode, whose next tokens wait for them; none for as many as the step has.
+    pub chunk: Option<i64>,
     /// Most requests that wait.
     pub waiting: usize,
     /// Most bytes on the device; none for what is free there. The cache takes what the rest leaves, up to the whole
@@ -144,6 +146,7 @@ impl Options {
             page: Buckets::default().page,
             sequences: 1,
             tokens: 512,
+            chunk: None,
             waiting: 1024,
             memory: None,
             prefix: true,
@@ -154,8 +157,13 @@ impl Options {
 
     /// Whether they mean something, and the model is what it is within them: beyond a sliding window it would be another.
     fn check(&self, model: &Model) -> Result<(), EngineError> {
-        let sizes =
-            [("context", self.context), ("page", self.page), ("sequences", self.sequences), ("tokens", self.tokens)];
+        let sizes = [
+            ("context", self.context),
+            ("page", self.page),
+            ("sequences", self.sequences),
+            ("tokens", self.tokens),
+            ("chunk", self.chunk.unwrap_or(self.tokens)),
+        ];
         match sizes.iter().find(|(_, v)| !(1..=crate::problem::MAX_DIM).contains(v)) {
             Some((name, v)) => Err(EngineError::Options(format!("{name}: {v} is no size; 1 is the least"))),
             None => {

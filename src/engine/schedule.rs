@@ -1,7 +1,7 @@
 //! Who computes what in the next step: one budget of tokens, and no phases.
 //!
 //! A sequence has tokens that are known and tokens that are computed, and a step lets the second catch up with the first: by one
-//! in a decode, by a chunk in a prompt. First come, first served, in everything: those that run are served in the order in which
+//! in a decode, by a chunk in a prompt; beside decodes the chunks of a step have a bound of their own, since those wait for them. First come, first served, in everything: those that run are served in the order in which
 //! they came, so that with a budget smaller than their number the oldest are; then the oldest of those that wait are admitted;
 //! and where a page is missing the newest loses its own, to be computed again. The oldest loses none and has a row in each step,
 //! so each has its turn. Knows no device and no clock.
@@ -17,6 +17,8 @@ pub(super) type Id = u64;
 pub(super) struct Limits {
     /// Tokens of a step.
     pub tokens: usize,
+    /// Tokens of prompts in a step beside sequences that decode, which have one token each.
+    pub chunk: usize,
     /// Sequences that run, and so those of a step.
     pub sequences: usize,
     /// Requests that wait. Those that are to be computed again are not turned away.
@@ -205,9 +207,14 @@ pub(super) struct Scheduler {
 impl Scheduler {
     /// Nobody waits; `context` is the most tokens of a sequence, prompt and answer.
     pub fn new(limits: Limits, blocks: Blocks, context: usize) -> Scheduler {
-        let Limits { tokens, sequences, waiting } = limits;
+        let Limits { tokens, chunk, sequences, waiting } = limits;
         Scheduler {
-            limits: Limits { tokens: tokens.max(1), sequences: sequences.max(1), waiting: waiting.max(1) },
+            limits: Limits {
+                tokens: tokens.max(1),
+                chunk: chunk.max(1),
+                sequences: sequences.max(1),
+                waiting: waiting.max(1),
+            },
             blocks,
             context,
             arrivals: HashMap::new(),
@@ -258,10 +265,13 @@ impl Scheduler {
         let page = self.blocks.page();
         let mut step = Step::default();
         let mut budget = self.limits.tokens;
+        // What prompts may have of it. One that is not read to its end is the newest that runs, so that none is passed over.
+        let decodes = self.running.values().any(|sequence| sequence.left() == 1);
+        let mut prompts = if decodes { self.limits.chunk } else { self.limits.tokens };
         // Running sequences that may need a page more.
         let mut growing = 0;
         let mut from = 0;
-        while budget > 0 {
+        while budget > 0 && prompts > 0 {
             let Some((&arrival, sequence)) = self.running.range_mut(from..).next() else { break };
             if sequence.left() > 0 {
                 if sequence.pages.len() * page < sequence.len() {
@@ -276,15 +286,17 @@ impl Scheduler {
                     continue;
                 }
                 growing += usize::from(sequence.grows(page));
-                let row = sequence.row(budget);
+                let prompt = sequence.left() > 1;
+                let row = sequence.row(if prompt { budget.min(prompts) } else { budget });
                 budget -= row.tokens.len();
+                prompts -= if prompt { row.tokens.len() } else { 0 };
                 step.rows.push(row);
             }
             from = arrival + 1;
         }
-        while budget > 0 && step.preempted == 0 && self.running.len() < self.limits.sequences {
-            let Some(row) = self.admit(&mut growing, budget) else { break };
-            budget -= row.tokens.len();
+        while budget > 0 && prompts > 0 && step.preempted == 0 && self.running.len() < self.limits.sequences {
+            let Some(row) = self.admit(&mut growing, budget.min(prompts)) else { break };
+            (budget, prompts) = (budget - row.tokens.len(), prompts - row.tokens.len());
             step.rows.push(row);
         }
         // A stable order: by arrival within each part.
@@ -373,6 +385,12 @@ impl Scheduler {
         self.waiting.len()
     }
 
+    /// Whether a request has pages.
+    #[cfg(test)]
+    pub fn runs(&self, id: Id) -> bool {
+        self.arrivals.get(&id).is_some_and(|arrival| self.running.contains_key(arrival))
+    }
+
     /// Sequences that have pages.
     pub fn running(&self) -> usize {
         self.running.len()
@@ -423,7 +441,12 @@ mod tests {
     use super::*;
 
     fn scheduler(tokens: usize, sequences: usize, pages: usize) -> Scheduler {
-        Scheduler::new(Limits { tokens, sequences, waiting: 8 }, Blocks::new(pages, 4, true), 64)
+        chunked([tokens, tokens], sequences, pages)
+    }
+
+    /// With so many tokens of a step, and of prompts beside decodes.
+    fn chunked([tokens, chunk]: [usize; 2], sequences: usize, pages: usize) -> Scheduler {
+        Scheduler::new(Limits { tokens, chunk, sequences, waiting: 8 }, Blocks::new(pages, 4, true), 64)
     }
 
     /// Takes a step: of each row whose it is, from where, how many tokens, and whether it samples; its answer is its id.
@@ -470,6 +493,28 @@ mod tests {
         assert!([2, 3, 4, 5].iter().all(|id| s.cancel(*id)) && !s.cancel(5) && s.is_idle());
         assert_eq!(s.next(), Step::default());
         assert_eq!(s.blocks().used(), 0);
+    }
+
+    #[test]
+    fn prompts_beside_decodes_have_a_bound_of_their_own() {
+        let mut s = chunked([16, 3], 4, 64);
+        s.submit(1, prompt(1, 4), 9).unwrap();
+        s.submit(2, prompt(2, 20), 9).unwrap();
+        // Nobody decodes yet: the whole budget.
+        assert_eq!(take(&mut s), [(1, 0, 4, true), (2, 0, 12, false)]);
+        // All decodes have their tokens, and what comes waits as long as the chunk is another's.
+        s.submit(3, prompt(3, 2), 9).unwrap();
+        assert_eq!(take(&mut s), [(1, 4, 1, true), (2, 12, 3, false)]);
+        assert_eq!((s.running(), s.waiting()), (2, 1));
+        assert_eq!(take(&mut s), [(1, 5, 1, true), (2, 15, 3, false)]);
+        // What one leaves of it is the next one's.
+        assert_eq!(take(&mut s), [(1, 6, 1, true), (3, 0, 1, false), (2, 18, 2, true)]);
+        assert_eq!(take(&mut s), [(1, 7, 1, true), (2, 20, 1, true), (3, 1, 1, true)]);
+        // Decodes that fill the budget leave nothing, whatever the chunk.
+        let mut s = chunked([2, 8], 4, 64);
+        (1..=3).for_each(|id| s.submit(id, prompt(1, 1), 9).unwrap());
+        assert_eq!(take(&mut s).len(), 2);
+        assert_eq!(take(&mut s), [(1, 1, 1, true), (2, 1, 1, true)]);
     }
 
     #[test]

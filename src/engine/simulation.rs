@@ -4,7 +4,7 @@
 
 use super::blocks::Blocks;
 use super::schedule::{Id, Limits, Refused, Scheduler, Step, UNKNOWN};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// SplitMix64.
@@ -196,7 +196,9 @@ impl<'a> Simulation<'a> {
                 arrivals -= 1;
             }
             self.leave(15);
+            let ran: BTreeSet<Id> = self.alive.keys().copied().filter(|id| self.scheduler.runs(*id)).collect();
             let step = self.scheduler.next();
+            self.beside(&step, &ran);
             self.verify(&step);
             self.write(&step);
             // The device has computed all rows, those too whose requests end before the step is counted.
@@ -255,7 +257,7 @@ impl<'a> Simulation<'a> {
         );
         // Once it is the oldest, nothing takes its pages: it computes at most all that it knows, and then a token a step.
         // Its last token is heard of a step later, and until then it may have a row more that takes somebody's place.
-        let cost = all.div_ceil(limits.tokens) as u64 + most as u64 + 2;
+        let cost = all.div_ceil(limits.tokens.min(limits.chunk)) as u64 + most as u64 + 2;
         self.ahead += cost;
         let (prompt, answer, arrived) = (tokens.len(), 1 + self.random.below(most), self.totals.steps);
         let deadline = arrived + self.ahead;
@@ -292,6 +294,23 @@ impl<'a> Simulation<'a> {
         if let Some(gone) = gone {
             self.ahead -= gone.cost;
             self.totals.cancelled += 1;
+        }
+    }
+
+    /// Who decodes, among those that ran, waits for no more of prompts than a chunk; and where the budget lets it, has its token.
+    fn beside(&self, step: &Step, ran: &BTreeSet<Id>) {
+        let Limits { tokens, chunk, .. } = self.world.limits;
+        let of = |id: &Id| &self.alive[id];
+        // Who lost its pages reads its answer again, too.
+        let left = |id: &Id| of(id).tokens.len().min(of(id).most) - of(id).computed;
+        let decodes = |id: &Id| of(id).computed >= of(id).prompt && left(id) == 1;
+        let prompts: usize = step.rows.iter().map(|r| r.tokens.len()).filter(|n| *n > 1).sum();
+        let beside = step.rows.iter().any(|r| r.tokens.len() == 1 && ran.contains(&r.id) && decodes(&r.id));
+        assert!(!beside || prompts <= chunk, "{prompts} tokens of prompts beside decodes");
+        if prompts > 0 && step.preempted == 0 {
+            let due = ran.iter().filter(|id| decodes(id)).count();
+            let served = step.rows.iter().filter(|r| r.tokens.len() == 1 && ran.contains(&r.id)).count();
+            assert!(served >= due, "{due} decode, and {served} have a token beside {prompts} of {tokens}");
         }
     }
 
@@ -427,13 +446,13 @@ impl<'a> Simulation<'a> {
     }
 }
 
-/// The worlds: all of memory, too little, a budget below the number of sequences, hashes that collide, pages of one token.
-const WORLDS: [World; 7] = [
+/// The worlds: all of memory, too little, a budget below the number of sequences, small chunks beside decodes, hashes that collide, pages of one token.
+const WORLDS: [World; 9] = [
     World {
         name: "plenty",
         pages: 2048,
         page: 4,
-        limits: Limits { tokens: 96, sequences: 32, waiting: 64 },
+        limits: Limits { tokens: 96, chunk: 96, sequences: 32, waiting: 64 },
         context: 128,
         prefix: true,
         collide: false,
@@ -445,7 +464,7 @@ const WORLDS: [World; 7] = [
         name: "saturated",
         pages: 160,
         page: 16,
-        limits: Limits { tokens: 64, sequences: 32, waiting: 64 },
+        limits: Limits { tokens: 64, chunk: 64, sequences: 32, waiting: 64 },
         context: 160,
         prefix: true,
         collide: false,
@@ -457,7 +476,7 @@ const WORLDS: [World; 7] = [
         name: "scarce",
         pages: 30,
         page: 4,
-        limits: Limits { tokens: 24, sequences: 8, waiting: 16 },
+        limits: Limits { tokens: 24, chunk: 24, sequences: 8, waiting: 16 },
         context: 100,
         prefix: true,
         collide: false,
@@ -469,7 +488,7 @@ const WORLDS: [World; 7] = [
         name: "no prefixes",
         pages: 30,
         page: 4,
-        limits: Limits { tokens: 24, sequences: 8, waiting: 16 },
+        limits: Limits { tokens: 24, chunk: 24, sequences: 8, waiting: 16 },
         context: 100,
         prefix: false,
         collide: false,
@@ -481,7 +500,7 @@ const WORLDS: [World; 7] = [
         name: "small budget",
         pages: 200,
         page: 8,
-        limits: Limits { tokens: 5, sequences: 16, waiting: 32 },
+        limits: Limits { tokens: 5, chunk: 5, sequences: 16, waiting: 32 },
         context: 128,
         prefix: true,
         collide: false,
@@ -493,7 +512,7 @@ const WORLDS: [World; 7] = [
         name: "collisions",
         pages: 64,
         page: 2,
-        limits: Limits { tokens: 48, sequences: 16, waiting: 32 },
+        limits: Limits { tokens: 48, chunk: 48, sequences: 16, waiting: 32 },
         context: 100,
         prefix: true,
         collide: true,
@@ -502,10 +521,34 @@ const WORLDS: [World; 7] = [
         preempted: (10, 1000),
     },
     World {
+        name: "small chunk",
+        pages: 120,
+        page: 4,
+        limits: Limits { tokens: 48, chunk: 5, sequences: 16, waiting: 32 },
+        context: 100,
+        prefix: true,
+        collide: false,
+        load: 500,
+        answer: 30,
+        preempted: (0, 1000),
+    },
+    World {
+        name: "chunk of 1",
+        pages: 30,
+        page: 4,
+        limits: Limits { tokens: 24, chunk: 1, sequences: 8, waiting: 16 },
+        context: 100,
+        prefix: true,
+        collide: false,
+        load: 100,
+        answer: 40,
+        preempted: (1, 1000),
+    },
+    World {
         name: "page of 1",
         pages: 110,
         page: 1,
-        limits: Limits { tokens: 32, sequences: 6, waiting: 16 },
+        limits: Limits { tokens: 32, chunk: 32, sequences: 6, waiting: 16 },
         context: 110,
         prefix: true,
         collide: false,

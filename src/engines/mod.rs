@@ -19,6 +19,7 @@ pub mod requests;
 pub mod rows;
 pub mod run;
 pub mod service;
+pub mod serving;
 pub mod trtllm;
 mod watch;
 pub mod workload;

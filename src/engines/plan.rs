@@ -81,7 +81,8 @@ impl<'a> Plan<'a> {
         };
         let seed = seed(workload);
         let low = if vocab > 4 * SPECIAL { SPECIAL } else { 0 };
-        let vocab = Vocab { low, span: vocab - low, shift: Random::of(seed, GAPS, GAPS).below(vocab - low) };
+        let shift = Random::of(seed, GAPS, GAPS).below(vocab - low).wrapping_add(workload.variant);
+        let vocab = Vocab { low, span: vocab - low, shift };
         let mut plan = Plan {
             workload,
             vocab,

@@ -301,6 +301,7 @@ impl Running<'_> {
             sequences,
             prefix: cells[0].prefix,
             memory: self.setup.memory,
+            workload: if let [one] = cells { Some(one.asked()) } else { None },
         };
         let (place, names) = ((&self.setup.places, self.setup.on), [entry.label.as_str(), entry.name.as_str()]);
         let started = Link::start(&entry.via, names, &entry.options, place, load, self.stop);
@@ -411,7 +412,8 @@ impl Running<'_> {
         let log = self.setup.places.scratch.join(format!("{}-reference.log", entry.name));
         let mut engine = Engine::start(command, log, *on, entry.options.clone(), self.stop)?;
         let folder = self.setup.file(&entry.name, dtype).clone();
-        let load = Load { folder, dtype: dtype.into(), context: CONTEXT, sequences: 1, prefix: false, memory: None };
+        let load =
+            Load { folder, dtype: dtype.into(), context: CONTEXT, sequences: 1, prefix: false, ..Load::default() };
         engine.load(load)?;
         Ok(engine)
     }

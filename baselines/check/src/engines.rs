@@ -96,7 +96,7 @@ impl Talk {
     /// Loads a folder.
     pub fn load(&mut self, folder: &Path, dtype: &str) -> Result<Tell, String> {
         let (folder, dtype) = (folder.into(), dtype.into());
-        let load = Load { folder, dtype, context: CONTEXT, sequences: SEQUENCES, prefix: false, memory: None };
+        let load = Load { folder, dtype, context: CONTEXT, sequences: SEQUENCES, prefix: false, ..Load::default() };
         self.ask(&Ask::Load(load))
     }
 

@@ -1,9 +1,11 @@
 //! A service with a clock of its own, to try the client on: what it says of a request, and when, is a function.
 
+mod batches;
 mod faults;
 mod load;
 mod prompts;
 mod queue;
+mod serving;
 
 use super::client::{Outcome, drive};
 use super::service::{Gone, Heard, Service, What};

@@ -53,9 +53,17 @@ pub struct Workload {
     /// Of all random choices, with the name.
     #[serde(default)]
     pub seed: u64,
+    /// Which of several series of prompts: two cells that differ in it alone have the same lengths and moments, and no prompt in common, as long
+    /// as it is less than the model has tokens.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub variant: u64,
     /// Seconds without a word of any request after which an engine has stalled; [`Workload::patience`] adds what long prompts take.
     #[serde(default = "stall")]
     pub stall_s: f64,
+}
+
+fn is_first(variant: &u64) -> bool {
+    *variant == 0
 }
 
 fn stall() -> f64 {
@@ -150,6 +158,7 @@ impl Default for Workload {
             limits: Limits::default(),
             prefix: false,
             seed: 0,
+            variant: 0,
             stall_s: stall(),
         }
     }
@@ -241,6 +250,21 @@ impl Workload {
         let tokens =
             self.most_requests_at_a_time() as f64 * self.most_context().saturating_sub(self.answer.least()) as f64;
         self.stall_s + (tokens * 1e-3).min(4.0 * self.stall_s)
+    }
+
+    /// What is asked and which limits count, as one text, whatever the load, the time and the settings in its name.
+    pub fn asked(&self) -> String {
+        let arrivals = match &self.arrivals {
+            Arrivals::Closed { .. } => Arrivals::Closed { clients: 1 },
+            Arrivals::Open { burstiness, .. } => Arrivals::Open { rate: 1.0, burstiness: *burstiness, most: None },
+            trace => trace.clone(),
+        };
+        let name = self.name.split(':').next().unwrap_or_default().to_string();
+        let usual = Workload::default();
+        let (requests, seconds, stall_s) = (usual.requests, usual.seconds, usual.stall_s);
+        let same =
+            Workload { name, arrivals, requests, seconds, stall_s, warm: 0, seed: 0, variant: 0, ..self.clone() };
+        serde_json::to_string(&same).unwrap_or_default()
     }
 
     /// Refuses what cannot be run.

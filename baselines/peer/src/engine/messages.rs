@@ -109,6 +109,9 @@ pub struct Load {
     /// The most bytes on the device; none for what the engine takes by default.
     #[serde(default)]
     pub memory: Option<u64>,
+    /// What will be asked with which limits, where that is one workload: an engine may know how to batch for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
 }
 
 /// How an engine puts requests together.
