@@ -233,6 +233,10 @@ impl Engine for Ours {
             launches: Some(stats.launches),
             to_device_bytes: Some(stats.told),
             to_host_bytes: Some(stats.heard),
+            steps_bound: Some(stats.bound),
+            steps_bound_ms: Some(stats.binding.as_secs_f64() * 1e3),
+            steps_bound_late: Some(stats.bound_late),
+            steps_bound_late_ms: Some(stats.binding_late.as_secs_f64() * 1e3),
         }
     }
 

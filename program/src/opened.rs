@@ -147,7 +147,12 @@ impl Opened<'_> {
         let engine = Engine::open(runtime, &self.model, &self.weights, options, |there, all| line.show(there, all));
         drop(line);
         if let Ok(engine) = &engine {
-            err!("memory: {}; there after {:.2} s", engine.plan(), begun.elapsed().as_secs_f64());
+            let (stats, there) = (engine.stats(), begun.elapsed().as_secs_f64());
+            let bound = match stats.bound {
+                0 => String::new(),
+                all => format!(", with {all} steps bound in {:.0} ms", stats.binding.as_secs_f64() * 1e3),
+            };
+            err!("memory: {}; there after {there:.2} s{bound}", engine.plan());
         }
         Ok(engine)
     }

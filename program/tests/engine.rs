@@ -18,6 +18,7 @@ use jitune::weights::Weights;
 use jitune::winner::{Evidence, Winner};
 use serde_json::Value;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// A small random model with a bundle of portable kernels for it.
 struct Given {
@@ -354,18 +355,53 @@ fn who_leaves_frees_its_pages_and_who_cannot_be_served_hears_why() {
 #[test]
 fn steps_that_gave_way_are_bound_again() {
     let given = Given::new("qwen3");
-    // Prompts of more lengths than steps are kept, greedy and sampled ones, each twice.
-    let requests: Vec<Request> = (0..2)
-        .flat_map(|_| (1..=40).flat_map(|count| [request(1, count, 1), Request { ..sampled(1, count, 1) }]))
-        .collect();
-    let engine = given.open(|o| o.prefix = false).unwrap();
+    // Prompts whose last steps are more than are kept, by their tokens, by what is before them, and by how the token is chosen; each twice.
+    let counts: Vec<usize> = (1..=16).chain((18..=32).step_by(2)).chain((36..=64).step_by(4)).collect();
+    let one = |count: usize| {
+        [0, 256, 512].into_iter().flat_map(move |before| {
+            [request(1, before + count, 1), sampled(1, before + count, 1), sampled(2, before + count, 1)]
+        })
+    };
+    let requests: Vec<Request> = (0..2).flat_map(|_| counts.iter().flat_map(|count| one(*count))).collect();
+    let open = || given.open(|o| (o.prefix, o.context, o.tokens) = (false, 1024, 64)).unwrap();
+    let engine = open();
     let said: Vec<Vec<Token>> = requests.iter().map(|r| hear(engine.submit(r.clone()).unwrap()).tokens).collect();
-    assert_eq!(said[..80], said[80..]);
-    // No more than 48 of them are bound at a time, of the 68 or so that there were.
-    let one = given.open(|_| ()).unwrap();
+    assert_eq!(said[..288], said[288..]);
+    // No more than 256 of them are bound at a time, of the 290 or so that there were, and each that gave way was bound again.
+    let one = open();
     hear(one.submit(request(1, 9, 1)).unwrap());
-    let (each, all) = (one.stats().kernels, engine.stats().kernels);
-    assert!(all > 47 * (each - 1) && all <= 48 * each, "{all} kernels, {each} a step");
+    let (each, stats) = (one.stats().kernels, engine.stats());
+    let all = stats.kernels;
+    assert!(all > 255 * (each - 1) && all <= 256 * each, "{all} kernels, {each} a step");
+    assert!(stats.bound > 500, "{} bound", stats.bound);
+}
+
+/// Where steps are chosen ahead of the device, those that are known to come are bound while nobody waits.
+#[test]
+fn what_is_expected_is_bound_before_it_is_needed() {
+    let given = Given::new("qwen3");
+    let requests = [request(1, 20, 9), sampled(1, 33, 9), request(2, 200, 3)];
+    let hear_all = |engine: &Engine| -> Vec<Vec<Token>> {
+        requests.iter().map(|r| hear(engine.submit(r.clone()).unwrap()).tokens).collect()
+    };
+    let late = given.open(|o| o.prefix = false).unwrap();
+    let said = hear_all(&late);
+    let stats = late.stats();
+    // Three prompts and what decodes, greedy and drawn.
+    assert_eq!((stats.bound, stats.bound_late), (5, 5));
+    assert!(stats.binding_late == stats.binding && stats.binding > Duration::ZERO);
+    let early = given.open(|o| (o.prefix, o.ahead) = (false, Some(true))).unwrap();
+    let (mut bound, mut since) = (0, Instant::now());
+    while since.elapsed() < Duration::from_millis(500) {
+        std::thread::sleep(Duration::from_millis(10));
+        if early.stats().bound != bound {
+            (bound, since) = (early.stats().bound, Instant::now());
+        }
+    }
+    assert!(bound > 50, "{bound}");
+    assert_eq!(hear_all(&early), said);
+    let stats = early.stats();
+    assert_eq!((stats.bound, stats.bound_late, stats.binding_late), (bound, 0, Duration::ZERO));
 }
 
 #[test]

@@ -197,15 +197,25 @@ pub struct View {
     address: u64,
     bytes: u64,
     in_range: bool,
-    /// Where its values were checked: the range that they are in. Kernels may read it alone.
-    checked: Option<(i64, i64)>,
+    /// Where its values were checked. Kernels may read it alone.
+    checked: Option<Checked>,
+}
+
+/// What is known of values that were checked.
+#[derive(Clone, Copy)]
+struct Checked {
+    /// The first that may stand there, and the first after these that may not.
+    range: (i64, i64),
+    /// The number of the tables that they were checked in.
+    tables: u64,
 }
 
 impl View {
-    /// A view of indices from the first number to below the second, which nobody writes but who checks that.
+    /// The same as indices from the first number to below the second, which nobody writes but who checks that, beside others of the tables
+    /// of that number.
     #[cfg(feature = "engine")]
-    pub(super) fn checked(memory: &Memory, range: (i64, i64)) -> View {
-        View { in_range: true, checked: Some(range), ..memory.view() }
+    pub(super) fn checked(self, range: (i64, i64), tables: u64) -> View {
+        View { in_range: true, checked: Some(Checked { range, tables }), ..self }
     }
 
     /// Memory that jitune did not allocate: a tensor of another library's, an arena of yours.
@@ -274,7 +284,7 @@ impl View {
             (Some(_), _) if written => {
                 return refused("it holds indices that were checked, and the kernel would write others there".into());
             }
-            (Some((from, to)), Some((least, end))) if from < least || to > end => {
+            (Some(Checked { range: (from, to), .. }), Some((least, end))) if from < least || to > end => {
                 let why =
                     format!("its values were checked to be {from} to {}, and {least} to {} are good", to - 1, end - 1);
                 return refused(why);
@@ -304,8 +314,7 @@ impl View {
 
     /// Whether both hold indices that were checked, but not together: what one says of the other is not known.
     pub(crate) fn checked_apart_from(&self, other: &View) -> bool {
-        let of = |view: &View| view.checked.and(view.memory.as_ref().map(|memory| Arc::as_ptr(&memory.0)));
-        matches!((of(self), of(other)), (Some(a), Some(b)) if a != b)
+        matches!((self.checked, other.checked), (Some(a), Some(b)) if a.tables != b.tables)
     }
 
     /// Whether the first bytes of both share any.
@@ -343,7 +352,7 @@ mod tests {
     fn checked_indices_are_bound_only_where_their_range_is_good() {
         let machine = Machine::Cpu(Arc::new(cpu::Pool::new(1).unwrap()));
         let memory = Memory::zeroed(&machine, 64).unwrap();
-        let view = View::checked(&memory, (0, 10)).slice(0..32).unwrap();
+        let view = memory.view().checked((0, 10), 1).slice(0..32).unwrap();
         let said = |written, indices| view.check(&machine, 32, written, indices).map_err(|e| e.to_string());
         for good in [(0, 10), (-1, 10), (0, 11)] {
             assert_eq!(said(false, Some(good)), Ok(()));
@@ -352,10 +361,10 @@ mod tests {
             assert!(said(false, Some(bad)).unwrap_err().contains("checked to be 0 to 9"), "{bad:?}");
         }
         assert!(said(true, None).unwrap_err().contains("the kernel would write others there"));
-        // Tables that were checked without each other say nothing of each other.
-        let other = Memory::zeroed(&machine, 64).unwrap();
-        assert!(view.checked_apart_from(&View::checked(&other, (0, 10))));
-        assert!(!view.checked_apart_from(&View::checked(&memory, (0, 3))) && !view.checked_apart_from(&other.view()));
+        // Tables that were checked without each other say nothing of each other, also where they lie in the same place by turns.
+        assert!(view.checked_apart_from(&memory.view().checked((0, 10), 2)));
+        let own = memory.view().checked((0, 3), 1);
+        assert!(!view.checked_apart_from(&own) && !view.checked_apart_from(&memory.view()));
         let plain = memory.view().check(&machine, 32, false, Some((0, 10)));
         assert!(plain.unwrap_err().to_string().contains("assume_in_range"));
     }

@@ -6,9 +6,10 @@
 //! Other kernels read it alone: a view of it is bound only where the range that it was checked for lies in the kernel's own, and beside
 //! other tables of the same step.
 
+use super::BackendError;
 use super::memory::{Memory, View};
-use super::{BackendError, Machine};
 use crate::problem::SETTINGS;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the kernels of a step can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,11 @@ pub struct Bounds {
 }
 
 impl Bounds {
+    /// Bytes of the tables of a step within these bounds.
+    pub fn bytes(&self) -> u64 {
+        self.ranges().map(|(count, _)| bytes(count).next_multiple_of(ALIGNMENT)).iter().sum::<u64>() + 4
+    }
+
     /// Of each table how many entries it has, the first value that may stand there, and the first after these that may not.
     fn ranges(&self) -> [(i64, (i64, i64)); TABLES] {
         let most = self.context.min(self.max_pages.saturating_mul(self.page));
@@ -85,6 +91,11 @@ const NAMES: [&str; TABLES] =
     ["ids", "positions", "slots", "q_starts", "kv_lens", "last_rows", "settings", "top_k", "block_table"];
 /// Each begins at a multiple of this many bytes.
 const ALIGNMENT: u64 = 256;
+
+/// Bytes of so many entries of a table.
+fn bytes(count: i64) -> u64 {
+    count.max(0) as u64 * 4
+}
 
 impl Tables {
     /// Makes each table as long as a step of these bounds has it: by tokens that are written nowhere, and by sequences that have
@@ -143,21 +154,25 @@ impl Tables {
     }
 }
 
-/// The tables of a step on its device.
+/// The tables of a step on its device, where those of other steps lie at other times: kernels run behind `advance`, which has put what
+/// was told last there.
 pub struct Metadata {
-    memory: Memory,
+    place: View,
     bounds: Bounds,
+    number: u64,
 }
 
 impl Metadata {
-    /// Room for the tables of steps within these bounds, with those of a step that does nothing.
-    pub(crate) fn new(machine: &Machine, bounds: Bounds) -> Result<Metadata, BackendError> {
-        let mut tables = Tables::default();
-        tables.pad(&bounds);
-        let bytes = tables.bytes(0);
-        let metadata = Metadata { memory: Memory::new(machine, bytes.len() as u64)?, bounds };
-        metadata.memory.upload(&bytes)?;
-        Ok(metadata)
+    /// Tables of steps within these bounds at the beginning of `memory`, which has [`Bounds::bytes`] at least.
+    pub fn new(memory: &Memory, bounds: Bounds) -> Result<Metadata, BackendError> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let number = LAST.fetch_add(1, Ordering::Relaxed);
+        Ok(Metadata { place: memory.view().slice(0..bounds.bytes())?, bounds, number })
+    }
+
+    /// Which they are of all: no others have this number.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Writes tables where `advance` reads them, and a number that it says when it has: into memory that is shared, and at which no
@@ -170,16 +185,16 @@ impl Metadata {
 
     /// All of it, which `advance` writes; and as how many words, of which the first so many are ids.
     pub fn whole(&self) -> (View, i64, i64) {
-        (self.memory.view(), (self.memory.len() / 4) as i64, self.bounds.tokens)
+        (self.place.clone(), (self.place.len() / 4) as i64, self.bounds.tokens)
     }
 
     /// What a kernel reads as the program's tensor of that name.
     pub fn view(&self, name: &str) -> Option<View> {
         let place = NAMES.iter().position(|n| *n == name)?;
         let ranges = self.bounds.ranges();
-        let bytes = |(count, _): (i64, _)| count.max(0) as u64 * 4;
-        let at: u64 = ranges[..place].iter().map(|range| bytes(*range).next_multiple_of(ALIGNMENT)).sum();
-        View::checked(&self.memory, ranges[place].1).slice(at..at + bytes(ranges[place])).ok()
+        let at: u64 = ranges[..place].iter().map(|(count, _)| bytes(*count).next_multiple_of(ALIGNMENT)).sum();
+        let (count, range) = ranges[place];
+        Some(self.place.slice(at..at + bytes(count)).ok()?.checked(range, self.number))
     }
 }
 
@@ -210,6 +225,17 @@ mod tests {
             kv_lens: vec![3, 10],
             last_rows: vec![2, 4],
             ..Tables::default()
+        }
+    }
+
+    #[test]
+    fn tables_are_as_long_as_their_bounds_say() {
+        for bounds in
+            [BOUNDS, Bounds { tokens: 65, chosen: 2, ..BOUNDS }, Bounds { logits: 0, sequences: 200, ..BOUNDS }]
+        {
+            let mut tables = Tables::default();
+            tables.pad(&bounds);
+            assert_eq!(tables.bytes(0).len() as u64, bounds.bytes());
         }
     }
 

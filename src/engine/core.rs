@@ -6,14 +6,15 @@
 
 use super::blocks::Blocks;
 use super::measure::KernelTime;
-use super::plan::{MemoryPlan, STEPS, Sizes};
+use super::plan::{MemoryPlan, Sizes};
 use super::request::{End, Event, Finish, Request, Sampling, Stats, Token};
 use super::schedule::{self, Id, Limits, Row, Scheduler, UNKNOWN};
-use super::step::{Choice, Step, Stores, stream};
+use super::step::{Choice, Stores, stream};
+use super::steps::{Given, Steps};
 use super::{EngineError, Options, Sink};
 use crate::backend::Tables;
 use crate::backend::cuda::Stream;
-use crate::model::{Model, Pass, Phase, Shape, Tail};
+use crate::model::{Model, Pass, Shape, Tail};
 use crate::problem::{Dtype, hash};
 use crate::runtime::Runtime;
 use crate::sync::lock;
@@ -22,9 +23,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Decode steps that are captured before the first request: of so many sequences that see so many tokens.
-const FIRST_SEQUENCES: [i64; 3] = [1, 2, 4];
-const FIRST_CONTEXTS: [i64; 3] = [256, 512, 1024];
+/// How long an engine on a GPU binds steps before it takes the first request.
+const WARM: Duration = Duration::from_millis(500);
 
 /// A model on a device, and who waits for its answers.
 pub(super) struct Core {
@@ -40,7 +40,7 @@ pub(super) struct Core {
     /// The number of the step that was launched last; 0 before the first.
     launched: i32,
     flight: Option<Flight>,
-    steps: Bound,
+    steps: Steps,
     scheduler: Scheduler,
     live: HashMap<Id, Live>,
     stats: Stats,
@@ -107,20 +107,6 @@ impl Live {
     }
 }
 
-/// The steps that are bound, with the turn in which each ran last.
-#[derive(Default)]
-struct Bound {
-    steps: HashMap<Shape, (Step, u64)>,
-    turn: u64,
-}
-
-impl Bound {
-    fn get(&self, shape: &Shape) -> Result<&Step, EngineError> {
-        let unbound = || EngineError::Program { why: format!("{shape:?} is not bound") };
-        self.steps.get(shape).map(|(step, _)| step).ok_or_else(unbound)
-    }
-}
-
 /// What of a row is computed at once.
 pub(super) struct Piece<'r> {
     pub row: &'r Row,
@@ -166,7 +152,7 @@ impl Core {
         };
         let blocks = Blocks::new(cache.pages as usize, cache.page as usize, options.prefix && !options.logits);
         let stream = stream(&runtime)?;
-        let mut core = Core {
+        let core = Core {
             // A processor computes a step before its launch returns.
             ahead: options.ahead.unwrap_or(stream.is_some()),
             launched: 0,
@@ -177,30 +163,45 @@ impl Core {
             dtype: options.dtype,
             sizes,
             stores,
-            steps: Bound::default(),
+            steps: Steps::new(sizes.expected()),
             scheduler: Scheduler::new(limits, blocks, options.context as usize),
             live: HashMap::new(),
             stats: Stats { pages: cache.pages as usize, ..Stats::default() },
             waited: Duration::ZERO,
             published: Arc::default(),
         };
-        core.capture()?;
         core.publish();
         Ok((core, plan))
     }
 
-    /// Captures the steps that a few sequences begin with, so that the first answers need not wait for it.
-    fn capture(&mut self) -> Result<(), EngineError> {
-        if self.stream.is_none() {
-            return Ok(());
+    /// On a GPU, binds steps that are expected, and runs each on tables of nobody: what a driver leaves to the first launch is done by
+    /// then. It takes [`WARM`], and a step more.
+    pub fn warm(&mut self) -> Result<(), EngineError> {
+        let begun = Instant::now();
+        while self.stream.is_some() && begun.elapsed() < WARM {
+            let Some(shape) = self.with_steps(|steps, given| steps.prepare(given)) else { break };
+            let mut tables = Tables { q_starts: vec![0], ..Tables::default() };
+            self.steps.get(&shape)?.pad(&mut tables);
+            self.start(&shape, &tables)?;
         }
-        let sizes = self.sizes;
-        for sequences in FIRST_SEQUENCES.into_iter().filter(|n| *n <= sizes.sequences) {
-            for longest in FIRST_CONTEXTS {
-                self.bound(sizes.decode(sequences, longest))?;
-            }
-        }
+        self.stream.as_ref().map_or(Ok(()), Stream::synchronize)?;
+        self.waited = Duration::ZERO;
+        self.publish();
         Ok(())
+    }
+
+    /// Binds one more step that is expected, where steps are chosen ahead of what the device does; false where none is left.
+    pub fn prepare(&mut self) -> bool {
+        let done = self.ahead && self.with_steps(|steps, given| steps.prepare(given)).is_some();
+        if done {
+            self.publish();
+        }
+        done
+    }
+
+    fn with_steps<R>(&mut self, what: impl FnOnce(&mut Steps, &Given<'_>) -> R) -> R {
+        let Core { runtime, model, dtype, sizes, stores, stream, steps, .. } = self;
+        what(steps, &Given { runtime, stores, model, cache: sizes.cache, dtype: *dtype, stream: stream.as_ref() })
     }
 
     pub fn submit(&mut self, id: Id, mut request: Request, sink: Sink) {
@@ -244,9 +245,19 @@ impl Core {
 
     fn publish(&self) {
         let (running, used, live) = (self.scheduler.running(), self.scheduler.blocks().used(), self.scheduler.live());
-        let bound = self.steps.steps.values().map(|(step, _)| step.kernels());
-        let (portable, kernels) = bound.fold((0, 0), |(p, k), (portable, all)| (p + portable, k + all));
-        *lock(&self.published) = Stats { running, used, live, kernels, portable, ..self.stats };
+        let ((portable, kernels), counts) = (self.steps.kernels(), self.steps.counts());
+        *lock(&self.published) = Stats {
+            running,
+            used,
+            live,
+            kernels,
+            portable,
+            bound: counts.all,
+            binding: counts.took,
+            bound_late: counts.late,
+            binding_late: counts.late_took,
+            ..self.stats
+        };
     }
 
     fn end(&mut self, id: Id, why: Finish) {
@@ -415,16 +426,8 @@ impl Core {
         let step = self.steps.get(&shape)?;
         step.pad(&mut tables);
         step.choose(&mut tables, &self.choices(pieces, before))?;
-        let begun = Instant::now();
-        self.stores.heard(self.launched, self.stream.as_ref())?;
-        self.waited += begun.elapsed();
-        // Another number than the last one's is enough.
-        let number = self.launched % i32::MAX + 1;
-        let begun = Instant::now();
-        step.run(&tables, number, self.stream.as_ref())?;
-        // A processor computes in its launches.
-        self.waited += if self.stream.is_none() { begun.elapsed() } else { Duration::ZERO };
-        self.launched = number;
+        self.start(&shape, &tables)?;
+        let step = self.steps.get(&shape)?;
         self.stats.launches += step.launches();
         self.stats.told += step.told();
         self.stats.heard += 4 * (wanted as u64 + 1);
@@ -453,6 +456,21 @@ impl Core {
         let blind = rows.iter().filter_map(|(id, _)| sampling(id));
         let blind = blind.fold(true, |all, s| all && s.logprobs.is_none() && s.repetition_penalty == 1.0);
         Ok(Flight { rows, tail: shape.tail, blind })
+    }
+
+    /// Launches the step of a shape with these tables, once those of the step before were read.
+    fn start(&mut self, shape: &Shape, tables: &Tables) -> Result<(), EngineError> {
+        let (step, begun) = (self.steps.get(shape)?, Instant::now());
+        self.stores.heard(self.launched, self.stream.as_ref())?;
+        self.waited += begun.elapsed();
+        // Another number than the last one's is enough.
+        let number = self.launched % i32::MAX + 1;
+        let begun = Instant::now();
+        step.run(tables, number, self.stream.as_ref())?;
+        // A processor computes in its launches.
+        self.waited += if self.stream.is_none() { begun.elapsed() } else { Duration::ZERO };
+        self.launched = number;
+        Ok(())
     }
 
     /// The kernels of the step of these pieces, kind by kind, with the times that they take now.
@@ -510,29 +528,8 @@ impl Core {
 
     /// Binds the step of a shape, unless it is bound; gives the shape under which it is.
     fn bound(&mut self, shape: Shape) -> Result<Shape, EngineError> {
-        self.steps.turn += 1;
-        let turn = self.steps.turn;
         let roomy = self.sizes.roomy(shape);
-        for shape in [shape, roomy] {
-            if let Some((_, last)) = self.steps.steps.get_mut(&shape) {
-                *last = turn;
-                return Ok(shape);
-            }
-            let cache = self.sizes.cache;
-            let pass = Pass::of(&self.model, shape, cache, self.dtype)?;
-            // What decodes runs again and again.
-            let capture = self.stream.as_ref().filter(|_| shape.phase == Phase::Decode);
-            let Some(step) = Step::new(&self.runtime, &self.stores, &self.model, cache, &pass, capture)? else {
-                continue;
-            };
-            if self.steps.steps.len() >= STEPS {
-                let oldest = self.steps.steps.iter().min_by_key(|(_, (_, last))| *last).map(|(shape, _)| *shape);
-                oldest.and_then(|shape| self.steps.steps.remove(&shape));
-            }
-            self.steps.steps.insert(shape, (step, turn));
-            return Ok(shape);
-        }
-        Err(EngineError::Program { why: format!("{roomy:?} needs more scratch than was planned") })
+        self.with_steps(|steps, given| steps.need(given, shape, roomy))
     }
 
     /// What the kernels are told, behind the step `before`.

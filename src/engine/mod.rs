@@ -32,6 +32,7 @@ mod schedule;
 #[cfg(test)]
 mod simulation;
 mod step;
+mod steps;
 
 pub use measure::{Case, KernelTime, StepTime, Timer};
 pub use plan::MemoryPlan;
@@ -216,7 +217,8 @@ impl Engine {
         mut loaded: impl FnMut(u64, u64),
     ) -> Result<Engine, EngineError> {
         let room = Room { context: options.context as usize, page: options.page as usize, pages: 0 };
-        let (core, plan) = Core::new(runtime, model, weights, options.clone(), &mut loaded)?;
+        let (mut core, plan) = Core::new(runtime, model, weights, options.clone(), &mut loaded)?;
+        core.warm()?;
         let shared = Arc::new(Shared { stats: core.stats(), ..Shared::default() });
         let top = core.sizes.top;
         let (commands, heard) = channel();
@@ -378,7 +380,12 @@ fn run(mut core: Core, heard: &Receiver<Command>, shared: &Shared) {
     let _thread = Thread(shared);
     loop {
         let command = match core.is_idle() {
-            true => heard.recv().map_err(|RecvError| TryRecvError::Disconnected),
+            true => match heard.try_recv() {
+                // Whoever comes meanwhile waits for one binding at most.
+                Err(TryRecvError::Empty) if core.prepare() => continue,
+                Err(TryRecvError::Empty) => heard.recv().map_err(|RecvError| TryRecvError::Disconnected),
+                command => command,
+            },
             false => heard.try_recv(),
         };
         match command {

@@ -1,17 +1,16 @@
 //! What lies on the device as long as an engine does: planned once, before anything is allocated.
 
 use super::arena::{ALIGNMENT, arena};
-use super::step::{RESULTS, SEEN, bytes_of, workspaces};
+use super::step::{RESULTS, SEEN, bounds, bytes_of, workspaces};
 use super::{EngineError, Options};
 use crate::model::{Cache, Model, Pass, Shape, Tail};
 use crate::model::{LEAST_CONTEXT, ModelError};
 use crate::problem::{MOST_TOP, Problem};
 use crate::program::{Life, Named};
 use crate::runtime::Runtime;
-use std::fmt;
+use std::collections::HashSet;
+use std::{fmt, iter};
 
-/// Steps that are kept bound; of more the one that was not needed for longest is bound again when it is.
-pub(super) const STEPS: usize = 48;
 /// Rows of logits that a request for all of them gets in one step.
 const LOGITS_ROWS: i64 = 64;
 
@@ -33,7 +32,7 @@ pub struct MemoryPlan {
     pub seen: u64,
     /// Scratch of kernels: what they leave as zeros, and the other.
     pub workspaces: [u64; 2],
-    /// Ids, positions, block tables of the steps that are kept bound.
+    /// Ids, positions, block tables of a step.
     pub tables: u64,
 }
 
@@ -86,6 +85,11 @@ pub(super) fn rounded(rows: i64) -> i64 {
     rows.next_multiple_of(step.max(1)) as i64
 }
 
+/// The power of two that is no less.
+fn power(count: i64) -> i64 {
+    count.max(1).unsigned_abs().next_power_of_two() as i64
+}
+
 impl Sizes {
     /// Those of these options, with a cache that holds the whole context of all sequences.
     pub fn of(options: &Options) -> Sizes {
@@ -111,7 +115,7 @@ impl Sizes {
     /// The sizes up to the greatest.
     fn list(most: i64) -> impl Iterator<Item = i64> {
         let next = move |size: &i64| (*size < most).then(|| rounded(size + 1).min(most));
-        std::iter::successors(Some(1), next)
+        iter::successors(Some(1), next)
     }
 
     /// The context that a step is bound for where the longest sequence has so many tokens.
@@ -125,12 +129,47 @@ impl Sizes {
         Shape::decode(rounded(sequences).min(self.sequences), self.context(longest))
     }
 
-    /// A step over parts of prompts.
+    /// A step over parts of prompts. Sequences, and rows of logits that are no more, are counted in powers of two: they cost little beside
+    /// the tokens, and each of their counts with each count of tokens would be a step of its own.
     pub fn mixed(&self, tokens: i64, sequences: i64, logits: i64, longest: i64) -> Shape {
         let tokens = rounded(tokens).min(self.tokens);
-        let sequences = rounded(sequences).min(self.sequences);
-        let logits = if logits == 0 { 0 } else { rounded(logits).min(self.logits(tokens)) };
+        let sequences = power(sequences).min(self.sequences).min(tokens);
+        let logits = match logits {
+            0 => 0,
+            few if few <= sequences => sequences,
+            many => rounded(many),
+        };
+        let logits = logits.min(self.logits(tokens));
         Shape { logits, context: self.context(longest), ..Shape::chunk(tokens, sequences, 1) }
+    }
+
+    /// Shapes that most loads need, the smallest and most likely first: context by context what decodes, what reads the prompt of one, and
+    /// what fills the budget of tokens with a part of a prompt beside what decodes; then prompts beside what decodes. Each with the tokens
+    /// that are most likely, and with tokens that are drawn.
+    pub fn expected(&self) -> Vec<Shape> {
+        let longer = |context: &i64| Some(self.context(context + 1)).filter(|next| next > context);
+        let contexts: Vec<i64> = iter::successors(Some(self.context(1)), longer).collect();
+        let counts: Vec<i64> =
+            iter::successors(Some(1), |n| Some(2 * n)).take_while(|n| *n < 2 * self.sequences).collect();
+        let mut list = Vec::new();
+        for &context in &contexts {
+            list.extend(Sizes::list(self.sequences).map(|batch| self.decode(batch, context)));
+            let prompts = Sizes::list(self.tokens).filter(|tokens| self.context(*tokens) == context);
+            list.extend(prompts.map(|tokens| self.mixed(tokens, 1, 1, tokens)));
+            list.push(self.mixed(self.tokens, 1, 0, context));
+            list.extend(counts.iter().map(|count| self.mixed(self.tokens, *count, *count, context)));
+        }
+        for &context in &contexts {
+            for &count in counts.iter().skip(1) {
+                let tokens = Sizes::list(self.tokens).filter(|tokens| *tokens > count);
+                list.extend(tokens.map(|tokens| self.mixed(tokens, count, count, context)));
+            }
+        }
+        let mut known = HashSet::new();
+        list.retain(|shape| known.insert(*shape));
+        let tails = [Some(Tail::Argmax), self.top.map(|_| Tail::Sample { top: 0 })];
+        let with = |shape: Shape| tails.into_iter().flatten().map(move |tail| Shape { tail, ..shape });
+        list.into_iter().flat_map(with).collect()
     }
 
     /// The step of the same tokens that [`Sizes::plan`] made room for, whatever kernels answer for the first.
@@ -198,7 +237,7 @@ impl Sizes {
             plan.seen = program.tensor(SEEN).map_or(0, |t| program.tensors[t].bytes()).max(plan.seen);
             let wanted = workspaces(runtime, &program)?;
             plan.workspaces = [0, 1].map(|i| plan.workspaces[i].max(wanted[i]));
-            plan.tables = plan.tables.max(STEPS as u64 * bytes_of(&program, Life::Metadata));
+            plan.tables = plan.tables.max(bounds(model, self.cache, &shape).bytes());
         }
         let (rest, all) = (plan.bytes(), self.cache.pages as u64);
         let cache =
@@ -224,6 +263,61 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Phase;
+    use crate::problem::Dtype;
+
+    fn sizes(sequences: i64, tokens: i64, context: i64) -> Sizes {
+        let options = Options { sequences, tokens, ..Options::new(Dtype::F32, context) };
+        Sizes { top: Some(5), ..Sizes::of(&options) }
+    }
+
+    #[test]
+    fn a_step_over_prompts_has_room_for_what_it_is_made_for_and_is_one_of_few() {
+        for sizes in [sizes(1, 512, 2048), sizes(48, 2048, 4096), sizes(7, 7, 100)] {
+            let mut shapes = HashSet::new();
+            for tokens in 1..=sizes.tokens {
+                for sequences in 1..=tokens.min(sizes.sequences) {
+                    for logits in [0, 1, sequences] {
+                        let shape = sizes.mixed(tokens, sequences, logits, 200);
+                        assert!(shape.tokens >= tokens && shape.sequences >= sequences && shape.logits >= logits);
+                        assert_eq!(shape.logits == 0, logits == 0);
+                        let most = sizes.roomy(shape);
+                        assert!(shape.sequences <= most.sequences && shape.logits <= most.logits, "{shape:?}");
+                        // What it is bound as is its own shape.
+                        let Shape { tokens, sequences, logits, context, .. } = shape;
+                        assert_eq!(sizes.mixed(tokens, sequences, logits, context), shape);
+                        shapes.insert(shape);
+                    }
+                }
+            }
+            // Counts of tokens by powers of two, by whether any has logits.
+            let powers = power(sizes.sequences).ilog2() as usize + 1;
+            assert!(shapes.len() <= Sizes::list(sizes.tokens).count() * powers * 2, "{}", shapes.len());
+        }
+    }
+
+    #[test]
+    fn what_is_expected_is_what_steps_are_bound_as_each_once() {
+        let sizes = sizes(48, 2048, 3000);
+        let list = sizes.expected();
+        assert_eq!(list.iter().collect::<HashSet<_>>().len(), list.len());
+        assert_eq!(list[0], sizes.decode(1, 1));
+        for shape in &list {
+            let Shape { phase, tokens, sequences, logits, context, tail } = *shape;
+            let again = match phase {
+                Phase::Decode => sizes.decode(sequences, context),
+                _ => sizes.mixed(tokens, sequences, logits, context),
+            };
+            assert_eq!(*shape, Shape { tail, ..again });
+        }
+        // Whatever decodes, and each prompt alone.
+        for tail in [Tail::Argmax, Tail::Sample { top: 0 }] {
+            let known = |shape: Shape| list.contains(&Shape { tail, ..shape });
+            assert!((1..=48).all(|n| [1, 300, 1000, 3000].iter().all(|longest| known(sizes.decode(n, *longest)))));
+            assert!((1..=2048).all(|n| known(sizes.mixed(n, 1, 1, n))));
+            assert!((1..=48).all(|n| known(sizes.mixed(2048, n, n - 1, 2500))));
+        }
+    }
 
     #[test]
     fn few_rows_more_are_computed_than_asked_for() {

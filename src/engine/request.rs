@@ -179,4 +179,12 @@ pub struct Stats {
     pub kernels: usize,
     /// Portable kernels among them.
     pub portable: usize,
+    /// Steps that were bound to memory so far, on a GPU with their graphs where they decode.
+    pub bound: u64,
+    /// What that took.
+    pub binding: Duration,
+    /// Those of them that a request waited for.
+    pub bound_late: u64,
+    /// What these took.
+    pub binding_late: Duration,
 }

@@ -3,20 +3,22 @@
 use super::EngineError;
 use super::arena::{ALIGNMENT, Arena, arena};
 use super::measure::KernelTime;
-use super::plan::{MemoryPlan, STEPS};
+use super::plan::MemoryPlan;
 use super::request::{Logprobs, Sampling, Token};
 use crate::backend::cuda::{Event, Graph, Stream};
 use crate::backend::{BackendError, Bounds, Metadata, Tables};
 use crate::device::Target;
-use crate::model::{Cache, Model, ModelError, Pass, Tail, with_norms_in_products};
+use crate::model::{Cache, Model, ModelError, Pass, Shape, Tail, with_norms_in_products};
 use crate::problem::{Dtype, Problem, SETTINGS, Storage};
 use crate::program::{self, Life, Named, Program};
 use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View};
 use crate::weights::Weights;
+use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Outputs that the host reads.
@@ -39,6 +41,9 @@ pub(super) struct Stores {
     /// Memory that the host shares: what a step is told, and the tokens of the step before.
     told: Memory,
     said: Memory,
+    /// Where each step has its tables, and the number of those that lie there.
+    tables: Memory,
+    there: Arc<AtomicU64>,
     /// Scratch of kernels: what they leave as they found it is zeros in the second.
     workspaces: [Memory; 2],
 }
@@ -68,14 +73,16 @@ impl Stores {
             at += placed(tensor);
         }
         let [logits, tokens, logprobs, likely] = plan.results.map(|bytes| runtime.allocate(bytes));
-        let (told, said) = (plan.tables / STEPS as u64 + 4, plan.results[TOKENS] + 4);
+        let said = plan.results[TOKENS] + 4;
         Ok(Stores {
             kept,
             activations: runtime.allocate(plan.activations)?,
             results: [logits?, tokens?, logprobs?, likely?],
             seen: runtime.allocate(plan.seen)?,
-            told: runtime.shared(told)?,
+            told: runtime.shared(plan.tables)?,
             said: runtime.shared(said)?,
+            tables: runtime.allocate(plan.tables)?,
+            there: Arc::new(AtomicU64::new(u64::MAX)),
             workspaces: [runtime.allocate(plan.workspaces[0])?, runtime.zeroed(plan.workspaces[1])?],
         })
     }
@@ -199,6 +206,8 @@ pub(super) struct Step {
     /// Puts what it is told in its place; the first node of the graph.
     advance: Bound,
     told: Memory,
+    /// The number of the tables that `advance` put in their place last.
+    there: Arc<AtomicU64>,
     logits: Memory,
     seen: Memory,
     tail: Tail,
@@ -222,30 +231,18 @@ impl Step {
         pass: &Pass,
         capture: Option<&Stream>,
     ) -> Result<Option<Step>, EngineError> {
-        let program = &fused(runtime, &pass.program);
+        let program = &*fused(runtime, &pass.program);
         program.check()?;
         let found = lookup(runtime, program)?;
         let wanted = scratch(&found);
         if (0..2).any(|i| wanted[i] > stores.workspaces[i].len()) {
             return Ok(None);
         }
-        let shape = pass.shape;
-        let bounds = Bounds {
-            tokens: shape.tokens,
-            sequences: shape.sequences,
-            logits: shape.logits,
-            chosen: program.tensor("settings").map_or(0, |_| shape.logits),
-            vocab: model.vocab,
-            max_pos: cache.max_pos,
-            page: cache.page,
-            pages: cache.pages,
-            max_pages: cache.max_pages,
-            context: shape.context,
-        };
+        let (shape, bounds) = (pass.shape, bounds(model, cache, &pass.shape));
         let places = RESULTS.map(|name| program.tensor(name));
         let kept: Vec<usize> = places.iter().flatten().copied().collect();
         let Arena { places: activations, .. } = arena(program, &kept);
-        let metadata = runtime.metadata(bounds)?;
+        let metadata = Metadata::new(&stores.tables, bounds)?;
         let view = |at: usize| -> Result<View, EngineError> {
             let tensor = &program.tensors[at];
             let unknown = || EngineError::Program { why: format!("nobody has the tensor {}", tensor.name) };
@@ -283,14 +280,16 @@ impl Step {
         let told = stores.told.view().slice(0..tables.len())?;
         let advance = advance.bind([told, stores.results[TOKENS].view(), tables, stores.said.view()], workspace)?;
         let long = |step: &program::Step| {
-            let us = found.get(&step.problem).map_or(0.0, |kernel| kernel.predicted_us());
-            step.problem.op().name == "decode" && us >= BEHIND_FROM_US
+            let us = || found.get(&step.problem).map_or(0.0, |kernel| kernel.predicted_us());
+            step.problem.op().name == "decode" && us() >= BEHIND_FROM_US
         };
         let behind: Vec<bool> = program.steps.iter().map(long).collect();
         let graph = match capture {
             Some(stream) => {
                 let all = || kernels.iter().zip(&behind).try_for_each(|(k, behind)| launch(k, *behind, stream));
-                Some(Graph::capture(stream, || advance.launch(stream).and_then(|()| all()))?)
+                let graph = Graph::capture(stream, || advance.launch(stream).and_then(|()| all()))?;
+                graph.upload(stream)?;
+                Some(graph)
             }
             None => None,
         };
@@ -319,6 +318,7 @@ impl Step {
             metadata,
             advance,
             told: stores.told.clone(),
+            there: Arc::clone(&stores.there),
             logits: stores.results[LOGITS].clone(),
             seen: stores.seen.clone(),
             tail: shape.tail,
@@ -333,6 +333,7 @@ impl Step {
     /// the tokens of the step before where the host does, `number` is said ([`Stores::heard`]); until then no other step is told anything.
     pub fn run(&self, tables: &Tables, number: i32, stream: Option<&Stream>) -> Result<(), EngineError> {
         self.metadata.tell(tables, number, self.last, &self.told)?;
+        self.there.store(self.metadata.number(), Ordering::Relaxed);
         match (stream, &self.graph) {
             (None, _) => {
                 self.advance.launch(Queue::Host)?;
@@ -363,8 +364,11 @@ impl Step {
         (portable, self.kernels.len())
     }
 
-    /// Runs its kernels kind by kind, with the tables of the last run, and times each kind.
+    /// Runs its kernels kind by kind, with the tables of the last run, which was its own, and times each kind.
     pub fn kinds(&self, stream: Option<&Stream>) -> Result<Vec<KernelTime>, EngineError> {
+        if self.there.load(Ordering::Relaxed) != self.metadata.number() {
+            return Err(EngineError::Program { why: "another step ran last, so it has no tables".into() });
+        }
         let mut timed = Vec::with_capacity(self.kinds.len());
         for kind in &self.kinds {
             let kernels = || kind.places.iter().filter_map(|at| self.kernels.get(*at));
@@ -477,14 +481,27 @@ fn scratch(found: &HashMap<Problem, Arc<Kernel>>) -> [u64; 2] {
 }
 
 /// The program with its norms in the products behind them, where a kernel that was tuned for that is predicted to take less than the two.
-fn fused(runtime: &Runtime, program: &Program) -> Program {
-    let mut known: HashMap<Problem, bool> = HashMap::new();
+fn fused<'p>(runtime: &Runtime, program: &'p Program) -> Cow<'p, Program> {
+    let us = |p: &Problem| runtime.lookup(p).ok().map(|kernel| kernel.predicted_us());
     with_norms_in_products(program, |norm, product, both| {
-        *known.entry(*both).or_insert_with(|| {
-            let us = |p: &Problem| runtime.lookup(p).ok().map(|kernel| kernel.predicted_us());
-            us(both).is_some_and(|one| us(norm).zip(us(product)).is_some_and(|(norm, product)| one < norm + product))
-        })
+        us(both).is_some_and(|one| us(norm).zip(us(product)).is_some_and(|(norm, product)| one < norm + product))
     })
+}
+
+/// What the kernels of a step of a shape can take.
+pub(super) fn bounds(model: &Model, cache: Cache, shape: &Shape) -> Bounds {
+    Bounds {
+        tokens: shape.tokens,
+        sequences: shape.sequences,
+        logits: shape.logits,
+        chosen: if shape.tail == Tail::Argmax { 0 } else { shape.logits },
+        vocab: model.vocab,
+        max_pos: cache.max_pos,
+        page: cache.page,
+        pages: cache.pages,
+        max_pages: cache.max_pages,
+        context: shape.context,
+    }
 }
 
 /// The scratch that the kernels of a program need.

@@ -2,13 +2,25 @@
 
 use crate::problem::{Problem, Role, norm_and_product};
 use crate::program::{Life, Program, Step};
+use std::borrow::Cow;
+use std::collections::HashMap;
 
 /// The program with each norm and the product that alone reads what it leaves as one step, where `better` says so of the problems of the
 /// norm, of the product, and of both in one.
 pub(crate) fn with_norms_in_products(
     program: &Program,
     mut better: impl FnMut(&Problem, &Problem, &Problem) -> bool,
-) -> Program {
+) -> Cow<'_, Program> {
+    // Layers are alike: each pair is asked for once.
+    let mut known: HashMap<[Problem; 2], Option<Problem>> = HashMap::new();
+    let mut together = |norm: &Problem, product: &Problem| {
+        let ask = || norm_and_product(norm, product).filter(|both| better(norm, product, both));
+        *known.entry([*norm, *product]).or_insert_with(ask)
+    };
+    let mut pairs = program.steps.windows(2);
+    if !pairs.any(|pair| together(&pair[0].problem, &pair[1].problem).is_some()) {
+        return Cow::Borrowed(program);
+    }
     let mut readers = vec![0; program.tensors.len()];
     for step in &program.steps {
         let described = step.problem.tensors();
@@ -20,10 +32,9 @@ pub(crate) fn with_norms_in_products(
         if *first != normed || readers[normed] != 1 || program.tensors[normed].life != Life::Activation {
             return None;
         }
-        let problem = norm_and_product(&norm.problem, &product.problem)?;
-        better(&norm.problem, &product.problem, &problem).then(|| Step {
+        Some(Step {
             role: format!("norm+{}", product.role),
-            problem,
+            problem: together(&norm.problem, &product.problem)?,
             tensors: [x, weight].iter().chain(rest).copied().collect(),
         })
     };
@@ -36,7 +47,7 @@ pub(crate) fn with_norms_in_products(
         }
         steps.push(one.unwrap_or_else(|| step.clone()));
     }
-    program.of(steps)
+    Cow::Owned(program.of(steps))
 }
 
 #[cfg(test)]
@@ -59,7 +70,7 @@ mod tests {
                 // Before qkv and gate_up of each layer and the head; where the pass ends with the cache, three of two layers.
                 assert_eq!((before, after), (if shape.logits == 0 { 3 } else { 5 }, 0), "{name}");
                 assert_eq!(all.steps.len() + before, program.steps.len());
-                assert_eq!(with_norms_in_products(&program, |_, _, _| false), program);
+                assert_eq!(*with_norms_in_products(&program, |_, _, _| false), program);
                 // Each weight is still there, each once.
                 let weights = |p: &Program| p.tensors.iter().filter(|t| t.life == Life::Weight).count();
                 assert_eq!(weights(&all), weights(&program));

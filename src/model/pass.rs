@@ -4,6 +4,7 @@ use super::{Buckets, Model, ModelError, Phase};
 use crate::problem::{Dtype, Problem, ProblemError};
 use crate::program::Life::{Activation, Metadata, State, Weight};
 use crate::program::{Life, Program};
+use std::collections::HashMap;
 
 /// One forward pass.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,8 +111,17 @@ pub struct Cache {
 fn program(m: &Model, shape: Shape, cache: Cache, dtype: Dtype) -> Result<Program, ModelError> {
     let Shape { phase, tokens: rows, sequences, context, logits, tail } = shape;
     let mut program = Program::default();
+    // Layers are alike: each text is read once.
+    let mut read: HashMap<String, Problem> = HashMap::new();
     let mut step = |role: &str, text: String, names: &[(Life, &str)]| -> Result<(), ProblemError> {
-        let problem: Problem = format!("{text} dtype={dtype}").parse()?;
+        let problem = match read.get(&text) {
+            Some(known) => *known,
+            None => {
+                let problem = format!("{text} dtype={dtype}").parse()?;
+                read.insert(text, problem);
+                problem
+            }
+        };
         program.step(role, problem, names);
         Ok(())
     };

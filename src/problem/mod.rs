@@ -238,6 +238,11 @@ impl Problem {
         position.map_or(0, |i| self.value(i))
     }
 
+    /// The dimensions in the order of the op's, with their values.
+    pub(crate) fn dims(&self) -> impl Iterator<Item = (&'static DimDef, i64)> + '_ {
+        self.op().dims.iter().enumerate().map(|(i, d)| (d, self.value(i)))
+    }
+
     /// Whether the op has a dimension of that name.
     pub fn has(&self, name: &str) -> bool {
         self.op().dims.iter().any(|d| d.name == name)

@@ -5,7 +5,6 @@ use super::value::Value;
 use crate::device::{Device, Target};
 use crate::problem::{Problem, Variable};
 use crate::sync::{read, write};
-use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 /// Most characters of an expression that an error repeats.
@@ -108,7 +107,8 @@ impl Expr {
 
 /// The names that expressions see. Cheap to extend and to take back, for walking a space.
 pub struct Scope {
-    fixed: HashMap<&'static str, Value>,
+    /// Few: to look through them takes less than to hash a name.
+    fixed: Vec<(&'static str, Value)>,
     /// What follows the dot of `dev`, `x`, `w` and `y`.
     attributes: [(&'static str, Vec<(&'static str, Value)>); 4],
     stack: RwLock<Vec<(Arc<str>, Value)>>,
@@ -118,7 +118,7 @@ impl Names for Scope {
     fn name(&self, name: &str) -> Option<Value> {
         let stack = read(&self.stack);
         let pushed = stack.iter().rev().find(|(n, _)| &**n == name).map(|(_, v)| v.clone());
-        pushed.or_else(|| self.fixed.get(name).cloned())
+        pushed.or_else(|| self.fixed.iter().rev().find(|(n, _)| *n == name).map(|(_, v)| v.clone()))
     }
 
     fn attribute(&self, name: &str, attribute: &str) -> Option<Value> {
@@ -130,21 +130,19 @@ impl Names for Scope {
 impl Scope {
     /// The dimensions of `problem` and the numbers of `device`.
     pub fn new(problem: &Problem, device: &Device) -> Scope {
-        let mut fixed: HashMap<&'static str, Value> = HashMap::new();
-        for (name, value) in problem.variables() {
-            let value = match value {
-                Variable::Int(v) => Value::from(v),
-                Variable::Word(w) => Value::from(w),
-                Variable::Real(v) => Value::from(v),
-            };
-            fixed.insert(name, value);
-        }
-        fixed.insert("op", Value::from(problem.op().name));
+        let value = |value: Variable| match value {
+            Variable::Int(v) => Value::from(v),
+            Variable::Word(w) => Value::from(w),
+            Variable::Real(v) => Value::from(v),
+        };
+        let mut fixed: Vec<(&'static str, Value)> =
+            problem.variables().into_iter().map(|(name, v)| (name, value(v))).collect();
+        fixed.push(("op", Value::from(problem.op().name)));
         let types = problem.types();
         // Of types that no dtype says this is no dtype's name, so that code for one type refuses them.
-        fixed.insert("dtype", Value::from(types.to_string().as_str()));
-        fixed.insert("elem", Value::from(types.x.bytes(1) as i64));
-        fixed.insert("compute", Value::from(types.compute.name()));
+        fixed.push(("dtype", Value::from(types.to_string().as_str())));
+        fixed.push(("elem", Value::from(types.x.bytes(1) as i64)));
+        fixed.push(("compute", Value::from(types.compute.name())));
         let tensor = |storage: crate::problem::Storage| {
             let (bits, bytes) = (storage.bits() as i64, storage.bytes(1) as i64);
             vec![("dtype", storage.name().into()), ("bits", bits.into()), ("elem", bytes.into())]

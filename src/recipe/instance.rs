@@ -98,6 +98,16 @@ impl Recipe {
         device: &Device,
         config: &'a Config,
     ) -> Result<Instance<'a>, RecipeError> {
+        self.instance_in(problem, config, Scope::new(problem, device))
+    }
+
+    /// The same, with the names of problem and device.
+    fn instance_in<'a>(
+        &'a self,
+        problem: &'a Problem,
+        config: &'a Config,
+        scope: Scope,
+    ) -> Result<Instance<'a>, RecipeError> {
         let illegal = |constraint: String| RecipeError::Illegal {
             template: self.description.name.clone(),
             config: config.to_string(),
@@ -109,7 +119,6 @@ impl Recipe {
         if let Some(extra) = config.0.keys().find(|t| !self.description.tunables.contains_key(*t)) {
             return Err(illegal(format!("it has no tunable {extra}")));
         }
-        let scope = Scope::new(problem, device);
         for (name, value) in &config.0 {
             scope.push(&name.as_str().into(), Value::from(*value));
         }
@@ -139,20 +148,20 @@ impl Recipe {
         if tuned.types() != asked.types() {
             return Err(Refused::Types(tuned.types()));
         }
-        let differ = |((name, t), (_, a)): ((&'static str, crate::problem::Variable), _)| {
-            (self.fixes(tuned, name) && t != a).then(|| match tuned.word(name) {
-                "" => format!("{name}={}", tuned.dim(name)),
-                word => format!("{name}={word}"),
-            })
+        let fixed = |name: &str| match tuned.word(name) {
+            "" => format!("{name}={}", tuned.dim(name)),
+            word => format!("{name}={word}"),
         };
-        let differ: Vec<String> = tuned.variables().into_iter().zip(asked.variables()).filter_map(differ).collect();
+        let differ = tuned.dims().zip(asked.dims()).filter(|((d, t), (_, a))| t != a && self.fixes(tuned, d.name));
+        let differ: Vec<String> = differ.map(|((d, _), _)| fixed(d.name)).collect();
         if !differ.is_empty() {
             return Err(Refused::Fixed(differ));
         }
-        if !self.takes(asked, device)? {
+        let scope = Scope::new(asked, device);
+        if !self.takes_in(asked, device, &scope)? {
             return Err(Refused::When(self.description.when.0.clone()));
         }
-        let instance = self.instance(asked, device, config)?;
+        let instance = self.instance_in(asked, config, scope)?;
         if !self.legal.truth(&instance.scope)? {
             return Err(Refused::Reuse(self.description.reuse.legal.0.clone()));
         }

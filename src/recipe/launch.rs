@@ -200,6 +200,11 @@ impl Recipe {
 
     /// Whether the template takes this problem on this device at all.
     pub fn takes(&self, problem: &Problem, device: &Device) -> Result<bool, RecipeError> {
+        self.takes_in(problem, device, &Scope::new(problem, device))
+    }
+
+    /// The same, with the names of the two.
+    pub(super) fn takes_in(&self, problem: &Problem, device: &Device, scope: &Scope) -> Result<bool, RecipeError> {
         let d = &self.description;
         if !d.op.iter().any(|op| op == problem.op().name) || d.target != device.target || !arch_allows(&d.arch, device)
         {
@@ -217,7 +222,7 @@ impl Recipe {
         if !self.knows_layouts && scaling.is_some_and(|s| s.layout != CodeLayout::Rows) {
             return Ok(false);
         }
-        self.when.truth(&Scope::new(problem, device))
+        self.when.truth(scope)
     }
 
     /// Whether its code serves one value alone of that dimension: all but those that it takes at run time, and those that

@@ -20,6 +20,14 @@ pub(super) struct Code {
     pub module: Arc<Module>,
     winner: usize,
     median_us: f64,
+    /// Microseconds by its description for the problem that it was tuned for.
+    cost_us: Option<f64>,
+}
+
+/// The launch of a problem by some code, and the microseconds that it is predicted to take.
+pub(super) struct Answer {
+    pub launch: Launch,
+    pub us: f64,
 }
 
 impl Code {
@@ -32,20 +40,24 @@ impl Code {
         constants: Constants,
         module: Arc<Module>,
     ) -> Code {
-        let (problem, config) = (held.problem(), held.config().clone());
-        Code { problem, config, recipe, device, constants, module, winner, median_us: held.evidence().median_us }
+        let (problem, config, median_us) = (held.problem(), held.config().clone(), held.evidence().median_us);
+        let cost_us = recipe.instance(&problem, &device, &config).and_then(|i| i.cost_us()).ok();
+        Code { problem, config, recipe, device, constants, module, winner, median_us, cost_us }
     }
 
-    /// The launch of another problem with this code, or why it may not run it.
-    pub fn answer(&self, asked: &Problem) -> Result<Launch, Refused> {
-        self.recipe.answer(&self.problem, &self.constants, asked, &self.device, &self.config)
+    /// How it runs another problem, or why it may not. The time is the one that it took where it was tuned, times the ratio of what its
+    /// description predicts for the two.
+    pub fn answer(&self, asked: &Problem) -> Result<Answer, Refused> {
+        let instance = self.recipe.serves(&self.problem, asked, &self.device, &self.config)?;
+        self.constants.agree(&instance.constants()?)?;
+        let ratio = instance.cost_us().ok().zip(self.cost_us).map(|(asked, tuned)| asked / tuned);
+        let us = self.median_us * ratio.filter(|r| r.is_finite() && *r > 0.0).unwrap_or(1.0);
+        Ok(Answer { launch: instance.launch()?, us })
     }
 
-    /// The microseconds that it took where it was tuned, times the ratio of what its description predicts for the two.
-    pub fn predicted_us(&self, asked: &Problem) -> f64 {
-        let cost = |p: &Problem| self.recipe.instance(p, &self.device, &self.config).and_then(|i| i.cost_us()).ok();
-        let ratio = cost(asked).zip(cost(&self.problem)).map(|(asked, tuned)| asked / tuned);
-        self.median_us * ratio.filter(|r| r.is_finite() && *r > 0.0).unwrap_or(1.0)
+    /// Its answer for the problem that it was tuned for, whose launch is known.
+    pub fn tuned(&self, launch: Launch) -> Answer {
+        Answer { launch, us: self.median_us }
     }
 
     /// Its template's name.
@@ -72,16 +84,27 @@ pub struct Kernel {
     problem: Problem,
     tensors: Vec<Tensor>,
     launch: Launch,
+    #[cfg(feature = "engine")]
+    predicted_us: f64,
     executable: Arc<Executable>,
     rung: Match,
 }
 
 impl Kernel {
     /// Finds what the launch needs in the code, and checks it against the device.
-    pub(super) fn new(code: Arc<Code>, problem: Problem, launch: Launch, rung: Match) -> Result<Kernel, BackendError> {
-        let tensors = problem.tensors();
+    pub(super) fn new(code: Arc<Code>, problem: Problem, answer: Answer, rung: Match) -> Result<Kernel, BackendError> {
+        let (tensors, launch) = (problem.tensors(), answer.launch);
         let executable = Arc::new(Executable::new(&code.module, &launch, &tensors)?);
-        Ok(Kernel { code, problem, tensors, launch, executable, rung })
+        Ok(Kernel {
+            code,
+            problem,
+            tensors,
+            launch,
+            #[cfg(feature = "engine")]
+            predicted_us: answer.us,
+            executable,
+            rung,
+        })
     }
 
     /// The problem it runs.
@@ -122,7 +145,7 @@ impl Kernel {
     /// The microseconds that its problem is predicted to take.
     #[cfg(feature = "engine")]
     pub(crate) fn predicted_us(&self) -> f64 {
-        self.code.predicted_us(&self.problem)
+        self.predicted_us
     }
 
     /// Scratch bytes that a launch needs; 0 for none.

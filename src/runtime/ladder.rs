@@ -9,7 +9,7 @@
 
 use super::RuntimeError;
 use super::error::Refusal;
-use super::kernel::{Code, Kernel, Match};
+use super::kernel::{Answer, Code, Kernel, Match};
 use crate::backend::BackendError;
 use crate::problem::{DimKind, Part, Problem};
 use std::cmp::Reverse;
@@ -48,7 +48,7 @@ pub(super) fn nearest(codes: &[Arc<Code>], asked: &Problem) -> Result<Kernel, Ru
         let mut serving = Vec::new();
         for code in ranked.by_ref() {
             match code.answer(asked) {
-                Ok(launch) => serving.push((order(code, asked), code, launch)),
+                Ok(answer) => serving.push((order(code, asked, &answer), code, answer)),
                 Err(why) => refuse(code, why.to_string()),
             }
             if serving.len() == CONSIDERED {
@@ -60,10 +60,10 @@ pub(super) fn nearest(codes: &[Arc<Code>], asked: &Problem) -> Result<Kernel, Ru
         }
         // Of two that are predicted to take the same time, the nearer.
         serving.sort_by(|((a, a_us), ..), ((b, b_us), ..)| a.cmp(b).then(a_us.total_cmp(b_us)));
-        for (_, code, launch) in serving {
+        for (_, code, answer) in serving {
             let tuned = code.problem;
             let rung = if tuned.bucket() == asked.bucket() { Match::Exact } else { Match::Bucket { tuned } };
-            match Kernel::new(Arc::clone(code), *asked, launch, rung) {
+            match Kernel::new(Arc::clone(code), *asked, answer, rung) {
                 Ok(kernel) => return Ok(kernel),
                 Err(BackendError::Launch { why } | BackendError::Load { why }) => refuse(code, why),
                 Err(other) => return Err(other.into()),
@@ -73,9 +73,9 @@ pub(super) fn nearest(codes: &[Arc<Code>], asked: &Problem) -> Result<Kernel, Ru
 }
 
 /// Portable code last, and of the rest what was tuned for this very bucket first; then the microseconds that it may take.
-fn order(code: &Code, asked: &Problem) -> ((bool, bool), f64) {
+fn order(code: &Code, asked: &Problem, answer: &Answer) -> ((bool, bool), f64) {
     let exact = code.problem.bucket() == asked.bucket();
-    let us = code.predicted_us(asked) * Gap::new(&code.problem, asked).doubt();
+    let us = answer.us * Gap::new(&code.problem, asked).doubt();
     ((code.recipe.description.portable, !exact), us)
 }
 
@@ -93,9 +93,9 @@ impl Gap {
     fn new(tuned: &Problem, asked: &Problem) -> Gap {
         let kind = if tuned.types() == asked.types() { 0.0 } else { OTHER_KIND };
         let mut gap = Gap { fewer: 0.0, more: 0.0, kind };
-        for d in tuned.op().dims {
-            let (t, a) = (tuned.dim(d.name), asked.dim(d.name));
+        for ((d, t), (_, a)) in tuned.dims().zip(asked.dims()) {
             match d.kind {
+                _ if t == a => {}
                 // Neither what a bucket is named by nor what code depends on.
                 _ if matches!(d.part, Part::Capacity | Part::Workload) => {}
                 DimKind::Required | DimKind::Optional(_) => {
@@ -103,7 +103,7 @@ impl Gap {
                     gap.more += ratio.max(0.0);
                     gap.fewer += (-ratio).max(0.0);
                 }
-                DimKind::Word(_) if t != a => gap.kind += OTHER_KIND,
+                DimKind::Word(_) => gap.kind += OTHER_KIND,
                 _ => {}
             }
         }

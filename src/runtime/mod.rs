@@ -28,8 +28,6 @@ mod ladder;
 mod table;
 
 pub use crate::backend::{Bound, Memory, Queue, View};
-#[cfg(feature = "engine")]
-use crate::backend::{Bounds, Metadata};
 pub use error::{Refusal, RuntimeError};
 pub use fit::{launch_on, served_on};
 pub use kernel::{Kernel, Match};
@@ -130,7 +128,7 @@ impl Runtime {
                     }
                 };
                 let code = Arc::new(Code::new(number, &held, recipe, on, constants, module));
-                match Kernel::new(Arc::clone(&code), held.problem(), launch, Match::Exact) {
+                match Kernel::new(Arc::clone(&code), held.problem(), code.tuned(launch), Match::Exact) {
                     Ok(kernel) => exact.insert(held.problem(), Arc::new(kernel)),
                     Err(BackendError::Launch { why }) => {
                         skipped.push(Refusal::of(&held, why));
@@ -223,12 +221,6 @@ impl Runtime {
     #[cfg(feature = "engine")]
     pub(crate) fn zeroed(&self, bytes: u64) -> Result<Memory, RuntimeError> {
         Ok(Memory::zeroed(&self.machine, bytes)?)
-    }
-
-    /// Memory for what a step says to its kernels, with idle tables in it.
-    #[cfg(feature = "engine")]
-    pub(crate) fn metadata(&self, bounds: Bounds) -> Result<Metadata, RuntimeError> {
-        Ok(Metadata::new(&self.machine, bounds)?)
     }
 
     /// Memory that the host and kernels share, of zeros; who copies knows that no kernel is at it.

@@ -86,6 +86,7 @@ impl Metrics {
         let quoted = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let label = format!("model_name=\"{quoted}\"");
         let mut text = String::with_capacity(8 << 10);
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let used = if stats.pages == 0 { 0.0 } else { stats.used as f64 / stats.pages as f64 };
         // Tokens that were computed again after a preemption count again.
         let prompts = stats.prompt_tokens + stats.cached_tokens;
@@ -103,6 +104,10 @@ impl Metrics {
             ("kernels", "gauge", "Kernels of the steps that are bound.", stats.kernels as f64),
             ("kernels_portable", "gauge", "Those of them that nobody tuned.", stats.portable as f64),
             ("engine_steps_total", "counter", "Steps of the engine.", stats.steps as f64),
+            ("steps_bound_total", "counter", "Steps that were bound to memory.", stats.bound as f64),
+            ("steps_bound_late_total", "counter", "Those that a request waited for.", stats.bound_late as f64),
+            ("steps_bound_ms_total", "counter", "Milliseconds that binding took.", ms(stats.binding)),
+            ("steps_bound_late_ms_total", "counter", "Milliseconds that requests waited.", ms(stats.binding_late)),
         ] {
             let _ = writeln!(text, "# HELP jitune:{name} {what}\n# TYPE jitune:{name} {kind}");
             let _ = writeln!(text, "jitune:{name}{{{label}}} {value}");

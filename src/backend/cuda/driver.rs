@@ -69,7 +69,7 @@ impl Module {
         Ok(Arc::new(module))
     }
 
-    /// The kernel of that name, where the code has it.
+    /// The kernel of that name, where the code has it; on the GPU by then, whatever the driver leaves to the first launch otherwise.
     fn find(&self, name: &str) -> Result<Option<Function>, BackendError> {
         let Ok(name) = CString::new(name) else { return Ok(None) };
         let mut handle = ptr::null_mut();
@@ -78,6 +78,7 @@ impl Module {
             sys::CUresult::CUDA_ERROR_NOT_FOUND => return Ok(None),
             code => check("cuModuleGetFunction", code)?,
         }
+        load(handle)?;
         let attribute = |which| {
             let mut value = 0;
             // SAFETY: the function handle is valid.
@@ -163,20 +164,38 @@ impl Function {
     }
 }
 
+/// A call that not every driver has.
+///
+/// # Safety
+/// `T` is the type that cuda.h gives to the call.
+unsafe fn optional<T: Copy>(call: &[u8]) -> Option<T> {
+    // SAFETY: the driver, which is loaded already and never unloaded; the type is the caller's promise.
+    ["libcuda.so.1", "libcuda.so"].into_iter().find_map(|name| unsafe {
+        let driver = libloading::Library::new(name).ok()?;
+        let found = driver.get::<T>(call).ok().map(|s| *s);
+        std::mem::forget(driver);
+        found
+    })
+}
+
+/// Puts a kernel's code on the GPU now. Drivers before CUDA 12.4 do it when they like.
+fn load(function: sys::CUfunction) -> Result<(), BackendError> {
+    type Load = unsafe extern "C" fn(sys::CUfunction) -> sys::CUresult;
+    static LOAD: OnceLock<Option<Load>> = OnceLock::new();
+    // SAFETY: the type of cuda.h.
+    match LOAD.get_or_init(|| unsafe { optional(b"cuFuncLoad\0") }) {
+        // SAFETY: the function handle is valid.
+        Some(load) => check("cuFuncLoad", unsafe { load(function) }),
+        None => Ok(()),
+    }
+}
+
 /// Bytes of each parameter of a kernel. Drivers before CUDA 12.4 do not tell.
 fn parameters(function: sys::CUfunction) -> Option<Vec<usize>> {
     type Info = unsafe extern "C" fn(sys::CUfunction, usize, *mut usize, *mut usize) -> sys::CUresult;
     static INFO: OnceLock<Option<Info>> = OnceLock::new();
-    let info = INFO.get_or_init(|| {
-        // SAFETY: the driver, which is loaded already and never unloaded; the type is that of cuda.h.
-        ["libcuda.so.1", "libcuda.so"].into_iter().find_map(|name| unsafe {
-            let driver = libloading::Library::new(name).ok()?;
-            let info = driver.get::<Info>(b"cuFuncGetParamInfo\0").ok().map(|s| *s);
-            std::mem::forget(driver);
-            info
-        })
-    });
-    let info = (*info)?;
+    // SAFETY: the type of cuda.h.
+    let info = (*INFO.get_or_init(|| unsafe { optional(b"cuFuncGetParamInfo\0") }))?;
     let mut sizes = Vec::new();
     loop {
         let (mut at, mut size) = (0, 0);
@@ -552,6 +571,15 @@ impl Graph {
         let capture = Capture::begin(stream)?;
         work()?;
         Ok(capture.finish()?)
+    }
+
+    /// Puts it where the GPU runs it from, in the order of `stream`; otherwise the first launch does.
+    #[cfg(feature = "engine")]
+    pub(crate) fn upload(&self, stream: &Stream) -> Result<(), BackendError> {
+        StreamRef::from(stream).of(&self.context)?;
+        let _current = self.context.bind()?;
+        // SAFETY: both handles are valid.
+        check("cuGraphUpload", unsafe { sys::cuGraphUpload(self.exec, stream.handle) })
     }
 
     /// Replays it on `stream`.

@@ -259,4 +259,12 @@ pub struct Stats {
     pub to_device_bytes: Option<u64>,
     /// Bytes from the device to the host.
     pub to_host_bytes: Option<u64>,
+    /// Passes of new shapes that were made ready to launch.
+    pub steps_bound: Option<u64>,
+    /// Milliseconds that this took.
+    pub steps_bound_ms: Option<f64>,
+    /// Those of them that a request waited for.
+    pub steps_bound_late: Option<u64>,
+    /// Milliseconds of these.
+    pub steps_bound_late_ms: Option<f64>,
 }
