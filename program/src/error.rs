@@ -90,6 +90,14 @@ pub enum CliError {
         /// What is wrong.
         source: jitune::engines::report::RunsError,
     },
+    /// A README without a place for the tables.
+    #[error("{path}: {source}")]
+    Readme {
+        /// The file.
+        path: PathBuf,
+        /// What it lacks.
+        source: jitune::report::markers::NoPlace,
+    },
     /// A report.
     #[error(transparent)]
     Report(#[from] jitune::report::html::HtmlError),
@@ -124,6 +132,7 @@ impl CliError {
             | CliError::Merge { .. }
             | CliError::Io { .. }
             | CliError::Rows { .. }
+            | CliError::Readme { .. }
             | CliError::Report(_) => 4,
             #[cfg(feature = "bench")]
             CliError::Runs { .. } => 4,

@@ -3,7 +3,7 @@
 use super::{CliError, table};
 #[cfg(feature = "bench")]
 use jitune::engines::report::{self as engine_report, Baseline, Runs};
-use jitune::report::{Rows, Summary, html, markdown, readme, terminal};
+use jitune::report::{Rows, Summary, html, markdown, markers, readme, terminal};
 #[cfg(feature = "bench")]
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  jitune report --from compare/rows.jsonl\n  \
     jitune report --from compare/rows.jsonl -o elsewhere\n  \
-    jitune report --from compare/rows.jsonl --readme\n  \
+    jitune report --from compare/rows.jsonl --readme README.md\n  \
     jitune report --from jitune-bench/engines.jsonl\n\n\
     Needs no device. A run that was cut off has a report too. Exit code 4 when the rows cannot be read.")]
 pub struct Args {
@@ -22,9 +22,10 @@ pub struct Args {
     /// Where the reports go; beside the rows by default.
     #[arg(short, long, value_name = "FOLDER")]
     output: Option<PathBuf>,
-    /// Print the tables of a README in Markdown, and write nothing.
-    #[arg(long, conflicts_with_all = ["output", "json"])]
-    readme: bool,
+    /// Print the tables of a README in Markdown; or write them into a file, between its lines `<!-- jitune report: ROWS -->` and
+    /// `<!-- /jitune report -->`, where ROWS is what --from says.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "json"])]
+    readme: Option<Option<PathBuf>>,
     /// Print the summary as JSON in place of the table.
     #[arg(long)]
     json: bool,
@@ -52,17 +53,15 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     #[cfg(feature = "bench")]
     if of_engines(&args.from)? {
         let beside = args.from.parent().unwrap_or(Path::new(""));
-        if args.readme {
+        if let Some(readme) = &args.readme {
             let report = engine_report::make(&read_runs(&args.from)?, None, Baseline::default());
-            crate::out::write(format_args!("{}", engine_report::readme::tables(&report)));
-            return Ok(());
+            return tables(readme.as_deref(), &args.from, &engine_report::readme::tables(&report));
         }
         return engines(&args.from, args.output.as_deref().unwrap_or(beside), &args.beside, args.json);
     }
     let rows = read(&args.from)?;
-    if args.readme {
-        crate::out::write(format_args!("{}", readme::tables(&rows)));
-        return Ok(());
+    if let Some(file) = &args.readme {
+        return tables(file.as_deref(), &args.from, &readme::tables(&rows));
     }
     let beside = args.from.parent().unwrap_or(Path::new(""));
     let files = write(args.output.as_deref().unwrap_or(beside), &rows)?;
@@ -72,6 +71,24 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
     show(&rows);
     out!("written: {}", files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
+    Ok(())
+}
+
+/// Prints tables, or writes them to their place in a README.
+fn tables(readme: Option<&Path>, rows: &Path, tables: &str) -> Result<(), CliError> {
+    let Some(path) = readme else {
+        crate::out::write(format_args!("{tables}"));
+        return Ok(());
+    };
+    let io = |source| CliError::Io { path: path.into(), source };
+    let before = std::fs::read_to_string(path).map_err(io)?;
+    let placed = markers::placed(&before, &rows.to_string_lossy(), tables)
+        .map_err(|source| CliError::Readme { path: path.into(), source })?;
+    let same = placed == before;
+    if !same {
+        std::fs::write(path, placed).map_err(io)?;
+    }
+    out!("{} {}", if same { "nothing new for" } else { "written:" }, path.display());
     Ok(())
 }
 
