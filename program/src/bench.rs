@@ -2,6 +2,7 @@
 
 use super::CliError;
 use super::compare::{host, on, scratch, settings};
+use super::engine_report;
 use super::progress::{Live, left};
 use super::select::{Store, Templates, Where, dtype};
 use super::serve::bytes;
@@ -102,7 +103,10 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
     #[command(flatten)]
-    beside: super::report::Beside,
+    beside: engine_report::Beside,
+    /// Write each cell beside the reports also as another tool writes its results.
+    #[arg(long, value_name = "FORMAT", conflicts_with = "json")]
+    export: Option<engine_report::Format>,
     /// Go on with the run in the output folder.
     #[arg(long)]
     resume: bool,
@@ -151,7 +155,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let exe = std::env::current_exe().map_err(|e| io(Path::new("jitune"), e))?;
     let stop = super::tune::on_signals()?;
     let rows = args.output.join(ROWS);
-    let earlier = if args.resume && rows.exists() { Some(super::report::read_runs(&rows)?) } else { None };
+    let earlier = if args.resume && rows.exists() { Some(engine_report::read(&rows)?) } else { None };
     if let Some(Run { device: before, model: name, parameters, .. }) = earlier.as_ref().map(|runs| &runs.run) {
         let other = match () {
             _ if before.as_ref().is_some_and(|before| before.silicon != device.silicon) => "on another device",
@@ -201,7 +205,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let run = Run {
         at: jitune_db::now(),
         jitune: env!("CARGO_PKG_VERSION").into(),
-        command: command(),
+        command: super::command_line(),
         model: args.model.clone(),
         parameters: model.parameters(),
         weight_bytes: setup.weight_bytes.clone(),
@@ -229,7 +233,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         RunError::Io { path, source } => CliError::Io { path, source },
         other => CliError::Partly(other.to_string()),
     })?;
-    super::report::engines(&rows, &args.output, &args.beside, args.json)?;
+    engine_report::write(&rows, &args.output, &args.beside, args.json)?;
+    if let Some(format) = args.export {
+        engine_report::export(&rows, format, &args.output)?;
+    }
     if stop.load(Ordering::Relaxed) {
         return Err(CliError::Interrupted);
     }
@@ -237,10 +244,6 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         0 => Ok(()),
         n => Err(CliError::Partly(format!("{n} of jitune's own cells are wrong or missing"))),
     }
-}
-
-fn command() -> String {
-    std::env::args_os().skip(1).fold("jitune".into(), |all, word| format!("{all} {}", word.to_string_lossy()))
 }
 
 /// What `jitune engine` is told: where its kernels are.

@@ -90,6 +90,15 @@ pub enum CliError {
         /// What is wrong.
         source: jitune::engines::report::RunsError,
     },
+    /// A report of another tool.
+    #[cfg(feature = "bench")]
+    #[error("{path}: {source}")]
+    Imported {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: jitune::engines::trtllm::ReportError,
+    },
     /// A README without a place for the tables.
     #[error("{path}: {source}")]
     Readme {
@@ -135,7 +144,7 @@ impl CliError {
             | CliError::Readme { .. }
             | CliError::Report(_) => 4,
             #[cfg(feature = "bench")]
-            CliError::Runs { .. } => 4,
+            CliError::Runs { .. } | CliError::Imported { .. } => 4,
             CliError::Partly(_) => 1,
             CliError::Said(code) => *code,
             CliError::Interrupted => 130,

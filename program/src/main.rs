@@ -14,6 +14,8 @@ mod db;
 mod doctor;
 #[cfg(feature = "bench")]
 mod engine;
+#[cfg(feature = "bench")]
+mod engine_report;
 mod error;
 mod explain;
 mod export;
@@ -118,6 +120,12 @@ fn goes_on(command: &Command) -> bool {
 
 /// Parses the arguments and runs the command.
 fn main() -> ExitCode {
+/// The command line, as a report shows it.
+#[cfg(feature = "bench")]
+fn command_line() -> String {
+    std::env::args_os().skip(1).fold("jitune".into(), |all, word| format!("{all} {}", word.to_string_lossy()))
+}
+
     jitune::worker_main();
     let filter = tracing_subscriber::EnvFilter::try_from_env("JITUNE_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

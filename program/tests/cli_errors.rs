@@ -277,7 +277,7 @@ fn reports() {
         case("report --from good.jsonl", 0, &[]),
         case("report --from good.jsonl --json -o new/folder", 0, &[]),
         case("report --from torn.jsonl --readme", 0, &[]),
-        case("report --from good.jsonl --readme R.md", 0, &["R.md"]),
+        case("report --from good.jsonl --readme R.md", 0, &[]),
         case(
             "report --from good.jsonl --readme file",
             4,

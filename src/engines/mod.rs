@@ -21,6 +21,7 @@ pub mod run;
 pub mod service;
 pub mod trtllm;
 mod watch;
+pub mod vllm;
 pub mod workload;
 
 #[cfg(test)]

@@ -81,6 +81,9 @@ pub struct Start {
     pub dtype: String,
     /// Its version.
     #[serde(default)]
+    /// The workloads that it was started for: those that keep nothing of prompts, and those that may, have a start of their own each.
+    #[serde(default)]
+    pub workloads: Vec<String>,
     pub version: String,
     /// The device, by the name that the run has for it.
     #[serde(default)]

@@ -102,9 +102,8 @@ fn the_readme_holds_the_tables_of_the_rows_that_it_names() {
     let root = folder().join("../..");
     let text = std::fs::read_to_string(root.join("README.md")).unwrap();
     let mut found = 0;
-    for path in
-        text.split("<!-- jitune report: ").skip(1).filter_map(|rest| rest.split_once(" -->")).map(|(path, _)| path)
-    {
+    let places = text.lines().filter_map(|line| line.strip_prefix("<!-- jitune report: ")?.strip_suffix(" -->"));
+    for path in places {
         let Ok(runs) = Runs::read(&std::fs::read(root.join(path)).unwrap()) else { continue };
         let tables = readme::tables(&report::make(&runs, None, Baseline::default()));
         assert_eq!(jitune::report::markers::placed(&text, path, &tables).unwrap(), text, "{path}");

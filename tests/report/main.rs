@@ -38,9 +38,8 @@ fn the_readme_holds_the_tables_of_the_rows_that_it_names() {
     let root = folder().join("../..");
     let text = std::fs::read_to_string(root.join("README.md")).unwrap();
     let mut found = 0;
-    for path in
-        text.split("<!-- jitune report: ").skip(1).filter_map(|rest| rest.split_once(" -->")).map(|(path, _)| path)
-    {
+    let places = text.lines().filter_map(|line| line.strip_prefix("<!-- jitune report: ")?.strip_suffix(" -->"));
+    for path in places {
         // Others are rows of engines.
         let Ok(rows) = Rows::read(&std::fs::read(root.join(path)).unwrap()) else { continue };
         assert_eq!(jitune::report::markers::placed(&text, path, &readme::tables(&rows)).unwrap(), text, "{path}");

@@ -10,6 +10,7 @@ pub mod costs;
 pub mod criteria;
 pub mod document;
 pub mod entry;
+pub mod environment;
 mod facts;
 pub mod html;
 pub mod kernels;
