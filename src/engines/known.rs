@@ -2,6 +2,7 @@
 
 use crate::device::Target;
 use jitune_peer::Refusal;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -104,6 +105,12 @@ pub const KNOWN: [Known; 8] = [
 ];
 
 impl Known {
+    /// Whether its steps go over all of the context that it was told, used or not: transformers' static cache, the default on a GPU.
+    pub fn fixed(&self, target: Target, options: &BTreeMap<String, String>) -> bool {
+        let mode = options.get("mode").map(String::as_str);
+        self.name == "transformers" && mode.map_or(target == Target::Cuda, |mode| mode == "static")
+    }
+
     /// The engine of that name.
     pub fn named(name: &str) -> Option<&'static Known> {
         KNOWN.iter().find(|known| known.name == name)

@@ -7,6 +7,7 @@
 
 pub mod check;
 pub mod client;
+mod groups;
 pub mod http;
 pub mod known;
 pub mod link;

@@ -2,7 +2,8 @@
 
 use super::check::{CONTEXT, Reference, verdict};
 use super::client::{Outcome, Progress, Trip, drive};
-use super::known::Places;
+use super::groups::{groups, needs};
+use super::known::{Known, Places};
 use super::link::{Link, Via};
 use super::measured::{Meanwhile, Measured};
 use super::process::{Engine, Unanswered};
@@ -76,6 +77,12 @@ pub struct Setup {
 impl Setup {
     /// What an engine loads.
     fn file(&self, engine: &str, dtype: &str) -> &PathBuf {
+    /// Whether an engine's steps go over all of the context that it was told.
+    fn fixed(&self, entry: &Entry) -> bool {
+        let known = Known::named(&entry.name).filter(|_| entry.via == Via::Process);
+        known.is_some_and(|known| known.fixed(self.device.target, &entry.options))
+    }
+
         self.other.get(&(engine.into(), dtype.into())).unwrap_or(&self.model)
     }
 
@@ -152,15 +159,10 @@ pub fn run(
                 order.reverse();
             }
             for entry in order {
-                for prefix in [false, true] {
-                    let cells: Vec<&Workload> = setup
-                        .workloads
-                        .iter()
-                        .filter(|w| w.prefix == prefix && !sink.done.contains(&of(entry, dtype, w, round)))
-                        .collect();
-                    if !cells.is_empty() {
-                        this.engine(entry, dtype, round, &cells, &mut sink)?;
-                    }
+                let left = |w: &&Workload| !sink.done.contains(&of(entry, dtype, w, round));
+                let cells: Vec<&Workload> = setup.workloads.iter().filter(left).collect();
+                for group in groups(&cells, setup.fixed(entry)) {
+                    this.engine(entry, dtype, round, &group, &mut sink)?;
                     if stop.load(Ordering::Relaxed) {
                         break 'all;
                     }
@@ -292,8 +294,7 @@ impl Running<'_> {
         }
         sink.doing(&format!("{} {dtype}: starts", entry.label));
         let begun = Instant::now();
-        let context = cells.iter().map(|w| w.most_context()).fold(CONTEXT, usize::max);
-        let sequences = cells.iter().map(|w| w.most_requests_at_a_time()).max().unwrap_or(1);
+        let (context, sequences) = needs(cells);
         let load = Load {
             folder: self.setup.file(&entry.name, dtype).clone(),
             dtype: dtype.into(),
@@ -313,6 +314,7 @@ impl Running<'_> {
             ..Start::default()
         };
         let (mut engine, loaded) = match started {
+            workloads: cells.iter().map(|w| w.name.clone()).collect(),
             Ok(started) => started,
             Err(why) => {
                 let state = match &why {

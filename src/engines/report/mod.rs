@@ -16,6 +16,7 @@ pub mod html;
 pub mod kernels;
 pub mod migrate;
 pub mod noise;
+mod numbers;
 pub mod plots;
 pub mod proxy;
 pub mod rankings;
