@@ -180,12 +180,15 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let workloads = workloads(args, context)?;
     // As they are measured here: a datasheet's would make shares of nothing.
     let problem = "matmul m=1 n=2048 k=2048".parse()?;
+    let path = Model::place(&args.model);
+    if entries.iter().any(|e| e.via != Via::Process) {
+        places.words = words(&path, places.vocab);
+    }
     let device =
         tune::ceilings(&places.exe, args.device.first()?, &args.templates.library()?, &problem, scratch.path())?;
-    let path = Model::place(&args.model);
     let mut setup = Setup {
         other: BTreeMap::new(),
-        model: path.canonicalize().unwrap_or(path),
+        model: path.canonicalize().unwrap_or_else(|_| path.clone()),
         dtypes: args.dtypes.clone().unwrap_or_else(|| vec![if target == Target::Cuda { "bf16" } else { "f32" }.into()]),
         rounds: args.rounds,
         on,
@@ -199,6 +202,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         entries,
         workloads,
         places,
+        tokenization: super::tokenization::lines(&path, &args.python, scratch.path()),
     };
     setup.other = files(args, &setup, &model)?;
     setup.reference = reference(args, &setup)?;
@@ -475,6 +479,12 @@ fn cell_line(cell: &Cell) -> String {
             m.ttft_ms.median,
             m.tpot_ms.median,
             m.completed,
+            Line::Tokenization(t) => self.live.say(&match (t.encode, t.decode) {
+                (Some(encode), Some(decode)) => {
+                    format!("tokenizer, {}: {encode:.0} tokens/s encoded, {decode:.0} decoded", t.by)
+                }
+                _ => format!("tokenizer, {}: not measured: {}", t.by, t.why.as_deref().unwrap_or_default()),
+            }),
             if cell.state == State::Ok { String::new() } else { format!("  {:?}", cell.state) },
         ),
         _ => format!("{name} {:?}{why}", cell.state),

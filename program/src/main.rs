@@ -37,6 +37,8 @@ mod sign;
 #[cfg(feature = "engine")]
 mod step;
 mod table;
+#[cfg(feature = "bench")]
+mod tokenization;
 mod tune;
 mod verify;
 #[cfg(feature = "engine")]
@@ -118,14 +120,14 @@ fn goes_on(command: &Command) -> bool {
     }
 }
 
-/// Parses the arguments and runs the command.
-fn main() -> ExitCode {
 /// The command line, as a report shows it.
 #[cfg(feature = "bench")]
 fn command_line() -> String {
     std::env::args_os().skip(1).fold("jitune".into(), |all, word| format!("{all} {}", word.to_string_lossy()))
 }
 
+/// Parses the arguments and runs the command.
+fn main() -> ExitCode {
     jitune::worker_main();
     let filter = tracing_subscriber::EnvFilter::try_from_env("JITUNE_LOG").unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

@@ -163,6 +163,9 @@ impl Places {
     /// The command that starts an engine which speaks the protocol, or why there is none.
     pub fn command(&self, name: &str) -> Result<Command, Refusal> {
         let known = Known::named(name);
+/// The runner in Python that times Hugging Face's `tokenizers`; called with a `tokenizer.json`, a text's file and seconds.
+pub const TOKENIZATION: &str = include_str!("../../baselines/python/tokenization.py");
+
         if name == "jitune" {
             let mut command = Command::new(&self.exe);
             command.arg("engine").args(&self.ours);

@@ -7,7 +7,7 @@ use super::known::{Known, Places};
 use super::link::{Link, Via};
 use super::measured::{Meanwhile, Measured};
 use super::process::{Engine, Unanswered};
-use super::rows::{Cell, Check, End, EngineTrace, Line, Of, Request, Run, Start, State};
+use super::rows::{Cell, Check, End, EngineTrace, Line, Of, Request, Run, Start, State, Tokenization};
 use super::service::{Gone, Heard, Service};
 use super::watch::Watch;
 use super::workload::Workload;
@@ -70,19 +70,21 @@ pub struct Setup {
     pub weight_bytes: BTreeMap<String, u64>,
     /// Bytes of keys and values of a token in 16 bits.
     pub token_bytes: u64,
+    /// How fast the model's tokenizer is.
+    pub tokenization: Vec<Tokenization>,
     /// Lines of an earlier run in the same folder.
     pub earlier: Vec<Line>,
 }
 
 impl Setup {
-    /// What an engine loads.
-    fn file(&self, engine: &str, dtype: &str) -> &PathBuf {
     /// Whether an engine's steps go over all of the context that it was told.
     fn fixed(&self, entry: &Entry) -> bool {
         let known = Known::named(&entry.name).filter(|_| entry.via == Via::Process);
         known.is_some_and(|known| known.fixed(self.device.target, &entry.options))
     }
 
+    /// What an engine loads.
+    fn file(&self, engine: &str, dtype: &str) -> &PathBuf {
         self.other.get(&(engine.into(), dtype.into())).unwrap_or(&self.model)
     }
 
@@ -144,6 +146,9 @@ pub fn run(
 ) -> Result<(), RunError> {
     let begun = Instant::now();
     let mut sink = Sink::open(file, run, &setup.earlier, observer)?;
+    for line in &setup.tokenization {
+        sink.put(Line::Tokenization(line.clone()))?;
+    }
     let mut this = Running { setup, stop, reference: None, own: BTreeMap::new(), checks: BTreeMap::new() };
     for line in &setup.earlier {
         if let Line::Check(check) = line
@@ -309,12 +314,12 @@ impl Running<'_> {
             engine: entry.label.clone(),
             round,
             dtype: dtype.into(),
+            workloads: cells.iter().map(|w| w.name.clone()).collect(),
             target: if matches!(self.setup.on, On::Cuda(_)) { "cuda".into() } else { "cpu".into() },
             transport: if entry.via == Via::Process { "process".into() } else { "http".into() },
             ..Start::default()
         };
         let (mut engine, loaded) = match started {
-            workloads: cells.iter().map(|w| w.name.clone()).collect(),
             Ok(started) => started,
             Err(why) => {
                 let state = match &why {

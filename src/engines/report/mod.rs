@@ -28,6 +28,7 @@ pub mod roadmap;
 pub mod source;
 pub mod summary;
 pub mod tables;
+pub mod tokenization;
 pub mod view;
 pub mod words;
 

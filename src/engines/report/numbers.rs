@@ -40,6 +40,9 @@ pub(super) fn check(line: &Line) -> Result<(), Bad> {
                 .try_for_each(|v| within("a reading of the hardware", v.as_slice(), -300.0, 1e9))?;
             [r.gpu_pct, r.mem_pct].iter().try_for_each(|v| within("a share of the time in %", v.as_slice(), 0.0, 100.0))
         }
+        Line::Tokenization(t) => [t.encode, t.decode]
+            .iter()
+            .try_for_each(|v| within("tokens a second of a tokenizer", v.as_slice(), 0.0, MOST)),
         Line::End(end) => within("seconds", &[end.seconds], 0.0, LONGEST_S),
     }
 }

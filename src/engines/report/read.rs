@@ -1,7 +1,7 @@
 //! From the bytes of `engines.jsonl` to what one report is made of.
 
-use crate::engines::measured::{Meanwhile, Measured, Spread};
-use crate::engines::rows::{Cell, Check, End, EngineTrace, Line, Of, Request, Run, Start, State};
+use super::numbers;
+use crate::engines::rows::{Cell, Check, End, EngineTrace, Line, Of, Request, Run, Start, State, Tokenization};
 use crate::report::rows::Trace;
 use std::collections::{BTreeMap, HashSet};
 
@@ -55,6 +55,8 @@ pub struct Runs {
     pub requests: BTreeMap<Of, Vec<Request>>,
     /// What the hardware did during each cell, in seconds since its begin.
     pub trace: BTreeMap<Of, Vec<Trace>>,
+    /// How fast the model's tokenizer is, by whose code.
+    pub tokenization: Vec<Tokenization>,
     /// The end, if the run came to one.
     pub end: Option<End>,
     /// Whether the last line was cut off and is left out.
@@ -68,10 +70,10 @@ impl Runs {
         let mut runs = Runs::default();
         let mut run: Option<Run> = None;
         let mut ids: BTreeMap<Of, HashSet<u64>> = BTreeMap::new();
-        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
-        let mut at = 0;
         // Engines with starts that do not say for which workloads they are, as earlier versions wrote them.
         let mut silent: HashSet<(String, String, u32)> = HashSet::new();
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+        let mut at = 0;
         for (i, text) in bytes.split(|b| *b == b'\n').enumerate() {
             let (last, number) = (at >= whole, i + 1);
             at += text.len() + 1;
@@ -125,6 +127,7 @@ impl Runs {
                     }
                     list.push(new.reading);
                 }
+                Line::Tokenization(new) => place(&mut runs.tokenization, new, |a, b| a.by == b.by),
                 Line::End(new) => runs.end = Some(new),
             }
         }
@@ -135,6 +138,7 @@ impl Runs {
     pub fn lines(&self) -> Vec<Line> {
         let mut lines = vec![Line::Run(Box::new(self.run.clone()))];
         lines.extend(self.starts.iter().map(|start| Line::Start(Box::new(start.clone()))));
+        lines.extend(self.tokenization.iter().map(|line| Line::Tokenization(line.clone())));
         lines.extend(self.checks.iter().map(|check| Line::Check(check.clone())));
         for cell in self.cells.iter().filter(|cell| cell.state != State::Cut) {
             let requests = self.requests.get(&cell.of).into_iter().flatten();
@@ -201,11 +205,11 @@ fn place<T>(list: &mut Vec<T>, new: T, same: impl Fn(&T, &T) -> bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engines::measured::Measured;
 
     const RUN: &str = r#"{"kind":"run","at":1,"jitune":"0.1.0","command":"jitune bench","model":"m","parameters":1,"device":null,"threads":0,"rounds":2,"engines":["a"],"workloads":[],"dtypes":["bf16"],"later":1}"#;
     const CELL: &str = r#"{"kind":"cell","engine":"a","dtype":"bf16","workload":"chat","round":0,"state":"ok","why":null,"measured":null}"#;
     const REQUEST: &str = r#"{"kind":"request","engine":"a","dtype":"bf16","workload":"chat","round":0,"id":3,"due_s":0.1,"sent_s":0.2,"prompt":4,"asked":2,"at_s":[0.5,0.6],"end_s":0.6}"#;
-    use crate::engines::measured::Measured;
     const END: &str = r#"{"kind":"end","seconds":3.5,"cut":false}"#;
 
     /// How many cells and requests there are, whether a line was torn, whether the run was cut; or the message.
@@ -248,10 +252,6 @@ mod tests {
         assert_eq!(times, [0.5]);
     }
 
-    #[test]
-    fn runs_of_two_models_are_no_run() {
-        reads(&format!("{RUN}\n{}\n", RUN.replace("\"m\"", "\"n\"")), Err("line 2 begins a run of another model"));
-    }
     fn start(workloads: &str, seconds: f64) -> String {
         format!(
             "{{\"kind\":\"start\",\"engine\":\"a\",\"dtype\":\"bf16\",\"round\":0{workloads},\"start_s\":{seconds},\"memory_bytes\":null,\"why\":null,\"fix\":null}}"
@@ -295,6 +295,10 @@ mod tests {
         assert_eq!(starts(&Runs::read(text.as_bytes()).unwrap()), [("chat".to_string(), 2.0)]);
     }
 
+    #[test]
+    fn runs_of_two_models_are_no_run() {
+        reads(&format!("{RUN}\n{}\n", RUN.replace("\"m\"", "\"n\"")), Err("line 2 begins a run of another model"));
+    }
 
     #[test]
     fn impossible_numbers_are_refused() {
