@@ -21,8 +21,8 @@ pub mod rows;
 pub mod run;
 pub mod service;
 pub mod trtllm;
-mod watch;
 pub mod vllm;
+mod watch;
 pub mod workload;
 
 #[cfg(test)]
