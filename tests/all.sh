@@ -248,6 +248,9 @@ fi
 if ! "$python" -c 'import openai' 2>/dev/null; then
     skip "the server driven by the package openai: $python has none (python3 -m pip install openai)"
 fi
+if ! "${JITUNE_SERVE_PYTHON:-python3}" -c 'import fastapi, openai, tokenizers, torch, transformers, uvicorn' 2>/dev/null; then
+    skip "the bench beside transformers' own server: ${JITUNE_SERVE_PYTHON:-python3} has not all of it (python3 -m pip install torch 'transformers[serving]')"
+fi
 step 'the production example, of the runtime alone' example
 if "$target/debug/jitune" --help | grep -q '^  export '; then
     step 'a bundle in production, with an empty environment' production

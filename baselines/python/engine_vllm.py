@@ -1,8 +1,9 @@
 """The engine `vllm`: vLLM's own engine, asked in token ids without its HTTP server.
 
 Options of `hello`: `core` (`process`, as in its server: scheduling and model in a process of their own, the default; `inline`: all in this
-one), `log_stats` (`true` fills more of `stats`, at some cost a step), and whatever vLLM's EngineArgs has, such as `max_num_seqs`,
-`gpu_memory_utilization`, `max_num_batched_tokens`, `load_format` or `attention_backend`: numbers, `true`, `false` and objects as JSON.
+one), `log_stats` (`true` has vLLM keep its own statistics, as its server does, at some cost a step; `stats` tells nothing of them), and
+whatever vLLM's EngineArgs has, such as `max_num_seqs`, `gpu_memory_utilization`, `max_num_batched_tokens`, `load_format` or
+`attention_backend`: numbers, `true`, `false` and objects as JSON.
 """
 
 import asyncio

@@ -2,19 +2,23 @@
 
 use super::CliError;
 use super::compare::{host, on, scratch, settings};
+use super::engine_report;
 use super::progress::{Live, left};
 use super::select::{Store, Templates, Where, bytes, dtype};
 use jitune::device::Target;
-use jitune::engines::known::{KNOWN, Places};
+use jitune::engines::http::Words;
+use jitune::engines::known::{KNOWN, Known, Places};
 use jitune::engines::link::Via;
 use jitune::engines::rows::{Cell, Line, Run, State};
 use jitune::engines::run::{self as running, Entry, RunError, Setup};
 use jitune::engines::workload::Workload;
 use jitune::model::Model;
 use jitune::problem::Dtype;
+use jitune::tokenizer::Tokenizer;
 use jitune::tune;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -43,7 +47,7 @@ pub struct Args {
         default_value = "batch-1,batch-4,batch-16,batch-32,sustained,chat,documents,code"
     )]
     workload: String,
-    /// Engines: jitune, candle, burn, transformers, llama-cpp, vllm, or programs jitune-engine-NAME; one that stands twice shows the
+    /// Engines: jitune, candle, burn, transformers, transformers-serve, llama-cpp, vllm, or programs jitune-engine-NAME; one that stands twice shows the
     /// noise. By default jitune twice, and all that the device could run.
     #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
     engines: Option<Vec<String>>,
@@ -101,7 +105,10 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
     #[command(flatten)]
-    beside: super::report::Beside,
+    beside: engine_report::Beside,
+    /// Write each cell beside the reports also as another tool writes its results.
+    #[arg(long, value_name = "FORMAT", conflicts_with = "json")]
+    export: Option<engine_report::Format>,
     /// Go on with the run in the output folder.
     #[arg(long)]
     resume: bool,
@@ -150,7 +157,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let exe = std::env::current_exe().map_err(|e| io(Path::new("jitune"), e))?;
     let stop = super::tune::on_signals()?;
     let rows = args.output.join(ROWS);
-    let earlier = if args.resume && rows.exists() { Some(super::report::read_runs(&rows)?) } else { None };
+    let earlier = if args.resume && rows.exists() { Some(engine_report::read(&rows)?) } else { None };
     if let Some(Run { device: before, model: name, parameters, .. }) = earlier.as_ref().map(|runs| &runs.run) {
         let other = match () {
             _ if before.as_ref().is_some_and(|before| before.silicon != device.silicon) => "on another device",
@@ -162,25 +169,29 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         }
     }
     let on = on(args.device.first()?, &device);
-    let places = Places {
+    let mut places = Places {
         exe,
         ours: ours(args),
         folder: args.peer_dir.clone(),
         python: args.python.clone(),
         scratch: scratch.path().into(),
         vocab: model.vocab.unsigned_abs(),
+        words: None,
     };
     let entries = entries(args, target, &places)?;
+    let path = Model::place(&args.model);
+    if entries.iter().any(|e| e.via != Via::Process) {
+        places.words = words(&path, places.vocab);
+    }
     let context = usize::try_from(model.max_position_embeddings).unwrap_or(usize::MAX);
     let workloads = workloads(args, context)?;
     // As they are measured here: a datasheet's would make shares of nothing.
     let problem = "matmul m=1 n=2048 k=2048".parse()?;
     let device =
         tune::ceilings(&places.exe, args.device.first()?, &args.templates.library()?, &problem, scratch.path())?;
-    let path = Model::place(&args.model);
     let mut setup = Setup {
         other: BTreeMap::new(),
-        model: path.canonicalize().unwrap_or(path),
+        model: path.canonicalize().unwrap_or_else(|_| path.clone()),
         dtypes: args.dtypes.clone().unwrap_or_else(|| vec![if target == Target::Cuda { "bf16" } else { "f32" }.into()]),
         rounds: args.rounds,
         on,
@@ -190,6 +201,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         parameters: model.parameters(),
         weight_bytes: weight_bytes(&model),
         token_bytes: token_bytes(&model),
+        tokenization: super::tokenization::lines(&path, &args.python, scratch.path()),
         earlier: earlier.map_or_else(Vec::new, |runs| runs.lines()),
         entries,
         workloads,
@@ -200,7 +212,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let run = Run {
         at: jitune_db::now(),
         jitune: env!("CARGO_PKG_VERSION").into(),
-        command: command(),
+        command: super::command_line(),
         model: args.model.clone(),
         parameters: model.parameters(),
         weight_bytes: setup.weight_bytes.clone(),
@@ -228,7 +240,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         RunError::Io { path, source } => CliError::Io { path, source },
         other => CliError::Partly(other.to_string()),
     })?;
-    super::report::engines(&rows, &args.output, &args.beside, args.json)?;
+    engine_report::write(&rows, &args.output, &args.beside, args.json)?;
+    if let Some(format) = args.export {
+        engine_report::export(&rows, format, &args.output)?;
+    }
     if stop.load(Ordering::Relaxed) {
         return Err(CliError::Interrupted);
     }
@@ -236,10 +251,6 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         0 => Ok(()),
         n => Err(CliError::Partly(format!("{n} of jitune's own cells are wrong or missing"))),
     }
-}
-
-fn command() -> String {
-    std::env::args_os().skip(1).fold("jitune".into(), |all, word| format!("{all} {}", word.to_string_lossy()))
 }
 
 /// What `jitune engine` is told: where its kernels are.
@@ -258,11 +269,22 @@ fn ours(args: &Args) -> Vec<String> {
     list
 }
 
+/// What prompts are made of for servers that take text alone.
+fn words(model: &Path, vocab: u64) -> Option<Arc<Words>> {
+    let tokenizer = Tokenizer::open(model).ok()?;
+    let encode = |text: &str| {
+        let ids = tokenizer.encode(text, true).ok()?;
+        Some(ids.into_iter().map(i32::unsigned_abs).collect())
+    };
+    Words::find(vocab, |id| tokenizer.token(i32::try_from(id).ok()?).ok(), encode).map(Arc::new)
+}
+
 /// The engines as they were entered; one that comes again has a number behind its name.
 fn entries(args: &Args, target: Target, places: &Places) -> Result<Vec<Entry>, CliError> {
     let settings = settings(&args.set)?;
     let all = || {
-        let known = KNOWN.iter().filter(|known| known.targets.contains(&target)).map(|known| known.name.to_string());
+        let runs = |known: &&Known| known.targets.contains(&target) && (args.http || !known.served_alone());
+        let known = KNOWN.iter().filter(runs).map(|known| known.name.to_string());
         ["jitune".to_string()].into_iter().chain(known).collect()
     };
     let named = |list: &[String], option: &str, via: fn(String) -> Via| {
@@ -274,7 +296,8 @@ fn entries(args: &Args, target: Target, places: &Places) -> Result<Vec<Entry>, C
     };
     let mut names: Vec<(String, Via)> = Vec::new();
     for name in args.engines.clone().unwrap_or_else(all) {
-        let via = match (args.http, places.server(&name)) {
+        let http = args.http || Known::named(&name).is_some_and(Known::served_alone);
+        let via = match (http, places.server(&name)) {
             (true, Some(line)) => Via::Command(line),
             (true, None) if args.engines.is_none() => continue,
             (true, None) => return Err(CliError::Usage(format!("--http: {name} has no server of its own"))),
@@ -454,6 +477,12 @@ impl running::Observer for Teller {
                         why.as_deref().unwrap_or_default()
                     )
                 }
+            }),
+            Line::Tokenization(t) => self.live.say(&match (t.encode, t.decode) {
+                (Some(encode), Some(decode)) => {
+                    format!("tokenizer, {}: {encode:.0} tokens/s encoded, {decode:.0} decoded", t.by)
+                }
+                _ => format!("tokenizer, {}: not measured: {}", t.by, t.why.as_deref().unwrap_or_default()),
             }),
             Line::Cell(cell) => self.live.say(&cell_line(cell)),
             _ => (),

@@ -90,6 +90,23 @@ pub enum CliError {
         /// What is wrong.
         source: jitune::engines::report::RunsError,
     },
+    /// A report of another tool.
+    #[cfg(feature = "bench")]
+    #[error("{path}: {source}")]
+    Imported {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: jitune::engines::trtllm::ReportError,
+    },
+    /// A README without a place for the tables.
+    #[error("{path}: {source}")]
+    Readme {
+        /// The file.
+        path: PathBuf,
+        /// What it lacks.
+        source: jitune::report::markers::NoPlace,
+    },
     /// A report.
     #[error(transparent)]
     Report(#[from] jitune::report::html::HtmlError),
@@ -124,9 +141,10 @@ impl CliError {
             | CliError::Merge { .. }
             | CliError::Io { .. }
             | CliError::Rows { .. }
+            | CliError::Readme { .. }
             | CliError::Report(_) => 4,
             #[cfg(feature = "bench")]
-            CliError::Runs { .. } => 4,
+            CliError::Runs { .. } | CliError::Imported { .. } => 4,
             CliError::Partly(_) => 1,
             CliError::Said(code) => *code,
             CliError::Interrupted => 130,

@@ -14,6 +14,8 @@ mod db;
 mod doctor;
 #[cfg(feature = "bench")]
 mod engine;
+#[cfg(feature = "bench")]
+mod engine_report;
 mod error;
 mod explain;
 mod export;
@@ -37,6 +39,8 @@ mod sign;
 #[cfg(feature = "engine")]
 mod step;
 mod table;
+#[cfg(feature = "bench")]
+mod tokenization;
 mod tune;
 #[cfg(feature = "serve")]
 mod tuned;
@@ -118,6 +122,12 @@ fn goes_on(command: &Command) -> bool {
         Command::Serve(_) => true,
         _ => false,
     }
+}
+
+/// The command line, as a report shows it.
+#[cfg(feature = "bench")]
+fn command_line() -> String {
+    std::env::args_os().skip(1).fold("jitune".into(), |all, word| format!("{all} {}", word.to_string_lossy()))
 }
 
 /// Parses the arguments and runs the command.

@@ -272,10 +272,18 @@ fn reports() {
     place.file("bad.jsonl", &format!("{run}\n{{\"kind\":\"row\"}}\n{run}\n"));
     place.file("other.jsonl", "{\"kind\":\"end\",\"seconds\":1}\n");
     place.file("file", "not a folder");
+    place.file("R.md", "a\n<!-- jitune report: good.jsonl -->\nold\n<!-- /jitune report -->\nb\n");
     let cases = [
         case("report --from good.jsonl", 0, &[]),
         case("report --from good.jsonl --json -o new/folder", 0, &[]),
         case("report --from torn.jsonl --readme", 0, &[]),
+        case("report --from good.jsonl --readme R.md", 0, &[]),
+        case(
+            "report --from good.jsonl --readme file",
+            4,
+            &["file: it has not these two lines", "<!-- jitune report: good.jsonl -->"],
+        ),
+        case("report --from good.jsonl --readme none.md", 4, &["none.md"]),
         case("report", 2, &["--from"]),
         case("report --from good.jsonl --readme -o x", 2, &["cannot be used with"]),
         case("report --from nowhere.jsonl", 4, &["nowhere.jsonl"]),
@@ -285,6 +293,10 @@ fn reports() {
         case("report --from good.jsonl -o file", 4, &["file"]),
     ];
     cases.iter().for_each(|c| self::run(&place, c));
+    let readme = std::fs::read_to_string(place.path().join("R.md")).unwrap();
+    let between = readme.strip_prefix("a\n<!-- jitune report: good.jsonl -->\n\n1970-01-01").unwrap();
+    assert!(between.ends_with("\n\n<!-- /jitune report -->\nb\n") && !readme.contains("old"), "{readme}");
+    assert_eq!(std::fs::read_to_string(place.path().join("file")).unwrap(), "not a folder");
     assert!(place.path().join("report.html").exists() && place.path().join("new/folder/report.md").exists());
 }
 

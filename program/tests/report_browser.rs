@@ -23,8 +23,17 @@ const words = plots.flatMap(p => [...p.querySelectorAll('text')].filter(t => {
   const own = t.getBoundingClientRect(), all = p.getBoundingClientRect();
   return own.left < all.left - 1 || own.right > all.right + 1;
 }));
+// What is wider than the page scrolls in a box of its own.
+const wide = [...document.querySelectorAll('table')].filter(t => seen(t) && t.scrollWidth > innerWidth);
+const loose = wide.filter(t => {
+  for (let box = t; box && box !== document.body; box = box.parentElement)
+    if (['auto', 'scroll'].includes(getComputedStyle(box).overflowX)) return box.getBoundingClientRect().right > innerWidth + 1;
+  return true;
+});
+const empty = plots.filter(p => !p.querySelector('path, rect, circle, line, polyline, polygon'));
 parent.postMessage(['found', innerWidth, root.scrollWidth, plots.length, plots.filter(p => p.clientHeight < 10).length,
-  Math.min(...sizes).toFixed(1), words.length, wrong.length ? wrong.join('; ') : 'none'].join('|'), '*');
+  Math.min(...sizes).toFixed(1), words.length, wide.length, loose.length, empty.length,
+  wrong.length ? wrong.join('; ') : 'none'].join('|'), '*');
 });</script>";
 
 /// The page around it. A browser's window has a least width that is more than a phone's; a frame has none.
@@ -81,7 +90,7 @@ fn open(browser: &str, place: &Place, page: &Path, (width, height): (u32, u32)) 
 /// Renders a fixture's report and holds what the browser found against what must be.
 fn check(browser: &str, fixture: &str, least_plots: usize) {
     let place = Place::new();
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/report").join(fixture);
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(fixture);
     let out = place.jitune(&["report", "--from", from.to_str().unwrap(), "-o", "out"]).output().unwrap();
     assert!(out.status.success(), "{}", common::text(&out));
     let html = std::fs::read_to_string(place.path().join("out/report.html")).unwrap();
@@ -94,7 +103,9 @@ fn check(browser: &str, fixture: &str, least_plots: usize) {
         let what = format!("{fixture} at {}×{}", size.0, size.1);
         let found = dom.split("data-found=\"").nth(1).and_then(|rest| rest.split('"').next());
         let found: Vec<&str> = found.unwrap_or_else(|| panic!("{what}: no probe ran: {log}")).split('|').collect();
-        let [_, inner, scroll, plots, flat, smallest, outside, wrong] = found[..] else { panic!("{what}: {found:?}") };
+        let [_, inner, scroll, plots, flat, smallest, outside, wide, loose, empty, wrong] = found[..] else {
+            panic!("{what}: {found:?}")
+        };
         assert_eq!(inner, size.0.to_string(), "{what}: the window has another size");
         assert_eq!(wrong, "none", "{what}: errors");
         assert!(!log.contains(":CONSOLE"), "{what}: the console is not empty: {log}");
@@ -103,17 +114,33 @@ fn check(browser: &str, fixture: &str, least_plots: usize) {
         assert_eq!(flat, "0", "{what}: plots without height");
         assert!(smallest.parse::<f64>().unwrap() >= 11.9, "{what}: text of {smallest} pixels");
         assert_eq!(outside, "0", "{what}: words of plots that are cut off");
+        assert_eq!(empty, "0", "{what}: plots of nothing");
+        assert_eq!(loose, "0", "{what}: of {wide} wide tables some are in no box of their own that scrolls");
+        assert!(size.0 > 500 || wide != "0", "{what}: no table is wider than a phone, so that nothing was tried");
     }
+}
+
+/// A browser; none where there is none, which CI must have.
+fn needed() -> Option<String> {
+    let found = browser();
+    if found.is_none() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "no browser here; apt-get install -y chromium");
+        eprintln!("SKIPPED: no browser here; apt-get install -y chromium");
+    }
+    found
 }
 
 #[test]
 fn reports_fit_a_phone_and_a_desk() {
-    let Some(browser) = browser() else {
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "no browser here; apt-get install -y chromium");
-        eprintln!("SKIPPED: no browser here; apt-get install -y chromium");
-        return;
-    };
+    let Some(browser) = needed() else { return };
     // The legend's marks, the roofline, the hardware, and the cards of bars and trials.
-    check(&browser, "rows.jsonl", 40);
-    check(&browser, "cut.jsonl", 5);
+    check(&browser, "report/rows.jsonl", 40);
+    check(&browser, "report/cut.jsonl", 5);
+}
+
+#[test]
+fn reports_of_engines_fit_a_phone_and_a_desk() {
+    let Some(browser) = needed() else { return };
+    // Curves, percentiles, requests, throughput, costs, the hardware.
+    check(&browser, "engines_report/engines.jsonl", 20);
 }

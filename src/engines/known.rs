@@ -1,9 +1,12 @@
 //! Which engines there are, and how each is found on this machine.
 
+use super::http::Words;
 use crate::device::Target;
 use jitune_peer::Refusal;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 /// An engine that jitune knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,14 +24,14 @@ pub struct Known {
     /// The one command that brings it.
     pub fix: &'static str,
     /// How its users serve it over HTTP, as a line of `sh` with {model}, {port}, {dtype}, {context} and {sequences} in it; empty where it has
-    /// no server.
+    /// no server. {python} is the Python that runs the Python runner.
     pub server: &'static str,
 }
 
 const BOTH: &[Target] = &[Target::Cuda, Target::Cpu];
 
 /// Every engine, in the order of the report.
-pub const KNOWN: [Known; 8] = [
+pub const KNOWN: [Known; 9] = [
     Known {
         name: "jitune",
         summary: "this program's engine",
@@ -64,6 +67,15 @@ pub const KNOWN: [Known; 8] = [
         package: "",
         fix: "python3 -m pip install torch transformers",
         server: "",
+    },
+    Known {
+        name: "transformers-serve",
+        summary: "transformers' own server, which takes text alone",
+        targets: BOTH,
+        python: false,
+        package: "",
+        fix: "python3 -m pip install torch 'transformers[serving]'",
+        server: "export HF_HUB_OFFLINE=1 OMP_NUM_THREADS={threads}; exec {python} -m transformers.cli.transformers serve {model} --port {port} --device {device} --dtype {long_dtype}",
     },
     Known {
         name: "llama-cpp",
@@ -104,6 +116,17 @@ pub const KNOWN: [Known; 8] = [
 ];
 
 impl Known {
+    /// Whether its steps go over all of the context that it was told, used or not: transformers' static cache, the default on a GPU.
+    pub fn fixed(&self, target: Target, options: &BTreeMap<String, String>) -> bool {
+        let mode = options.get("mode").map(String::as_str);
+        self.name == "transformers" && mode.map_or(target == Target::Cuda, |mode| mode == "static")
+    }
+
+    /// Whether there is no other way to it than its server.
+    pub fn served_alone(&self) -> bool {
+        self.package.is_empty() && !self.python && !self.server.is_empty()
+    }
+
     /// The engine of that name.
     pub fn named(name: &str) -> Option<&'static Known> {
         KNOWN.iter().find(|known| known.name == name)
@@ -125,6 +148,8 @@ pub struct Places {
     pub scratch: PathBuf,
     /// Number of tokens of the model, which a server does not say.
     pub vocab: u64,
+    /// What prompts are made of for servers that take text alone; none where the model has no tokenizer with such words.
+    pub words: Option<Arc<Words>>,
 }
 
 /// The Python runner, which travels inside the program.
@@ -138,11 +163,14 @@ const RUNNER: [(&str, &str); 6] = [
     ("peer.py", include_str!("../../baselines/python/peer.py")),
 ];
 
+/// The runner in Python that times Hugging Face's `tokenizers`; called with a `tokenizer.json`, a text's file and seconds.
+pub const TOKENIZATION: &str = include_str!("../../baselines/python/tokenization.py");
+
 impl Places {
     /// A line of `sh` that serves an engine over HTTP, where it has a server.
     pub fn server(&self, name: &str) -> Option<String> {
+        let quoted = |word: &str| format!("'{}'", word.replace('\'', r"'\''"));
         if name == "jitune" {
-            let quoted = |word: &str| format!("'{}'", word.replace('\'', r"'\''"));
             let ours: String = self.ours.iter().map(|word| format!(" {}", quoted(word))).collect();
             let exe = quoted(&self.exe.to_string_lossy());
             let prefix = "$([ {prefix} = true ] || echo --no-prefix-reuse)";
@@ -150,7 +178,8 @@ impl Places {
                 "exec {exe} serve --model {{model}} --port {{port}} --dtype {{dtype}} --context {{context}} --sequences {{sequences}} {prefix}{ours}"
             ));
         }
-        Known::named(name).map(|known| known.server.to_string()).filter(|line| !line.is_empty())
+        let line = Known::named(name).map(|known| known.server).filter(|line| !line.is_empty())?;
+        Some(line.replace("{python}", &quoted(&self.python)))
     }
 
     /// The command that starts an engine which speaks the protocol, or why there is none.

@@ -1,6 +1,6 @@
 //! An engine that was started, however it is reached.
 
-use super::http::{self, Server};
+use super::http::{self, Dialect, Server};
 use super::known::Places;
 use super::process::{Engine, Unanswered};
 use super::service::{Gone, Heard, Service};
@@ -41,7 +41,7 @@ impl Link {
         stop: &Arc<AtomicBool>,
     ) -> Result<(Link, Loaded), Unanswered> {
         let log = places.scratch.join(format!("{}.log", label.replace('/', "-")));
-        let (url, command) = match via {
+        let (url, line) = match via {
             Via::Process => {
                 let command = places.command(name).map_err(Unanswered::Refused)?;
                 let mut engine = Engine::start(command, log, on, options.clone(), stop)?;
@@ -49,15 +49,29 @@ impl Link {
                 return Ok((Link::Process(Box::new(engine)), loaded));
             }
             Via::Url(url) => (url.clone(), None),
-            Via::Command(line) => ("http://127.0.0.1:{port}".into(), Some(filled(line, &load))),
+            Via::Command(line) => ("http://127.0.0.1:{port}".into(), Some(filled(line, &load, on))),
+        };
+        let wrong = |why: String| Unanswered::Refused(Refusal::failed(why));
+        let dialect = match options.get("dialect") {
+            Some(text) => Some(text.parse().map_err(|e| wrong(format!("dialect: {e}")))?),
+            // It does not say itself whose it is.
+            None => (name == Dialect::Transformers.name()).then_some(Dialect::Transformers),
+        };
+        let text = match options.get("prompts").map(String::as_str) {
+            Some("text") => true,
+            Some("ids") | None => false,
+            Some(other) => return Err(wrong(format!("prompts={other} is neither text nor ids"))),
         };
         let vocab = places.vocab;
         let asked = http::Options {
             url,
-            command,
+            command: line.clone(),
             key: options.get("key").cloned(),
             model: options.get("model").cloned(),
             prefix: load.prefix,
+            dialect,
+            text,
+            words: places.words.clone(),
             log,
             ..http::Options::default()
         };
@@ -67,9 +81,15 @@ impl Link {
             let why = format!("it takes {has} tokens, and these workloads need {needs}");
             return Err(Unanswered::Refused(Refusal::unsupported(why)));
         }
-        let notes = vec![format!("a server at {}", server.url())];
-        let loaded =
-            Loaded { batching: Batching::Continuous, sequences: load.sequences, memory_bytes: None, vocab, notes };
+        let mut notes = vec![format!("a server at {}", server.url())];
+        if server.takes_text() {
+            notes.push("prompts are texts of as many tokens, and its answers have no ids".into());
+        }
+        // transformers' server computes one request after another, unless it is told otherwise.
+        let one = server.dialect == Dialect::Transformers
+            && line.as_ref().is_some_and(|l| !l.contains("--continuous-batching"));
+        let (batching, sequences) = if one { (Batching::Static, 1) } else { (Batching::Continuous, load.sequences) };
+        let loaded = Loaded { batching, sequences, memory_bytes: None, vocab, notes };
         Ok((Link::Http(Box::new(server)), loaded))
     }
 
@@ -136,7 +156,7 @@ impl Link {
 }
 
 /// A line with what is to be loaded filled in, as words of `sh`.
-fn filled(line: &str, load: &Load) -> String {
+fn filled(line: &str, load: &Load, on: Device) -> String {
     let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
     let values = [
         ("{model}", quoted(&load.folder.to_string_lossy())),
@@ -145,9 +165,16 @@ fn filled(line: &str, load: &Load) -> String {
         ("{sequences}", load.sequences.to_string()),
         ("{cache}", (load.context * load.sequences).to_string()),
         ("{long_dtype}", long(&load.dtype).to_string()),
+        ("{device}", if let Device::Cuda(ordinal) = on { format!("cuda:{ordinal}") } else { "cpu".into() }),
+        ("{threads}", if let Device::Cpu(threads) = on { threads } else { here() }.to_string()),
         ("{prefix}", if load.prefix { "true" } else { "false" }.to_string()),
     ];
     values.iter().fold(line.to_string(), |line, (name, value)| line.replace(name, value))
+}
+
+/// Threads of this machine.
+fn here() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// A precision as PyTorch's users write it.
@@ -203,9 +230,12 @@ mod tests {
             sequences: 32,
             ..Load::default()
         };
-        let line =
-            filled("serve {model} --port {port} --dtype {long_dtype} -c {context} -n {sequences} --p {prefix}", &load);
+        let line = "serve {model} --port {port} --dtype {long_dtype} -c {context} -n {sequences} --p {prefix} --on {device} -t {threads}";
+        let line = filled(line, &load, Device::Cpu(3));
         // The port is found when it is started.
-        assert_eq!(line, r"serve '/m o'\''dels/x' --port {port} --dtype bfloat16 -c 2048 -n 32 --p false");
+        assert_eq!(
+            line,
+            r"serve '/m o'\''dels/x' --port {port} --dtype bfloat16 -c 2048 -n 32 --p false --on cpu -t 3"
+        );
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod check;
 pub mod client;
+mod groups;
 pub mod http;
 pub mod known;
 pub mod link;
@@ -21,6 +22,7 @@ pub mod run;
 pub mod service;
 pub mod serving;
 pub mod trtllm;
+pub mod vllm;
 mod watch;
 pub mod workload;
 

@@ -1,9 +1,7 @@
-//! Requests as they are written in a run's lines, and as vLLM's benchmark writes them.
+//! Requests as they are written in a run's lines.
 
 use super::client::Trip;
-use super::measured::{Measured, Spread};
 use super::rows::{Of, Request};
-use serde_json::{Map, Value, json};
 use std::time::Duration;
 
 /// Why a line is not a request.
@@ -74,50 +72,14 @@ fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e6
 }
 
-/// A cell as `vllm bench serve --save-result --save-detailed` writes one: the keys that its readers look for, with times in milliseconds in the
-/// figures and in seconds in the lists, one entry a request. Medians and percentiles are by nearest rank, where vLLM's lie between two values.
-pub fn vllm(measured: &Measured, trips: &[Trip]) -> Value {
-    let counted: Vec<&Trip> = trips.iter().filter(|trip| !trip.warm).collect();
-    let of = |entry: &dyn Fn(&Trip) -> Value| Value::Array(counted.iter().map(|trip| entry(trip)).collect());
-    let whole = |trip: &Trip| if trip.is_whole() { trip.tokens() } else { 0 };
-    let mut all = Map::new();
-    let mut put = |key: String, value: Value| all.insert(key, value);
-    put("duration".into(), json!(measured.duration_s));
-    put("num_prompts".into(), json!(counted.len()));
-    put("completed".into(), json!(measured.completed));
-    put("failed".into(), json!(measured.failed));
-    put("total_input_tokens".into(), json!(measured.input_tokens));
-    put("total_output_tokens".into(), json!(measured.output_tokens));
-    put("request_throughput".into(), json!(measured.request_throughput));
-    put("request_goodput".into(), json!(measured.goodput));
-    put("output_throughput".into(), json!(measured.output_throughput));
-    put("total_token_throughput".into(), json!(measured.total_throughput));
-    let Measured { ttft_ms, tpot_ms, itl_ms, e2el_ms, .. } = measured;
-    for (name, Spread { mean, median, std, p99, .. }) in
-        [("ttft", ttft_ms), ("tpot", tpot_ms), ("itl", itl_ms), ("e2el", e2el_ms)]
-    {
-        for (figure, value) in [("mean", mean), ("median", median), ("std", std), ("p99", p99)] {
-            put(format!("{figure}_{name}_ms"), json!(value));
-        }
-    }
-    put("input_lens".into(), of(&|trip| json!(trip.prompt)));
-    put("output_lens".into(), of(&|trip| json!(whole(trip))));
-    put("ttfts".into(), of(&|trip| json!(trip.ttft_ms().unwrap_or(0.0) / 1e3)));
-    put("itls".into(), of(&|trip| trip.gaps_ms().map(|gap| json!(gap / 1e3)).collect()));
-    put("start_times".into(), of(&|trip| json!(trip.sent.as_secs_f64())));
-    put("errors".into(), of(&|trip| json!(trip.error.as_deref().unwrap_or_default())));
-    Value::Object(all)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{BadRequest, Of, Request, vllm};
+    use super::{BadRequest, Of, Request};
     use crate::engines::Trip;
     use crate::engines::measured::Measured;
     use crate::engines::measured::tests::trip;
     use crate::engines::random::Random;
     use crate::engines::workload::Limits;
-    use serde_json::json;
     use std::time::Duration;
 
     /// Requests with every field in use, at moments of any nanosecond.
@@ -206,42 +168,6 @@ mod tests {
             assert!(Request { sent_s: time, ..good.clone() }.trip().is_err());
             assert!(Request { at_s: vec![0.1, time], ..good.clone() }.trip().is_err());
             assert!(Request { end_s: Some(time), ..good.clone() }.trip().is_err());
-        }
-    }
-
-    /// The keys that readers of vLLM's results look for, with its units.
-    #[test]
-    fn keys_of_vllm() {
-        let mut lost = trip(0, 1500, &[(1600, 1)]);
-        lost.error = Some("lost".into());
-        let warm = Trip { warm: true, ..trip(0, 0, &[(900, 50)]) };
-        let trips = [warm, trip(1000, 1000, &[(1100, 1), (1150, 2), (1495, 1)]), lost];
-        let found = vllm(&Measured::of(&trips, &Limits::default()), &trips);
-        for name in ["ttft", "tpot", "itl", "e2el"] {
-            for figure in ["mean", "median", "std", "p99"] {
-                assert!(found[format!("{figure}_{name}_ms")].is_number(), "{figure} {name}");
-            }
-        }
-        for (key, right) in [
-            ("duration", json!(0.605)),
-            ("num_prompts", json!(2)),
-            ("completed", json!(1)),
-            ("failed", json!(1)),
-            ("total_input_tokens", json!(10)),
-            ("total_output_tokens", json!(4)),
-            ("request_goodput", json!(null)),
-            ("request_throughput", json!(1.0 / 0.605)),
-            ("output_throughput", json!(4.0 / 0.605)),
-            ("total_token_throughput", json!(14.0 / 0.605)),
-            ("mean_e2el_ms", json!(495.0)),
-            ("input_lens", json!([10, 10])),
-            ("output_lens", json!([4, 0])),
-            ("ttfts", json!([0.1, 0.1])),
-            ("itls", json!([[0.05, 0.345], []])),
-            ("start_times", json!([1.0, 1.5])),
-            ("errors", json!(["", "lost"])),
-        ] {
-            assert_eq!(found[key], right, "{key}");
         }
     }
 }

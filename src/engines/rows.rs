@@ -24,6 +24,8 @@ pub enum Line {
     Cell(Box<Cell>),
     /// What the hardware did at one moment.
     Trace(EngineTrace),
+    /// How fast the model's tokenizer is.
+    Tokenization(Tokenization),
     /// The run's end; missing where the run was killed.
     End(End),
 }
@@ -79,6 +81,9 @@ pub struct Start {
     pub round: u32,
     /// The precision.
     pub dtype: String,
+    /// The workloads that it was started for: those that keep nothing of prompts, and those that may, have a start of their own each.
+    #[serde(default)]
+    pub workloads: Vec<String>,
     /// Its version.
     #[serde(default)]
     pub version: String,
@@ -235,6 +240,31 @@ pub struct EngineTrace {
     /// The readings; `t` is in seconds since the cell's begin.
     #[serde(flatten)]
     pub reading: Trace,
+}
+
+/// How fast text becomes tokens, and tokens text.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Tokenization {
+    /// Whose code it is.
+    pub by: String,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    /// Bytes of the text, in UTF-8.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Its tokens, with those that the tokenizer puts around it.
+    #[serde(default)]
+    pub tokens: u64,
+    /// Whether its ids are jitune's; none of jitune itself.
+    #[serde(default)]
+    pub same: Option<bool>,
+    /// Tokens a second, text to ids.
+    pub encode: Option<f64>,
+    /// Tokens a second, ids to text.
+    pub decode: Option<f64>,
+    /// Why it was not measured.
+    pub why: Option<String>,
 }
 
 /// The run's end.

@@ -2,11 +2,12 @@
 
 use super::check::{CONTEXT, Reference, verdict};
 use super::client::{Outcome, Progress, Trip, drive};
-use super::known::Places;
+use super::groups::{groups, needs};
+use super::known::{Known, Places};
 use super::link::{Link, Via};
 use super::measured::{Meanwhile, Measured};
 use super::process::{Engine, Unanswered};
-use super::rows::{Cell, Check, End, EngineTrace, Line, Of, Request, Run, Start, State};
+use super::rows::{Cell, Check, End, EngineTrace, Line, Of, Request, Run, Start, State, Tokenization};
 use super::service::{Gone, Heard, Service};
 use super::watch::Watch;
 use super::workload::Workload;
@@ -69,11 +70,19 @@ pub struct Setup {
     pub weight_bytes: BTreeMap<String, u64>,
     /// Bytes of keys and values of a token in 16 bits.
     pub token_bytes: u64,
+    /// How fast the model's tokenizer is.
+    pub tokenization: Vec<Tokenization>,
     /// Lines of an earlier run in the same folder.
     pub earlier: Vec<Line>,
 }
 
 impl Setup {
+    /// Whether an engine's steps go over all of the context that it was told.
+    fn fixed(&self, entry: &Entry) -> bool {
+        let known = Known::named(&entry.name).filter(|_| entry.via == Via::Process);
+        known.is_some_and(|known| known.fixed(self.device.target, &entry.options))
+    }
+
     /// What an engine loads.
     fn file(&self, engine: &str, dtype: &str) -> &PathBuf {
         self.other.get(&(engine.into(), dtype.into())).unwrap_or(&self.model)
@@ -137,6 +146,9 @@ pub fn run(
 ) -> Result<(), RunError> {
     let begun = Instant::now();
     let mut sink = Sink::open(file, run, &setup.earlier, observer)?;
+    for line in &setup.tokenization {
+        sink.put(Line::Tokenization(line.clone()))?;
+    }
     let mut this = Running { setup, stop, reference: None, own: BTreeMap::new(), checks: BTreeMap::new() };
     for line in &setup.earlier {
         if let Line::Check(check) = line
@@ -152,15 +164,10 @@ pub fn run(
                 order.reverse();
             }
             for entry in order {
-                for prefix in [false, true] {
-                    let cells: Vec<&Workload> = setup
-                        .workloads
-                        .iter()
-                        .filter(|w| w.prefix == prefix && !sink.done.contains(&of(entry, dtype, w, round)))
-                        .collect();
-                    if !cells.is_empty() {
-                        this.engine(entry, dtype, round, &cells, &mut sink)?;
-                    }
+                let left = |w: &&Workload| !sink.done.contains(&of(entry, dtype, w, round));
+                let cells: Vec<&Workload> = setup.workloads.iter().filter(left).collect();
+                for group in groups(&cells, setup.fixed(entry)) {
+                    this.engine(entry, dtype, round, &group, &mut sink)?;
                     if stop.load(Ordering::Relaxed) {
                         break 'all;
                     }
@@ -292,8 +299,7 @@ impl Running<'_> {
         }
         sink.doing(&format!("{} {dtype}: starts", entry.label));
         let begun = Instant::now();
-        let context = cells.iter().map(|w| w.most_context()).fold(CONTEXT, usize::max);
-        let sequences = cells.iter().map(|w| w.most_requests_at_a_time()).max().unwrap_or(1);
+        let (context, sequences) = needs(cells);
         let load = Load {
             folder: self.setup.file(&entry.name, dtype).clone(),
             dtype: dtype.into(),
@@ -309,6 +315,7 @@ impl Running<'_> {
             engine: entry.label.clone(),
             round,
             dtype: dtype.into(),
+            workloads: cells.iter().map(|w| w.name.clone()).collect(),
             target: if matches!(self.setup.on, On::Cuda(_)) { "cuda".into() } else { "cpu".into() },
             transport: if entry.via == Via::Process { "process".into() } else { "http".into() },
             ..Start::default()

@@ -36,6 +36,8 @@ pub enum ReportError {
 /// What a report says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Imported {
+    /// The model that it names; empty where it names none.
+    pub model: String,
     /// Who was measured.
     pub start: Start,
     /// What came of it.
@@ -43,27 +45,36 @@ pub struct Imported {
 }
 
 impl Imported {
-    /// Reads a report. `workload` is the name of what was asked of it, which the report does not know; the engine is `tensorrt-llm`, in
-    /// round 0.
-    pub fn read(text: &str, workload: &str) -> Result<Imported, ReportError> {
+    /// The `transport` of its start.
+    pub const TRANSPORT: &str = "report";
+
+    /// Reads a report of an engine under a label. `workload` is the name of what was asked of it, which the report does not know; the
+    /// round is 0. Where it does not name its device, that is named so, and shares no ratio with any.
+    pub fn read(text: &str, label: &str, workload: &str) -> Result<Imported, ReportError> {
         let report = Report(serde_json::from_str(&without_nan(text))?);
-        let engine = "tensorrt-llm".to_owned();
+        let engine = label.to_owned();
         let dtype = report.dtype();
         let of = Of { engine: engine.clone(), dtype: dtype.clone(), workload: workload.into(), round: 0 };
         let start = Start {
             engine,
             dtype,
             version: report.text("engine.version").unwrap_or_default(),
-            device: report.text("machine.name").unwrap_or_default(),
+            device: report.text("machine.name").unwrap_or_else(|| UNNAMED.into()),
+            workloads: vec![workload.into()],
             target: "cuda".into(),
-            transport: "report".into(),
+            transport: Imported::TRANSPORT.into(),
             batching: "continuous".into(),
             sequences: report.optional("world_info.max_batch_size")?.unwrap_or(0.0) as usize,
             notes: report.notes()?,
             ..Start::default()
         };
         let why = Some("measured by trtllm-bench, and not checked against a reference".into());
-        Ok(Imported { start, cell: Cell { of, state: State::Unchecked, why, measured: Some(report.measured()?) } })
+        let model = report.text("engine.model").unwrap_or_default();
+        Ok(Imported {
+            model,
+            start,
+            cell: Cell { of, state: State::Unchecked, why, measured: Some(report.measured()?) },
+        })
     }
 
     /// As lines of a run.
@@ -71,6 +82,9 @@ impl Imported {
         [Line::Start(Box::new(self.start)), Line::Cell(Box::new(self.cell))]
     }
 }
+
+/// The device of a report that names none, as those before 1.3 do.
+const UNNAMED: &str = "a device that its report does not name";
 
 struct Report(Value);
 
@@ -255,13 +269,14 @@ mod tests {
     }
 
     fn read(report: &Value) -> Result<Imported, ReportError> {
-        Imported::read(&report.to_string(), "sustained")
+        Imported::read(&report.to_string(), "tensorrt-llm", "sustained")
     }
 
     #[test]
     fn a_report_with_streaming_has_every_time() {
-        let Imported { start, cell } = read(&old()).unwrap();
-        assert_eq!((&start.version[..], &start.device[..], start.sequences), ("0.20.0", "", 256));
+        let Imported { model, start, cell } = read(&old()).unwrap();
+        assert_eq!((&model[..], &start.version[..], &start.device[..]), ("m", "0.20.0", UNNAMED));
+        assert_eq!((start.sequences, &start.workloads[..]), (256, &["sustained".to_string()][..]));
         assert_eq!(start.notes, ["backend TRT", "31.2 requests at a time in the mean"]);
         assert_eq!(
             cell.of,
@@ -327,7 +342,7 @@ mod tests {
             wrong,
             "`performance.total_latency_ms` of the report is \"fast\" and no number that can be measured"
         );
-        assert!(matches!(Imported::read("[Latency] P50", "x"), Err(ReportError::Json(_))));
+        assert!(matches!(Imported::read("[Latency] P50", "e", "x"), Err(ReportError::Json(_))));
     }
 
     #[test]
@@ -338,10 +353,10 @@ mod tests {
             report.contains("\"NaN \\\" Infinity\"") && report.contains("\"avg_num_concurrent_requests\":null"),
             "{report}"
         );
-        assert_eq!(Imported::read(&text, "x").unwrap().start.notes, ["backend TRT"]);
+        assert_eq!(Imported::read(&text, "e", "x").unwrap().start.notes, ["backend TRT"]);
         let infinite = old().to_string().replace("2500.0", "-Infinity");
         assert!(
-            matches!(Imported::read(&infinite, "x"), Err(ReportError::Missing { key }) if key == "performance.total_latency_ms")
+            matches!(Imported::read(&infinite, "e", "x"), Err(ReportError::Missing { key }) if key == "performance.total_latency_ms")
         );
     }
 }

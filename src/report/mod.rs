@@ -4,6 +4,7 @@ pub mod bars;
 pub mod count;
 pub mod html;
 pub mod markdown;
+pub mod markers;
 pub mod palette;
 pub mod passes;
 pub mod read;

@@ -52,17 +52,28 @@ pub fn short<'a>(problem: &'a str, op: &str) -> &'a str {
     problem.strip_prefix(op).map_or(problem, str::trim_start)
 }
 
-/// `2026-11-22 14:03 UTC` of seconds since 1970 (days to a date by Howard Hinnant's `civil_from_days`).
-pub fn date(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
+/// Year, month and day of seconds since 1970 (Howard Hinnant's `civil_from_days`).
+fn civil(seconds: u64) -> [u64; 3] {
+    let days = seconds / 86_400 + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year + era * 400 + u64::from(month <= 2);
+    [year + era * 400 + u64::from(month <= 2), month, day]
+}
+
+/// `2026-11-22 14:03 UTC` of seconds since 1970.
+pub fn date(seconds: u64) -> String {
+    let ([year, month, day], rest) = (civil(seconds), seconds % 86_400);
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", rest / 3600, rest % 3600 / 60)
+}
+
+/// `20261122-140307` of seconds since 1970, in UTC, as names of files have it.
+pub fn stamp(seconds: u64) -> String {
+    let ([year, month, day], rest) = (civil(seconds), seconds % 86_400);
+    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", rest / 3600, rest % 3600 / 60, rest % 60)
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub(super) struct Writer {
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// Whether tokens are told by their ids too.
     pub ids: bool,
+    /// Whether log-probabilities name tokens by their ids.
+    pub named: bool,
     /// Whether log-probabilities are told.
     pub logprobs: bool,
     /// Whether a stream ends with what was used.
@@ -120,9 +122,9 @@ impl Writer {
         let offset = *at;
         *at += piece.text.chars().count();
         let Logprobs { chosen, top } = piece.logprobs.as_ref().filter(|_| self.logprobs)?;
-        let name = |id: i32| match self.tokenizer.as_deref().map(|t| t.token(id)) {
+        let name = |id: i32| match self.tokenizer.as_deref().filter(|_| !self.named).map(|t| t.token(id)) {
             Some(Ok(text)) => text,
-            // As vLLM names tokens without a text.
+            // As vLLM names tokens without a text, and where it is asked to.
             _ => format!("token_id:{id}"),
         };
         let top = top.iter().map(|(id, value)| (name(*id), *value)).collect();

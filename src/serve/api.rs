@@ -52,6 +52,8 @@ pub(super) struct Job {
     pub usage: bool,
     /// Whether tokens are told by their ids too.
     pub ids: bool,
+    /// Whether log-probabilities name tokens by their ids, and not by their texts.
+    pub named: bool,
 }
 
 /// Every parameter that is asked for, of any endpoint.
@@ -78,6 +80,7 @@ const KNOWN: &[&str] = &[
     "repetition_penalty",
     "response_format",
     "return_token_ids",
+    "return_tokens_as_token_ids",
     "seed",
     "skip_special_tokens",
     "stop",
@@ -146,6 +149,7 @@ impl Served<'_> {
         let stops = self.stops(&fields)?;
         let (stream, usage) = (fields.flag("stream", false)?, usage(&fields)?);
         let ids = fields.flag("return_token_ids", false)?;
+        let named = fields.flag("return_tokens_as_token_ids", false)?;
         let each = fields.integer("n", 1..=MOST_EACH)?.unwrap_or(1) as usize;
         let (name, prompts) = match form {
             Form::Completion => ("prompt", self.prompts(&fields)?),
@@ -170,7 +174,7 @@ impl Served<'_> {
                 requests.push(Request { prompt: prompt.clone(), most, sampling, ..request.clone() });
             }
         }
-        Ok(Job { requests, each, stops, stream, usage: stream && usage, ids: ids || self.tokenizer.is_none() })
+        Ok(Job { requests, each, stops, stream, usage: stream && usage, ids: ids || self.tokenizer.is_none(), named })
     }
 
     /// The tokens of a text or of a chat, for `/tokenize`.
@@ -404,11 +408,11 @@ mod tests {
     fn a_body_becomes_requests() {
         let job = job(
             r#"{"model": "m", "prompt": [[1, 5], [7]], "n": 2, "max_tokens": 9, "temperature": 0.5, "top_k": -1, "top_p": 0.9,
-                "min_p": 0.1, "repetition_penalty": 1.25, "stop_token_ids": [3], "logprobs": 4, "stream": true, "seed": 6,
+                "min_p": 0.1, "repetition_penalty": 1.25, "stop_token_ids": [3], "logprobs": 4, "stream": true, "seed": 6, "return_tokens_as_token_ids": true,
                 "stream_options": {"include_usage": true}, "user": "x", "unknown": {"a": [1]}}"#,
         )
         .unwrap();
-        assert!(job.stream && job.usage && job.ids && job.each == 2 && job.stops.is_empty());
+        assert!(job.stream && job.usage && job.ids && job.named && job.each == 2 && job.stops.is_empty());
         let prompts: Vec<&[i32]> = job.requests.iter().map(|r| &r.prompt[..]).collect();
         assert_eq!(prompts, [&[1, 5][..], &[1, 5], &[7], &[7]]);
         let sampling = Sampling {

@@ -151,7 +151,7 @@ impl Shared {
         let number = self.number();
         let job = self.read(headers, body, move |shared, body| shared.served().job(form, body, number)).await?;
         let begins = if form == Form::Chat { "chatcmpl" } else { "cmpl" };
-        let Job { usage, ids, stream, .. } = job;
+        let Job { usage, ids, named, stream, .. } = job;
         let writer = Writer {
             form,
             id: format!("{begins}-{:016x}{:016x}", self.number(), self.number()),
@@ -159,6 +159,7 @@ impl Shared {
             model: self.name.clone(),
             tokenizer: self.tokenizer.clone(),
             ids,
+            named,
             logprobs: job.requests.first().is_some_and(|r| r.sampling.logprobs.is_some()),
             usage,
             at: vec![(0, false); job.requests.len()],

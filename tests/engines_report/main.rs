@@ -98,14 +98,18 @@ fn the_page_needs_no_network_and_draws_everything() {
 }
 
 #[test]
-fn tables_stand_between_the_markers_of_a_readme() {
-    let [from, to] = readme::MARKERS;
-    let tables = readme::tables(&whole());
-    let placed = readme::placed(&format!("a\n{from}\nold\n{to}\nb\n"), &tables).unwrap();
-    assert!(placed.starts_with("a\n") && placed.ends_with("\nb\n") && placed.contains(tables.trim()));
-    assert!(!placed.contains("old"));
-    assert_eq!(readme::placed(&placed, &tables).as_deref(), Some(placed.as_str()), "placing again changes it");
-    assert_eq!(readme::placed("without", &tables), None);
+fn the_readme_holds_the_tables_of_the_rows_that_it_names() {
+    let root = folder().join("../..");
+    let text = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let mut found = 0;
+    let places = text.lines().filter_map(|line| line.strip_prefix("<!-- jitune report: ")?.strip_suffix(" -->"));
+    for path in places {
+        let Ok(runs) = Runs::read(&std::fs::read(root.join(path)).unwrap()) else { continue };
+        let tables = readme::tables(&report::make(&runs, None, Baseline::default()));
+        assert_eq!(jitune::report::markers::placed(&text, path, &tables).unwrap(), text, "{path}");
+        found += 1;
+    }
+    assert!(found >= 1);
 }
 
 /// What the lines hold beyond their numbers: replaced by what would be markup if it were let through, but for the words that

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// Most go where they can be answered.
 const PATHS: [&str; 6] = [COMPLETIONS, COMPLETIONS, COMPLETIONS, "/v1/chat/completions", "/tokenize", "/detokenize"];
-const NAMES: [&str; 27] = [
+const NAMES: [&str; 28] = [
     "model",
     "prompt",
     "messages",
@@ -34,6 +34,7 @@ const NAMES: [&str; 27] = [
     "best_of",
     "logit_bias",
     "return_token_ids",
+    "return_tokens_as_token_ids",
     "add_special_tokens",
     "x",
 ];

@@ -38,6 +38,7 @@ struct Choice {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Usage {
+    prompt_tokens: Option<u64>,
     completion_tokens: Option<u64>,
     prompt_tokens_details: Option<Details>,
 }
@@ -59,6 +60,8 @@ struct Timings {
 pub(super) struct Answer {
     /// Tokens that were asked for.
     most: usize,
+    /// Tokens of the prompt, where it was sent as a text of so many.
+    prompt: Option<usize>,
     /// Tokens so far, that of `held` with them.
     told: usize,
     /// The last piece where the number of its tokens is a guess, until the next one or the server's own count comes.
@@ -73,9 +76,9 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// To a request of so many tokens.
-    pub fn new(most: usize) -> Answer {
-        Answer { most, told: 0, held: None, finish: None, cached: None, moved: false, done: false }
+    /// To a request of so many tokens, whose prompt was a text of `prompt` tokens.
+    pub fn new(most: usize, prompt: Option<usize>) -> Answer {
+        Answer { most, prompt, told: 0, held: None, finish: None, cached: None, moved: false, done: false }
     }
 
     /// Whether anything came of it since this was asked last.
@@ -102,6 +105,11 @@ impl Answer {
             return Err(message(data).unwrap_or_else(|| short(data)));
         }
         let usage = chunk.usage.unwrap_or_default();
+        if let (Some(sent), Some(read)) = (self.prompt, usage.prompt_tokens)
+            && sent as u64 != read
+        {
+            return Err(format!("the prompt was a text of {sent} tokens, and the server read {read}"));
+        }
         let timings = chunk.timings.unwrap_or_default();
         self.cached = usage.prompt_tokens_details.and_then(|d| d.cached_tokens).or(timings.cache_n).or(self.cached);
         let counted = usage.completion_tokens.or(chunk.tokens_predicted).or(timings.predicted_n).map(|n| n as usize);
@@ -241,7 +249,11 @@ mod tests {
     type Read = (Vec<(u64, Vec<u32>, bool)>, Result<Option<End>, String>);
 
     fn read(most: usize, events: &[&str]) -> Read {
-        let (mut answer, mut pieces, mut end) = (Answer::new(most), Vec::new(), None);
+        read_of(Answer::new(most, None), events)
+    }
+
+    fn read_of(mut answer: Answer, events: &[&str]) -> Read {
+        let (mut pieces, mut end) = (Vec::new(), None);
         for (at, event) in events.iter().enumerate() {
             let tell = |at: Duration, what| match what {
                 What::Tokens { ids, known } => pieces.push((at.as_millis() as u64, ids, known)),
@@ -314,6 +326,19 @@ mod tests {
         let usage = r#"{"choices":[],"usage":{"completion_tokens":1}}"#;
         let (_, end) = read(3, &[&chunks[..], &[usage, "[DONE]"]].concat());
         assert_eq!(end.unwrap_err(), "the server counts 1 tokens, and sent 3");
+    }
+
+    #[test]
+    fn a_text_that_is_read_as_another_prompt_is_no_answer() {
+        let events = [
+            r#"{"choices":[{"text":"a"}]}"#,
+            r#"{"choices":[{"text":"","finish_reason":"length"}],"usage":{"prompt_tokens":7,"completion_tokens":1}}"#,
+            "[DONE]",
+        ];
+        let (pieces, end) = read_of(Answer::new(1, Some(7)), &events);
+        assert_eq!((pieces, end), (vec![(0, vec![0], false)], length(None)));
+        let why = read_of(Answer::new(1, Some(6)), &events).1.unwrap_err();
+        assert_eq!(why, "the prompt was a text of 6 tokens, and the server read 7");
     }
 
     #[test]

@@ -19,6 +19,10 @@ impl Server {
                 "a prompt and a number of tokens of at least one are needed",
             )));
         }
+        if self.takes_text() {
+            let why = "it takes prompts as text alone, so that nothing says which tokens it computed on";
+            return Err(Unanswered::Refused(Refusal::unsupported(why)));
+        }
         let mut body = json!({
             "model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "logprobs": n, "stream": false,
         });
@@ -30,7 +34,11 @@ impl Server {
                 body["return_tokens_as_token_ids"] = json!(true);
             }
             Dialect::Sglang | Dialect::Other => all["echo"] = json!(true),
-            Dialect::Jitune | Dialect::Trtllm | Dialect::Llama => (),
+            Dialect::Jitune => {
+                all["return_tokens_as_token_ids"] = json!(true);
+                body["return_tokens_as_token_ids"] = json!(true);
+            }
+            Dialect::Trtllm | Dialect::Llama | Dialect::Transformers => (),
         }
         if all != body {
             let reply = self.logprobs_reply(&all)?;

@@ -12,8 +12,10 @@ mod start;
 #[cfg(test)]
 mod tests;
 mod wire;
+mod words;
 
 pub use request::Dialect;
+pub use words::Words;
 
 use super::process::Unanswered;
 use super::service::{Gone, Heard, Service, What};
@@ -46,6 +48,10 @@ pub struct Options {
     pub model: Option<String>,
     /// Whose server it is; none for what it says itself.
     pub dialect: Option<Dialect>,
+    /// Whether prompts are sent as text, of as many tokens: for a server that takes no ids.
+    pub text: bool,
+    /// What these texts are made of; none where the model's tokenizer has no such words or is not there.
+    pub words: Option<Arc<Words>>,
     /// Whether token ids are asked for, where it has them.
     pub ids: bool,
     /// Whether what is kept of one prompt may serve another, for a server that is told with each request (llama-server); others have
@@ -68,6 +74,8 @@ impl Default for Options {
             key: None,
             model: None,
             dialect: None,
+            text: false,
+            words: None,
             ids: true,
             prefix: false,
             log: "server.log".into(),
@@ -165,6 +173,11 @@ impl Server {
         self.child.as_ref().map(Child::id)
     }
 
+    /// Whether prompts are sent to it as text.
+    pub(super) fn takes_text(&self) -> bool {
+        self.options.text || self.dialect == Dialect::Transformers
+    }
+
     /// Where it is: `http://HOST:PORT`.
     pub fn url(&self) -> &str {
         &self.wire.base
@@ -193,11 +206,15 @@ impl Service for Server {
         let (wire, tell, dialect) = (Arc::clone(&self.wire), self.tell.clone(), self.dialect);
         let (model, silence) = (self.model.clone(), self.options.silence);
         let (ids, prefix) = (self.options.ids, self.options.prefix);
+        let words = self.options.words.clone().filter(|_| self.takes_text());
         let task = runtime.spawn(async move {
-            let body = dialect.submit(&model, &request, ids, prefix);
+            let text = words.map(|words| words.text(&request.prompt));
+            // A text that its tokenizer reads otherwise is another prompt.
+            let prompt = text.as_ref().map(|_| request.prompt.len());
+            let body = dialect.submit(&model, &request, text, ids, prefix);
             // Nobody listens any more where it fails.
             let say = |at, what| drop(tell.send(Heard { id, at, what }));
-            if let Err(why) = wire.stream(dialect.path(), body, request.most, silence, say).await {
+            if let Err(why) = wire.stream(dialect.path(), body, (request.most, prompt), silence, say).await {
                 let what = What::End(End { why: Finish::Failed, error: Some(why), cached: None });
                 say(wire.begun.elapsed(), what);
             }

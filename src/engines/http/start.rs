@@ -133,6 +133,10 @@ pub(super) fn start(options: Options, stop: &Arc<AtomicBool>) -> Result<Server, 
     };
     server.wait()?;
     server.meet()?;
+    if server.takes_text() && server.options.words.is_none() {
+        let why = "it takes prompts as text alone, and the model's folder or file has no tokenizer with words of one token each";
+        return Err(Unanswered::Refused(Refusal::unsupported(why)));
+    }
     Ok(server)
 }
 

@@ -117,12 +117,13 @@ impl Wire {
         Ok(Reply { status, body: String::from_utf8_lossy(&bytes).into_owned() })
     }
 
-    /// Asks for an answer in pieces, and tells each with the moment of its receipt; the end too, unless it returns why there is none.
+    /// Asks for an answer of `most` tokens in pieces, and tells each with the moment of its receipt; the end too, unless it returns why
+    /// there is none. `prompt` is how many tokens the server must say that the prompt had, where it says so.
     pub async fn stream(
         &self,
         path: &str,
         body: Value,
-        most: usize,
+        (most, prompt): (usize, Option<usize>),
         silence: Duration,
         mut tell: impl FnMut(Duration, What),
     ) -> Result<(), String> {
@@ -137,7 +138,7 @@ impl Wire {
             return Err(format!("its answer is no stream of events but {}", short(&kind)));
         }
         let mut body = response.into_body();
-        let (mut events, mut answer) = (Events::default(), Answer::new(most));
+        let (mut events, mut answer) = (Events::default(), Answer::new(most, prompt));
         let mut deadline = tokio::time::Instant::now() + silence;
         loop {
             let frame = timeout_at(deadline, body.frame()).await.map_err(|_| silent())?;

@@ -4,7 +4,7 @@ use super::criteria::Verdict;
 use super::entry::OURS;
 use super::summary::LibraryComparisonReport;
 use super::view::{Document, Score};
-use super::{advice, tables};
+use super::{advice, environment, tables, tokenization};
 
 /// The whole report, before it is rendered.
 pub fn document(r: &LibraryComparisonReport) -> Document {
@@ -17,7 +17,8 @@ pub fn document(r: &LibraryComparisonReport) -> Document {
     ];
     sections.extend([tables::scaling(r), tables::costs(r)]);
     sections.extend(r.kernels.as_ref().map(advice::kernels));
-    sections.extend([tables::apart(r), tables::noise(r), tables::environment(r)]);
+    sections.extend(tokenization::tokenization(r));
+    sections.extend([tables::apart(r), tables::noise(r), environment::environment(r)]);
     let model = if r.model.is_empty() { "a model" } else { &r.model };
     let device = if r.device.is_empty() { "a device unknown" } else { &r.device };
     Document { title: format!("Engines with {model} on {device}"), notices: notices(r), score: score(r), sections }

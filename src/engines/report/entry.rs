@@ -180,9 +180,12 @@ pub fn entries(runs: &Runs, baseline: bool) -> Vec<Entry> {
         });
         let (entry, rounds) = &mut list[at];
         match (&cell.measured, cell.state) {
-            (Some(measured), State::Ok) => {
+            (Some(measured), State::Ok | State::Unchecked) => {
                 entry.rounds.push(cell.of.round);
                 rounds.push(measured);
+                if cell.state == State::Unchecked {
+                    entry.apart = Some(state_and_why(cell.state, cell.why.as_deref()));
+                }
             }
             (_, state) => {
                 let said = match state {
@@ -195,7 +198,8 @@ pub fn entries(runs: &Runs, baseline: bool) -> Vec<Entry> {
     }
     let finish = |((entry, rounds), lost): (Found<'_>, Vec<Lost>)| {
         let entry = Entry { figures: figures(&rounds), left_out: alike(&lost), ..entry };
-        Entry { apart: apart(runs, &entry), ..entry }
+        let why = entry.apart.clone().or_else(|| apart(runs, &entry));
+        Entry { apart: why, ..entry }
     };
     list.into_iter().zip(lost).map(finish).collect()
 }

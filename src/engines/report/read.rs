@@ -1,7 +1,7 @@
 //! From the bytes of `engines.jsonl` to what one report is made of.
 
-use crate::engines::measured::{Meanwhile, Measured, Spread};
-use crate::engines::rows::{Cell, Check, End, EngineTrace, Line, Of, Request, Run, Start, State};
+use super::numbers;
+use crate::engines::rows::{Cell, Check, End, EngineTrace, Line, Of, Request, Run, Start, State, Tokenization};
 use crate::report::rows::Trace;
 use std::collections::{BTreeMap, HashSet};
 
@@ -45,7 +45,7 @@ pub enum RunsError {
 pub struct Runs {
     /// What was run, and where.
     pub run: Run,
-    /// Engines that were started, or could not be.
+    /// Engines that were started, or could not be, each for some workloads.
     pub starts: Vec<Start>,
     /// Whether each computes the model.
     pub checks: Vec<Check>,
@@ -55,6 +55,8 @@ pub struct Runs {
     pub requests: BTreeMap<Of, Vec<Request>>,
     /// What the hardware did during each cell, in seconds since its begin.
     pub trace: BTreeMap<Of, Vec<Trace>>,
+    /// How fast the model's tokenizer is, by whose code.
+    pub tokenization: Vec<Tokenization>,
     /// The end, if the run came to one.
     pub end: Option<End>,
     /// Whether the last line was cut off and is left out.
@@ -68,6 +70,8 @@ impl Runs {
         let mut runs = Runs::default();
         let mut run: Option<Run> = None;
         let mut ids: BTreeMap<Of, HashSet<u64>> = BTreeMap::new();
+        // Engines with starts that do not say for which workloads they are, as earlier versions wrote them.
+        let mut silent: HashSet<(String, String, u32)> = HashSet::new();
         let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
         let mut at = 0;
         for (i, text) in bytes.split(|b| *b == b'\n').enumerate() {
@@ -84,7 +88,7 @@ impl Runs {
                 }
                 Err(source) => return Err(RunsError::Line { number, source }),
             };
-            check(&line).map_err(|(name, value)| RunsError::Number { number, name, value })?;
+            numbers::check(&line).map_err(|(name, value)| RunsError::Number { number, name, value })?;
             match line {
                 Line::Run(new) => {
                     if run.as_ref().is_some_and(|old| !same(old, &new)) {
@@ -92,11 +96,19 @@ impl Runs {
                     }
                     run = Some(*new);
                 }
-                Line::Start(new) => place(&mut runs.starts, *new, |a, b| {
-                    (&a.engine, &a.dtype, a.round) == (&b.engine, &b.dtype, b.round)
-                }),
+                Line::Start(new) => {
+                    if new.workloads.is_empty() {
+                        silent.insert((new.engine.clone(), new.dtype.clone(), new.round));
+                    }
+                    started(&mut runs.starts, *new);
+                }
                 Line::Check(new) => place(&mut runs.checks, new, |a, b| (&a.engine, &a.dtype) == (&b.engine, &b.dtype)),
-                Line::Cell(new) => place(&mut runs.cells, *new, |a, b| a.of == b.of),
+                Line::Cell(new) => {
+                    if silent.contains(&(new.of.engine.clone(), new.of.dtype.clone(), new.of.round)) {
+                        belongs(&mut runs.starts, &new.of);
+                    }
+                    place(&mut runs.cells, *new, |a, b| a.of == b.of);
+                }
                 Line::Request(new) => {
                     let list = runs.requests.entry(new.of.clone()).or_default();
                     let known = ids.entry(new.of.clone()).or_default();
@@ -115,6 +127,7 @@ impl Runs {
                     }
                     list.push(new.reading);
                 }
+                Line::Tokenization(new) => place(&mut runs.tokenization, new, |a, b| a.by == b.by),
                 Line::End(new) => runs.end = Some(new),
             }
         }
@@ -125,6 +138,7 @@ impl Runs {
     pub fn lines(&self) -> Vec<Line> {
         let mut lines = vec![Line::Run(Box::new(self.run.clone()))];
         lines.extend(self.starts.iter().map(|start| Line::Start(Box::new(start.clone()))));
+        lines.extend(self.tokenization.iter().map(|line| Line::Tokenization(line.clone())));
         lines.extend(self.checks.iter().map(|check| Line::Check(check.clone())));
         for cell in self.cells.iter().filter(|cell| cell.state != State::Cut) {
             let requests = self.requests.get(&cell.of).into_iter().flatten();
@@ -142,9 +156,10 @@ impl Runs {
         self.torn || self.end.as_ref().is_none_or(|e| e.cut)
     }
 
-    /// The start of a cell's engine.
+    /// The last start of a cell's engine for its workload, or any of the engine where none says for which it is.
     pub fn start(&self, of: &Of) -> Option<&Start> {
-        self.starts.iter().find(|s| (&s.engine, &s.dtype, s.round) == (&of.engine, &of.dtype, of.round))
+        let mut found = self.starts.iter().rev().filter(|s| is_of(s, of));
+        found.clone().find(|s| s.workloads.contains(&of.workload)).or_else(|| found.next())
     }
 }
 
@@ -154,6 +169,32 @@ fn same(a: &Run, b: &Run) -> bool {
     (&a.model, a.parameters, device(a)) == (&b.model, b.parameters, device(b))
 }
 
+/// Whether a start is of a cell's engine, precision and round.
+fn is_of(start: &Start, of: &Of) -> bool {
+    (&start.engine, &start.dtype, start.round) == (&of.engine, &of.dtype, of.round)
+}
+
+/// A start takes the place of those of its engine that were for no other workloads; those for others stay.
+fn started(list: &mut Vec<Start>, new: Start) {
+    let covers = |old: &Start| {
+        (&old.engine, &old.dtype, old.round) == (&new.engine, &new.dtype, new.round)
+            && old.workloads.iter().all(|w| new.workloads.contains(w))
+    };
+    let at = list.iter().position(covers).unwrap_or(list.len());
+    list.retain(|old| !covers(old));
+    list.insert(at, new);
+}
+
+/// Where a start does not say for which workloads it is, it is for those of the cells that follow.
+fn belongs(starts: &mut [Start], of: &Of) {
+    let mut own = starts.iter_mut().rev().filter(|s| is_of(s, of));
+    if let Some(last) = own.next().filter(|last| !last.workloads.contains(&of.workload))
+        && own.all(|s| !s.workloads.contains(&of.workload))
+    {
+        last.workloads.push(of.workload.clone());
+    }
+}
+
 fn place<T>(list: &mut Vec<T>, new: T, same: impl Fn(&T, &T) -> bool) {
     match list.iter_mut().find(|old| same(old, &new)) {
         Some(old) => *old = new,
@@ -161,118 +202,10 @@ fn place<T>(list: &mut Vec<T>, new: T, same: impl Fn(&T, &T) -> bool) {
     }
 }
 
-type Bad = (&'static str, f64);
-
-fn within(name: &'static str, list: &[f64], low: f64, high: f64) -> Result<(), Bad> {
-    match list.iter().find(|v| !(low..=high).contains(*v)) {
-        Some(value) => Err((name, *value)),
-        None => Ok(()),
-    }
-}
-
-/// A moment of a cell in seconds: no cell takes four months.
-const LONGEST_S: f64 = 1e7;
-/// Any rate, count or time beyond this was not measured.
-const MOST: f64 = 1e18;
-
-/// The first number of a line that cannot have been measured: pictures and tables are as large as what they show.
-fn check(line: &Line) -> Result<(), Bad> {
-    match line {
-        Line::Run(run) => run.prices.values().try_for_each(|p| within("a price in dollars an hour", &[*p], 1e-6, 1e6)),
-        Line::Start(start) => within("start_s", start.start_s.as_slice(), 0.0, LONGEST_S),
-        Line::Check(check) => {
-            // A divergence of nothing may come out a little below zero.
-            for (name, value) in [("kl", check.kl), ("own_kl", check.own_kl)] {
-                within(name, value.as_slice(), -1e-3, 1e9)?;
-            }
-            within("top1", check.top1.as_slice(), 0.0, 1.0)
-        }
-        Line::Request(request) => moments(request),
-        Line::Cell(cell) => cell.measured.as_ref().map_or(Ok(()), measured),
-        Line::Trace(t) => {
-            let r = &t.reading;
-            within("t", &[r.t], 0.0, LONGEST_S)?;
-            [r.sm_mhz, r.mem_mhz, r.power_w, r.temp_c]
-                .iter()
-                .try_for_each(|v| within("a reading of the hardware", v.as_slice(), -300.0, 1e9))?;
-            [r.gpu_pct, r.mem_pct].iter().try_for_each(|v| within("a share of the time in %", v.as_slice(), 0.0, 100.0))
-        }
-        Line::End(end) => within("seconds", &[end.seconds], 0.0, LONGEST_S),
-    }
-}
-
-/// The moments of a request, one after another.
-fn moments(r: &Request) -> Result<(), Bad> {
-    within("due_s", &[r.due_s], 0.0, LONGEST_S)?;
-    within("sent_s", &[r.sent_s], 0.0, LONGEST_S)?;
-    within("prompt", &[r.prompt as f64, r.asked as f64], 0.0, 1e9)?;
-    let mut before = r.sent_s;
-    for at in r.at_s.iter().chain(&r.end_s) {
-        within("a moment of a request, in seconds,", &[*at], before, LONGEST_S)?;
-        before = *at;
-    }
-    Ok(())
-}
-
-fn measured(m: &Measured) -> Result<(), Bad> {
-    within("duration_s", &[m.duration_s], 0.0, LONGEST_S)?;
-    for (name, value) in [
-        ("request_throughput", m.request_throughput),
-        ("output_throughput", m.output_throughput),
-        ("total_throughput", m.total_throughput),
-        ("piece_tokens", m.piece_tokens),
-    ] {
-        within(name, &[value], 0.0, MOST)?;
-    }
-    within("goodput", m.goodput.as_slice(), 0.0, MOST)?;
-    within("over_time", &m.over_time, 0.0, MOST)?;
-    for (name, s) in [
-        ("ttft_ms", m.ttft_ms),
-        ("tpot_ms", m.tpot_ms),
-        ("itl_ms", m.itl_ms),
-        ("e2el_ms", m.e2el_ms),
-        ("late_ms", m.late_ms),
-    ] {
-        spread(name, &s)?;
-    }
-    meanwhile(&m.meanwhile)
-}
-
-fn spread(name: &'static str, s: &Spread) -> Result<(), Bad> {
-    within(name, &[s.mean, s.std], 0.0, LONGEST_S * 1e3)?;
-    let mut before = 0.0;
-    for v in [s.median, s.p90, s.p99, s.max] {
-        within(name, &[v], before, LONGEST_S * 1e3)?;
-        before = v;
-    }
-    Ok(())
-}
-
-fn meanwhile(m: &Meanwhile) -> Result<(), Bad> {
-    for (name, value) in
-        [("pages_used", m.pages_used), ("live_share", m.live_share), ("prefix_hits", m.prefix_hits), ("busy", m.busy)]
-    {
-        within(name, value.as_slice(), 0.0, 1.0)?;
-    }
-    for (name, value) in [
-        ("launches_a_step", m.launches_a_step),
-        ("host_us_a_step", m.host_us_a_step),
-        ("to_device_a_step", m.to_device_a_step),
-        ("to_host_a_step", m.to_host_a_step),
-        ("roofline", m.roofline),
-        ("sm_mhz", m.sm_mhz),
-        ("power_w", m.power_w),
-        ("joules_a_token", m.joules_a_token),
-        ("host_cores", m.host_cores),
-    ] {
-        within(name, value.as_slice(), 0.0, MOST)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engines::measured::Measured;
 
     const RUN: &str = r#"{"kind":"run","at":1,"jitune":"0.1.0","command":"jitune bench","model":"m","parameters":1,"device":null,"threads":0,"rounds":2,"engines":["a"],"workloads":[],"dtypes":["bf16"],"later":1}"#;
     const CELL: &str = r#"{"kind":"cell","engine":"a","dtype":"bf16","workload":"chat","round":0,"state":"ok","why":null,"measured":null}"#;
@@ -317,6 +250,49 @@ mod tests {
         let text = [RUN, "\n", &trace(0.0), &trace(1.0), &trace(0.5)].concat();
         let times: Vec<f64> = Runs::read(text.as_bytes()).unwrap().trace.values().flatten().map(|t| t.t).collect();
         assert_eq!(times, [0.5]);
+    }
+
+    fn start(workloads: &str, seconds: f64) -> String {
+        format!(
+            "{{\"kind\":\"start\",\"engine\":\"a\",\"dtype\":\"bf16\",\"round\":0{workloads},\"start_s\":{seconds},\"memory_bytes\":null,\"why\":null,\"fix\":null}}"
+        )
+    }
+
+    /// For which workloads each start is, and how long it took.
+    fn starts(runs: &Runs) -> Vec<(String, f64)> {
+        runs.starts.iter().map(|s| (s.workloads.join(" "), s.start_s.unwrap())).collect()
+    }
+
+    #[test]
+    fn an_engine_has_a_start_for_each_group_of_workloads() {
+        let of = |names: &str| format!(",\"workloads\":[{names}]");
+        let [off, on] = [start(&of("\"code\",\"batch-1\""), 1.0), start(&of("\"chat\""), 2.0)];
+        let text = format!("{RUN}\n{off}\n{on}\n{CELL}\n");
+        let runs = Runs::read(text.as_bytes()).unwrap();
+        let both = [("code batch-1".to_string(), 1.0), ("chat".to_string(), 2.0)];
+        assert_eq!(starts(&runs), both);
+        assert_eq!(runs.start(&runs.cells[0].of).unwrap().start_s, Some(2.0), "the cell is of chat");
+        // What a run that goes on begins with has them all.
+        let lines: Vec<String> = runs.lines().iter().map(|l| serde_json::to_string(l).unwrap()).collect();
+        assert_eq!(starts(&Runs::read(lines.join("\n").as_bytes()).unwrap()), both);
+        // Started again for what was left, it has both; for all of it, the second.
+        let left = start(&of("\"batch-1\""), 3.0);
+        let runs = Runs::read(format!("{text}{left}\n").as_bytes()).unwrap();
+        assert_eq!(starts(&runs), [&both[..], &[("batch-1".into(), 3.0)]].concat());
+        let more = start(&of("\"batch-1\",\"code\",\"documents\""), 4.0);
+        let runs = Runs::read(format!("{text}{left}\n{more}\n").as_bytes()).unwrap();
+        assert_eq!(starts(&runs), [("batch-1 code documents".into(), 4.0), both[1].clone()]);
+    }
+
+    #[test]
+    fn starts_that_do_not_say_are_for_the_cells_that_follow() {
+        let code = CELL.replace("chat", "code");
+        let text = format!("{RUN}\n{}\n{code}\n{}\n{CELL}\n", start("", 1.0), start("", 2.0));
+        let both = [("code".to_string(), 1.0), ("chat".to_string(), 2.0)];
+        assert_eq!(starts(&Runs::read(text.as_bytes()).unwrap()), both);
+        // A start after which nothing was measured is replaced by the next.
+        let text = format!("{RUN}\n{}\n{}\n{CELL}\n", start("", 1.0), start("", 2.0));
+        assert_eq!(starts(&Runs::read(text.as_bytes()).unwrap()), [("chat".to_string(), 2.0)]);
     }
 
     #[test]

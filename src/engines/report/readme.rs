@@ -8,9 +8,6 @@ use crate::report::markdown::{escape, table};
 use crate::report::text;
 use std::fmt::Write;
 
-/// Where the tables stand in a README: between the first line and the second.
-pub const MARKERS: [&str; 2] = ["<!-- engines: jitune bench prints this -->", "<!-- /engines -->"];
-
 /// Markdown for the README.
 pub fn tables(report: &LibraryComparisonReport) -> String {
     let mut out = String::new();
@@ -27,7 +24,7 @@ pub fn tables(report: &LibraryComparisonReport) -> String {
             out,
             "{}, {}, {}, {}. Output tokens/s, and in brackets jitune's over the engine's: above 1 jitune is faster; = is a tie. \
              Below it the medians of TTFT and TPOT in ms.\n",
-            escape(&report.model),
+            escape(model(report)),
             escape(dtype),
             escape(device),
             text::date(report.at)
@@ -55,6 +52,13 @@ pub fn tables(report: &LibraryComparisonReport) -> String {
     out
 }
 
+/// The model's name: of a folder or a file its own, since where it lies is of no use to others.
+fn model(report: &LibraryComparisonReport) -> &str {
+    let path = std::path::Path::new(&report.model);
+    let placed = path.is_absolute() || report.model.starts_with('.');
+    path.file_name().and_then(|name| name.to_str()).filter(|_| placed).unwrap_or(&report.model)
+}
+
 fn cell(report: &LibraryComparisonReport, e: &Entry, ours: Option<&Entry>) -> String {
     let Some(figures) = e.counted() else { return "—".into() };
     let Some(rate) = figures.output_throughput else { return "—".into() };
@@ -67,11 +71,4 @@ fn cell(report: &LibraryComparisonReport, e: &Entry, ours: Option<&Entry>) -> St
     let times = figures.ttft_ms.zip(figures.tpot_ms);
     let below = times.map(|(t, p)| format!("<br>{} / {}", number(t.median), number(p.median))).unwrap_or_default();
     format!("{}{}{below}", number(rate.median), beside.unwrap_or_default())
-}
-
-/// A README with the tables between its markers; none where it has not both.
-pub fn placed(readme: &str, tables: &str) -> Option<String> {
-    let (before, rest) = readme.split_once(MARKERS[0])?;
-    let (_, after) = rest.split_once(MARKERS[1])?;
-    Some(format!("{before}{}\n\n{}\n\n{}{after}", MARKERS[0], tables.trim(), MARKERS[1]))
 }

@@ -10,7 +10,7 @@ use super::noise::Noise;
 use super::rankings::{Lacking, Loss, Ranking, WorkloadWinner, lacking, losses, rankings, winners};
 use super::read::Runs;
 use super::recommend::{Recommendation, recommend};
-use crate::engines::rows::Start;
+use crate::engines::rows::{Start, Tokenization};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -43,6 +43,8 @@ pub struct LibraryComparisonReport {
     pub prices: BTreeMap<String, f64>,
     /// Engines that were started, or could not be.
     pub starts: Vec<Start>,
+    /// How fast the model's tokenizer is, jitune's code first.
+    pub tokenization: Vec<Tokenization>,
     /// Where another engine is better than jitune, the worst first.
     pub losses: Vec<Loss>,
     /// Where jitune has nothing that counts.
@@ -103,6 +105,7 @@ pub fn make(runs: &Runs, kernels: Option<&crate::report::Rows>, baseline: Baseli
         host: run.host.clone(),
         prices: run.prices.clone(),
         starts: runs.starts.clone(),
+        tokenization: runs.tokenization.clone(),
         losses: losses(&rankings, &entries, &noise),
         lacking: lacking(&entries),
         rankings,

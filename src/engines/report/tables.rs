@@ -7,14 +7,13 @@ use super::source;
 use super::summary::LibraryComparisonReport;
 use super::view::{Block, Section};
 use super::words::{dollars, list, maybe, number, percent, ratio};
-use crate::report::text;
 
-fn section(id: &'static str, title: &'static str, blocks: Vec<Block>) -> Section {
+pub(super) fn section(id: &'static str, title: &'static str, blocks: Vec<Block>) -> Section {
     Section { id, title, blocks }
 }
 
 /// What is known of a value, with its rounds' range where there are several.
-fn value(v: Option<Value>) -> String {
+pub(super) fn value(v: Option<Value>) -> String {
     match v {
         None => "—".into(),
         Some(v) if v.rounds > 1 && v.low < v.high => {
@@ -337,65 +336,4 @@ pub fn noise(r: &LibraryComparisonReport) -> Section {
         blocks.push(Block::table(&header, 4, r.noise.pairs.iter().map(row).collect()));
     }
     section("noise", "Noise of the instrument", blocks)
-}
-
-/// Who was here, and on what.
-pub fn environment(r: &LibraryComparisonReport) -> Section {
-    let mut blocks = Vec::new();
-    let mut rows: Vec<Vec<String>> = vec![
-        vec!["date".into(), text::date(r.at) + &r.seconds.map(|s| format!(", {s:.0} s")).unwrap_or_default()],
-        vec!["jitune".into(), r.jitune.clone()],
-        vec!["rounds".into(), r.rounds.to_string()],
-    ];
-    if !r.device.is_empty() {
-        rows.push(vec!["device".into(), r.device.clone()]);
-    }
-    rows.push(vec!["parameters".into(), r.parameters.to_string()]);
-    rows.extend(r.host.iter().map(|(name, v)| vec![name.clone(), v.clone()]));
-    rows.extend(r.prices.iter().map(|(name, v)| vec![format!("price of {name}"), format!("{}/h", dollars(*v))]));
-    blocks.push(Block::table(&["", ""], 2, rows));
-    blocks.push(Block::Commands { lines: vec![r.command.clone()] });
-    let mut seen: Vec<(&str, &str)> = Vec::new();
-    let mut starts: Vec<Vec<String>> = Vec::new();
-    for s in &r.starts {
-        if seen.contains(&(&s.engine, &s.dtype)) {
-            continue;
-        }
-        seen.push((&s.engine, &s.dtype));
-        let rounds: Vec<_> = r.starts.iter().filter(|o| (&o.engine, &o.dtype) == (&s.engine, &s.dtype)).collect();
-        let seconds = Value::of(&rounds.iter().filter_map(|o| o.start_s).collect::<Vec<_>>());
-        let libraries: Vec<String> = s.libraries.iter().map(|(name, v)| format!("{name} {v}")).collect();
-        let why = rounds.iter().find_map(|o| o.why.clone()).map(|w| format!("not here: {w}"));
-        let fix = rounds.iter().find_map(|o| o.fix.clone());
-        let notes: Vec<String> = why.into_iter().chain(fix).chain(s.notes.iter().cloned()).collect();
-        starts.push(vec![
-            s.engine.clone(),
-            s.dtype.clone(),
-            s.version.clone(),
-            s.device.clone(),
-            libraries.join(", "),
-            [&s.transport[..], &s.batching].into_iter().filter(|w| !w.is_empty()).collect::<Vec<_>>().join(", "),
-            notes.join("; "),
-            s.sequences.to_string(),
-            median(seconds),
-            maybe(s.memory_bytes.map(|b| b as f64 / f64::from(1 << 30)), number),
-        ]);
-    }
-    if !starts.is_empty() {
-        blocks.push(Block::heading("Engines"));
-        let header = [
-            "engine",
-            "dtype",
-            "version",
-            "device",
-            "libraries",
-            "how",
-            "notes",
-            "requests at a time",
-            "start s",
-            "planned GiB",
-        ];
-        blocks.push(Block::table(&header, 7, starts));
-    }
-    section("environment", "Environment", blocks)
 }
