@@ -36,6 +36,8 @@ pub(crate) use sample::{MOST_TOP, SETTINGS};
 pub use scaled::{CodeLayout, Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Zero};
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
+#[cfg(feature = "engine")]
+pub(crate) use types::e4m3_from_f32;
 pub use types::{Compute, Dtype, Storage, Types};
 
 /// Most dimensions an op may have.

@@ -41,7 +41,7 @@ impl Format {
     }
 
     /// Elements of a block, and its bytes.
-    fn block(self) -> (u64, u64) {
+    pub(super) fn block(self) -> (u64, u64) {
         match self {
             Format::Plain(storage) => (1, storage.bits() / 8),
             Format::Q8_0 => (32, 34),

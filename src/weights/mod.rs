@@ -3,12 +3,13 @@
 //! Reads files and makes bytes; knows no device and no kernel. Hugging Face's safetensors folders, in one file or several, and
 //! GGUF files, whose blocks are unpacked.
 //! `names` says which tensors a model has and what a program's tensors are made of, `checkpoint` finds them in files,
-//! `random` makes folders of random ones, [`pack`] files of other engines.
+//! `random` makes folders of random ones, [`pack`] files of other engines, [`quant`] codes and scales.
 
 mod blocks;
 mod checkpoint;
 mod names;
 pub mod pack;
+pub mod quant;
 mod random;
 
 pub use blocks::Format;
