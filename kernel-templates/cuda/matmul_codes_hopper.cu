@@ -54,10 +54,8 @@
 #define GROUP_K STAGE_K
 #endif
 #define STAGE_GROUPS (STAGE_K / GROUP_K)
-#ifndef PART_MAX
-#define PART_MAX 64
-#endif
-#define PART_K (GROUP_K < PART_MAX ? GROUP_K : PART_MAX) // k whose fragments are in registers at a time
+// k whose fragments are in registers at a time: of one group, and of one vector of four lanes.
+constexpr int PART_K = GROUP_K < PART_MAX ? GROUP_K : PART_MAX < QUAD_K ? PART_MAX : QUAD_K;
 
 static_assert(ELEM_BYTES == 2 && K % QUAD_K == 0, "rows are whole vectors of four lanes");
 static_assert(TILE_M % 8 == 0 && TILE_M <= 64, "tokens are the N side of the instruction");

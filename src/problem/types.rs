@@ -70,7 +70,7 @@ impl Storage {
             Storage::F32 => read(at, |b| f64::from(f32::from_le_bytes(b))),
             Storage::E4m3 => read(at, |[b]| f64::from(e4m3_to_f32(b))),
             Storage::I32 => read(at, |b| f64::from(i32::from_le_bytes(b))),
-            Storage::Int4 => read(at, |[b]| f64::from(if index % 2 == 0 { b & 15 } else { b >> 4 })),
+            Storage::Int4 => read(at, |[b]| f64::from(if index.is_multiple_of(2) { b & 15 } else { b >> 4 })),
             Storage::Int8 => read(at, |[b]| f64::from(b as i8)),
             Storage::U8 => read(at, |[b]| f64::from(b)),
         }

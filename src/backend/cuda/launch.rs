@@ -277,7 +277,7 @@ fn possible(map: &TensorMap, storage: Storage) -> Result<(), String> {
     if map.strides.iter().any(|s| !s.is_multiple_of(ALIGNMENT) || *s >= 1 << 40) {
         return Err(format!("strides are multiples of {ALIGNMENT} bytes below 2^40: {map:?}"));
     }
-    if storage == Storage::Int4 && (map.dims[0] % 2 != 0 || map.box_[0] % 2 != 0) {
+    if storage == Storage::Int4 && !(map.dims[0].is_multiple_of(2) && map.box_[0].is_multiple_of(2)) {
         return Err(format!("two codes of a row are a byte, so its dimension and its box are even: {map:?}"));
     }
     let inner = storage.bytes(map.box_[0].into());

@@ -16,7 +16,7 @@ pub use ggml::{from_ggml, to_ggml};
 pub use gptq::{Gptq, GptqTensors, Zeros};
 pub use quantize::{Method, quantize};
 
-use crate::problem::{Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Storage, Zero};
+use crate::problem::{CodeLayout, Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Storage, Zero};
 
 /// Why the tensors of a weight are not what its format says.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -159,7 +159,35 @@ impl Packed {
 
     /// How the problem of its product says the scales.
     pub fn scaling(&self) -> Scaling {
-        Scaling { per: self.format.per, storage: self.scale, zero: self.format.zero }
+        Scaling { per: self.format.per, storage: self.scale, zero: self.format.zero, layout: CodeLayout::Rows }
+    }
+
+    /// The codes in the order that a kernel wants; nothing where rows are not whole units of that order.
+    pub fn codes_in(&self, layout: CodeLayout) -> Option<Vec<u8>> {
+        self.k.is_multiple_of(layout.unit(self.format.codes)).then(|| {
+            let mut out = vec![0; self.codes.len()];
+            self.reordered(layout, |natural, place| {
+                put_code(&mut out, place, code(&self.codes, natural, self.bits()), self.bits())
+            });
+            out
+        })
+    }
+
+    /// Puts codes that are in the order of a kernel back into their own.
+    pub fn codes_of(&self, layout: CodeLayout, codes: &[u8]) -> Vec<u8> {
+        let mut out = vec![0; self.codes.len()];
+        self.reordered(layout, |natural, place| {
+            put_code(&mut out, natural, code(codes, place, self.bits()), self.bits())
+        });
+        out
+    }
+
+    fn bits(&self) -> u64 {
+        self.format.codes.bits()
+    }
+
+    fn reordered(&self, layout: CodeLayout, mut each: impl FnMut(u64, u64)) {
+        (0..self.n * self.k).for_each(|i| each(i, layout.place(self.format.codes, i)));
     }
 
     fn check(&self, name: &str) -> Result<(), QuantError> {
@@ -326,6 +354,17 @@ fn transposed(from: &[u8], rows: u64, cols: u64, each: usize) -> Vec<u8> {
     to
 }
 
+/// Code number `i` of 4 or 8 bits, the first of two in the low half of a byte.
+fn code(codes: &[u8], i: u64, bits: u64) -> u8 {
+    let byte = codes[(i * bits / 8) as usize];
+    if bits == 8 { byte } else { byte >> (i % 2 * 4) & 15 }
+}
+
+/// Writes it where nothing but zeros were.
+fn put_code(codes: &mut [u8], i: u64, code: u8, bits: u64) {
+    codes[(i * bits / 8) as usize] |= if bits == 8 { code } else { code << (i % 2 * 4) };
+}
+
 #[cfg(test)]
 pub(in crate::weights::quant) mod tests {
     use super::*;
@@ -379,6 +418,28 @@ pub(in crate::weights::quant) mod tests {
             };
             let scales = self.scales(scale, scales);
             Packed::new("w", (format, scale), [n, k], codes, scales, zeros).unwrap()
+        }
+    }
+
+    /// A value at a time, as the reference takes it out, and back to the bytes that it was made of.
+    #[test]
+    fn codes_in_quads_are_the_same_weights() {
+        let mut draw = Draw::new(5);
+        for format in ScaledFormat::all() {
+            for turn in 0..60 {
+                let unit = CodeLayout::Quads.unit(format.codes);
+                let (n, k) = (1 + draw.below(9), unit * (1 + turn % 4));
+                let packed = draw.packed(format, Storage::F32, n, k);
+                let quads = packed.codes_in(CodeLayout::Quads).unwrap();
+                for i in [0, 1, k - 1, draw.below(n * k), draw.below(n * k), n * k - 1] {
+                    let place = CodeLayout::Quads.place(format.codes, i);
+                    let value = |bytes: &[u8], i| format.codes.value(bytes, i).to_bits();
+                    assert_eq!(value(&quads, place), value(&packed.codes, i), "{format} {i}");
+                }
+                assert_eq!(packed.codes_of(CodeLayout::Quads, &quads), packed.codes);
+                assert_eq!(packed.codes_in(CodeLayout::Rows).as_ref(), Some(&packed.codes));
+            }
+            assert_eq!(draw.packed(format, Storage::F32, 2, 96).codes_in(CodeLayout::Quads), None, "{format}");
         }
     }
 

@@ -52,6 +52,7 @@ pub enum Ask {
 /// What an engine tells, under the number of what it was asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "tell", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "one line is held at a time, and the large one is rare")]
 pub enum Tell {
     /// To `hello`.
     Hello(About),
