@@ -10,7 +10,7 @@ use std::time::Duration;
 const COARSE: f64 = 1.1;
 const FINE: f64 = 1.03;
 /// Loads below this share of the first one are not tried.
-const LEAST: f64 = 1.0 / 64.0;
+const LEAST: f64 = 1.0 / 16.0;
 
 /// Why a part of the search ends early.
 #[derive(Debug)]
