@@ -85,7 +85,7 @@ fn what_it_finds_is_stored_and_served_with_unless_one_says_otherwise() {
 
     // Each run goes on where the one before was cut off, and asks nothing twice; a busy machine needs some more.
     let (mut all, mut out) = (asked(&lines), out);
-    for _ in 0..8 {
+    for _ in 0..16 {
         out = tune(&place, &["--budget", "20", "--json"]);
         let new = asked(&events(&out.stdout));
         assert!(new.iter().all(|row| !all.contains(row)), "{}", text(&out));
