@@ -73,6 +73,9 @@ pub fn search(
         searched.into_iter().chain(grid).filter(|b| b.setting != default).max_by(|a, b| a.load.total_cmp(&b.load));
     let (mut chosen, mut why) = (default, "nothing that was tried keeps more than the default".to_string());
     let mut decided = cut.is_none();
+    if !decided {
+        why = "the search was cut off before it was done".into();
+    }
     if let (None | Some(Halt::Over), Some(best)) = (&cut, best) {
         (this.part, this.until) = (Part::Finals, budget);
         match this.finals(best) {
