@@ -143,6 +143,32 @@ mod tests {
         }
     }
 
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn streams_of_every_scaled_format_are_right() {
+        let library = Library::built_in().unwrap();
+        let products = [
+            "matmul m=1 n=131 k=1030 epilogue=bias_residual dtype=bf16",
+            "matmul m=3 n=130 k=256 epilogue=bias_swiglu dtype=f32",
+            "qkv m=8 k=262 heads=3 kv_heads=1 head_dim=10 page=3 bias=1 dtype=f16 | padding=some",
+            "qkv m=5 k=640 heads=2 kv_heads=2 head_dim=10 page=3 qk_norm=1 dtype=f32 | padding=some",
+            "matmul m=1 n=96 k=1024 dtype=f32",
+            "matmul m=8 n=97 k=2048 dtype=f32 y=bf16",
+            "matmul m=2 n=1 k=2 dtype=f32",
+        ];
+        for (i, format) in ScaledFormat::all().enumerate() {
+            let (head, rest) = products[i % 7].split_once('|').unwrap_or((products[i % 7], ""));
+            let scale = ["", " scale=f32", " scale=f16", " scale=bf16"][i / 3 % 4];
+            let problem = format!("{head} w={format}{scale} | {rest}");
+            assert_eq!(wrong(&library, Some("cpu_gemv_quant"), &problem), None, "{problem}");
+        }
+        // Rows that are no whole vectors, with one scale each.
+        for format in ["int4-row", "int4z-row", "int8-row", "int8-tensor", "e4m3-row"] {
+            let problem = format!("matmul m=2 n=3 k=100 dtype=f32 w={format}");
+            assert_eq!(wrong(&library, Some("cpu_gemv_quant"), &problem), None, "{problem}");
+        }
+    }
+
     /// The smallest faults that code for such weights may have are no rounding, even in bf16: one group of 256 of a row, or one byte.
     #[test]
     fn planted_faults_of_scaled_weights_are_caught() {
