@@ -1,20 +1,21 @@
-//! `jitune pack`: a model's weights in one file of another engine.
+//! `jitune pack`: a model's weights in one file of another engine, or quantised in a folder of compressed-tensors.
 
 use super::select::say;
 use super::weights::{not_usable, place, written};
 use super::{CliError, table};
 use jitune::model::Model;
-use jitune::problem::Dtype;
+use jitune::problem::{Dtype, ScaledFormat, Storage};
 use jitune::tokenizer::{TokenizerError, Vocabulary};
 use jitune::weights::Weights;
-use jitune::weights::pack::{self, Kind, Texts};
+use jitune::weights::pack::{self, Kind, Quantization, Texts};
+use jitune::weights::quant::Method;
 use std::path::{Path, PathBuf};
 
 /// Arguments.
 #[derive(clap::Args)]
 #[command(
     group = clap::ArgGroup::new("file").required(true),
-    after_help = "Example:\n  jitune pack ./my-model --gguf my-model.gguf --dtype bf16"
+    after_help = "Examples:\n  jitune pack ./my-model --gguf my-model.gguf --dtype bf16\n  jitune pack ./my-model --weights int4-g128 -o ./my-model-int4"
 )]
 pub struct Args {
     /// A folder as Hugging Face has it, or a GGUF file.
@@ -26,6 +27,19 @@ pub struct Args {
     /// through its program.
     #[arg(long, value_name = "FILE", group = "file")]
     lmrs: Option<PathBuf>,
+    /// The format of linear layers' weights in a folder of compressed-tensors: int4-g128, int4z-g32, int8-row, e4m3-row … Everything else keeps
+    /// the type that --dtype says.
+    #[arg(long, value_name = "FORMAT", group = "file", requires = "out")]
+    weights: Option<String>,
+    /// The folder that --weights writes.
+    #[arg(short, long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// The type of scales: f32, f16 or bf16; without it f32 of tensors, rows and blocks, and of groups that of the weights.
+    #[arg(long, requires = "weights")]
+    scale: Option<String>,
+    /// The scale of the largest magnitude, in place of the one of the least squared error: quicker, and less exact.
+    #[arg(long, requires = "weights")]
+    absmax: bool,
     /// The type of the weights: f32, f16 or bf16, without it that of the folder; of lm.rs's file f32 or q8_0, without it f32.
     #[arg(long)]
     dtype: Option<String>,
@@ -37,9 +51,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let (weights, more) = Weights::open(&path, &model).map_err(not_usable)?;
     notes.extend(more);
     let said = match (&args.gguf, &args.lmrs) {
+        _ if args.weights.is_some() => quantised(&weights, &model, args)?,
         (_, Some(file)) => lmrs(&weights, &model, &path, file, args.dtype.as_deref())?,
         (Some(file), None) => gguf(&weights, &model, &path, file, args.dtype.as_deref(), &mut notes)?,
-        (None, None) => return Err(CliError::Usage("--gguf or --lmrs says which file".into())),
+        (None, None) => return Err(CliError::Usage("--gguf, --lmrs or --weights says which file".into())),
     };
     say(&notes);
     out!("{said}: {}, {} parameters", model.name, table::grouped(model.parameters()));
@@ -67,6 +82,30 @@ fn gguf(
     let said = written(|progress| pack::gguf(weights, &texts, dtype, file, progress))?;
     notes.extend(said);
     Ok(format!("{} in {dtype}", file.display()))
+}
+
+/// Writes a folder with codes for weights.
+fn quantised(weights: &Weights, model: &Model, args: &Args) -> Result<String, CliError> {
+    let usage =
+        |option: &str, text: &str, list: &str| CliError::Usage(format!("--{option} {text}: it is one of {list}"));
+    let name = args.weights.as_deref().unwrap_or_default();
+    let format = ScaledFormat::parse(name).ok_or_else(|| usage("weights", name, &ScaledFormat::names()))?;
+    let dtype = args.dtype.as_deref().map(super::select::dtype).transpose();
+    let dtype = dtype.map_err(|e| CliError::Usage(format!("--dtype: {e}")))?.or(model.dtype).unwrap_or(Dtype::Bf16);
+    let plain = jitune::problem::Types::from(dtype).y;
+    let scales = [Storage::F32, Storage::F16, Storage::Bf16];
+    let scale = match args.scale.as_deref() {
+        None => format.per.usual_scale(plain),
+        Some(name) => {
+            let found = scales.into_iter().find(|s| s.name() == name);
+            found.ok_or_else(|| usage("scale", name, &scales.map(Storage::name).join(", ")))?
+        }
+    };
+    let Some(folder) = &args.out else { return Err(CliError::Usage("--weights needs -o FOLDER".into())) };
+    let method = if args.absmax { Method::AbsMax } else { Method::Search };
+    let quantization = Quantization { format, scale, method };
+    written(|progress| pack::compressed(weights, quantization, dtype, folder, progress))?;
+    Ok(format!("{} in {format} with scales in {scale}", folder.display()))
 }
 
 fn lmrs(weights: &Weights, model: &Model, path: &Path, file: &Path, dtype: Option<&str>) -> Result<String, CliError> {

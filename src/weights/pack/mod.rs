@@ -2,9 +2,11 @@
 //!
 //! Tensor by tensor; under another name beside the file until it is whole, so that one that is there is whole.
 
+mod compressed;
 mod gguf;
 mod lmrs;
 
+pub use compressed::{Quantization, compressed};
 pub use gguf::{Texts, gguf};
 pub use lmrs::{FIRST_CHARACTER, Kind, lmrs, tokenizer, tokenizer_of};
 
