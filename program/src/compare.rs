@@ -170,7 +170,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let compared = compare::run(&asked, &options, run, &rows, &mut teller, &stop);
     teller.live.finish_and_clear();
     compared.map_err(failed)?;
-    let rows = super::report::read(&rows)?;
+    let rows = super::rows::read(&rows)?;
     let files = super::report::write(&args.output, &rows)?;
     if !args.json {
         super::report::show(&rows);
@@ -202,7 +202,7 @@ fn earlier(path: &Path, device: &Device) -> Result<Option<Rows>, CliError> {
     if !path.exists() {
         return Ok(None);
     }
-    let rows = super::report::read(path)?;
+    let rows = super::rows::read(path)?;
     let here = |d: &Device| d.silicon == device.silicon && d.arch == device.arch;
     match rows.run.device.as_ref().is_some_and(here) {
         true => Ok(Some(rows)),

@@ -80,7 +80,7 @@ pub(super) fn tables(rows: &Path) -> Result<String, CliError> {
 /// Writes all reports of a run of engines to a folder, and prints the short one.
 pub(super) fn write(rows: &Path, folder: &Path, beside: &Beside, json: bool) -> Result<(), CliError> {
     let runs = read(rows)?;
-    let kernels = beside.kernels.as_deref().map(super::report::read).transpose()?;
+    let kernels = beside.kernels.as_deref().map(super::rows::read).transpose()?;
     let baseline = beside.baseline.as_deref().map(read).transpose()?;
     let baseline = Baseline { runs: baseline.as_ref(), engine: beside.baseline_engine.as_deref() };
     let report = engine_report::make(&runs, kernels.as_ref(), baseline);

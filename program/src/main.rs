@@ -28,6 +28,7 @@ mod pack;
 mod profile;
 mod progress;
 mod report;
+mod rows;
 #[cfg(feature = "engine")]
 mod run;
 mod select;

@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             return Err(CliError::Usage(format!("--export: {rows} is not the engines.jsonl of `jitune bench`")));
         }
     }
-    let rows = read(&args.from)?;
+    let rows = crate::rows::read(&args.from)?;
     if let Some(file) = &args.readme {
         return tables(file.as_deref(), &args.from, &readme::tables(&rows));
     }
@@ -87,12 +87,6 @@ fn tables(readme: Option<&Path>, rows: &Path, tables: &str) -> Result<(), CliErr
     }
     out!("{} {}", if same { "nothing new for" } else { "written:" }, path.display());
     Ok(())
-}
-
-/// Reads raw rows.
-pub(super) fn read(path: &Path) -> Result<Rows, CliError> {
-    let bytes = std::fs::read(path).map_err(|source| CliError::Io { path: path.to_path_buf(), source })?;
-    Rows::read(&bytes).map_err(|source| CliError::Rows { path: path.to_path_buf(), source })
 }
 
 /// Writes both reports to a folder, and says which files they are.
