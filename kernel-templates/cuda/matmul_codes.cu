@@ -59,11 +59,11 @@ static_assert(GROUP_K % 32 == 0, "a chunk of 32 k has one scale");
 struct code_stream {
   const u8 *w;
 #if GROUPED
-  const scale_t *scales;
+  const scale_elem *scales;
 #if W_ZERO_ZERO
   const u8 *zeros;
 #elif W_ZERO_MIN
-  const scale_t *mins;
+  const scale_elem *mins;
 #endif
 #endif
 };
@@ -72,11 +72,11 @@ struct code_stream {
 struct codes {
   uint4 q;
 #if GROUPED
-  beside<scale_t, VECTOR_GROUPS> scales;
+  beside<scale_elem, VECTOR_GROUPS> scales;
 #if W_ZERO_ZERO
   beside<u8, VECTOR_GROUPS> zeros;
 #elif W_ZERO_MIN
-  beside<scale_t, VECTOR_GROUPS> mins;
+  beside<scale_elem, VECTOR_GROUPS> mins;
 #endif
 #endif
 
@@ -92,11 +92,11 @@ struct codes {
 #else
     const int at = (i * 16 + j) * SCALES_K + (W_GROUP > QUAD_K ? (k + u * QUAD_K) / W_GROUP : u * VECTOR_GROUPS);
 #endif
-    scales = ld_beside_if<scale_t, VECTOR_GROUPS>(s.scales + at, inside);
+    scales = ld_beside_if<scale_elem, VECTOR_GROUPS>(s.scales + at, inside);
 #if W_ZERO_ZERO
     zeros = ld_beside_if<u8, VECTOR_GROUPS>(s.zeros + at, inside);
 #elif W_ZERO_MIN
-    mins = ld_beside_if<scale_t, VECTOR_GROUPS>(s.mins + at, inside);
+    mins = ld_beside_if<scale_elem, VECTOR_GROUPS>(s.mins + at, inside);
 #endif
 #endif
   }
@@ -126,11 +126,11 @@ struct codes {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-matmul_codes(const elem *x, const u8 *__restrict__ w, const scale_t *__restrict__ scales,
+matmul_codes(const elem *x, const u8 *__restrict__ w, const scale_elem *__restrict__ scales,
 #if W_ZERO_ZERO
              const u8 *__restrict__ zeros,
 #elif W_ZERO_MIN
-             const scale_t *__restrict__ mins,
+             const scale_elem *__restrict__ mins,
 #endif
              EPILOGUE_PARAMS, int m) {
 #if SPLIT_K > 1
@@ -311,46 +311,4 @@ matmul_codes(const elem *x, const u8 *__restrict__ w, const scale_t *__restrict_
     }
 #endif
 
-#if SPLIT_K == 1
-#pragma unroll
-    for (int t = 0; t < TOKEN_TILES; t++)
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const int token = t * 8 + lane % 4 * 2 + j;
-        if (token >= m) continue;
-        const epilogue_row row = epilogue_row_of(e, token);
-#pragma unroll
-        for (int i = 0; i < ROW_TILES; i++) {
-          const int col = group * BLOCK_ROWS + first_row + i * 16;
-          if (col < N) epilogue_pair(e, row, col, acc[i][t][j], acc[i][t][2 + j]);
-        }
-      }
-#else
-    // One barrier a row group is enough: a warp that is a group ahead writes the other buffer.
-    float *const partial = partials + buffer * PARTIALS;
-#pragma unroll
-    for (int i = 0; i < ROW_TILES; i++)
-#pragma unroll
-      for (int t = 0; t < TOKEN_TILES; t++) {
-        float *p = partial + (part_k * BLOCK_ROWS + first_row + i * 16) * PARTIAL_STRIDE + t * 8 + lane % 4 * 2;
-        *reinterpret_cast<float2 *>(p) = make_float2(acc[i][t][0], acc[i][t][1]);
-        *reinterpret_cast<float2 *>(p + PARTIAL_STRIDE) = make_float2(acc[i][t][2], acc[i][t][3]);
-      }
-    __syncthreads();
-    constexpr int PAIRS = BLOCK_ROWS / 2;
-    for (int i = threadIdx.x; i < PAIRS * TILE_M; i += THREADS) {
-      const int pair = i % PAIRS, token = i / PAIRS, col = group * BLOCK_ROWS + 2 * pair;
-      const float *p = partial + 2 * pair * PARTIAL_STRIDE + token;
-      float v0 = 0, v1 = 0;
-#pragma unroll
-      for (int j = 0; j < SPLIT_K; j++) {
-        v0 += p[j * (BLOCK_ROWS * PARTIAL_STRIDE)];
-        v1 += p[j * (BLOCK_ROWS * PARTIAL_STRIDE) + PARTIAL_STRIDE];
-      }
-      if (token < m && col < N) epilogue_pair(e, token, col, v0, v1);
-    }
-    if (PERSISTENT) buffer ^= 1;
-#endif
-    group += gridDim.x;
-  } while (PERSISTENT && group < GROUPS);
-}
+#include "skinny_end.cuh" // the sums of a row group, of all parts of k, to the epilogue; on to the next one

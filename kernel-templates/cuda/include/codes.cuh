@@ -10,6 +10,7 @@
 // The conversions are exact: 16-bit elements hold every code.
 #pragma once
 #include "common.cuh"
+#include "scale_elem.cuh"
 
 #if DTYPE_W_INT4
 #define CODE_BITS 4
@@ -19,14 +20,6 @@
 #define LANE_K (128 / CODE_BITS)   // codes of a 16-byte vector
 #define QUAD_K (4 * LANE_K)        // of the vectors of four lanes, 64 bytes of a row
 #define WORD_PAIRS (16 / CODE_BITS) // pairs of a word
-
-#if SCALE_F32
-typedef float scale_t;
-#elif SCALE_F16
-typedef f16_t scale_t;
-#else
-typedef bf16_t scale_t;
-#endif
 
 // Sixteen bytes of x, which the L1 cache keeps.
 DEV uint4 ld_tokens(const elem *p) {

@@ -5,15 +5,7 @@
 
 #include "x_elem.cuh"
 
-#if SCALE_F32
-typedef float scale_elem;
-#elif SCALE_F16
-typedef f16_t scale_elem;
-#elif SCALE_BF16
-typedef bf16_t scale_elem;
-#else
-#error "no SCALE_ of a known type is defined"
-#endif
+#include "scale_elem.cuh"
 
 #if DTYPE_W_INT4
 #define DTYPE_W_INT4_OR_8(a, b) a
