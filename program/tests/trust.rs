@@ -318,7 +318,7 @@ fn rows_that_nobody_measured_make_no_report() {
 /// A winner of a journal from elsewhere is compiled, judged and timed, and nothing else is tried; where its config is none that
 /// compiles, the search is what it would be without it.
 #[test]
-fn a_merged_winner_is_taken_over_when_it_is_right() {
+fn a_merged_winner_is_taken_over_when_it_is_what_it_says() {
     const PROBLEM: &str = "matmul m=1 n=96 k=512 dtype=f32";
     let place = Place::new();
     let tune = |db: &str| {
@@ -347,6 +347,16 @@ fn a_merged_winner_is_taken_over_when_it_is_right() {
     assert_eq!(of(&winner, "trials"), of(&won, "trials").as_u64().unwrap() + 1);
     assert_eq!(of(&winner, "space"), of(&won, "space"));
     assert_ne!(of(&winner, "samples_us"), of(&won, "samples_us"));
+    // One that is not as fast as its record says is one among others.
+    let mut boast = won.clone();
+    let hundredth = |v: &serde_json::Value| serde_json::json!(v.as_f64().unwrap() / 100.0);
+    let evidence = &mut boast["body"]["evidence"];
+    evidence["median_us"] = hundredth(&evidence["median_us"]);
+    let samples: Vec<_> = evidence["samples_us"].as_array().unwrap().iter().map(hundredth).collect();
+    evidence["samples_us"] = samples.into();
+    merged("boast", &boast);
+    let (_, tried) = tune("boast");
+    assert!(tried > 1, "{tried}");
     let mut none = won.clone();
     let config: Vec<&str> = won["body"]["config"].as_str().unwrap().split(' ').collect();
     let (name, _) = config[0].split_once('=').unwrap();

@@ -7,6 +7,9 @@ use crate::device::Device;
 use crate::journal;
 use crate::problem::Problem;
 
+/// How much slower than its record says a winner may be: one that is slower was measured under other circumstances than the key tells.
+pub(super) const SLOWER: f64 = 2.0;
+
 impl Tuner<'_> {
     /// Of the configs of a problem the one that a record of a winner names; nothing where there is none, where its search was cut
     /// off, or where it is to be tuned again.

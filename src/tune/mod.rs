@@ -445,10 +445,11 @@ impl Tuner<'_> {
         let budget = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         let tuned = |space| Tuning::open(self, place, space, neighbours, budget)?.run(index);
         let adopted = self.adopted(&problem, &device).and_then(|space| space.map(tuned).transpose());
-        // What won elsewhere and is not right here, or does not compile, leaves the search as it would be without it.
+        // What won elsewhere and is not right here, does not compile or is slower than is said of it leaves the search as it would be
+        // without it.
         let found = match adopted {
-            Err(TuneError::NoneRight { .. }) | Ok(None) => self.searched(&problem, queue, &device).and_then(tuned),
-            Ok(Some(winner)) => Ok(winner),
+            Ok(Some(winner)) if self.is_final(&winner) => Ok(winner),
+            Err(TuneError::NoneRight { .. }) | Ok(_) => self.searched(&problem, queue, &device).and_then(tuned),
             Err(e) => Err(e),
         };
         match found {

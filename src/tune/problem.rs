@@ -1,6 +1,7 @@
 //! Tuning one problem: the loop, readable top to bottom.
 
 use super::LOOK;
+use super::adopted::SLOWER;
 use super::compilers::{NotCompiled, Outcome, Reply};
 use super::lanes::{Remembered, remembered};
 use super::measurer::{Measurer, Place};
@@ -185,6 +186,7 @@ impl<'a> Tuning<'a> {
         if let Some(won) = self.space.won.take() {
             let e = &mut winner.evidence;
             (e.narrow, e.space) = (won.narrow, won.space);
+            e.cut_off |= won.median_us > 0.0 && e.median_us > SLOWER * won.median_us;
             e.trials += won.trials;
             if e.ties.is_empty() {
                 e.ties = won.ties;
