@@ -144,6 +144,19 @@ mod tests {
     }
 
     #[test]
+    fn tables_of_every_scaled_format_are_read_right() {
+        let library = Library::built_in().unwrap();
+        for (i, format) in ScaledFormat::all().enumerate() {
+            let dtype = ["bf16", "f32", "f16 scale=f32"][i % 3];
+            for (hidden, layout) in [(262, "rows"), (384, "quads")] {
+                let problem =
+                    format!("embedding tokens=9 vocab=131 hidden={hidden} dtype={dtype} w={format} layout={layout}");
+                assert_eq!(wrong(&library, Some("cpu_embedding_quant"), &problem), None, "{problem}");
+            }
+        }
+    }
+
+    #[test]
     #[cfg(target_arch = "x86_64")]
     fn streams_of_every_scaled_format_are_right() {
         let library = Library::built_in().unwrap();

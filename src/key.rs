@@ -1,8 +1,8 @@
 //! The one key function: what a compiled artifact depends on, and what a timing depends on too.
 
 use crate::device::{Device, Target};
-use crate::model::Model;
-use crate::problem::{Dtype, Problem};
+use crate::model::{Model, Precision};
+use crate::problem::Problem;
 use crate::template::{Library, Template};
 use jitune_db::Key;
 use std::collections::BTreeMap;
@@ -85,7 +85,7 @@ impl Context {
 
 /// The key of what serves a model best on a device: the model by its shapes, in a precision and a context, for what is `asked` of it (a
 /// workload with its limits, in the words of `Workload::asked`).
-pub fn serving(device: &Device, model: &Model, dtype: Dtype, context: i64, asked: &str) -> Key {
+pub fn serving(device: &Device, model: &Model, precision: &Precision, context: i64, asked: &str) -> Key {
     // A label changes nothing.
     let shape = serde_json::to_string(&Model { name: String::new(), dtype: None, ..model.clone() }).unwrap_or_default();
     let field = |k: &str, v: &str| (k.to_string(), v.to_string());
@@ -94,7 +94,7 @@ pub fn serving(device: &Device, model: &Model, dtype: Dtype, context: i64, asked
         field("target", device.target.name()),
         field("arch", &device.arch),
         field("model", &short(&shape)),
-        field("dtype", dtype.name()),
+        field("dtype", &precision.to_string()),
         field("context", &context.to_string()),
         field("asked", asked),
     ]);
@@ -102,9 +102,9 @@ pub fn serving(device: &Device, model: &Model, dtype: Dtype, context: i64, asked
 }
 
 /// Whether a key is of what serves this model in this precision on this device, in whatever context and for whatever is asked of it.
-pub fn is_serving(key: &Key, device: &Device, model: &Model, dtype: Dtype) -> bool {
+pub fn is_serving(key: &Key, device: &Device, model: &Model, precision: &Precision) -> bool {
     let context = key.get("context").and_then(|c| c.parse().ok());
-    let own = context.zip(key.get("asked")).map(|(context, asked)| serving(device, model, dtype, context, asked));
+    let own = context.zip(key.get("asked")).map(|(context, asked)| serving(device, model, precision, context, asked));
     own.as_ref() == Some(key)
 }
 
@@ -132,6 +132,7 @@ pub fn compiler(target: Target) -> Result<String, crate::backend::BackendError> 
 mod tests {
     use super::*;
     use crate::backend::cpu;
+    use crate::problem::Dtype;
 
     const CODE: &str = "void t(const jt_arg *args, long task, long tasks) {}\n";
     const DESCRIPTION: &str = "name = 't'\ntarget = 'cpu'\nop = 'rmsnorm'\nsummary = 's'\nwhen = \"dtype == 'f32'\"\n\
@@ -176,16 +177,16 @@ mod tests {
     #[test]
     fn keys_of_what_serves_a_model() {
         let (device, model) = (cpu::describe(Some(1)), Model::preset("llama-3.2-1b").unwrap());
-        let own = serving(&device, &model, Dtype::F32, 4096, "chat");
-        let is = |key: &Key, model: &Model, dtype| is_serving(key, &device, model, dtype);
+        let own = serving(&device, &model, &Dtype::F32.into(), 4096, "chat");
+        let is = |key: &Key, model: &Model, dtype: Dtype| is_serving(key, &device, model, &dtype.into());
         let renamed = Model { name: "other".into(), ..model.clone() };
         assert!(is(&own, &model, Dtype::F32) && is(&own, &renamed, Dtype::F32));
         let deeper = Model { layers: model.layers + 1, ..model.clone() };
         assert!(!is(&own, &deeper, Dtype::F32) && !is(&own, &model, Dtype::Bf16));
         let elsewhere = Device { silicon: BTreeMap::from([("sm".into(), "1".into())]), ..device.clone() };
-        assert!(!is_serving(&own, &elsewhere, &model, Dtype::F32));
-        let other =
-            [serving(&device, &model, Dtype::F32, 2048, "chat"), serving(&device, &model, Dtype::F32, 4096, "code")];
+        assert!(!is_serving(&own, &elsewhere, &model, &Dtype::F32.into()));
+        let other = [(2048, "chat"), (4096, "code")]
+            .map(|(context, asked)| serving(&device, &model, &Dtype::F32.into(), context, asked));
         assert!(other.iter().all(|key| *key != own && is(key, &model, Dtype::F32)));
         assert!(!is(&serving_rows(&own, b"kernels"), &model, Dtype::F32));
         assert!(!is(&key(DESCRIPTION, CODE, "rmsnorm rows=4 cols=64 dtype=f32"), &model, Dtype::F32));

@@ -83,16 +83,17 @@ pub struct ProgramError {
 impl Program {
     /// Adds a step over tensors of these names, in the order of the problem's; a name that is new is declared as the
     /// problem describes it, with this life. Names beyond the problem's tensors, or missing ones, are found by `check`.
-    pub fn step(&mut self, role: &str, problem: Problem, names: &[(Life, &str)]) {
+    pub fn step<N: AsRef<str>>(&mut self, role: &str, problem: Problem, names: &[(Life, N)]) {
         let mut described = None;
         let mut tensors = Vec::with_capacity(names.len());
         for (i, (life, name)) in names.iter().enumerate() {
-            let known = self.places.get(*name).copied();
+            let name = name.as_ref();
+            let known = self.places.get(name).copied();
             let at = known.unwrap_or_else(|| {
                 let t = described.get_or_insert_with(|| problem.tensors()).get(i);
-                self.places.insert((*name).into(), self.tensors.len());
+                self.places.insert(name.into(), self.tensors.len());
                 self.tensors.push(Named {
-                    name: (*name).into(),
+                    name: name.into(),
                     life: *life,
                     storage: t.map_or(Storage::F32, |t| t.storage),
                     shape: t.map_or_else(Vec::new, |t| t.shape.clone()),

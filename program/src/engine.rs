@@ -1,6 +1,7 @@
 //! `jitune engine` (hidden): jitune's own engine, as `jitune bench` drives it.
 
 use super::opened::ModelArgs;
+use super::precision::{Stored, stored};
 use super::select::{Gpus, Store, Templates, Where};
 use super::sign::Signer;
 use super::tuned::Tuned;
@@ -48,7 +49,8 @@ pub(super) fn run(args: Args) -> ExitCode {
 struct Ours {
     args: Args,
     device: Option<DeviceId>,
-    /// Of `hello`: `tokens`, the most tokens of a step, `chunk`, the most of prompts beside decodes, and `name`, for a twin.
+    /// Of `hello`: `tokens`, the most tokens of a step, `chunk`, the most of prompts beside decodes, `weights`, what they are on the device,
+    /// and `name`, for a twin.
     options: BTreeMap<String, String>,
     loaded: Option<Load>,
     engine: Option<Open>,
@@ -64,6 +66,12 @@ struct Open {
 }
 
 impl Ours {
+    /// What the weights are stored as.
+    fn weights(&self) -> Result<Stored, Refusal> {
+        let asked = self.options.get("weights").map(|text| stored(text));
+        asked.transpose().map(Option::unwrap_or_default).map_err(|why| Refusal::failed(format!("weights: {why}")))
+    }
+
     /// An engine for what was loaded; one that gives logits has no other use, and little room.
     fn open(&self, load: &Load, logits: bool) -> Result<Open, Refusal> {
         let Some(device) = self.device else { return Err(Refusal::failed("`hello` comes first")) };
@@ -78,6 +86,7 @@ impl Ours {
         let args = ModelArgs {
             model: load.folder.to_string_lossy().into_owned(),
             dtype: Some(dtype),
+            weights: self.weights()?,
             bundle: self.args.bundle.clone(),
             signer: self.args.signer.clone(),
             device: Where { target: Some(device.target()), gpus, threads },

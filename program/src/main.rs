@@ -25,6 +25,7 @@ mod model;
 mod opened;
 #[cfg(feature = "engine")]
 mod pack;
+mod precision;
 mod profile;
 mod progress;
 mod report;

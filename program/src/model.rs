@@ -30,7 +30,7 @@ pub struct Args {
     json: bool,
 }
 
-const OF_WEIGHTS: &str = "jitune model ./my-model --weights\n  \
+const OF_WEIGHTS: &str = "jitune model ./my-model --check-weights\n  \
     jitune model llama-3.2-1b --init random:7 --dtype bf16 -o ./random-1b";
 
 fn help() -> String {

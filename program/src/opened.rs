@@ -1,5 +1,6 @@
 //! A model's weights and the kernels for it: what `run`, `serve` and `step` begin with.
 
+use super::precision::{Stored, dtype_of, stored};
 use super::progress::{Live, Progress};
 use super::select::{Store, Templates, Where, dtype, say};
 use super::sign::Signer;
@@ -8,7 +9,7 @@ use super::{CliError, export};
 use jitune::bundle::Bundle;
 use jitune::device::{DeviceId, Target};
 use jitune::engine::{Engine, EngineError, Options};
-use jitune::model::{Buckets, Model, Plan};
+use jitune::model::{Buckets, Model, Plan, Precision};
 use jitune::problem::{Dtype, Problem};
 use jitune::runtime::{Runtime, RuntimeError};
 use jitune::weights::Weights;
@@ -29,6 +30,10 @@ pub(super) struct ModelArgs {
     /// bf16, f16 or f32; bf16 on a GPU and f32 on a CPU by default.
     #[arg(long, value_parser = dtype)]
     pub dtype: Option<Dtype>,
+    /// What the weights are on the device: as the model's files have them, plain in --dtype, or linear layers in a scaled format such as
+    /// int4-g128, quantised as they are loaded (docs/precision.md).
+    #[arg(long, value_name = "stored|plain|FORMAT", value_parser = stored, default_value = "stored", hide_default_value = true)]
+    pub weights: Stored,
     /// Take the kernels from this bundle alone; neither a database nor a compiler is needed.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["db", "templates"])]
     pub bundle: Option<PathBuf>,
@@ -49,7 +54,7 @@ pub(super) struct Opened<'a> {
     pub weights: Weights,
     pub target: Target,
     /// What it runs in.
-    pub dtype: Dtype,
+    pub precision: Precision,
 }
 
 impl ModelArgs {
@@ -61,7 +66,7 @@ impl ModelArgs {
     /// Reads what the model is, and finds its weights.
     pub fn open(&self) -> Result<Opened<'_>, CliError> {
         let target = self.device.target()?;
-        let dtype = self.dtype.unwrap_or(if target == Target::Cuda { Dtype::Bf16 } else { Dtype::F32 });
+        let dtype = dtype_of(self.dtype, target);
         if Model::preset(&self.model).is_some() {
             let text = format!("{} is a preset, and has no weights; write ./{0} to mean a folder", self.model);
             return Err(CliError::Usage(text));
@@ -69,8 +74,10 @@ impl ModelArgs {
         let (model, mut notes) = Model::load(&self.model)?;
         let (weights, more) = Weights::open(&self.path(), &model).map_err(not_usable)?;
         notes.extend(more);
+        let (precision, more) = self.weights.precision(dtype, target, || Ok(weights.precision(dtype, target)))?;
+        notes.extend(more);
         say(&notes);
-        Ok(Opened { args: self, model, weights, target, dtype })
+        Ok(Opened { args: self, model, weights, target, precision })
     }
 }
 
@@ -81,7 +88,7 @@ impl Opened<'_> {
             let most = self.model.max_position_embeddings;
             err!("jitune: note: {context} tokens are more than the {most} that the model was made for");
         }
-        let mut options = Options::new(self.dtype, context);
+        let mut options = Options::new(&self.precision, context);
         options.page = Buckets::of(self.target).page;
         options
     }
@@ -107,7 +114,7 @@ impl Opened<'_> {
         }
         let (context, page) = (options.context, options.page);
         let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
-        self.args.stored(&Plan::new(&self.model, &buckets, self.dtype)?.portable())
+        self.args.stored(&Plan::new(&self.model, &buckets, &self.precision)?.portable())
     }
 
     /// The engine, with its memory planned and its weights loaded.

@@ -1,6 +1,7 @@
 //! Arguments that several subcommands share: which problems, which device, which database, which templates.
 
 use super::CliError;
+use super::precision::{Stored, dtype_of, stored};
 use jitune::backend::{cpu, cuda};
 use jitune::device::{Device, DeviceId, Target};
 use jitune::journal;
@@ -62,6 +63,10 @@ pub struct BucketArgs {
     /// bf16, f16, f32, tf32, or for products e4m3; bf16 on a GPU and f32 on a CPU by default.
     #[arg(long, value_parser = dtype)]
     pub dtype: Option<Dtype>,
+    /// What the weights are on the device: as the model's files have them, plain in --dtype, or linear layers in a scaled format such as
+    /// int4-g128, int8-row or e4m3-row (docs/precision.md has all).
+    #[arg(long, value_name = "stored|plain|FORMAT", value_parser = stored, default_value = "stored", hide_default_value = true)]
+    pub weights: Stored,
 }
 
 pub fn dtype(text: &str) -> Result<Dtype, String> {
@@ -220,7 +225,9 @@ impl BucketArgs {
     pub fn plan(&self, name: &str, target: Target) -> Result<(Model, Plan, Vec<String>), CliError> {
         let (model, mut notes) = Model::load(name)?;
         let buckets = self.buckets(&model, target);
-        let plan = Plan::new(&model, &buckets, self.dtype(target))?;
+        let (precision, more) = self.weights.of_named(name, &model, dtype_of(self.dtype, target), target)?;
+        notes.extend(more);
+        let plan = Plan::new(&model, &buckets, precision)?;
         let (longest, most) = (buckets.longest(), model.max_position_embeddings);
         if longest > most {
             notes.push(format!(
@@ -244,11 +251,6 @@ impl BucketArgs {
             context: self.context.unwrap_or(4096),
             page: self.page,
         }
-    }
-
-    /// The dtype, or the target's usual one.
-    pub fn dtype(&self, target: Target) -> Dtype {
-        self.dtype.unwrap_or(if target == Target::Cuda { Dtype::Bf16 } else { Dtype::F32 })
     }
 }
 

@@ -35,6 +35,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let model = ModelArgs {
         model,
         dtype: buckets.dtype,
+        weights: buckets.weights,
         bundle: None,
         signer: Signer::default(),
         device: device.clone(),
@@ -79,7 +80,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     measuring.engine = Some((default, Inside::new(engine), true));
 
     let device = device.describe()?;
-    let key = key::serving(&device, &opened.model, opened.dtype, context, &wanted.workload().asked());
+    let key = key::serving(&device, &opened.model, &opened.precision, context, &wanted.workload().asked());
     let rows_key = key::serving_rows(&key, measuring.bundle.as_bytes());
     let db = store.open()?;
     let known = if again { Vec::new() } else { db.trials(&rows_key)?.iter().filter_map(journal::row).collect() };

@@ -65,7 +65,7 @@ impl Tuned {
         for record in db.winners()? {
             let record = record?;
             let Record { key: of, at, .. } = &record;
-            if !key::is_serving(of, &device, &opened.model, opened.dtype)
+            if !key::is_serving(of, &device, &opened.model, &opened.precision)
                 || asked.is_some_and(|a| of.get("asked") != Some(a))
             {
                 continue;

@@ -19,13 +19,13 @@ pub struct OfWeights {
     output: Option<PathBuf>,
     /// Look at the weights in the folder too: whether they are all there, of their shapes, and finite.
     #[arg(long, conflicts_with = "init")]
-    weights: bool,
+    check_weights: bool,
 }
 
 impl OfWeights {
     /// Whether it is weights that are asked for.
     pub fn asked(&self) -> bool {
-        self.weights || self.init.is_some()
+        self.check_weights || self.init.is_some()
     }
 }
 

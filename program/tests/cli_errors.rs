@@ -199,22 +199,22 @@ fn folders_of_weights_are_made_and_looked_at() {
         assert!(out.status.code() == Some(0) && text(&out).contains(said), "{args}: {}", text(&out));
     };
     done("model ./plain --init random:3 --dtype f16 -o made", "made: ./plain, 74,624 random");
-    done("model ./made --weights", "25 tensors in 1 files, ");
-    done("model ./made --weights --json", "\"tensors\":25");
+    done("model ./made --check-weights", "25 tensors in 1 files, ");
+    done("model ./made --check-weights --json", "\"tensors\":25");
     for c in [
         case("model ./made --init random:3 -o made", 2, &["config.json: it exists"]),
         case("model ./plain --init random:x -o other", 2, &["random:SEED"]),
         case("model ./plain --init random:3", 2, &["--output"]),
         case("model ./plain --init random:3 --dtype e4m3 -o other", 2, &["is of e4m3"]),
-        case("model ./plain --weights", 2, &["neither model.safetensors nor"]),
-        case("model smollm2-135m --weights", 2, &["is a preset"]),
+        case("model ./plain --check-weights", 2, &["neither model.safetensors nor"]),
+        case("model smollm2-135m --check-weights", 2, &["is a preset"]),
     ] {
         run(&place, &c);
     }
     let path = place.path().join("made/model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 2]).unwrap();
-    run(&place, &case("model ./made --weights", 2, &["model.safetensors: "]));
+    run(&place, &case("model ./made --check-weights", 2, &["model.safetensors: "]));
 }
 
 #[test]

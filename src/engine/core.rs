@@ -14,8 +14,8 @@ use super::steps::{Given, Steps};
 use super::{EngineError, Options, Sink};
 use crate::backend::Tables;
 use crate::backend::cuda::Stream;
-use crate::model::{Model, Pass, Shape, Tail};
-use crate::problem::{Dtype, hash};
+use crate::model::{Model, Pass, Precision, Shape, Tail};
+use crate::problem::hash;
 use crate::runtime::Runtime;
 use crate::sync::lock;
 use crate::weights::Weights;
@@ -30,7 +30,7 @@ const WARM: Duration = Duration::from_millis(500);
 pub(super) struct Core {
     pub runtime: Runtime,
     pub model: Model,
-    dtype: Dtype,
+    precision: Precision,
     pub sizes: Sizes,
     stores: Stores,
     /// Where launches go on a GPU.
@@ -141,8 +141,8 @@ impl Core {
         };
         let plan = sizes.plan(&runtime, model, &options, most)?;
         let cache = sizes.cache;
-        let pass = Pass::of(model, sizes.decode(1, 1), cache, options.dtype)?;
-        let stores = Stores::new(&runtime, &pass.program, weights, &plan, loaded)?;
+        let pass = Pass::of(model, sizes.decode(1, 1), cache, &options.precision)?;
+        let stores = Stores::new(&runtime, &pass.program, weights.filler(&options.precision), &plan, loaded)?;
         let limits = Limits {
             tokens: sizes.tokens as usize,
             chunk: options.chunk.unwrap_or(sizes.tokens) as usize,
@@ -160,7 +160,7 @@ impl Core {
             stream,
             runtime,
             model: model.clone(),
-            dtype: options.dtype,
+            precision: options.precision,
             sizes,
             stores,
             steps: Steps::new(sizes.expected()),
@@ -200,8 +200,8 @@ impl Core {
     }
 
     fn with_steps<R>(&mut self, what: impl FnOnce(&mut Steps, &Given<'_>) -> R) -> R {
-        let Core { runtime, model, dtype, sizes, stores, stream, steps, .. } = self;
-        what(steps, &Given { runtime, stores, model, cache: sizes.cache, dtype: *dtype, stream: stream.as_ref() })
+        let Core { runtime, model, precision, sizes, stores, stream, steps, .. } = self;
+        what(steps, &Given { runtime, stores, model, cache: sizes.cache, precision, stream: stream.as_ref() })
     }
 
     pub fn submit(&mut self, id: Id, mut request: Request, sink: Sink) {

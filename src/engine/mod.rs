@@ -40,8 +40,7 @@ pub use request::{End, Event, Finish, Logprobs, Request, Sampling, Stats, Token}
 pub use schedule::Refused;
 
 use crate::backend::BackendError;
-use crate::model::{Buckets, Model, ModelError};
-use crate::problem::Dtype;
+use crate::model::{Buckets, Model, ModelError, Precision};
 use crate::program::ProgramError;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::sync::lock;
@@ -112,8 +111,8 @@ pub enum EngineError {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// The type of weights, activations and cache.
-    pub dtype: Dtype,
+    /// The type of activations and cache, and what the weights are stored as.
+    pub precision: Precision,
     /// The most tokens of a prompt and its answer together.
     pub context: i64,
     /// Tokens of a page of the cache.
@@ -140,9 +139,9 @@ pub struct Options {
 
 impl Options {
     /// One request at a time, of at most `context` tokens.
-    pub fn new(dtype: Dtype, context: i64) -> Options {
+    pub fn new(precision: impl Into<Precision>, context: i64) -> Options {
         Options {
-            dtype,
+            precision: precision.into(),
             context,
             page: Buckets::default().page,
             sequences: 1,

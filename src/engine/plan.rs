@@ -192,7 +192,7 @@ impl Sizes {
         options: &Options,
         most: u64,
     ) -> Result<MemoryPlan, EngineError> {
-        let (longest, dtype) = (self.cache.max_pages * self.cache.page, options.dtype);
+        let (longest, dtype) = (self.cache.max_pages * self.cache.page, options.precision.dtype);
         let told = Problem::advance(1, 1, 1).dtype(dtype).build().map_err(ModelError::Problem)?;
         if runtime.lookup(&told).is_err() {
             let why = "no kernel here tells steps what to do (`advance`): these are of a program that knew none; export the bundle again";
@@ -225,7 +225,7 @@ impl Sizes {
         let mut states: Vec<u64> = Vec::new();
         let shapes = decodes.chain(mixed);
         for shape in shapes.flat_map(|shape| tails.into_iter().flatten().map(move |tail| Shape { tail, ..shape })) {
-            let Pass { program, .. } = Pass::of(model, shape, self.cache, dtype)?;
+            let Pass { program, .. } = Pass::of(model, shape, self.cache, &options.precision)?;
             plan.weights = bytes_of(&program, Life::Weight);
             states = program.tensors.iter().filter(|t| t.life == Life::State).map(Named::bytes).collect();
             let places = RESULTS.map(|name| program.tensor(name));

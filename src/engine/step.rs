@@ -12,7 +12,7 @@ use crate::model::{Cache, Model, ModelError, Pass, Shape, Tail, with_norms_in_pr
 use crate::problem::{Dtype, Problem, SETTINGS, Storage};
 use crate::program::{self, Life, Named, Program};
 use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View};
-use crate::weights::Weights;
+use crate::weights::Filler;
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::hash_map::Entry;
@@ -53,7 +53,7 @@ impl Stores {
     pub fn new(
         runtime: &Runtime,
         program: &Program,
-        weights: &Weights,
+        mut weights: Filler<'_>,
         plan: &MemoryPlan,
         loaded: &mut dyn FnMut(u64, u64),
     ) -> Result<Stores, EngineError> {

@@ -6,8 +6,7 @@
 use super::EngineError;
 use super::step::{Step, Stores};
 use crate::backend::cuda::Stream;
-use crate::model::{Cache, Model, Pass, Phase, Shape};
-use crate::problem::Dtype;
+use crate::model::{Cache, Model, Pass, Phase, Precision, Shape};
 use crate::runtime::Runtime;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -24,7 +23,7 @@ pub(super) struct Given<'c> {
     pub stores: &'c Stores,
     pub model: &'c Model,
     pub cache: Cache,
-    pub dtype: Dtype,
+    pub precision: &'c Precision,
     /// Where decodes are captured.
     pub stream: Option<&'c Stream>,
 }
@@ -111,7 +110,7 @@ impl Steps {
             return Ok(false);
         }
         let begun = Instant::now();
-        let pass = Pass::of(given.model, shape, given.cache, given.dtype)?;
+        let pass = Pass::of(given.model, shape, given.cache, given.precision)?;
         // What decodes runs again and again.
         let capture = given.stream.filter(|_| shape.phase == Phase::Decode);
         let step = Step::new(given.runtime, given.stores, given.model, given.cache, &pass, capture)?;

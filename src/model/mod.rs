@@ -11,6 +11,7 @@ mod gguf;
 mod hub;
 mod pass;
 mod plan;
+mod precision;
 mod presets;
 mod rope;
 
@@ -20,6 +21,8 @@ pub use pass::{Cache, Pass, Shape, Tail};
 #[cfg(feature = "engine")]
 pub(crate) use plan::LEAST_CONTEXT;
 pub use plan::{Buckets, Call, Phase, Plan};
+pub use precision::{Precision, WeightFormat};
+pub(crate) use precision::{SCALES, ZEROS};
 pub use rope::{Rope, Scaling};
 
 use crate::problem::Dtype;

@@ -1,7 +1,8 @@
 //! The forward passes of a model: one program for each phase and bucket.
 
+use super::precision::{Precision, SCALES, ZEROS};
 use super::{Buckets, Model, ModelError, Phase};
-use crate::problem::{Dtype, Problem, ProblemError};
+use crate::problem::{Problem, ProblemError, Zero};
 use crate::program::Life::{Activation, Metadata, State, Weight};
 use crate::program::{Life, Program};
 use std::collections::HashMap;
@@ -16,12 +17,13 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// All passes of `model` for `buckets` in `dtype`, over one cache that holds the largest of them. A size that is named
+    /// All passes of `model` for `buckets` in `precision`, over one cache that holds the largest of them. A size that is named
     /// twice is one bucket.
     ///
     /// The residual adds are fused into the products that produce the branch (o and down), so the norms stand alone.
-    pub fn all(model: &Model, buckets: &Buckets, dtype: Dtype) -> Result<Vec<Pass>, ModelError> {
+    pub fn all(model: &Model, buckets: &Buckets, precision: impl Into<Precision>) -> Result<Vec<Pass>, ModelError> {
         buckets.check(model)?;
+        let precision = precision.into();
         let pages = |tokens: i64| (tokens - 1) / buckets.page + 1;
         let decode = buckets.batch.iter().map(|b| b.saturating_mul(pages(buckets.context)));
         let most = decode.fold(pages(buckets.longest()), i64::max);
@@ -35,15 +37,15 @@ impl Pass {
         for shape in shapes {
             if !known.contains(&shape) {
                 known.push(shape);
-                passes.push(Pass::of(model, shape, cache, dtype)?);
+                passes.push(Pass::of(model, shape, cache, &precision)?);
             }
         }
         Ok(passes)
     }
 
     /// The pass of a shape.
-    pub fn of(model: &Model, shape: Shape, cache: Cache, dtype: Dtype) -> Result<Pass, ModelError> {
-        Ok(Pass { shape, program: program(model, shape, cache, dtype)? })
+    pub fn of(model: &Model, shape: Shape, cache: Cache, precision: impl Into<Precision>) -> Result<Pass, ModelError> {
+        Ok(Pass { shape, program: program(model, shape, cache, &precision.into())? })
     }
 }
 
@@ -108,37 +110,50 @@ pub struct Cache {
     pub max_pos: i64,
 }
 
-fn program(m: &Model, shape: Shape, cache: Cache, dtype: Dtype) -> Result<Program, ModelError> {
+/// A weight as its products take it: its codes, then what makes values of them.
+fn scaled(precision: &Precision, name: &str) -> Vec<(Life, String)> {
+    let zero = precision.format(name).map(|f| f.format.zero);
+    let scales = zero.map(|_| format!("{name}{SCALES}"));
+    let zeros = zero.filter(|zero| *zero != Zero::None).map(|_| format!("{name}{ZEROS}"));
+    [Some(name.to_string()), scales, zeros].into_iter().flatten().map(|name| (Weight, name)).collect()
+}
+
+fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Result<Program, ModelError> {
     let Shape { phase, tokens: rows, sequences, context, logits, tail } = shape;
     let mut program = Program::default();
     // Layers are alike: each text is read once.
     let mut read: HashMap<String, Problem> = HashMap::new();
-    let mut step = |role: &str, text: String, names: &[(Life, &str)]| -> Result<(), ProblemError> {
+    let mut step = |role: &str, text: String, names: Vec<(Life, String)>| -> Result<(), ProblemError> {
         let problem = match read.get(&text) {
             Some(known) => *known,
             None => {
-                let problem = format!("{text} dtype={dtype}").parse()?;
+                let problem = text.parse()?;
                 read.insert(text, problem);
                 problem
             }
         };
-        program.step(role, problem, names);
+        program.step(role, problem, &names);
         Ok(())
     };
     let (h, hk, d, hidden, inter, vocab) = (m.heads, m.kv_heads, m.head_dim, m.hidden, m.intermediate, m.vocab);
     let (bias, qk_norm, eps) = (i64::from(m.qkv_bias), i64::from(m.qk_norm), m.rms_norm_eps);
     let Cache { page, pages, max_pages, max_pos } = cache;
+    let dtype = precision.dtype;
     let of_heads = format!("heads={h} kv_heads={hk} head_dim={d} page={page}");
-    let norm = |rows: i64| format!("rmsnorm rows={rows} cols={hidden} eps={eps:e}");
-    let product = |rows: i64, n: i64, k: i64, [biased, added]: [bool; 2]| {
+    let norm = |rows: i64| format!("rmsnorm rows={rows} cols={hidden} eps={eps:e} dtype={dtype}");
+    // Of a weight [n, k] and its biases, [biased, added to the residual stream].
+    let product = |weight: &str, rows: i64, [n, k]: [i64; 2], [biased, added]: [bool; 2]| {
         let epilogue = match (biased, added) {
             (false, false) => "none",
             (true, false) => "bias",
             (false, true) => "residual",
             (true, true) => "bias_residual",
         };
-        format!("matmul m={rows} n={n} k={k} epilogue={epilogue}")
+        format!("matmul m={rows} n={n} k={k} epilogue={epilogue} dtype={}", precision.types(weight, k))
     };
+    let one = |life: Life, name: &str| vec![(life, name.to_string())];
+    let weight = |name: &str| scaled(precision, name);
+    let when = |on: bool, name: &str| if on { one(Weight, name) } else { Vec::new() };
     let attention = match phase {
         // A prompt's keys are where its QKV step wrote them: in the pages of the cache.
         Phase::Prefill | Phase::Chunk => {
@@ -146,102 +161,114 @@ fn program(m: &Model, shape: Shape, cache: Cache, dtype: Dtype) -> Result<Progra
         }
         Phase::Decode => format!("decode batch={rows} context={context}"),
     };
-    let embed = (Weight, "embed_tokens");
     // The residual stream has a name of its own after each step that adds to it.
     let mut stream = "embedded".to_string();
+    let table = "embed_tokens";
     step(
         "embedding",
-        format!("embedding tokens={rows} vocab={vocab} hidden={hidden}"),
-        &[(Metadata, "ids"), embed, (Activation, &stream)],
+        format!("embedding tokens={rows} vocab={vocab} hidden={hidden} dtype={}", precision.types(table, hidden)),
+        [one(Metadata, "ids"), weight(table), one(Activation, &stream)].concat(),
     )?;
     for layer in 0..m.layers {
         let at = |name: &str| format!("layers.{layer}.{name}");
         let normed = at("attention_input");
-        step("norm", norm(rows), &[(Activation, &stream), (Weight, &at("input_norm")), (Activation, &normed)])?;
+        let of_norm = |from: &str, weight: &str, to: &str| {
+            [one(Activation, from), one(Weight, weight), one(Activation, to)].concat()
+        };
+        step("norm", norm(rows), of_norm(&stream, &at("input_norm"), &normed))?;
         let (q, k_cache, v_cache) = (at("q"), at("k_cache"), at("v_cache"));
-        let (w, b, q_norm, k_norm) = (at("qkv"), at("qkv_bias"), at("q_norm"), at("k_norm"));
-        let mut names = vec![(Activation, normed.as_str()), (Weight, &w)];
-        if m.qkv_bias {
-            names.push((Weight, &b));
-        }
-        if m.qk_norm {
-            names.extend([(Weight, q_norm.as_str()), (Weight, &k_norm)]);
-        }
-        names.extend([(Metadata, "positions"), (Metadata, "slots"), (Weight, "rope")]);
-        names.extend([(Activation, q.as_str()), (State, &k_cache), (State, &v_cache)]);
+        let caches = [one(State, &k_cache), one(State, &v_cache)].concat();
+        let w = at("qkv");
         let text = format!(
-            "qkv m={rows} k={hidden} {of_heads} bias={bias} qk_norm={qk_norm} pages={pages} max_pos={max_pos} eps={eps:e}"
+            "qkv m={rows} k={hidden} {of_heads} bias={bias} qk_norm={qk_norm} pages={pages} max_pos={max_pos} eps={eps:e} \
+             dtype={}",
+            precision.types(&w, hidden)
         );
-        step("qkv", text, &names)?;
+        let names = [
+            one(Activation, &normed),
+            weight(&w),
+            when(m.qkv_bias, &at("qkv_bias")),
+            when(m.qk_norm, &at("q_norm")),
+            when(m.qk_norm, &at("k_norm")),
+            ["positions", "slots"].map(|name| (Metadata, name.to_string())).to_vec(),
+            one(Weight, "rope"),
+            one(Activation, &q),
+            caches.clone(),
+        ];
+        step("qkv", text, names.concat())?;
         if logits == 0 && layer + 1 == m.layers {
             return Ok(program);
         }
         let attended = at("attended");
-        let mut names = vec![(Activation, q.as_str()), (State, &k_cache), (State, &v_cache), (Metadata, "block_table")];
-        if phase != Phase::Decode {
-            names.push((Metadata, "q_starts"));
-        }
-        names.extend([(Metadata, "kv_lens"), (Activation, &attended)]);
-        step("attention", format!("{attention} {of_heads} pages={pages} max_pages={max_pages}"), &names)?;
+        let starts = if phase == Phase::Decode { Vec::new() } else { one(Metadata, "q_starts") };
+        let names = [
+            one(Activation, &q),
+            caches,
+            one(Metadata, "block_table"),
+            starts,
+            one(Metadata, "kv_lens"),
+            one(Activation, &attended),
+        ];
+        let text = format!("{attention} {of_heads} pages={pages} max_pages={max_pages} dtype={dtype}");
+        step("attention", text, names.concat())?;
 
-        let (w, b, out) = (at("o"), at("o_bias"), at("after_attention"));
-        let mut names = vec![(Activation, attended.as_str()), (Weight, &w)];
-        if m.o_bias {
-            names.push((Weight, &b));
-        }
-        names.extend([(Activation, stream.as_str()), (Activation, &out)]);
-        step("o", product(rows, hidden, h * d, [m.o_bias, true]), &names)?;
+        let (w, out) = (at("o"), at("after_attention"));
+        let names = [
+            one(Activation, &attended),
+            weight(&w),
+            when(m.o_bias, &at("o_bias")),
+            one(Activation, &stream),
+            one(Activation, &out),
+        ];
+        step("o", product(&w, rows, [hidden, h * d], [m.o_bias, true]), names.concat())?;
         stream = out;
         let (normed, gated) = (at("mlp_input"), at("gated"));
-        step(
-            "norm",
-            norm(rows),
-            &[(Activation, &stream), (Weight, &at("post_attention_norm")), (Activation, &normed)],
-        )?;
-        let (w, b) = (at("gate_up"), at("gate_up_bias"));
-        let mut names = vec![(Activation, normed.as_str()), (Weight, &w)];
-        if m.mlp_bias {
-            names.push((Weight, &b));
-        }
-        names.push((Activation, &gated));
+        step("norm", norm(rows), of_norm(&stream, &at("post_attention_norm"), &normed))?;
+        let w = at("gate_up");
+        let names =
+            [one(Activation, &normed), weight(&w), when(m.mlp_bias, &at("gate_up_bias")), one(Activation, &gated)];
         let swiglu = if m.mlp_bias { "bias_swiglu" } else { "swiglu" };
-        step("gate_up", format!("matmul m={rows} n={} k={hidden} epilogue={swiglu}", 2 * inter), &names)?;
-        let (w, b, out) = (at("down"), at("down_bias"), at("after_mlp"));
-        let mut names = vec![(Activation, gated.as_str()), (Weight, &w)];
-        if m.mlp_bias {
-            names.push((Weight, &b));
-        }
-        names.extend([(Activation, stream.as_str()), (Activation, &out)]);
-        step("down", product(rows, hidden, inter, [m.mlp_bias, true]), &names)?;
+        let text = format!(
+            "matmul m={rows} n={} k={hidden} epilogue={swiglu} dtype={}",
+            2 * inter,
+            precision.types(&w, hidden)
+        );
+        step("gate_up", text, names.concat())?;
+        let (w, out) = (at("down"), at("after_mlp"));
+        let names = [
+            one(Activation, &gated),
+            weight(&w),
+            when(m.mlp_bias, &at("down_bias")),
+            one(Activation, &stream),
+            one(Activation, &out),
+        ];
+        step("down", product(&w, rows, [hidden, inter], [m.mlp_bias, true]), names.concat())?;
         stream = out;
     }
     let last = logits;
     if phase != Phase::Decode && last != rows {
         // A gather of rows, whatever they are rows of.
-        let text = format!("embedding tokens={last} vocab={rows} hidden={hidden}");
-        step("last_rows", text, &[(Metadata, "last_rows"), (Activation, &stream), (Activation, "last")])?;
+        let text = format!("embedding tokens={last} vocab={rows} hidden={hidden} dtype={dtype}");
+        let names = [one(Metadata, "last_rows"), one(Activation, &stream), one(Activation, "last")];
+        step("last_rows", text, names.concat())?;
         stream = "last".into();
     }
-    step("norm", norm(last), &[(Activation, &stream), (Weight, "norm"), (Activation, "head_input")])?;
-    let head = if m.tie_word_embeddings { embed } else { (Weight, "lm_head") };
-    step(
-        "lm_head",
-        product(last, vocab, hidden, [false, false]),
-        &[(Activation, "head_input"), head, (Activation, "logits")],
-    )?;
+    let names = [one(Activation, &stream), one(Weight, "norm"), one(Activation, "head_input")];
+    step("norm", norm(last), names.concat())?;
+    let head = if m.tie_word_embeddings { table } else { "lm_head" };
+    let names = [one(Activation, "head_input"), weight(head), one(Activation, "logits")];
+    step("lm_head", product(head, last, [vocab, hidden], [false, false]), names.concat())?;
+    let (metadata, activations) = match tail {
+        Tail::Argmax => (vec![], vec!["tokens"]),
+        Tail::Sample { top: 0 } => (vec!["settings", "top_k", "seen"], vec!["tokens", "logprobs"]),
+        Tail::Sample { .. } => (vec!["settings", "top_k", "seen"], vec!["tokens", "logprobs", "likely"]),
+    };
+    let all = |life: Life, names: Vec<&str>| names.into_iter().map(|name| (life, name.to_string())).collect();
+    let names = [one(Activation, "logits"), all(Metadata, metadata), all(Activation, activations)].concat();
     match tail {
-        Tail::Argmax => {
-            let names = [(Activation, "logits"), (Activation, "tokens")];
-            step("argmax", format!("argmax rows={last} cols={vocab}"), &names)?;
-        }
+        Tail::Argmax => step("argmax", format!("argmax rows={last} cols={vocab} dtype={dtype}"), names)?,
         Tail::Sample { top } => {
-            let mut names =
-                vec![(Activation, "logits"), (Metadata, "settings"), (Metadata, "top_k"), (Metadata, "seen")];
-            names.extend([(Activation, "tokens"), (Activation, "logprobs")]);
-            if top > 0 {
-                names.push((Activation, "likely"));
-            }
-            step("sample", format!("sample rows={last} cols={vocab} top={top}"), &names)?;
+            step("sample", format!("sample rows={last} cols={vocab} top={top} dtype={dtype}"), names)?;
         }
     }
     Ok(program)
@@ -250,7 +277,7 @@ fn program(m: &Model, shape: Shape, cache: Cache, dtype: Dtype) -> Result<Progra
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::problem::{Layout, Storage};
+    use crate::problem::{Dtype, Layout, Storage};
     use crate::program::ProgramError;
 
     fn passes(model: &Model) -> Vec<Pass> {

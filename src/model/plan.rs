@@ -1,8 +1,8 @@
 //! The plan: what one forward pass calls, how often, in which phase, for which bucket.
 
-use super::{Model, ModelError, Pass};
+use super::{Model, ModelError, Pass, Precision};
 use crate::device::Target;
-use crate::problem::{Dtype, MAX_DIM, Problem, ProblemError, norm_and_product, probes};
+use crate::problem::{MAX_DIM, Problem, ProblemError, norm_and_product, probes};
 use serde::{Deserialize, Serialize};
 
 /// Part of inference.
@@ -118,11 +118,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of `model` for `buckets` in `dtype`: the problems of its passes, with caches of their default size, since the
+    /// The plan of `model` for `buckets` in a precision: the problems of its passes, with caches of their default size, since the
     /// size of a cache changes nothing about the work.
-    pub fn new(model: &Model, buckets: &Buckets, dtype: Dtype) -> Result<Plan, ModelError> {
+    pub fn new(model: &Model, buckets: &Buckets, precision: impl Into<Precision>) -> Result<Plan, ModelError> {
         let mut plan = Plan::default();
-        for pass in Pass::all(model, buckets, dtype)? {
+        for pass in Pass::all(model, buckets, precision)? {
             let first = plan.calls.len();
             for step in &pass.program.steps {
                 let problem = step.problem.at_default_capacity();
@@ -154,7 +154,9 @@ impl Plan {
     /// A decode step of more sequences stands for the most that are few, so that no number of them between two buckets is without.
     pub fn fusions(&self) -> Vec<Problem> {
         let mut list: Vec<Problem> = Vec::new();
-        for product in self.calls.iter().filter(|c| NORMED.contains(&c.role.as_str())) {
+        // No kernel norms rows for scaled weights yet.
+        let plain = |c: &&Call| c.problem.types().scaling.is_none();
+        for product in self.calls.iter().filter(|c| NORMED.contains(&c.role.as_str())).filter(plain) {
             let of_phase = self.calls.iter().filter(|c| (c.phase, c.bucket) == (product.phase, product.bucket));
             let norms = of_phase.filter(|c| c.role == "norm");
             for both in norms.filter_map(|norm| norm_and_product(&norm.problem, &product.problem)) {
@@ -170,7 +172,7 @@ impl Plan {
     /// whose token is sampled, and what a step is told.
     pub fn portable(&self) -> Vec<Problem> {
         let mut problems = self.problems();
-        let types = problems.first().map(Problem::types);
+        let types = problems.first().map(|p| p.types().unscaled());
         let beside = [Problem::sample(1, 1), Problem::advance(1, 1, 1)];
         problems.extend(types.into_iter().flat_map(|t| beside.clone().map(|p| p.types(t).build())).flatten());
         probes(&problems)
@@ -276,6 +278,7 @@ fn sizes_between(from: i64, to: i64, each: u32) -> impl Iterator<Item = i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problem::Dtype;
 
     fn plan(name: &str) -> Plan {
         Plan::new(&Model::preset(name).unwrap(), &Buckets::default(), Dtype::Bf16).unwrap()

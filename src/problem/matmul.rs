@@ -40,7 +40,7 @@ pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
     let columns_of = if p.dim("swiglu") == 1 { Layout::GateUp } else { Layout::RowMajor };
     let mut list = vec![Tensor::input("x", x, &[m, k], unit)];
-    list.extend(scaled::tensors(p, columns_of));
+    list.extend(scaled::tensors(p, columns_of, k));
     if p.dim("bias") == 1 {
         list.push(Tensor::input("bias", t, &[n], unit).laid(columns_of));
     }

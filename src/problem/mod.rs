@@ -33,6 +33,7 @@ pub use reference::{Expected, Tolerance, expected};
 pub(crate) use sample::weight as sampled_weight;
 #[cfg(feature = "engine")]
 pub(crate) use sample::{MOST_TOP, SETTINGS};
+pub(crate) use scaled::row as row_of_weights;
 pub use scaled::{CodeLayout, Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Zero};
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
@@ -112,7 +113,7 @@ impl OpDef {
             Some(scaling) if self.scaled => {
                 let unit = scaling.layout.unit(types.w) as i64;
                 let k = (SCALED_PROBE + unit - 1) / unit * unit;
-                plain.with(&[("k", k)]).and_then(|p| p.with_types(types)).ok()
+                plain.with(&[(scaled::row(&plain).1, k)]).and_then(|p| p.with_types(types)).ok()
             }
             Some(_) => None,
         }

@@ -1,7 +1,7 @@
 //! The unfused pieces that the fusions replace, and the two ends of a model: the embedding gather and arg-max.
 
 use super::tensor::IndexFill;
-use super::{DimDef, DimKind, Expected, Fill, Inputs, OpDef, Part, Problem, Storage, Tensor};
+use super::{DimDef, DimKind, Expected, Fill, Inputs, Layout, OpDef, Part, Problem, Storage, Tensor, scaled};
 
 const ROWS_COLS: &[DimDef] = &[DimDef::size("rows"), DimDef::contract("cols")];
 const UNIT: Fill = Fill::Uniform { scale: 1.732_050_8 };
@@ -149,29 +149,32 @@ pub(super) static EMBEDDING: OpDef = OpDef {
         DimDef { name: "vocab", part: Part::Capacity, kind: DimKind::Required },
         DimDef::contract("hidden"),
     ],
-    check: any,
+    check: scaled::check,
     tensors: |p| {
         let [tokens, vocab, hidden] = ["tokens", "vocab", "hidden"].map(|name| p.dim(name));
-        let t = p.types.x;
-        vec![
-            Tensor::input("ids", Storage::I32, &[tokens], Fill::Index(IndexFill::Below(vocab))),
-            Tensor::input("table", t, &[vocab, hidden], UNIT).touching(tokens.min(vocab) * hidden),
-            Tensor::output("y", t, &[tokens, hidden]),
-        ]
+        let rows = tokens.min(vocab);
+        let touched = |t: Tensor| {
+            // What one scale is for all of is read whole.
+            let all = t.shape.iter().product::<u64>() as i64;
+            let of_rows = if t.shape.first() == Some(&(vocab as u64)) { all / vocab * rows } else { all };
+            t.touching(of_rows)
+        };
+        let mut list = vec![Tensor::input("ids", Storage::I32, &[tokens], Fill::Index(IndexFill::Below(vocab)))];
+        list.extend(scaled::tensors(p, Layout::RowMajor, 1).into_iter().map(touched));
+        list.push(Tensor::output("y", p.types.y, &[tokens, hidden]));
+        list
     },
     flops: |_| 0.0,
     units: |p| p.dim("tokens") as u64,
     unit_cost: |p| p.dim("hidden") as u64,
     unit: |p, inputs, token, out| {
-        let hidden = p.dim("hidden") as u64;
+        let (hidden, table) = (p.dim("hidden") as u64, scaled::Weights::of(p, inputs));
         let id = inputs.get("ids").at(token) as u64;
-        out.extend(
-            (0..hidden).map(|c| Expected::new("y", token * hidden + c, inputs.get("table").at(id * hidden + c))),
-        );
+        out.extend((0..hidden).map(|c| Expected::new("y", token * hidden + c, table.at(id, c))));
     },
     slack: 1.0,
     mixed: false,
-    scaled: false,
+    scaled: true,
 };
 
 pub(super) static ARGMAX: OpDef = OpDef {

@@ -94,7 +94,7 @@ pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
         _ => (IndexFill::Padded(slots), m - m / 4),
     };
     let mut list = vec![Tensor::input("x", t, &[m, k], unit)];
-    list.extend(scaled::tensors(p, Layout::RopePairs));
+    list.extend(scaled::tensors(p, Layout::RopePairs, p.dim("k")));
     if p.dim("bias") == 1 {
         list.push(Tensor::input("bias", t, &[n], unit).laid(Layout::RopePairs));
     }

@@ -241,24 +241,53 @@ impl Scaling {
     }
 }
 
-/// Says why the weights of a product cannot be of their format in its shape.
+/// What the weights of an op are called: w[n, k], or a table [vocab, hidden].
+struct Names {
+    n: &'static str,
+    k: &'static str,
+    w: &'static str,
+    scales: &'static str,
+    zeros: &'static str,
+    mins: &'static str,
+}
+
+const PRODUCT: Names = Names { n: "n", k: "k", w: "w", scales: "w_scales", zeros: "w_zeros", mins: "w_mins" };
+const TABLE: Names =
+    Names { n: "vocab", k: "hidden", w: "table", scales: "table_scales", zeros: "table_zeros", mins: "table_mins" };
+
+impl Names {
+    fn of(p: &Problem) -> &'static Names {
+        if p.has("vocab") { &TABLE } else { &PRODUCT }
+    }
+}
+
+/// The elements of a row of the weights, 0 of an op that has none, and what they are called.
+pub(crate) fn row(p: &Problem) -> (i64, &'static str) {
+    let name = Names::of(p).k;
+    (if p.has(name) { p.dim(name) } else { 0 }, name)
+}
+
+/// Says why the weights of a problem cannot be of their format in its shape.
 pub(super) fn check(p: &Problem) -> Result<(), String> {
     let unit = p.types.scaling.map_or(1, |s| s.layout.unit(p.types.w)) as i64;
-    if p.dim("k") % unit != 0 {
-        return Err(format!("rows in quads are whole 64 bytes of codes, so k is a multiple of {unit}"));
+    let (k, name) = row(p);
+    if k % unit != 0 {
+        return Err(format!("rows in quads are whole 64 bytes of codes, so {name} is a multiple of {unit}"));
     }
-    match (p.types.w, p.dim("k") % 2) {
-        (Storage::Int4, 1) => Err("a byte holds two codes of a row, so k must be even".into()),
+    match (p.types.w, k % 2) {
+        (Storage::Int4, 1) => Err(format!("a byte holds two codes of a row, so {name} must be even")),
         _ => Ok(()),
     }
 }
 
-/// w[n, k] of a product, its rows laid so, with what scales it. Values have the variance 1/k.
-pub(super) fn tensors(p: &Problem, rows: Layout) -> Vec<Tensor> {
-    let ([n, k], w) = (["n", "k"].map(|name| p.dim(name)), p.types.w);
+/// The weights of a problem, their rows laid so, with what scales them. Values have the variance of one in so many
+/// terms.
+pub(super) fn tensors(p: &Problem, rows: Layout, terms: i64) -> Vec<Tensor> {
+    let names = Names::of(p);
+    let ([n, k], w) = ([names.n, names.k].map(|name| p.dim(name)), p.types.w);
     let Some(scaling) = p.types.scaling else {
-        let fill = Fill::Uniform { scale: (3.0 / k as f32).sqrt() };
-        return vec![Tensor::input("w", w, &[n, k], fill).laid(rows)];
+        let fill = Fill::Uniform { scale: (3.0 / terms as f32).sqrt() };
+        return vec![Tensor::input(names.w, w, &[n, k], fill).laid(rows)];
     };
     // The mean square of a code less its zero point, and of one with its minimum, in units of the scale's mean. Scales are uniform in
     // [0.5, 1.5) of it and have a mean square of 13/12 units.
@@ -270,24 +299,24 @@ pub(super) fn tensors(p: &Problem, rows: Layout) -> Vec<Tensor> {
         (Storage::Int8, _) => (Fill::Codes { bits: 8 }, 5461.5 * SPREAD),
         _ => (Fill::Uniform { scale: 448.0 }, 448.0 * 448.0 / 3.0 * SPREAD),
     };
-    let unit = (k as f64 * square).sqrt().recip() as f32;
+    let unit = (terms as f64 * square).sqrt().recip() as f32;
     let between = |low: f32, high: f32| Fill::Between { low: low * unit, high: high * unit };
     let shape = scaling.per.scales(n, k);
     // What belongs to rows goes where they go.
     let laid = if matches!(scaling.per, Row | Group(_)) { rows } else { Layout::RowMajor };
     let mut list = vec![
-        Tensor::input("w", w, &[n, k], codes).laid(rows),
-        Tensor::input("w_scales", scaling.storage, &shape, between(0.5, 1.5)).laid(laid),
+        Tensor::input(names.w, w, &[n, k], codes).laid(rows),
+        Tensor::input(names.scales, scaling.storage, &shape, between(0.5, 1.5)).laid(laid),
     ];
     match scaling.zero {
         Zero::None => {}
         Zero::Zero => {
             let zeros = [n, shape.get(1).copied().unwrap_or(1)];
-            list.push(Tensor::input("w_zeros", Storage::U8, &zeros, Fill::Codes { bits: 4 }).laid(laid));
+            list.push(Tensor::input(names.zeros, Storage::U8, &zeros, Fill::Codes { bits: 4 }).laid(laid));
         }
         // As far below zero as the middle of the codes is above it.
         Zero::Min => {
-            list.push(Tensor::input("w_mins", scaling.storage, &shape, between(-11.25, -3.75)).laid(laid));
+            list.push(Tensor::input(names.mins, scaling.storage, &shape, between(-11.25, -3.75)).laid(laid));
         }
     }
     list
@@ -315,18 +344,18 @@ struct Scaled<'a> {
 
 impl<'a> Weights<'a> {
     pub(super) fn of(p: &Problem, inputs: &'a Inputs) -> Weights<'a> {
-        let k = p.dim("k") as u64;
+        let (names, k) = (Names::of(p), row(p).0);
         let scaled = p.types.scaling.map(|scaling| {
-            let run = scaling.per.run(p.dim("k")) as u64;
+            let run = scaling.per.run(k) as u64;
             let zeros = match scaling.zero {
                 Zero::None => None,
-                Zero::Zero => Some(inputs.get("w_zeros")),
-                Zero::Min => Some(inputs.get("w_mins")),
+                Zero::Zero => Some(inputs.get(names.zeros)),
+                Zero::Min => Some(inputs.get(names.mins)),
             };
             let bias = scaling.format(p.types.w).bias().into();
-            Scaled { scaling, scales: inputs.get("w_scales"), zeros, run, runs: k.div_ceil(run), bias }
+            Scaled { scaling, scales: inputs.get(names.scales), zeros, run, runs: (k as u64).div_ceil(run), bias }
         });
-        Weights { k, codes: p.types.w, w: inputs.get("w"), scaled }
+        Weights { k: k as u64, codes: p.types.w, w: inputs.get(names.w), scaled }
     }
 
     /// The dot product of x[k] and a row.
@@ -342,6 +371,20 @@ impl<'a> Weights<'a> {
             sum += part.iter().zip(first..).map(|(x, i)| x * ((code(i) - zero) * scale + min)).sum::<f64>();
         }
         sum
+    }
+}
+
+impl Weights<'_> {
+    /// The element of a row.
+    pub(super) fn at(&self, row: u64, col: u64) -> f64 {
+        let at = row * self.k + col;
+        match &self.scaled {
+            None => self.w.at(at),
+            Some(s) => {
+                let (scale, zero, min) = s.of(row, col / s.run);
+                (self.w.at(s.scaling.layout.place(self.codes, at)) - zero) * scale + min
+            }
+        }
     }
 }
 

@@ -153,7 +153,7 @@ impl Scope {
             Some(s) => (s.per.name(), s.zero.name(), s.storage.bits() as i64, s.layout.name()),
         };
         // Without groups a row is one.
-        let k = if problem.has("k") { problem.dim("k") } else { 0 };
+        let (k, _) = crate::problem::row_of_weights(problem);
         let group = types.scaling.map_or(k, |s| s.per.run(k));
         w.extend([
             ("scale", scale.into()),

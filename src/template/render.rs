@@ -2,7 +2,7 @@
 
 use super::{BUILT_IN_ORIGIN, Library, Origin, Template, TemplateError};
 use crate::device::{Device, Target};
-use crate::problem::{CodeLayout, DimKind, Granularity, Problem, Storage};
+use crate::problem::{CodeLayout, DimKind, Granularity, Problem, Storage, row_of_weights};
 use crate::recipe::{Config, Cost, Description};
 use crate::source::{Language, Source};
 use std::fmt::Write;
@@ -79,8 +79,9 @@ fn scales(template: &Template, problem: &Problem) -> String {
         let _ = writeln!(text, "#define W_LAYOUT_{} 1", s.layout.name().to_uppercase());
     }
     // Where the width of a row is an argument, so is that of a group that is a row.
-    if matches!(s.per, Granularity::Group(_) | Granularity::Block) || template.recipe.fixes(problem, "k") {
-        let _ = writeln!(text, "#define W_GROUP {}", s.per.run(problem.dim("k")));
+    let (row, of) = row_of_weights(problem);
+    if matches!(s.per, Granularity::Group(_) | Granularity::Block) || template.recipe.fixes(problem, of) {
+        let _ = writeln!(text, "#define W_GROUP {}", s.per.run(row));
     }
     text
 }

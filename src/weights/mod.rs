@@ -1,12 +1,14 @@
 //! Weights: the tensors of a checkpoint, held against a model, and arranged as the model's programs read them.
 //!
 //! Reads files and makes bytes; knows no device and no kernel. Hugging Face's safetensors folders, in one file or several, and
-//! GGUF files, whose blocks are unpacked.
-//! `names` says which tensors a model has and what a program's tensors are made of, `checkpoint` finds them in files,
+//! GGUF files.
+//! `names` says which tensors a model has and what a program's tensors are made of, `checkpoint` finds them in files, `fill`
+//! makes these of them, plain or in a scaled format,
 //! `random` makes folders of random ones, [`pack`] files of other engines, [`quant`] codes and scales.
 
 mod blocks;
 mod checkpoint;
+mod fill;
 mod names;
 pub mod pack;
 pub mod quant;
@@ -14,12 +16,12 @@ mod random;
 
 pub use blocks::Format;
 pub use checkpoint::{Checkpoint, Stored};
+pub use fill::Filler;
 pub use names::{Natural, Rows, Source, natural, source};
 pub use random::write;
 
 use crate::model::Model;
 use crate::problem::Storage;
-use crate::program::Named;
 use half::{bf16, f16};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
@@ -107,6 +109,12 @@ pub enum WeightsError {
         /// The type.
         storage: Storage,
     },
+    /// Codes and scales that are not what their format says, or that a format cannot hold.
+    #[error("{why}")]
+    Quantised {
+        /// Which, and why.
+        why: String,
+    },
     /// A tensor that is no weight of the model.
     #[error("{model} has no weight {name}")]
     Unknown {
@@ -155,36 +163,6 @@ impl Weights {
                 finite(unpacked.bytes(row), unpacked.storage, at as u64, &n.name)
             });
             looked.collect()
-        })
-    }
-
-    /// Fills `out` with a tensor of one of the model's programs: the checkpoint's rows in the order of its layout, rounded
-    /// to its type.
-    ///
-    /// # Panics
-    /// When `out` has another length than the tensor.
-    pub fn fill(&self, tensor: &Named, out: &mut [u8]) -> Result<(), WeightsError> {
-        assert_eq!(out.len() as u64, tensor.bytes(), "{}", tensor.name);
-        let unknown = || WeightsError::Unknown { model: self.model.name.clone(), name: tensor.name.clone() };
-        let rows = match source(&self.model, &tensor.name).ok_or_else(unknown)? {
-            Source::Rows(rows) => rows,
-            Source::Rope => {
-                self.rope(out);
-                return Ok(());
-            }
-        };
-        let stored = rows.of.iter().map(|n| self.checkpoint.get(&n.name)).collect::<Result<Vec<_>, _>>()?;
-        let count = tensor.shape.first().copied().unwrap_or(1).max(1) as usize;
-        let (to, paired) = (tensor.storage, self.checkpoint.is_paired());
-        out.par_chunks_exact_mut((out.len() / count).max(1)).enumerate().try_for_each(|(at, row)| {
-            let (of, from) = rows.row(at as u64, paired);
-            let Stored { format, bytes, .. } = stored[of];
-            let columns = row.len() as u64 * 8 / to.bits();
-            // Rows of one tensor and as long, since their shapes were held against the model's.
-            let length = format.bytes(columns).unwrap_or(0) as usize;
-            let bytes = &bytes[from as usize * length..][..length];
-            let unpacked = Unpacked::of(format, bytes, columns);
-            put(unpacked.bytes(bytes), unpacked.storage, row, to, from, &rows.of[of].name)
         })
     }
 
@@ -293,7 +271,7 @@ fn convert<const FROM: usize, const TO: usize>(
 pub(in crate::weights) mod tests {
     use super::*;
     use crate::gguf::Writer;
-    use crate::model::{Buckets, Pass};
+    use crate::model::{Buckets, Pass, Precision};
     use crate::problem::{Dtype, Types};
     use crate::program::Life;
     use std::collections::BTreeMap;
@@ -325,15 +303,17 @@ pub(in crate::weights) mod tests {
     pub(in crate::weights) fn filled(
         weights: &Weights,
         model: &Model,
-        dtype: Dtype,
+        precision: impl Into<Precision>,
     ) -> Result<BTreeMap<String, Vec<u8>>, WeightsError> {
         let buckets = Buckets { batch: vec![1], prefill: vec![], chunk: vec![], context: 64, page: 8 };
-        let pass = Pass::all(model, &buckets, dtype).unwrap().remove(0);
+        let precision = &precision.into();
+        let pass = Pass::all(model, &buckets, precision).unwrap().remove(0);
         let of_weight = pass.program.tensors.iter().filter(|t| t.life == Life::Weight);
+        let mut filler = weights.filler(precision);
         of_weight
             .map(|t| {
                 let mut bytes = vec![0xff; t.bytes() as usize];
-                weights.fill(t, &mut bytes).map(|()| (t.name.clone(), bytes))
+                filler.fill(t, &mut bytes).map(|()| (t.name.clone(), bytes))
             })
             .collect()
     }

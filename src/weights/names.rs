@@ -39,6 +39,16 @@ enum Order {
 }
 
 impl Rows {
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.of.iter().map(|n| n.shape[0]).sum()
+    }
+
+    /// Elements of each: of a vector its elements are rows of one.
+    pub fn columns(&self) -> u64 {
+        self.of.first().and_then(|n| n.shape.get(1)).copied().unwrap_or(1)
+    }
+
     /// The tensor and its row that row `at` is; `paired` where the rows of heads are stored in pairs.
     pub fn row(&self, at: u64, paired: bool) -> (usize, u64) {
         let rows = |i: usize| self.of[i].shape[0];

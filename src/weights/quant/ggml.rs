@@ -13,7 +13,7 @@ use half::f16;
 const K_BLOCK: u64 = 256;
 
 /// The scaled format of a block format, and the type of its scales; none of elements that are stored one by one.
-fn format_of(format: Format) -> Option<(ScaledFormat, Storage)> {
+pub(in crate::weights) fn format_of(format: Format) -> Option<(ScaledFormat, Storage)> {
     let (name, scale) = match format {
         Format::Plain(_) => return None,
         Format::Q8_0 => ("int8-g32", Storage::F16),

@@ -12,11 +12,13 @@ mod quantize;
 
 pub use awq::Awq;
 pub use compressed::{Compressed, CompressedTensors};
+pub(super) use ggml::format_of as ggml_format;
 pub use ggml::{from_ggml, to_ggml};
 pub use gptq::{Gptq, GptqTensors, Zeros};
 pub use quantize::{Method, quantize};
 
 use crate::problem::{CodeLayout, Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Storage, Zero};
+use rayon::prelude::*;
 
 /// Why the tensors of a weight are not what its format says.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -166,28 +168,28 @@ impl Packed {
     pub fn codes_in(&self, layout: CodeLayout) -> Option<Vec<u8>> {
         self.k.is_multiple_of(layout.unit(self.format.codes)).then(|| {
             let mut out = vec![0; self.codes.len()];
-            self.reordered(layout, |natural, place| {
-                put_code(&mut out, place, code(&self.codes, natural, self.bits()), self.bits())
-            });
+            self.codes_to(layout, &mut out);
             out
         })
+    }
+
+    /// Writes the codes of rows that are whole units in the order of a kernel.
+    pub(super) fn codes_to(&self, layout: CodeLayout, out: &mut [u8]) {
+        let to = places(layout, self.format.codes);
+        let mut from = vec![0; to.len()];
+        to.iter().zip(0..).for_each(|(to, natural)| from[usize::from(*to)] = natural);
+        moved(&self.codes, out, self.bits(), &from);
     }
 
     /// Puts codes that are in the order of a kernel back into their own.
     pub fn codes_of(&self, layout: CodeLayout, codes: &[u8]) -> Vec<u8> {
         let mut out = vec![0; self.codes.len()];
-        self.reordered(layout, |natural, place| {
-            put_code(&mut out, natural, code(codes, place, self.bits()), self.bits())
-        });
+        moved(codes, &mut out, self.bits(), &places(layout, self.format.codes));
         out
     }
 
     fn bits(&self) -> u64 {
         self.format.codes.bits()
-    }
-
-    fn reordered(&self, layout: CodeLayout, mut each: impl FnMut(u64, u64)) {
-        (0..self.n * self.k).for_each(|i| each(i, layout.place(self.format.codes, i)));
     }
 
     fn check(&self, name: &str) -> Result<(), QuantError> {
@@ -256,6 +258,33 @@ impl Packed {
             Zero::Min => code * scale + self.scale.value(&self.zeros, at) as f32,
         }
     }
+}
+
+/// Where among the codes of a unit each is stored, in their own order.
+fn places(layout: CodeLayout, codes: Storage) -> Vec<u8> {
+    (0..layout.unit(codes)).map(|i| layout.place(codes, i) as u8).collect()
+}
+
+/// Codes of whole units, each as many as `from` says where one comes from within its unit.
+fn moved(codes: &[u8], out: &mut [u8], bits: u64, from: &[u8]) {
+    const AT_ONCE: usize = 1 << 16;
+    if from.len() == 1 {
+        return out.copy_from_slice(codes);
+    }
+    let unit = from.len() * bits as usize / 8;
+    let parts = out.par_chunks_mut(unit * AT_ONCE).zip(codes.par_chunks(unit * AT_ONCE));
+    parts.for_each(|(out, codes)| {
+        for (out, codes) in out.chunks_exact_mut(unit).zip(codes.chunks_exact(unit)) {
+            match bits {
+                8 => out.iter_mut().zip(from).for_each(|(out, from)| *out = codes[usize::from(*from)]),
+                _ => {
+                    let one = |from: u8| codes[usize::from(from / 2)] >> (from % 2 * 4) & 15;
+                    let pairs = from.as_chunks::<2>().0;
+                    out.iter_mut().zip(pairs).for_each(|(out, [low, high])| *out = one(*low) | one(*high) << 4);
+                }
+            }
+        }
+    });
 }
 
 const SCALES: [Storage; 3] = [Storage::F32, Storage::F16, Storage::Bf16];
@@ -352,17 +381,6 @@ fn transposed(from: &[u8], rows: u64, cols: u64, each: usize) -> Vec<u8> {
         }
     }
     to
-}
-
-/// Code number `i` of 4 or 8 bits, the first of two in the low half of a byte.
-fn code(codes: &[u8], i: u64, bits: u64) -> u8 {
-    let byte = codes[(i * bits / 8) as usize];
-    if bits == 8 { byte } else { byte >> (i % 2 * 4) & 15 }
-}
-
-/// Writes it where nothing but zeros were.
-fn put_code(codes: &mut [u8], i: u64, code: u8, bits: u64) {
-    codes[(i * bits / 8) as usize] |= if bits == 8 { code } else { code << (i % 2 * 4) };
 }
 
 #[cfg(test)]

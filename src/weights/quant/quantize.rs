@@ -95,23 +95,76 @@ impl Quantizer {
         Fit { scale, zero, codes, error }
     }
 
-    fn best(&self, values: &[f32]) -> Fit {
-        let (scale, low) = self.whole(values);
-        let mut best = self.fit(values, scale, low);
-        if self.method == Method::AbsMax || best.error == 0.0 {
-            return best;
-        }
-        for share in SHARES {
-            let share = share as f32 / 100.0;
-            // With a least value the range shrinks towards its middle, which moves that value.
-            let low = low + scale * 7.5 * (1.0 - share);
-            let fit = self.fit(values, scale * share, low);
-            if fit.error < best.error {
-                best = fit;
+    /// The squared error of codes at a scale and a least value, as [`Quantizer::fit`] has it but for the order of sums: the same
+    /// rounding without a branch for each element, since a search looks at each dozens of times.
+    fn loss(&self, values: &[f32], scale: f32, low: f32) -> f64 {
+        let scale = self.scale.round(scale);
+        let over = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let (least, most) = self.ends();
+        let sum = |error: &dyn Fn(&[f32]) -> f32| values.chunks(64).map(|part| f64::from(error(part))).sum::<f64>();
+        match (self.format.codes, self.format.zero) {
+            (Storage::E4m3, _) => sum(&|part| squares(part, |v| rounded_e4m3((v * over).clamp(least, most)) * scale)),
+            (_, Zero::None) => sum(&|part| squares(part, |v| rounded(v * over).clamp(least, most) * scale)),
+            (_, Zero::Zero) => {
+                let zero = (-low * over).round().clamp(0.0, 15.0);
+                sum(&|part| squares(part, |v| (rounded(v * over + zero).clamp(least, most) - zero) * scale))
+            }
+            (_, Zero::Min) => {
+                let min = self.scale.round(low);
+                sum(&|part| squares(part, |v| rounded((v - min) * over).clamp(least, most) * scale + min))
             }
         }
-        best
     }
+
+    fn best(&self, values: &[f32]) -> Fit {
+        let (scale, low) = self.whole(values);
+        let whole = self.fit(values, scale, low);
+        if self.method == Method::AbsMax || whole.error == 0.0 {
+            return whole;
+        }
+        // With a least value the range shrinks towards its middle, which moves that value.
+        let shrunk = |share: u32| {
+            let share = share as f32 / 100.0;
+            (scale * share, low + scale * 7.5 * (1.0 - share))
+        };
+        let losses = SHARES.map(|share| {
+            let (scale, low) = shrunk(share);
+            (self.loss(values, scale, low), share)
+        });
+        let Some((_, share)) = losses.min_by(|a, b| a.0.total_cmp(&b.0)) else { return whole };
+        let (scale, low) = shrunk(share);
+        let found = self.fit(values, scale, low);
+        if found.error < whole.error { found } else { whole }
+    }
+}
+
+/// The sum of squared differences of values and what they become.
+#[inline(always)]
+fn squares(values: &[f32], becomes: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0.0f32; 8];
+    let (eights, rest) = values.as_chunks::<8>();
+    for eight in eights {
+        for (sum, v) in sums.iter_mut().zip(eight) {
+            *sum += (becomes(*v) - v) * (becomes(*v) - v);
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|v| (becomes(*v) - v) * (becomes(*v) - v)).sum::<f32>()
+}
+
+/// The nearest whole number, ties to even, of numbers below 2^22: what is added leaves no bit for a fraction.
+#[inline(always)]
+fn rounded(v: f32) -> f32 {
+    const NO_FRACTION: f32 = 12_582_912.0;
+    v + NO_FRACTION - NO_FRACTION
+}
+
+/// The nearest E4M3 value of numbers up to 448.
+#[inline(always)]
+fn rounded_e4m3(v: f32) -> f32 {
+    let bits = v.to_bits();
+    // Three bits of mantissa, ties to even; below 2^-6 steps of 2^-9.
+    let normal = f32::from_bits((bits + 0x7_ffff + (bits >> 20 & 1)) & !0xf_ffff);
+    if v.abs() < 1.0 / 64.0 { rounded(v * 512.0) / 512.0 } else { normal }
 }
 
 /// The weight w[n, k] of that name in a format with scales of that type.
@@ -238,6 +291,27 @@ mod tests {
                     assert!(other < 0.95 * one, "{format} {scale}: {other} {one}");
                 }
             }
+        }
+    }
+
+    /// What a search compares is what a fit has, but for sums in another order.
+    #[test]
+    fn a_loss_is_the_error_of_a_fit() {
+        for format in ScaledFormat::all() {
+            let quantizer = Quantizer { format, scale: Storage::F16, method: Method::Search };
+            let mut values = weights(5, 203);
+            values.extend([0.0, -0.0, 1e-9, 1e-3, -2e-3]);
+            let (scale, low) = quantizer.whole(&values);
+            for share in [0.4, 0.73, 1.0, 1.05] {
+                let (error, loss) =
+                    (quantizer.fit(&values, scale * share, low).error, quantizer.loss(&values, scale * share, low));
+                assert!((error - loss).abs() <= 1e-4 * error + 1e-12, "{format} {share}: {error} {loss}");
+            }
+        }
+        for v in
+            (0..0x7fu8).map(|b| Storage::E4m3.value(&[b], 0) as f32).flat_map(|v| [v, -v, v * 1.03, v * 1.061, v * 0.9])
+        {
+            assert_eq!(rounded_e4m3(v.clamp(-448.0, 448.0)), Storage::E4m3.round(v), "{v}");
         }
     }
 

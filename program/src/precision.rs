@@ -1,0 +1,83 @@
+//! `--dtype` and `--weights`: what a model is computed in.
+
+use super::CliError;
+use jitune::device::Target;
+use jitune::model::{Model, Precision, WeightFormat};
+use jitune::problem::{Dtype, ScaledFormat};
+
+/// What the weights are stored as on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stored {
+    /// As the model's files have them.
+    #[default]
+    AsTheyAre,
+    /// In the dtype.
+    Plain,
+    /// Linear layers in a scaled format, quantised as they are loaded where the files have them not; all else in the dtype.
+    In(ScaledFormat),
+}
+
+/// Reads `--weights`.
+pub fn stored(text: &str) -> Result<Stored, String> {
+    match text {
+        "stored" => Ok(Stored::AsTheyAre),
+        "plain" => Ok(Stored::Plain),
+        _ => ScaledFormat::parse(text)
+            .map(Stored::In)
+            .ok_or_else(|| format!("it is stored, plain, or one of {}", ScaledFormat::names())),
+    }
+}
+
+/// The dtype, or the target's usual one.
+pub fn dtype_of(asked: Option<Dtype>, target: Target) -> Dtype {
+    asked.unwrap_or(if target == Target::Cuda { Dtype::Bf16 } else { Dtype::F32 })
+}
+
+impl Stored {
+    /// The precision of a model, whose files say what they have by `files`.
+    pub fn precision(
+        self,
+        dtype: Dtype,
+        target: Target,
+        files: impl FnOnce() -> Result<(Precision, Vec<String>), CliError>,
+    ) -> Result<(Precision, Vec<String>), CliError> {
+        let plain = matches!(dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32);
+        match self {
+            Stored::In(format) if !plain => {
+                Err(CliError::Usage(format!("--weights {format}: --dtype is bf16, f16 or f32 then, not {dtype}")))
+            }
+            Stored::In(format) => {
+                Ok((Precision::linear(dtype, WeightFormat::usual(format, dtype), target), Vec::new()))
+            }
+            Stored::AsTheyAre if plain => files(),
+            Stored::AsTheyAre | Stored::Plain => Ok((dtype.into(), Vec::new())),
+        }
+    }
+
+    /// The precision of a model that is looked up by name: a preset has no files.
+    pub fn of_named(
+        self,
+        name: &str,
+        model: &Model,
+        dtype: Dtype,
+        target: Target,
+    ) -> Result<(Precision, Vec<String>), CliError> {
+        self.precision(dtype, target, || files(name, model, dtype, target))
+    }
+}
+
+#[cfg(feature = "engine")]
+fn files(name: &str, model: &Model, dtype: Dtype, target: Target) -> Result<(Precision, Vec<String>), CliError> {
+    let place = Model::place(name);
+    // A folder of plain weights may lack them: their types change no plan.
+    if Model::preset(name).is_some() || !place.is_file() {
+        return Ok((dtype.into(), Vec::new()));
+    }
+    let (weights, _) = jitune::weights::Weights::open(&place, model).map_err(super::weights::not_usable)?;
+    Ok(weights.precision(dtype, target))
+}
+
+#[cfg(not(feature = "engine"))]
+fn files(_: &str, _: &Model, dtype: Dtype, _: Target) -> Result<(Precision, Vec<String>), CliError> {
+    Ok((dtype.into(), Vec::new()))
+}

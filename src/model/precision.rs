@@ -1,0 +1,109 @@
+//! What the tensors of a model are stored as: one dtype, and scaled formats of weights that have one.
+
+use crate::device::Target;
+use crate::problem::{CodeLayout, Dtype, ScaledFormat, Scaling, Storage, Types};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// A scaled format of a weight, with the type of its scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightFormat {
+    /// The format.
+    pub format: ScaledFormat,
+    /// The type of scales and minima: f32, f16 or bf16.
+    pub scale: Storage,
+}
+
+impl WeightFormat {
+    /// The format with the scales that it usually has beside results of `dtype`.
+    pub fn usual(format: ScaledFormat, dtype: Dtype) -> WeightFormat {
+        WeightFormat { format, scale: format.per.usual_scale(Types::from(dtype).y) }
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} scale={}", self.format, self.scale)
+    }
+}
+
+/// What the tensors of a model are stored as.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Precision {
+    /// The type of activations and the cache, of norms and biases, and of weights without a format.
+    pub dtype: Dtype,
+    /// The format of all linear layers; the embedding and the head have none.
+    linear: Option<WeightFormat>,
+    /// Those of weights by their names in programs.
+    named: Arc<BTreeMap<String, WeightFormat>>,
+    target: Target,
+}
+
+impl From<Dtype> for Precision {
+    fn from(dtype: Dtype) -> Precision {
+        Precision { dtype, linear: None, named: Arc::default(), target: Target::Cpu }
+    }
+}
+
+impl From<&Precision> for Precision {
+    fn from(precision: &Precision) -> Precision {
+        precision.clone()
+    }
+}
+
+/// How the scales of a program's weight are called, after its name, and its zero points or minima.
+pub(crate) const SCALES: &str = ".scales";
+pub(crate) const ZEROS: &str = ".zeros";
+
+impl Precision {
+    /// All linear layers in one format, with codes in the order that the kernels of `target` take; the embedding and the head in `dtype`.
+    pub fn linear(dtype: Dtype, format: WeightFormat, target: Target) -> Precision {
+        Precision { linear: Some(format), target, ..dtype.into() }
+    }
+
+    /// The weights of these names in programs (`layers.0.qkv`) in these formats, all else in `dtype`.
+    pub fn named(dtype: Dtype, formats: BTreeMap<String, WeightFormat>, target: Target) -> Precision {
+        Precision { named: Arc::new(formats), target, ..dtype.into() }
+    }
+
+    /// The format of the weight of that name in programs.
+    pub fn format(&self, name: &str) -> Option<WeightFormat> {
+        let linear = || self.linear.filter(|_| name.starts_with("layers."));
+        self.named.get(name).copied().or_else(linear)
+    }
+
+    /// Whether any weight has one.
+    pub fn is_scaled(&self) -> bool {
+        self.linear.is_some() || !self.named.is_empty()
+    }
+
+    /// The types of a problem over the weight of that name, whose rows have `k` elements.
+    pub fn types(&self, name: &str, k: i64) -> Types {
+        let plain = Types::from(self.dtype);
+        let Some(WeightFormat { format, scale }) = self.format(name) else { return plain };
+        let fits = |layout: CodeLayout| k % layout.unit(format.codes) as i64 == 0;
+        let layout = match self.target {
+            Target::Cuda if fits(CodeLayout::Quads) => CodeLayout::Quads,
+            _ => CodeLayout::Rows,
+        };
+        Types {
+            w: format.codes,
+            scaling: Some(Scaling { per: format.per, storage: scale, zero: format.zero, layout }),
+            ..plain
+        }
+    }
+}
+
+/// `bf16`, `bf16 with weights in int4-g128`, or how many weights are in which format.
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.dtype)?;
+        if let Some(linear) = self.linear {
+            write!(f, ", linear layers in {linear}")?;
+        }
+        let mut counts: BTreeMap<WeightFormat, usize> = BTreeMap::new();
+        self.named.values().for_each(|format| *counts.entry(*format).or_default() += 1);
+        counts.iter().try_for_each(|(format, count)| write!(f, ", {count} weights in {format}"))
+    }
+}
