@@ -17,6 +17,7 @@ mod qkv;
 mod reference;
 mod sample;
 mod scaled;
+mod scaled_x;
 mod tensor;
 mod text;
 mod types;
@@ -35,6 +36,7 @@ pub(crate) use sample::weight as sampled_weight;
 pub(crate) use sample::{MOST_TOP, SETTINGS};
 pub(crate) use scaled::row as row_of_weights;
 pub use scaled::{CodeLayout, Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Zero};
+pub use scaled_x::XFormat;
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
 #[cfg(feature = "engine")]
