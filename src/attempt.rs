@@ -248,6 +248,30 @@ mod tests {
         }
     }
 
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn blocked_products_of_every_scaled_format_are_right() {
+        let library = Library::built_in().unwrap();
+        let products = [
+            "matmul m=33 n=131 k=1030 epilogue=bias_residual dtype=bf16",
+            "matmul m=9 n=130 k=300 epilogue=bias_swiglu dtype=f32",
+            "qkv m=19 k=262 heads=3 kv_heads=1 head_dim=10 page=3 bias=1 dtype=f16 | padding=some",
+            "qkv m=49 k=640 heads=2 kv_heads=2 head_dim=10 page=3 qk_norm=1 dtype=f32 | padding=some",
+            "matmul m=128 n=96 k=1024 dtype=f32",
+            "matmul m=4 n=1 k=2 dtype=f32",
+        ];
+        for (i, format) in ScaledFormat::all().enumerate() {
+            let (head, rest) = products[i % 6].split_once('|').unwrap_or((products[i % 6], ""));
+            let scale = ["", " scale=f32", " scale=f16", " scale=bf16"][i / 3 % 4];
+            let problem = format!("{head} w={format}{scale} | {rest}");
+            assert_eq!(wrong(&library, Some("cpu_gemm_quant"), &problem), None, "{problem}");
+        }
+        for format in ScaledFormat::all() {
+            let problem = format!("matmul m=17 n=35 k=298 dtype=f32 w={format}");
+            assert_eq!(wrong(&library, Some("cpu_gemm_quant"), &problem), None, "{problem}");
+        }
+    }
+
     /// The smallest faults that code for such weights may have are no rounding, even in bf16: one group of 256 of a row, or one byte.
     #[test]
     fn planted_faults_of_scaled_weights_are_caught() {

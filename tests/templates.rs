@@ -22,6 +22,7 @@ const EXTRA: &[&str] = &[
     "matmul m=5 n=2000 k=2048 dtype=f16 epilogue=bias_residual w=int4z-g64",
     "matmul m=1 n=8192 k=2048 dtype=f32 w=int4-g128",
     "matmul m=300 n=1001 k=77 dtype=bf16 epilogue=bias w=e4m3-b128",
+    "matmul m=300 n=1000 k=576 dtype=f32 epilogue=bias_residual w=int4m-g32",
     "qkv m=4 k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16 w=int8-row",
     "matmul m=300 n=2048 k=2048 dtype=f16 epilogue=bias_residual",
     "qkv m=129 k=2048 heads=32 kv_heads=8 head_dim=64 bias=1 dtype=f16 | pages=8",

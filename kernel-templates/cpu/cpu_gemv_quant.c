@@ -14,12 +14,7 @@
 #include "vmath.h"
 #include "epilogue.h"
 #include "qk_norm.h"
-#if defined(__AVX512F__) && SIMD == 64
-#define AVX512 1
-#include <immintrin.h>
-#elif defined(__F16C__) && SIMD == 32
-#include <immintrin.h>
-#endif
+#include "codes.h"
 
 #define CHUNK (8 * VL)
 #define CHUNKS ((K + CHUNK - 1) / CHUNK)
@@ -62,11 +57,6 @@ typedef struct {
 #define X_STRIDE (KP + KP / 8) // the sums of each lane's eight elements stand behind a token's x
 #else
 #define X_STRIDE KP
-#endif
-#if DTYPE_W_INT4
-#define CODE_BYTES(k) ((k) / 2)
-#else
-#define CODE_BYTES(k) (k)
 #endif
 #define CHUNK_BYTES CODE_BYTES(CHUNK)
 _Static_assert(ROWS % R == 0 && ROWS % 2 == 0, "whole groups of rows");
@@ -133,7 +123,7 @@ INLINE void row_scales(float *s, float *a, const scale_elem *scales, const zero_
   long at = row * RUNS;
 #endif
 #if DTYPE_W_E4M3
-  const float unit = 256; // of 2^-8, which an e4m3 is short of as an f16 of the same bits
+  const float unit = FLOAT_UNIT;
 #else
   const float unit = 1;
 #endif
@@ -179,9 +169,6 @@ INLINE vf lanes_of(const float *s, long c) {
 #endif
 
 // ---- codes ---------------------------------------------------------------------------------------------------------
-typedef uint32_t vu_any __attribute__((vector_size(SIMD), aligned(1), may_alias));
-typedef int8_t vb_any __attribute__((vector_size(VL), aligned(1), may_alias));
-
 // A row's last chunk, whole: what lies behind the row is not read, nor used.
 INLINE const uint8_t *last_chunk(uint8_t *buffer, const uint8_t *codes) {
   memset(buffer, 0, CHUNK_BYTES);
@@ -292,35 +279,6 @@ INLINE void add_chunk(vf acc[R][T], const uint8_t *const codes[R], const float *
 #else
 #define TOGETHER (GROUP / VL)
 #endif
-
-INLINE vf floats_of(const uint8_t *codes) {
-#if DTYPE_W_INT8
-#if AVX512
-  return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)codes)));
-#elif defined(__AVX2__) && SIMD == 32
-  return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)codes)));
-#else
-  return __builtin_convertvector(*(const vb_any *)codes, vf);
-#endif
-#else
-  // As an f16 of the same bits, which counts exponents from 8 less.
-#if AVX512
-  __m256i u = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)codes));
-  u = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0x80)), 8),
-                      _mm256_slli_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0x7f)), 7));
-  return (vf)_mm512_cvtph_ps(u);
-#elif defined(__F16C__) && SIMD == 32
-  __m128i u = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)codes));
-  u = _mm_or_si128(_mm_slli_epi16(_mm_and_si128(u, _mm_set1_epi16(0x80)), 8),
-                   _mm_slli_epi16(_mm_and_si128(u, _mm_set1_epi16(0x7f)), 7));
-  return (vf)_mm256_cvtph_ps(u);
-#else
-  vf v;
-  UNROLL for (int i = 0; i < VL; i++) v[i] = e4m3_to_f32(codes[i]) * (1.0f / 256.0f);
-  return v;
-#endif
-#endif
-}
 
 INLINE void add_chunk(vf acc[R][T], const uint8_t *const codes[R], const float *x, const float *s, const float *a, long c,
                       const int rows, const int tokens) {

@@ -1,0 +1,102 @@
+// y = epilogue(x . w^T) for many tokens and weights of codes and scales: `cpu_gemm`, whose copied group of rows of w is made
+// of codes. They become f32, each rounded once, next to the L1, where every panel of the tile meets them; all else is that
+// template's (gemm_block.h, gemm_end.h).
+#include "scaled.h"
+#include "shuffle.h"
+#include "vmath.h"
+#include "transpose.h"
+#include "epilogue.h"
+#include "qk_norm.h"
+#include "codes.h"
+
+#define COPY 1
+#include "gemm_block.h"
+
+#if W_SCALE_GROUP || W_SCALE_BLOCK
+#define GROUP W_GROUP
+#define RUN (GROUP < KC ? GROUP : KC) // codes of a block that share a scale
+#else
+#define GROUP K
+#define RUN KC
+#endif
+#define RUNS ((K + GROUP - 1) / GROUP) // scales of a row
+#define LINES ((CODE_BYTES(KC) + 63) / 64) // lines of a row's codes in a block
+
+typedef struct {
+  const uint8_t *codes;
+  const scale_elem *scales;
+  const zero_elem *zeros;
+} weights_t;
+
+// `n` codes from element `at` on as f32; they share a scale.
+INLINE void values(float *to, const uint8_t *codes, long at, long n, worth_t v) {
+  long i = 0;
+#if DTYPE_W_INT4
+  const uint8_t *from = codes + at / 2;
+#if AVX512
+  // The low four bits of a lane choose its value.
+  const vf table = ((vf)IOTA - v.zero) * v.scale + v.min;
+  const vu shifts = {0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
+  for (; i + VL <= n; i += VL) {
+    uint32_t words[2];
+    memcpy(words, from + i / 2, 8);
+    __m512i u = _mm512_mask_set1_epi32(_mm512_set1_epi32((int)words[0]), 0xff00, (int)words[1]);
+    store_f32(to + i, (vf)_mm512_permutexvar_ps(_mm512_srlv_epi32(u, (__m512i)shifts), (__m512)table));
+  }
+#else
+  const vu shifts = (vu)((vi)IOTA * 4);
+  for (; i + VL <= n; i += VL) {
+    uint32_t word = 0;
+    memcpy(&word, from + i / 2, VL / 2);
+    vf code = __builtin_convertvector((vi)(((vu){0} + word) >> shifts & 15), vf);
+    store_f32(to + i, (code - v.zero) * v.scale + v.min);
+  }
+#endif
+#else
+  for (; i + VL <= n; i += VL) store_f32(to + i, floats_of(codes + at + i) * (v.scale * FLOAT_UNIT));
+#endif
+  for (; i < n; i++) to[i] = (get_code((const code_t *)codes, at + i) - v.zero) * v.scale + v.min;
+}
+
+// `n` elements of a row from column `k0` on, which begins a block; the tail up to `padded` becomes zero.
+INLINE void dequantise(float *to, const weights_t *w, long row, long k0, long n, long padded) {
+  for (long k = 0; k < n; k += RUN) {
+    worth_t v = worth_of(w->scales, w->zeros, row, (k0 + k) / GROUP, RUNS);
+    if (k + RUN <= n) values(to + k, w->codes, row * K + k0 + k, RUN, v);
+    else values(to + k, w->codes, row * K + k0 + k, n - k, v);
+  }
+  for (long k = n; k < padded; k++) to[k] = 0;
+}
+
+// Task: a tile; tiles of the same rows of w are neighbours, so that w is read from memory once.
+void cpu_gemm_quant(const jt_arg *args, long task, long tasks) {
+  const float *packed = args[0].p;
+  const weights_t w = {args[1].p, args[2].p, args[3].p};
+  long m = args[4].i, mpad = align_l(m, PW), tiles_m = cdiv_l(m, TILE_M);
+  epilogue_t e = epilogue_args(args + 5);
+  long m0 = task % tiles_m * TILE_M, n0 = task / tiles_m * TILE_N;
+  long mt = min_l(TILE_M, m - m0), nt = min_l(TILE_N, N - n0), panels = cdiv_l(mt, PW);
+  float sums[(TILE_N + TB) * LDS] __attribute__((aligned(64)));
+  float group[MR * LDW] __attribute__((aligned(64)));
+  (void)tasks;
+
+  for (long k0 = 0; k0 < K; k0 += KC) {
+    long kc = min_l(KC, KPAD - k0);
+    const float *x = packed + k0 * mpad + m0 * kc;
+    for (long n = 0; n < nt; n += MR) {
+      for (long i = 0; i < MR; i++)
+        dequantise(group + i * LDW, &w, n0 + n + i, k0, n + i < nt ? min_l(KC, K - k0) : 0, kc);
+      // The group after this one is fetched while this one computes, a share of its lines with every panel.
+      long next = n + MR < nt ? (n0 + n + MR) * K + k0 : n0 * K + k0 + KC;
+      long lines = n + 2 * MR <= nt || (n + MR >= nt && k0 + 2 * KC <= K) ? MR * LINES : 0;
+      for (long p = 0; p < panels; p++) {
+        for (long l = lines * p / panels, end = lines * (p + 1) / panels; l < end; l++)
+          __builtin_prefetch(w.codes + CODE_BYTES(next + l / LINES * K) + l % LINES * 64, 0, 2);
+        float *s = sums + n * LDS + p * PW;
+        (mt - p * PW > VL ? block_full : block_one)(s, group, x + p * PW * kc, kc, k0 == 0);
+      }
+    }
+  }
+
+#include "gemm_end.h"
+}
