@@ -456,7 +456,7 @@ fn launch(kernel: &Bound, behind: bool, stream: &Stream) -> Result<(), BackendEr
 
 /// What puts so many words in the place of a pass's tables, of which the first are ids that may ask for tokens of so many rows.
 fn advance(words: i64, ids: i64, rows: i64, pass: &Pass) -> Result<Problem, EngineError> {
-    let types = pass.program.steps.first().map_or(Dtype::F32.into(), |step| step.problem.types());
+    let types = pass.program.steps.first().map_or(Dtype::F32.into(), |step| step.problem.types().unscaled());
     let problem = Problem::advance(words, ids, rows).types(types).build();
     Ok(problem.map_err(ModelError::Problem)?)
 }

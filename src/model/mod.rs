@@ -21,8 +21,9 @@ pub use pass::{Cache, Pass, Shape, Tail};
 #[cfg(feature = "engine")]
 pub(crate) use plan::LEAST_CONTEXT;
 pub use plan::{Buckets, Call, Phase, Plan};
+#[cfg(feature = "engine")]
+pub(crate) use precision::{LINEAR, SCALES, ZEROS};
 pub use precision::{Precision, WeightFormat};
-pub(crate) use precision::{SCALES, ZEROS};
 pub use rope::{Rope, Scaling};
 
 use crate::problem::Dtype;

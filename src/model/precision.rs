@@ -52,6 +52,9 @@ impl From<&Precision> for Precision {
     }
 }
 
+/// The linear layers of a layer, as programs name their weights.
+pub(crate) const LINEAR: [&str; 4] = ["qkv", "o", "gate_up", "down"];
+
 /// How the scales of a program's weight are called, after its name, and its zero points or minima.
 pub(crate) const SCALES: &str = ".scales";
 pub(crate) const ZEROS: &str = ".zeros";
@@ -69,7 +72,8 @@ impl Precision {
 
     /// The format of the weight of that name in programs.
     pub fn format(&self, name: &str) -> Option<WeightFormat> {
-        let linear = || self.linear.filter(|_| name.starts_with("layers."));
+        let of_layer = || name.strip_prefix("layers.")?.split_once('.').map(|(_, part)| part);
+        let linear = || self.linear.filter(|_| of_layer().is_some_and(|part| LINEAR.contains(&part)));
         self.named.get(name).copied().or_else(linear)
     }
 

@@ -4,7 +4,7 @@ use super::names::{Rows, Source, source};
 use super::quant::{Method, Packed, QuantError, from_ggml, ggml_format, quantize};
 use super::{Format, Stored, Unpacked, Weights, WeightsError, put};
 use crate::device::Target;
-use crate::model::{Precision, SCALES, WeightFormat, ZEROS};
+use crate::model::{LINEAR, Precision, SCALES, WeightFormat, ZEROS};
 use crate::problem::{CodeLayout, Dtype, Storage};
 use crate::program::Named;
 use rayon::prelude::*;
@@ -61,7 +61,7 @@ impl Weights {
     /// are of several tensors in several formats, and become plain.
     pub fn formats(&self) -> (BTreeMap<String, WeightFormat>, Vec<String>) {
         let (mut formats, mut mixed) = (BTreeMap::new(), Vec::new());
-        let of_layer = |layer| ["qkv", "o", "gate_up", "down"].map(|part| format!("layers.{layer}.{part}"));
+        let of_layer = |layer| LINEAR.map(|part| format!("layers.{layer}.{part}"));
         let layers = (0..self.model.layers).flat_map(of_layer);
         for name in ["embed_tokens", "lm_head"].map(String::from).into_iter().chain(layers) {
             let Some(Source::Rows(rows)) = source(&self.model, &name) else { continue };
