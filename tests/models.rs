@@ -2,7 +2,7 @@
 
 #![cfg(feature = "tuner")]
 
-use jitune::model::{Buckets, Family, Model, ModelError, Plan, Rope, Scaling};
+use jitune::model::{Buckets, Family, Model, ModelError, Plan, QuantLayout, Quantization, Rope, Scaling};
 use jitune::problem::Dtype;
 use std::path::PathBuf;
 
@@ -32,6 +32,18 @@ fn planned_as_what_they_are() {
         ("mistral-7b-v0.3", preset("mistral-7b-v0.3")),
         ("mistral-no-kv-heads", preset("mistral-7b-v0.1")),
         ("qwen2.5-7b", preset("qwen2.5-7b")),
+        (
+            "qwen2.5-7b-awq",
+            Model {
+                dtype: Some(Dtype::F16),
+                quantization: Some(Quantization {
+                    layout: QuantLayout::Awq,
+                    format: "int4z-g128".into(),
+                    plain: Vec::new(),
+                }),
+                ..preset("qwen2.5-7b")
+            },
+        ),
         ("qwen2-window", Model { sliding_window: Some(4096), ..preset("qwen2.5-7b") }),
         ("qwen2-window-never-used", preset("qwen2.5-7b")),
         ("qwen3-4b", preset("qwen3-4b")),
@@ -53,8 +65,7 @@ fn refused_by_name() {
         ("llama-embedding", &["architectures", "'LlamaModel'"]),
         ("e5-mistral-7b", &["architectures", "'MistralModel'"]),
         ("gte-qwen2", &["is_causal = false"]),
-        ("llama-fp8", &["quantization_config", "compressed-tensors"]),
-        ("qwen2.5-7b-awq", &["quantization_config", "awq"]),
+        ("llama-fp8", &["quantization_config", "input_activations", "compressed-tensors"]),
         ("bitnet-b1.58-large", &["architectures", "'BitnetForCausalLM'"]),
         ("bitnet-as-llama", &["input_bits = 8, weight_bits = 1 are not supported"]),
         ("gemma-2-2b", &["architectures", "'Gemma2ForCausalLM'"]),

@@ -70,7 +70,8 @@ impl Stored {
 fn files(name: &str, model: &Model, dtype: Dtype, target: Target) -> Result<(Precision, Vec<String>), CliError> {
     let place = Model::place(name);
     // A folder of plain weights may lack them: their types change no plan.
-    if Model::preset(name).is_some() || !place.is_file() {
+    let plain = !place.is_file() && model.quantization.is_none();
+    if Model::preset(name).is_some() || plain {
         return Ok((dtype.into(), Vec::new()));
     }
     let (weights, _) = jitune::weights::Weights::open(&place, model).map_err(super::weights::not_usable)?;

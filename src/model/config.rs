@@ -3,7 +3,7 @@
 //! A key that is left out means what it means to the model's class in transformers. What transformers passes over in
 //! silence is named in a note, so that nobody believes it was read.
 
-use super::{Family, Model, ModelError, Rope, Scaling};
+use super::{Family, Model, ModelError, Quantization, Rope, Scaling};
 use crate::problem::Dtype;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -156,6 +156,11 @@ fn model(name: &str, text: &str) -> Result<(Model, Vec<String>), String> {
         sliding_window: sliding_window(&mut keys, family, layers)?,
         max_position_embeddings: keys.size("max_position_embeddings")?.unwrap_or(defaults),
         dtype: dtype(&mut keys)?,
+        quantization: keys
+            .take("quantization_config")
+            .filter(|q| *q != Value::Bool(false))
+            .map(|q| Quantization::read(&q))
+            .transpose()?,
     };
     let unknown = rest(keys)?;
     if !unknown.is_empty() {
@@ -385,7 +390,6 @@ fn neutral(key: &str, value: &Value) -> Option<bool> {
 /// Keys that change the computation unless they are null or false.
 const OFF: &[&str] = &[
     // Weights that are not stored as they are.
-    "quantization_config",
     "quantization",
     "compression_config",
     "weight_bits",

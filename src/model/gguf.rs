@@ -86,6 +86,7 @@ pub(super) fn read(name: &str, header: &Header, factors: Option<Vec<f64>>) -> Re
         sliding_window: None,
         max_position_embeddings: size("context_length")?.unwrap_or(2048),
         dtype: None,
+        quantization: None,
     })
 }
 

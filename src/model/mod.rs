@@ -13,6 +13,7 @@ mod pass;
 mod plan;
 mod precision;
 mod presets;
+mod quantized;
 mod rope;
 
 #[cfg(feature = "engine")]
@@ -24,6 +25,7 @@ pub use plan::{Buckets, Call, Phase, Plan};
 #[cfg(feature = "engine")]
 pub(crate) use precision::{LINEAR, SCALES, ZEROS};
 pub use precision::{Precision, WeightFormat};
+pub use quantized::{QuantLayout, Quantization};
 pub use rope::{Rope, Scaling};
 
 use crate::problem::Dtype;
@@ -150,6 +152,9 @@ pub struct Model {
     pub max_position_embeddings: i64,
     /// The type in which its weights are stored, where the configuration says so.
     pub dtype: Option<Dtype>,
+    /// How its linear layers are quantised, where the configuration says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<Quantization>,
 }
 
 impl Model {

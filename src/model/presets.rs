@@ -28,6 +28,7 @@ const fn llama(shape: Shape, rope: Rope, tied: bool, max_positions: i64) -> Mode
         sliding_window: None,
         max_position_embeddings: max_positions,
         dtype: Some(Dtype::Bf16),
+        quantization: None,
     }
 }
 

@@ -3,13 +3,14 @@
 use super::WeightsError;
 use super::blocks::Format;
 use super::names::{Natural, of_gguf};
+use super::quantized::parts;
 use crate::backend::mapped::Mapped;
 use crate::gguf;
 use crate::model::Model;
 use crate::problem::Storage;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The file of a checkpoint that lies in one.
@@ -145,25 +146,48 @@ impl Checkpoint {
         Ok(Stored { format, shape: &place.shape, bytes: &self.files[place.file].1[place.start..place.end] })
     }
 
+    /// The shape and the bytes of a tensor of whatever type.
+    pub(super) fn raw(&self, name: &str) -> Option<(&[u64], &[u8])> {
+        let place = self.tensors.get(name)?;
+        Some((&place.shape, &self.files[place.file].1[place.start..place.end]))
+    }
+
     /// Whether it holds what the model needs, each tensor in its shape, and nothing that the model has no place for. What
     /// is passed over without changing what is computed is named.
     pub(super) fn check(&self, model: &Model, natural: &[Natural]) -> Result<Vec<String>, WeightsError> {
-        let missing: Vec<String> =
-            natural.iter().map(|n| &n.name).filter(|name| !self.tensors.contains_key(*name)).cloned().collect();
+        // What a weight is stored as: itself, or the parts of a quantised one.
+        let module = |n: &Natural| {
+            let q = model.quantization.as_ref()?;
+            q.module(&n.name).map(|module| (module.to_string(), q))
+        };
+        let named = |n: &Natural, optional: bool| match module(n) {
+            None if optional => Vec::new(),
+            None => vec![n.name.clone()],
+            Some((module, q)) => {
+                let (needed, more) = parts(q);
+                if optional { more } else { needed }.iter().map(|part| format!("{module}.{part}")).collect()
+            }
+        };
+        let needed: Vec<String> = natural.iter().flat_map(|n| named(n, false)).collect();
+        let missing: Vec<String> = needed.iter().filter(|name| !self.tensors.contains_key(*name)).cloned().collect();
         if !missing.is_empty() {
             return Err(WeightsError::Missing { names: missing });
         }
         for n in natural {
+            if let Some((module, q)) = module(n) {
+                self.check_shape(&module, q, n)?;
+                continue;
+            }
             let found = self.get(&n.name)?;
             if found.shape != n.shape {
                 let (name, found, wanted) = (n.name.clone(), found.shape.to_vec(), n.shape.clone());
                 return Err(WeightsError::Shape { name, found, wanted });
             }
         }
-        let known: std::collections::BTreeSet<&str> = natural.iter().map(|n| n.name.as_str()).collect();
+        let known: BTreeSet<String> = needed.into_iter().chain(natural.iter().flat_map(|n| named(n, true))).collect();
         let mut notes = Vec::new();
         let mut left = Vec::new();
-        for name in self.tensors.keys().filter(|name| !known.contains(name.as_str())) {
+        for name in self.tensors.keys().filter(|name| !known.contains(*name)) {
             // Tables of older transformers, which follow from the configuration; and a head that the configuration ties.
             let follows = name.ends_with(".rotary_emb.inv_freq") || name == ROPE_FACTORS;
             let tied = name == "lm_head.weight" && model.tie_word_embeddings;

@@ -1,8 +1,8 @@
 //! Tensors of programs made of a checkpoint's: rows in the order of a layout, in the type or the scaled format that a precision says.
 
-use super::names::{Rows, Source, source};
-use super::quant::{Method, Packed, QuantError, from_ggml, ggml_format, quantize};
-use super::{Format, Stored, Unpacked, Weights, WeightsError, put};
+use super::names::{Natural, Rows, Source, source};
+use super::quant::{Method, Packed, QuantError, from_ggml, quantize};
+use super::{Stored, Unpacked, Weights, WeightsError, finite, put};
 use crate::device::Target;
 use crate::model::{LINEAR, Precision, SCALES, WeightFormat, ZEROS};
 use crate::problem::{CodeLayout, Dtype, Storage};
@@ -65,11 +65,10 @@ impl Weights {
         let layers = (0..self.model.layers).flat_map(of_layer);
         for name in ["embed_tokens", "lm_head"].map(String::from).into_iter().chain(layers) {
             let Some(Source::Rows(rows)) = source(&self.model, &name) else { continue };
-            let found: Vec<Option<WeightFormat>> = rows.of.iter().map(|n| self.format(&n.name)).collect();
-            match found.first().copied().flatten() {
-                Some(format) if found.iter().all(|f| *f == Some(format)) => drop(formats.insert(name, format)),
-                _ if found.iter().any(Option::is_some) => mixed.push(name),
-                _ => {}
+            match self.format_of(&rows) {
+                Some(format) => drop(formats.insert(name, format)),
+                None if rows.of.iter().any(|n| self.format(&n.name).is_some()) => mixed.push(name),
+                None => {}
             }
         }
         let said = |first: &String| {
@@ -87,30 +86,15 @@ impl Weights {
         (Precision::named(dtype, formats, target), notes)
     }
 
-    /// The format of a tensor of the checkpoint.
-    fn format(&self, name: &str) -> Option<WeightFormat> {
-        let (format, scale) = ggml_format(self.checkpoint.get(name).ok()?.format)?;
-        Some(WeightFormat { format, scale })
-    }
-
     /// A weight of the programs in a format: bit by bit where the checkpoint has it so, else quantised.
     fn packed(&self, name: &str, wanted: WeightFormat) -> Result<Packed, WeightsError> {
         let rows = self.rows(name)?;
         let shape = [rows.count(), rows.columns()];
         let bad = |e: QuantError| WeightsError::Quantised { why: e.to_string() };
-        let formats = rows
-            .of
-            .iter()
-            .map(|n| Ok(self.checkpoint.get(&n.name)?.format))
-            .collect::<Result<Vec<_>, WeightsError>>()?;
-        let format = formats[0];
-        if formats.iter().all(|f| *f == format) && ggml_format(format) == Some((wanted.format, wanted.scale)) {
-            let mut blocks = vec![0; (shape[0] * format.bytes(shape[1]).unwrap_or(0)) as usize];
-            self.each_row(&rows, &mut blocks, |row, out| {
-                out.copy_from_slice(row.bytes);
-                Ok(())
-            })?;
-            return from_ggml(name, format, shape, &blocks).map_err(bad);
+        if self.format_of(&rows) == Some(wanted) {
+            if let Some(packed) = self.as_stored(name, &rows)? {
+                return Ok(packed);
+            }
         }
         let mut bytes = vec![0; (shape[0] * shape[1] * 4) as usize];
         self.each_row(&rows, &mut bytes, |row, out| row.put(Storage::F32, out))?;
@@ -118,6 +102,27 @@ impl Weights {
             bytes.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         drop(bytes);
         quantize(name, &values, shape, (wanted.format, wanted.scale), METHOD).map_err(bad)
+    }
+
+    /// A weight of the programs as the checkpoint has it, in the order of its rows.
+    fn as_stored(&self, name: &str, rows: &Rows) -> Result<Option<Packed>, WeightsError> {
+        let (shape, paired) = ([rows.count(), rows.columns()], self.checkpoint.is_paired());
+        let mut parts = Vec::new();
+        for n in &rows.of {
+            parts.extend(self.quantised(n)?);
+        }
+        if parts.len() == rows.of.len() {
+            let alone = parts.len() == 1 && rows.in_order();
+            return Ok(if alone { parts.pop() } else { Packed::of_rows(&parts, shape[0], |at| rows.row(at, paired)) });
+        }
+        let format = self.checkpoint.get(&rows.of[0].name)?.format;
+        let mut blocks = vec![0; (shape[0] * format.bytes(shape[1]).unwrap_or(0)) as usize];
+        self.each_row(rows, &mut blocks, |row, out| {
+            out.copy_from_slice(row.bytes);
+            Ok(())
+        })?;
+        let bad = |e: QuantError| WeightsError::Quantised { why: e.to_string() };
+        from_ggml(name, format, shape, &blocks).map(Some).map_err(bad)
     }
 
     /// A tensor of a program in its type.
@@ -144,33 +149,83 @@ impl Weights {
         out: &mut [u8],
         make: impl Fn(Row<'_>, &mut [u8]) -> Result<(), WeightsError> + Sync,
     ) -> Result<(), WeightsError> {
-        let stored = rows.of.iter().map(|n| self.checkpoint.get(&n.name)).collect::<Result<Vec<_>, _>>()?;
-        let (paired, columns) = (self.checkpoint.is_paired(), rows.columns());
+        let held = rows.of.iter().map(|n| self.held(n)).collect::<Result<Vec<_>, _>>()?;
+        let paired = self.checkpoint.is_paired();
         let each = out.len() / rows.count().max(1) as usize;
         out.par_chunks_exact_mut(each.max(1)).enumerate().try_for_each(|(at, out)| {
             let (of, number) = rows.row(at as u64, paired);
-            let Stored { format, bytes, .. } = stored[of];
-            // Rows of one tensor and as long, since their shapes were held against the model's.
-            let length = format.bytes(columns).unwrap_or(0) as usize;
-            let bytes = &bytes[number as usize * length..][..length];
-            make(Row { format, bytes, columns, number, name: &rows.of[of].name }, out)
+            make(held[of].row(number), out)
+        })
+    }
+
+    /// A tensor of the checkpoint; its rows are as long as the model says, since shapes were held against it.
+    pub(super) fn held<'s>(&'s self, n: &'s Natural) -> Result<Held<'s>, WeightsError> {
+        let (name, columns) = (&n.name[..], n.shape.get(1).copied().unwrap_or(1));
+        Ok(match self.quantised(n)? {
+            Some(packed) => Held { name, columns, of: Of::Codes(packed) },
+            None => Held { name, columns, of: Of::Elements(self.checkpoint.get(name)?) },
         })
     }
 }
 
-/// A row of a tensor of the checkpoint.
-struct Row<'a> {
-    format: Format,
-    bytes: &'a [u8],
+/// A tensor of the checkpoint.
+pub(super) struct Held<'s> {
+    name: &'s str,
     columns: u64,
+    of: Of<'s>,
+}
+
+enum Of<'s> {
+    Elements(Stored<'s>),
+    Codes(Packed),
+}
+
+/// A row of a tensor of the checkpoint.
+pub(super) struct Row<'s> {
+    held: &'s Held<'s>,
+    /// Its elements as they are stored; nothing of codes.
+    bytes: &'s [u8],
     number: u64,
-    name: &'a str,
+}
+
+impl Held<'_> {
+    pub fn row(&self, number: u64) -> Row<'_> {
+        let bytes = match &self.of {
+            Of::Codes(_) => &[],
+            Of::Elements(stored) => {
+                let length = stored.format.bytes(self.columns).unwrap_or(0) as usize;
+                &stored.bytes[number as usize * length..][..length]
+            }
+        };
+        Row { held: self, bytes, number }
+    }
 }
 
 impl Row<'_> {
     /// Its elements in another type.
-    fn put(&self, to: Storage, out: &mut [u8]) -> Result<(), WeightsError> {
-        let unpacked = Unpacked::of(self.format, self.bytes, self.columns);
-        put(unpacked.bytes(self.bytes), unpacked.storage, out, to, self.number, self.name)
+    pub fn put(&self, to: Storage, out: &mut [u8]) -> Result<(), WeightsError> {
+        let Held { name, columns, of } = self.held;
+        match of {
+            Of::Elements(stored) => {
+                let unpacked = Unpacked::of(stored.format, self.bytes, *columns);
+                put(unpacked.bytes(self.bytes), unpacked.storage, out, to, self.number, name)
+            }
+            Of::Codes(packed) => {
+                let values: Vec<u8> = (0..*columns).flat_map(|c| packed.value(self.number, c).to_le_bytes()).collect();
+                put(&values, Storage::F32, out, to, self.number, name)
+            }
+        }
+    }
+
+    /// Whether all its elements are numbers.
+    pub fn check(&self) -> Result<(), WeightsError> {
+        match &self.held.of {
+            // Codes were looked at when they were unpacked.
+            Of::Codes(_) => Ok(()),
+            Of::Elements(stored) => {
+                let unpacked = Unpacked::of(stored.format, self.bytes, self.held.columns);
+                finite(unpacked.bytes(self.bytes), unpacked.storage, self.number, self.held.name)
+            }
+        }
     }
 }

@@ -12,6 +12,7 @@ mod fill;
 mod names;
 pub mod pack;
 pub mod quant;
+mod quantized;
 mod random;
 
 pub use blocks::Format;
@@ -155,14 +156,8 @@ impl Weights {
     /// Looks at every element of every tensor that the model uses.
     pub fn check(&self) -> Result<(), WeightsError> {
         natural(&self.model).iter().try_for_each(|n| {
-            let Stored { format, shape, bytes } = self.checkpoint.get(&n.name)?;
-            let columns = shape.last().copied().unwrap_or(1).max(1);
-            let row = format.bytes(columns).unwrap_or(1).max(1) as usize;
-            let looked = bytes.par_chunks(row).enumerate().map(|(at, row)| {
-                let unpacked = Unpacked::of(format, row, columns);
-                finite(unpacked.bytes(row), unpacked.storage, at as u64, &n.name)
-            });
-            looked.collect()
+            let held = self.held(n)?;
+            (0..n.shape[0]).into_par_iter().try_for_each(|at| held.row(at).check())
         })
     }
 

@@ -44,6 +44,11 @@ impl Rows {
         self.of.iter().map(|n| n.shape[0]).sum()
     }
 
+    /// Whether they are in the order of their tensor.
+    pub(super) fn in_order(&self) -> bool {
+        self.order == Order::AsTheyAre
+    }
+
     /// Elements of each: of a vector its elements are rows of one.
     pub fn columns(&self) -> u64 {
         self.of.first().and_then(|n| n.shape.get(1)).copied().unwrap_or(1)

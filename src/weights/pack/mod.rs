@@ -11,7 +11,7 @@ pub use gguf::{Texts, gguf};
 pub use lmrs::{FIRST_CHARACTER, Kind, lmrs, tokenizer, tokenizer_of};
 
 use super::names::{Natural, is_rotated, of_halves, of_pairs};
-use super::{Stored, Unpacked, Weights, WeightsError, put};
+use super::{Weights, WeightsError};
 use crate::problem::Storage;
 use rayon::prelude::*;
 use std::fs::{self, File};
@@ -70,9 +70,9 @@ enum Order {
 impl Weights {
     /// Writes a tensor's elements in this type, its rows in this order. Returns their bytes.
     fn write(&self, n: &Natural, to: Storage, order: Order, out: &mut impl Write) -> Result<u64, Failed> {
-        let Stored { format, shape, bytes } = self.checkpoint.get(&n.name)?;
+        let held = self.held(n)?;
         // A vector's elements are rows of one.
-        let (count, columns) = (shape.first().copied().unwrap_or(1), shape.get(1).copied().unwrap_or(1));
+        let (count, columns) = (n.shape.first().copied().unwrap_or(1), n.shape.get(1).copied().unwrap_or(1));
         let head = self.model.head_dim.unsigned_abs();
         let from = |at: u64| match (self.checkpoint.is_paired(), order) {
             _ if !is_rotated(&n.name) => at,
@@ -80,16 +80,14 @@ impl Weights {
             (true, Order::Halves) => of_pairs(at, head),
             _ => at,
         };
-        let (length, row) = (format.bytes(columns).unwrap_or(0) as usize, to.bytes(columns) as usize);
+        let row = to.bytes(columns) as usize;
         let mut part = Vec::new();
         let rows = (PART / columns.max(1)).max(1);
         for first in (0..count).step_by(rows as usize) {
             part.resize((count - first).min(rows) as usize * row, 0);
             part.par_chunks_exact_mut(row).enumerate().try_for_each(|(at, row)| {
                 let from = from(first + at as u64);
-                let bytes = &bytes[from as usize * length..][..length];
-                let unpacked = Unpacked::of(format, bytes, columns);
-                put(unpacked.bytes(bytes), unpacked.storage, row, to, from, &n.name)
+                held.row(from).put(to, row)
             })?;
             out.write_all(&part)?;
         }
