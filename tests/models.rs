@@ -21,6 +21,7 @@ fn preset(name: &str) -> Model {
 /// What a file says, as the preset that it is or differs from, under the file's own name.
 #[test]
 fn planned_as_what_they_are() {
+    let awq = Quantization { layout: QuantLayout::Awq, format: "int4z-g128".into(), plain: Vec::new() };
     let cases = [
         ("llama-3.1-8b", preset("llama-3.1-8b")),
         ("llama-3.1-8b-transformers5", preset("llama-3.1-8b")),
@@ -32,18 +33,7 @@ fn planned_as_what_they_are() {
         ("mistral-7b-v0.3", preset("mistral-7b-v0.3")),
         ("mistral-no-kv-heads", preset("mistral-7b-v0.1")),
         ("qwen2.5-7b", preset("qwen2.5-7b")),
-        (
-            "qwen2.5-7b-awq",
-            Model {
-                dtype: Some(Dtype::F16),
-                quantization: Some(Quantization {
-                    layout: QuantLayout::Awq,
-                    format: "int4z-g128".into(),
-                    plain: Vec::new(),
-                }),
-                ..preset("qwen2.5-7b")
-            },
-        ),
+        ("qwen2.5-7b-awq", Model { dtype: Some(Dtype::F16), quantization: Some(awq), ..preset("qwen2.5-7b") }),
         ("qwen2-window", Model { sliding_window: Some(4096), ..preset("qwen2.5-7b") }),
         ("qwen2-window-never-used", preset("qwen2.5-7b")),
         ("qwen3-4b", preset("qwen3-4b")),
