@@ -20,6 +20,8 @@ pub mod engine;
 #[cfg(feature = "engine")]
 pub mod gguf;
 mod limits;
+#[cfg(any(feature = "engine", feature = "engines"))]
+pub mod logits;
 #[cfg(any(feature = "tuner", feature = "engine"))]
 mod median;
 pub mod problem;

@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  jitune compare --model llama-3.2-1b\n  \
     jitune compare --model llama-3.2-1b --quick --peers cpu,candle\n  \
+    jitune compare --model ./my-model --precisions\n  \
+    jitune compare --model ./my-model --precisions=f32,bf16,int4-g128\n  \
     jitune compare --problem 'matmul m=32 n=4096 k=4096' --peers cublaslt --counters\n\n\
     Problems without a winner are tuned first. Every peer's numbers are checked; rounds are interleaved. Rows are stored\n\
     as they are measured, so Ctrl-C keeps what there is. Exit code 1 when a result of ours is wrong or missing, 130 after\n\
@@ -82,12 +84,35 @@ pub struct Args {
     /// Print the rows as JSON lines.
     #[arg(long)]
     json: bool,
+    /// Compare precisions of the whole model on the kernels that are tuned for each, in place of kernels: time, memory, and what each
+    /// does to its answers beside f32's; all by default, or of f32, tf32, f16, bf16, stored and the formats of --weights those that
+    /// are named.
+    #[cfg(feature = "engine")]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', num_args = 0.., require_equals = true, requires = "model")]
+    precisions: Option<Vec<String>>,
+    /// The text that --precisions are compared on; one of its own by default.
+    #[cfg(feature = "engine")]
+    #[arg(long, value_name = "FILE", requires = "precisions")]
+    text: Option<PathBuf>,
 }
 
 /// The peers whose counters are read.
 const COUNTED: [&str; 2] = [compare::OURS, "cublaslt"];
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    #[cfg(feature = "engine")]
+    if let Some(precisions) = &args.precisions {
+        return super::precisions::run(&super::precisions::Arguments {
+            which: &args.which,
+            device: &args.device,
+            store: &args.store,
+            templates: &args.templates,
+            precisions,
+            text: args.text.as_deref(),
+            output: &args.output,
+            json: args.json,
+        });
+    }
     let target = args.device.target()?;
     let id = args.device.first()?;
     let mut which = args.which.clone();

@@ -26,6 +26,8 @@ mod opened;
 #[cfg(feature = "engine")]
 mod pack;
 mod precision;
+#[cfg(feature = "engine")]
+mod precisions;
 mod profile;
 mod progress;
 mod report;

@@ -58,6 +58,14 @@ pub(super) struct Opened<'a> {
 }
 
 impl ModelArgs {
+    /// The options by which `jitune tune` finds kernels for what these say.
+    pub fn tuned_by(&self) -> String {
+        let dtype = self.dtype.map_or_else(String::new, |dtype| format!(" --dtype {dtype}"));
+        let weights =
+            if self.weights == Stored::AsTheyAre { String::new() } else { format!(" --weights {}", self.weights) };
+        format!("--model {}{dtype}{weights}", self.model)
+    }
+
     /// The folder or file.
     pub fn path(&self) -> PathBuf {
         Model::place(&self.model)

@@ -4,6 +4,7 @@ use super::CliError;
 use jitune::device::Target;
 use jitune::model::{Model, Precision, WeightFormat};
 use jitune::problem::{Dtype, ScaledFormat};
+use std::fmt;
 
 /// What the weights are stored as on the device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +16,16 @@ pub enum Stored {
     Plain,
     /// Linear layers in a scaled format, quantised as they are loaded where the files have them not; all else in the dtype.
     In(ScaledFormat),
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stored::AsTheyAre => f.write_str("stored"),
+            Stored::Plain => f.write_str("plain"),
+            Stored::In(format) => format.fmt(f),
+        }
+    }
 }
 
 /// Reads `--weights`.

@@ -57,6 +57,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             return Err(CliError::Usage(format!("--export: {rows} is not the engines.jsonl of `jitune bench`")));
         }
     }
+    #[cfg(feature = "engine")]
+    if super::precisions::are(&args.from) {
+        return super::precisions::report(&args.from, folder, args.json);
+    }
     let rows = crate::rows::read(&args.from)?;
     if let Some(file) = &args.readme {
         return tables(file.as_deref(), &args.from, &readme::tables(&rows));

@@ -174,10 +174,10 @@ fn show(args: &Args, engine: &Engine, said: &Said, text: bool) {
     let stats = engine.stats();
     if stats.portable > 0 {
         err!(
-            "jitune: note: {} of {} kernels are portable ones; `jitune tune --model {}` finds better",
+            "jitune: note: {} of {} kernels are portable ones; `jitune tune {}` finds better",
             stats.portable,
             stats.kernels,
-            args.open.model
+            args.open.tuned_by()
         );
     }
 }

@@ -3,6 +3,8 @@
 use super::http::Server;
 use super::process::{Engine, Unanswered};
 use super::rows::{Check, State};
+pub use crate::logits::Divergence;
+use crate::logits::{best, kl, log_sum};
 use jitune_peer::Refusal;
 use std::path::Path;
 
@@ -28,17 +30,6 @@ pub struct Reference {
     vocab: usize,
     prompts: Vec<Vec<u32>>,
     logits: Vec<Vec<f32>>,
-}
-
-/// How far two distributions are apart, in the mean over positions.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Divergence {
-    /// KL(reference ‖ engine) in nats.
-    pub kl: f64,
-    /// The share of positions with the same most likely token.
-    pub top1: f64,
-    /// Positions.
-    pub positions: u64,
 }
 
 /// Prompts of random tokens, from a seed of their own.
@@ -69,13 +60,10 @@ impl Reference {
                 return Err(Unanswered::Refused(Refusal::failed(why)));
             }
             for (p, q) in ours.chunks(self.vocab).zip(theirs.chunks(self.vocab)) {
-                sum.kl += kl(p, q);
-                sum.top1 += f64::from(u8::from(best(p) == best(q)));
-                sum.positions += 1;
+                sum.add(kl(p, q), best(p) == best(q));
             }
         }
-        let n = sum.positions.max(1) as f64;
-        Ok(Divergence { kl: sum.kl / n, top1: sum.top1 / n, ..sum })
+        Ok(sum.mean())
     }
 }
 
@@ -95,16 +83,13 @@ impl Reference {
                     };
                     told.push((id, f64::from(likely.logprob)));
                 }
-                sum.kl += kl_of_some(p, &told);
-                sum.top1 += f64::from(u8::from(told.first().is_some_and(|(id, _)| *id == best(p))));
-                sum.positions += 1;
+                sum.add(kl_of_some(p, &told), told.first().is_some_and(|(id, _)| *id == best(p)));
             }
         }
         if sum.positions == 0 {
             return Err(Unanswered::Refused(Refusal::unsupported("it tells of no log-probabilities")));
         }
-        let n = sum.positions as f64;
-        Ok(Divergence { kl: sum.kl / n, top1: sum.top1 / n, ..sum })
+        Ok(sum.mean())
     }
 }
 
@@ -124,33 +109,9 @@ fn kl_of_some(p: &[f32], told: &[(usize, f64)]) -> f64 {
     if sum.is_nan() { f64::INFINITY } else { sum.max(0.0) }
 }
 
-fn log_sum(v: &[f32]) -> f64 {
-    let top = v.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    f64::from(top) + v.iter().map(|x| (f64::from(*x) - f64::from(top)).exp()).sum::<f64>().ln()
-}
-
 fn ask(engine: &mut Engine, prompts: &[Vec<u32>], scratch: &Path) -> Result<Vec<Vec<f32>>, Unanswered> {
     let file = scratch.join("logits.f32");
     prompts.iter().map(|prompt| engine.logits(prompt, &file).map(|(_, logits)| logits)).collect()
-}
-
-/// KL of two softmaxes in nats; infinite where the second has what is no number.
-fn kl(p: &[f32], q: &[f32]) -> f64 {
-    let (lp, lq) = (log_sum(p), log_sum(q));
-    let sum: f64 = p
-        .iter()
-        .zip(q)
-        .map(|(p, q)| {
-            let (p, q) = (f64::from(*p) - lp, f64::from(*q) - lq);
-            p.exp() * (p - q)
-        })
-        .sum();
-    if sum.is_nan() { f64::INFINITY } else { sum }
-}
-
-fn best(logits: &[f32]) -> usize {
-    let greatest = |best: (usize, f32), (i, v): (usize, &f32)| if *v > best.1 { (i, *v) } else { best };
-    logits.iter().enumerate().fold((0, f32::NEG_INFINITY), greatest).0
 }
 
 /// What a divergence says of an engine; `own` is the divergence of the precision itself, where it is known.

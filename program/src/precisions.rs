@@ -1,0 +1,374 @@
+//! `jitune compare --precisions`: a model in several precisions on one device: time, memory, and what each does to its answers.
+
+use super::opened::{ModelArgs, Opened, failed};
+use super::precision::{Stored, dtype_of};
+use super::progress::Live;
+use super::select::{Store, Templates, Where, Which};
+use super::sign::Signer;
+use super::{CliError, table};
+use jitune::engine::{Engine, Event, Finish, Request};
+use jitune::logits::{Divergence, log_sum};
+use jitune::problem::{Dtype, ScaledFormat, hash_uniform};
+use jitune::report::markdown;
+use jitune::tokenizer::Tokenizer;
+use jitune::weights::natural;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The rows' file, and the table's.
+const ROWS: &str = "precisions.jsonl";
+const TABLE: &str = "precisions.md";
+/// Tokens of the text that logits are compared on, and that are said after it.
+const TOKENS: usize = 256;
+const ANSWER: usize = 32;
+/// How often an answer is timed.
+const ROUNDS: usize = 3;
+/// Where no text is given: something that a model of English finds likely.
+const TEXT: &str = "\
+The bridge over the river had been closed since the autumn, when the water rose higher than anyone in the town could remember. Each \
+morning the baker walked down to look at it. He had a brother on the other side, and the long way round by the mill took most of a day. \
+In the spring two engineers came from the city with a cart of instruments. They measured the piers, wrote numbers in a small book, and \
+said that the stones were sound but that the ground beneath them was not. It would take forty men and a whole summer to put it right. \
+The council met in the school that evening. Some wanted to build a new bridge further up, where the banks are of rock; others said that \
+the road, the inn and the market were here, and that a bridge which nobody passes earns nothing. After three hours they agreed to ask \
+what each would cost. The answer came in a letter in June: the new one was cheaper to build, and dearer in every year that followed. \
+So they mended the old one. The baker carried bread to the workers each day at noon, and in September he was the first to cross.";
+
+/// One precision of one model on one device.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// The model, as it was named.
+    model: String,
+    device: String,
+    /// What was asked for: `bf16`, `int4-g128`.
+    precision: String,
+    /// What that is of the model's tensors.
+    stored: String,
+    /// Why it was not measured.
+    failed: Option<String>,
+    /// A token of an answer, one sequence, in milliseconds, the median of its rounds.
+    token_ms: f64,
+    /// The first token after the text, likewise.
+    first_ms: f64,
+    weights_bytes: u64,
+    memory_bytes: u64,
+    /// Of logits beside those of f32: the root mean square of the difference over that of f32's.
+    error: f64,
+    /// KL(f32 ‖ this) in nats, the mean over positions.
+    kl: f64,
+    /// Positions at which both find the same token the most likely.
+    top1: f64,
+    positions: u64,
+    /// exp of the mean of −log p of the text's own next token.
+    perplexity: f64,
+    /// Portable kernels, and all, of the steps that ran.
+    kernels: [usize; 2],
+}
+
+/// A precision by its name.
+#[derive(Clone, Debug)]
+struct Asked {
+    name: String,
+    dtype: Dtype,
+    weights: Stored,
+}
+
+fn asked(name: &str, usual: Dtype) -> Result<Asked, CliError> {
+    let (dtype, weights) = match (Dtype::parse(name), ScaledFormat::parse(name), name) {
+        (Some(dtype), ..) => (dtype, Stored::Plain),
+        (_, Some(format), _) => (usual, Stored::In(format)),
+        (_, _, "stored") => (usual, Stored::AsTheyAre),
+        _ => {
+            let text =
+                format!("--precisions {name}: it is one of {}, stored, {}", Dtype::names(), ScaledFormat::names());
+            return Err(CliError::Usage(text));
+        }
+    };
+    Ok(Asked { name: name.into(), dtype, weights })
+}
+
+/// What was heard of one precision.
+struct Heard {
+    logits: Vec<f32>,
+    first: Duration,
+    each: Duration,
+}
+
+pub(super) struct Arguments<'a> {
+    pub which: &'a Which,
+    pub device: &'a Where,
+    pub store: &'a Store,
+    pub templates: &'a Templates,
+    /// Precisions; the usual ones where none is named.
+    pub precisions: &'a [String],
+    pub text: Option<&'a Path>,
+    pub output: &'a Path,
+    pub json: bool,
+}
+
+pub(super) fn run(args: &Arguments<'_>) -> Result<(), CliError> {
+    let Some(model) = args.which.model.clone() else {
+        return Err(CliError::Usage("--precisions needs --model FOLDER or FILE.gguf".into()));
+    };
+    let target = args.device.target()?;
+    let usual = dtype_of(args.which.buckets.dtype, target);
+    let names: Vec<&str> = match args.precisions {
+        [] => vec!["f32", "tf32", "f16", "bf16", "e4m3-row", "int8-row", "int4-g128"],
+        list => list.iter().map(String::as_str).collect(),
+    };
+    let cpu = target == jitune::device::Target::Cpu;
+    // No processor has TF32.
+    let names = names.into_iter().filter(|name| !(cpu && *name == "tf32" && args.precisions.is_empty()));
+    let list = names.map(|name| asked(name, usual)).collect::<Result<Vec<_>, _>>()?;
+    std::fs::create_dir_all(args.output).map_err(|e| io(args.output, e))?;
+    let of = |a: &Asked| ModelArgs {
+        model: model.clone(),
+        dtype: Some(a.dtype),
+        weights: a.weights,
+        bundle: None,
+        signer: Signer::default(),
+        device: args.device.clone(),
+        store: args.store.clone(),
+        templates: args.templates.clone(),
+    };
+    let reference = of(&asked("f32", usual)?);
+    let opened = reference.open()?;
+    let ids = text(&reference.path(), args.text, opened.model.vocab)?;
+    let device = args.device.describe()?.name;
+    let parameters: u64 = natural(&opened.model).iter().map(|n| n.shape.iter().product::<u64>()).sum();
+    err!("{}: {} parameters, {} tokens of text", opened.model.name, table::grouped(parameters), ids.len());
+    let vocab = opened.model.vocab as usize;
+    // The reference first, whether it is among those that are asked for or not: each is held against it.
+    let (wanted, line) = (list.iter().any(|a| a.name == "f32"), Live::new("{elapsed_precise}  {wide_msg}"));
+    let mut rows: Vec<Row> = Vec::new();
+    let mut f32: Option<Vec<f32>> = None;
+    let first = asked("f32", usual)?;
+    for (at, a) in std::iter::once(&first).chain(list.iter().filter(|a| a.name != "f32")).enumerate() {
+        line.set_message(format!("{} ({} of {})", a.name, at + 1, list.len() + usize::from(!wanted)));
+        let args_of = of(a);
+        let (mut row, heard) = one(&args_of, a, &ids, &device)?;
+        if let Some(heard) = heard {
+            let base = f32.get_or_insert_with(|| heard.logits.clone());
+            measure(&mut row, base, &heard.logits, &ids, vocab);
+        } else if f32.is_none() {
+            let why = row.failed.unwrap_or_default();
+            return Err(CliError::Partly(format!("f32, which all others are held against, did not run: {why}")));
+        }
+        if at > 0 || wanted {
+            rows.push(row);
+        }
+    }
+    line.finish_and_clear();
+    let text: String = rows.iter().map(|r| serde_json::to_string(r).unwrap_or_default() + "\n").collect();
+    let path = args.output.join(ROWS);
+    std::fs::write(&path, text).map_err(|e| io(&path, e))?;
+    show(&rows, args.output, args.json)
+}
+
+fn io(path: &Path, source: std::io::Error) -> CliError {
+    CliError::Io { path: path.into(), source }
+}
+
+/// The tokens of a text; of a model without a tokenizer, some drawn ones.
+fn text(model: &Path, file: Option<&Path>, vocab: i64) -> Result<Vec<i32>, CliError> {
+    let given = file.map(|path| std::fs::read_to_string(path).map_err(|e| io(path, e))).transpose()?;
+    match (Tokenizer::open(model), given) {
+        (Ok(tokenizer), given) => {
+            let mut ids =
+                tokenizer.encode(given.as_deref().unwrap_or(TEXT), true).map_err(|e| CliError::Usage(e.to_string()))?;
+            ids.truncate(TOKENS);
+            if ids.len() < 2 {
+                return Err(CliError::Usage("--text: two tokens are the least".into()));
+            }
+            Ok(ids)
+        }
+        (Err(e), Some(_)) => Err(CliError::Usage(format!("--text needs the model's tokenizer: {e}"))),
+        (Err(_), None) => {
+            err!("jitune: note: the model has no tokenizer; its answers to tokens drawn at random are compared");
+            let id = |i| ((f64::from(hash_uniform(7, i)) + 1.0) / 2.0 * vocab as f64) as i32;
+            Ok((0..TOKENS as u64).map(|i| id(i).min(vocab as i32 - 1)).collect())
+        }
+    }
+}
+
+/// Runs the model in one precision: the logits of the text, then answers to it.
+fn one(args: &ModelArgs, a: &Asked, ids: &[i32], device: &str) -> Result<(Row, Option<Heard>), CliError> {
+    let opened = args.open()?;
+    let mut row = Row {
+        model: args.model.clone(),
+        device: device.into(),
+        precision: a.name.clone(),
+        stored: opened.precision.to_string(),
+        failed: None,
+        token_ms: 0.0,
+        first_ms: 0.0,
+        weights_bytes: 0,
+        memory_bytes: 0,
+        error: 0.0,
+        kl: 0.0,
+        top1: 0.0,
+        positions: 0,
+        perplexity: 0.0,
+        kernels: [0, 0],
+    };
+    let heard = heard(&opened, ids, &mut row);
+    match heard {
+        Ok(heard) => {
+            row.first_ms = heard.first.as_secs_f64() * 1e3;
+            row.token_ms = heard.each.as_secs_f64() * 1e3;
+            Ok((row, Some(heard)))
+        }
+        Err(e) => {
+            row.failed = Some(e.to_string());
+            Ok((row, None))
+        }
+    }
+}
+
+fn heard(opened: &Opened<'_>, ids: &[i32], row: &mut Row) -> Result<Heard, CliError> {
+    let mut options = opened.options((ids.len() + ANSWER + 1) as i64);
+    (options.logits, options.prefix) = (true, false);
+    let engine = opened.engine(options)?;
+    (row.weights_bytes, row.memory_bytes) = (engine.plan().weights, engine.plan().bytes());
+    let (logits, ..) = answer(&engine, ids, true)?;
+    let mut times = (0..ROUNDS)
+        .map(|_| answer(&engine, ids, false).map(|(_, first, each)| (first, each)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut median = |by: fn(&(Duration, Duration)) -> Duration| {
+        times.sort_by_key(by);
+        by(&times[times.len() / 2])
+    };
+    let (first, each) = (median(|t| t.0), median(|t| t.1));
+    let stats = engine.stats();
+    row.kernels = [stats.portable, stats.kernels];
+    Ok(Heard { logits, first, each })
+}
+
+/// The logits of a prompt where they are asked for, the time to the first token of the answer, and that of each after it.
+fn answer(engine: &Engine, ids: &[i32], logits: bool) -> Result<(Vec<f32>, Duration, Duration), CliError> {
+    let most = if logits { 1 } else { ANSWER };
+    let request = Request { prompt: ids.to_vec(), most, logits, ..Request::default() };
+    let (begun, mut rows, mut times) = (Instant::now(), Vec::new(), Vec::new());
+    for event in engine.submit(request).map_err(failed)? {
+        match event {
+            Event::Logits(some) => rows.extend(some),
+            Event::Token(_) => times.push(begun.elapsed()),
+            Event::End(end) => {
+                if let Finish::Failed(why) = end.why {
+                    return Err(CliError::Partly(why));
+                }
+            }
+        }
+    }
+    let (first, last) = (times.first().copied().unwrap_or_default(), times.last().copied().unwrap_or_default());
+    Ok((rows, first, (last - first) / (times.len().max(2) - 1) as u32))
+}
+
+fn measure(row: &mut Row, base: &[f32], logits: &[f32], ids: &[i32], vocab: usize) {
+    let rows = || base.chunks_exact(vocab).zip(logits.chunks_exact(vocab));
+    let Divergence { kl, top1, positions } = Divergence::of(rows());
+    let square = |sum: f64, v: f64| sum + v * v;
+    let difference = base.iter().zip(logits).map(|(a, b)| f64::from(a - b)).fold(0.0, square);
+    let all = base.iter().map(|v| f64::from(*v)).fold(0.0, square);
+    let next = logits.chunks_exact(vocab).zip(ids.iter().skip(1));
+    let loss: f64 = next.map(|(q, id)| log_sum(q) - f64::from(q[*id as usize])).sum();
+    row.error = (difference / all.max(f64::MIN_POSITIVE)).sqrt();
+    row.perplexity = (loss / (ids.len() - 1) as f64).exp();
+    (row.kl, row.top1, row.positions) = (kl, top1, positions);
+}
+
+/// Whether these are rows of precisions, by their first line.
+pub(super) fn are(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == ROWS)
+}
+
+/// Prints the table of rows that are stored, and writes it.
+pub(super) fn report(path: &Path, folder: &Path, json: bool) -> Result<(), CliError> {
+    let text = std::fs::read_to_string(path).map_err(|e| io(path, e))?;
+    let row = |(number, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| CliError::Usage(format!("{}, line {}: {e}", path.display(), number + 1)))
+    };
+    let rows = text.lines().enumerate().map(row).collect::<Result<Vec<Row>, _>>()?;
+    show(&rows, folder, json)
+}
+
+const HEADER: [&str; 11] = [
+    "precision",
+    "ms a token",
+    "to f32",
+    "first token ms",
+    "weights",
+    "memory",
+    "error of logits",
+    "KL",
+    "top-1",
+    "perplexity",
+    "portable kernels",
+];
+
+fn cells(row: &Row, base: Option<&Row>) -> Vec<String> {
+    let mut cells = vec![row.precision.clone()];
+    if let Some(why) = &row.failed {
+        cells.push(format!("not measured: {why}"));
+        cells.resize(HEADER.len(), String::new());
+        return cells;
+    }
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    cells.extend([
+        format!("{:.3}", row.token_ms),
+        base.map_or_else(String::new, |base| format!("{:.2}", row.token_ms / base.token_ms)),
+        format!("{:.2}", row.first_ms),
+        mib(row.weights_bytes),
+        mib(row.memory_bytes),
+        format!("{:.2e}", row.error),
+        format!("{:.2e}", row.kl.max(0.0)),
+        format!("{:.1}%", row.top1 * 100.0),
+        format!("{:.3}", row.perplexity),
+        format!("{} of {}", row.kernels[0], row.kernels[1]),
+    ]);
+    cells
+}
+
+fn show(rows: &[Row], folder: &Path, json: bool) -> Result<(), CliError> {
+    let Some(first) = rows.first() else { return Err(CliError::Usage("no precision was measured".into())) };
+    let base = rows.iter().find(|r| r.precision == "f32" && r.failed.is_none());
+    let lines: Vec<Vec<String>> = rows.iter().map(|row| cells(row, base)).collect();
+    let said = format!(
+        "One sequence, a text of {} tokens and an answer of {ANSWER}, medians of {ROUNDS} rounds; KL in nats, top-1 and the error of logits \
+         beside f32 on the same kernels' device.",
+        rows.iter().map(|r| r.positions).max().unwrap_or(0)
+    );
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "# Precisions of {}, {}\n\n{said}\n",
+        markdown::escape(&first.model),
+        markdown::escape(&first.device)
+    );
+    let header: Vec<String> = HEADER.map(String::from).to_vec();
+    let escaped: Vec<Vec<String>> = lines.iter().map(|l| l.iter().map(|c| markdown::escape(c)).collect()).collect();
+    markdown::table(&mut text, &header, &escaped, |i| i > 0);
+    let path: PathBuf = folder.join(TABLE);
+    std::fs::create_dir_all(folder).map_err(|e| io(folder, e))?;
+    std::fs::write(&path, text).map_err(|e| io(&path, e))?;
+    if json {
+        rows.iter().for_each(|row| out!("{}", serde_json::json!(row)));
+    } else {
+        table::print(&HEADER, &lines, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        out!("{said}");
+        let portable = rows.iter().filter(|r| r.kernels[0] > 2).map(|r| r.precision.as_str()).collect::<Vec<_>>();
+        if !portable.is_empty() {
+            let list = portable.join(", ");
+            err!(
+                "jitune: note: {list} ran portable kernels, whose times say little; `jitune tune --model {} --weights …` (or --dtype …) finds better",
+                first.model
+            );
+        }
+    }
+    match rows.iter().any(|r| r.failed.is_some()) {
+        true => Err(CliError::Partly("not every precision was measured".into())),
+        false => Ok(()),
+    }
+}
