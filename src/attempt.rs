@@ -103,10 +103,11 @@ pub fn attempts(
 mod tests {
     use super::*;
     use crate::backend::cpu::CpuSession;
-    use crate::problem::ScaledFormat;
+    use crate::problem::{ScaledFormat, XFormat};
 
     const PORTABLE: &str = "cpu_matmul_portable_quant";
     const CODE: &str = include_str!("../kernel-templates/cpu/cpu_matmul_portable_quant.c");
+    const RUN: &str = include_str!("../kernel-templates/cpu/include/portable_quant_run.h");
     const DESCRIPTION: &str = include_str!("../kernel-templates/cpu/cpu_matmul_portable_quant.toml");
 
     /// What is wrong with what a template makes of a problem.
@@ -140,6 +141,24 @@ mod tests {
         for types in ["e4m3 w=int4z-g32 y=f32", "f32 w=e4m3-b128 y=bf16", "e4m3 w=e4m3-tensor"] {
             let problem = format!("matmul m=3 n=131 k=262 dtype={types}");
             assert_eq!(wrong(&library, Some(PORTABLE), &problem), None, "{problem}");
+        }
+    }
+
+    #[test]
+    fn products_of_scaled_tokens_are_right_by_portable_code() {
+        let library = Library::built_in().unwrap();
+        let products = [
+            "matmul m=3 n=131 k=262 epilogue=bias_residual dtype=bf16",
+            "matmul m=5 n=130 k=300 epilogue=bias_swiglu dtype=f32",
+            "qkv m=9 k=262 heads=3 kv_heads=1 head_dim=10 page=3 bias=1 dtype=f16 | padding=some",
+            "qkv m=9 k=34 heads=2 kv_heads=2 head_dim=10 page=3 qk_norm=1 dtype=f32 | padding=some",
+        ];
+        let pairs =
+            XFormat::all().flat_map(|x| ScaledFormat::all().filter(move |w| x.goes_with(w.codes)).map(move |w| (x, w)));
+        for (i, (x, w)) in pairs.enumerate() {
+            let (head, rest) = products[i % 4].split_once('|').unwrap_or((products[i % 4], ""));
+            let problem = format!("{head} x={x} w={w} | {rest}");
+            assert_eq!(wrong(&library, Some("cpu_matmul_portable_scaled"), &problem), None, "{problem}");
         }
     }
 
@@ -193,6 +212,53 @@ mod tests {
         }
     }
 
+    /// The code with the sum over a run in it, where faults are planted.
+    fn with_run(code: &str) -> String {
+        code.replace("#include \"portable_quant_run.h\"\n", RUN)
+    }
+
+    /// Whether what a template makes of a problem is wrong as it is, and once its code is changed so.
+    fn with_fault(name: &str, code: &str, description: &str, problem: &str, (right, fault): (&str, &str)) -> [bool; 2] {
+        let folder = tempfile::tempdir().unwrap();
+        let planted = code.replacen(right, fault, 1);
+        assert_ne!(planted, code, "{right}");
+        [code, &planted].map(|code| {
+            std::fs::write(folder.path().join(format!("{name}.c")), code).unwrap();
+            std::fs::write(folder.path().join(format!("{name}.toml")), description).unwrap();
+            let mut library = Library::built_in().unwrap();
+            library.add_folder(folder.path()).unwrap();
+            wrong(&library, Some(name), problem).is_some_and(|why| why.contains("error"))
+        })
+    }
+
+    /// Of products of codes by codes: another token's scale, or another group's; sums of integers that end at 16 bits; a largest code
+    /// of E4M3 that is read as the one below.
+    #[test]
+    fn planted_faults_of_scaled_tokens_are_caught() {
+        let name = "cpu_matmul_portable_scaled";
+        let code = with_run(include_str!("../kernel-templates/cpu/cpu_matmul_portable_scaled.c"));
+        let description = include_str!("../kernel-templates/cpu/cpu_matmul_portable_scaled.toml");
+        for (formats, right, fault) in [
+            ("x=int8-row w=int8-row", "return x_scales + row;", "return x_scales + (row ^ 1);"),
+            ("x=e4m3-row w=e4m3-row", "return x_scales + row;", "return x_scales + (row ^ 1);"),
+            ("x=e4m3-g128 w=e4m3-b128", "x_scales[at / x_run]", "x_scales[at / x_run == 9 ? 10 : at / x_run]"),
+            (
+                "x=int8-row w=int8-row",
+                "xs[l] += v;",
+                "xs[l] += v, sum[l] = __builtin_fmaxf(-32768, __builtin_fminf(sum[l], 32767));",
+            ),
+            (
+                "x=e4m3-tensor w=e4m3-tensor",
+                "float v = get_x(x + i + l);",
+                "float v = get_x(x + i + l); v = v == 448 ? 416 : v;",
+            ),
+        ] {
+            let problem = format!("matmul m=2 n=64 k=8192 dtype=bf16 {formats}");
+            let found = with_fault(name, &code, description, &problem, (right, fault));
+            assert_eq!(found, [false, true], "{fault}");
+        }
+    }
+
     /// The smallest faults that code for such weights may have are no rounding, even in bf16: one group of 256 of a row, or one byte.
     #[test]
     fn planted_faults_of_scaled_weights_are_caught() {
@@ -212,16 +278,8 @@ mod tests {
             ("int4z-g32", "v.zero, &sum_x", "v.zero + (r == 9), &sum_x"),
         ] {
             let problem = format!("matmul m=2 n=64 k=8192 dtype=bf16 w={format}");
-            let folder = tempfile::tempdir().unwrap();
-            for (code, found) in [(CODE.to_string(), false), (CODE.replacen(right, fault, 1), true)] {
-                assert!(found == (code != CODE));
-                std::fs::write(folder.path().join(format!("{PORTABLE}.c")), code).unwrap();
-                std::fs::write(folder.path().join(format!("{PORTABLE}.toml")), DESCRIPTION).unwrap();
-                let mut library = Library::built_in().unwrap();
-                library.add_folder(folder.path()).unwrap();
-                let wrong = wrong(&library, Some(PORTABLE), &problem);
-                assert_eq!(wrong.as_ref().is_some_and(|why| why.contains("error")), found, "{fault}: {wrong:?}");
-            }
+            let found = with_fault(PORTABLE, &with_run(CODE), DESCRIPTION, &problem, (right, fault));
+            assert_eq!(found, [false, true], "{fault}");
         }
     }
 }

@@ -151,8 +151,8 @@ impl Ceilings {
     pub fn flops(&self, types: Types) -> f64 {
         match (types.factors(), types.compute) {
             (Storage::Bf16 | Storage::F16, _) => self.half,
-            // Tensor cores that have 8-bit floats take twice as many of them.
-            (Storage::E4m3, _) => self.half * 2.0,
+            // Tensor cores take twice as many operands of 8 bits, where they have the type.
+            (Storage::E4m3 | Storage::Int8, _) => self.half * 2.0,
             (_, Compute::Tf32) => self.tf32,
             (_, Compute::F32) => self.single,
         }

@@ -4,7 +4,7 @@
 use jitune::backend::cuda::nvrtc;
 use jitune::device::{Device, Target};
 use jitune::model::{Buckets, Model, Plan};
-use jitune::problem::{Dtype, Problem, ScaledFormat};
+use jitune::problem::{Dtype, Problem, ScaledFormat, XFormat};
 use jitune::recipe::{Arg, Config, Launch};
 use jitune::source::Source;
 use jitune::space;
@@ -73,7 +73,7 @@ const REFERENCES: &[&str] = &[
     "norm_qkv m=2 k=264 heads=3 kv_heads=1 head_dim=40 page=5 bias=1 qk_norm=1 dtype=f32 w=int4m-g32",
 ];
 
-/// Products of each format, with each epilogue and type among them.
+/// Products of each format of weights, and of each of tokens with those that go with it, with each epilogue and type among them.
 fn scaled() -> impl Iterator<Item = Problem> {
     let products = [
         "matmul m=300 n=70 k=50 dtype=bf16",
@@ -82,7 +82,11 @@ fn scaled() -> impl Iterator<Item = Problem> {
         "qkv m=7 k=100 heads=3 kv_heads=1 head_dim=10 bias=1 dtype=bf16 scale=f16",
         "qkv m=7 k=100 heads=3 kv_heads=1 head_dim=10 qk_norm=1 dtype=f16",
     ];
-    ScaledFormat::all().zip(products.into_iter().cycle()).map(|(f, p)| format!("{p} w={f}").parse().unwrap())
+    let pairs =
+        XFormat::all().flat_map(|x| ScaledFormat::all().filter(move |w| x.goes_with(w.codes)).map(move |w| (x, w)));
+    let of_tokens = pairs.zip(products.into_iter().cycle()).map(|((x, w), p)| format!("{p} x={x} w={w}"));
+    let of_weights = ScaledFormat::all().zip(products.into_iter().cycle()).map(|(f, p)| format!("{p} w={f}"));
+    of_weights.chain(of_tokens).map(|text| text.parse().unwrap())
 }
 
 fn problems() -> Vec<Problem> {

@@ -4,7 +4,7 @@
 use jitune::backend::cpu;
 use jitune::device::{Device, Target};
 use jitune::model::{Buckets, Model, Plan};
-use jitune::problem::{Dtype, Granularity, Problem, ScaledFormat, Storage};
+use jitune::problem::{Dtype, Granularity, Problem, ScaledFormat, Storage, XFormat};
 use jitune::recipe::Role;
 use jitune::space;
 use jitune::template::Library;
@@ -310,6 +310,37 @@ fn scaled_weights_are_for_code_that_names_their_scales() {
                 [p, format!("norm_{p}").parse().unwrap()].iter().flat_map(|p| gpus.iter().map(move |g| (p, g)))
             {
                 assert_eq!(library.reference(p, gpu).unwrap().name(), "matmul_quant");
+            }
+        }
+    }
+}
+
+/// The same of scaled tokens, which code for scaled weights alone does not take.
+#[test]
+fn scaled_tokens_are_for_code_that_names_their_scales() {
+    let library = Library::built_in().unwrap();
+    let cpu = cpu::describe(Some(2));
+    let gpus = Device::ARCHITECTURES.map(|arch| Device::ahead_of_time(arch).unwrap());
+    for x in XFormat::all() {
+        for w in ScaledFormat::all().filter(|w| x.goes_with(w.codes)) {
+            for op in ["matmul m=4 n=64 k=262", "qkv m=4 k=262 heads=3 kv_heads=1 head_dim=10"] {
+                let p: Problem = format!("{op} dtype=f16 x={x} w={w}").parse().unwrap();
+                for device in gpus.iter().chain([&cpu]) {
+                    let taking = library.taking(&p, device).unwrap();
+                    let portable = taking.iter().find(|t| t.recipe.description.portable).unwrap();
+                    assert!(taking.iter().all(|t| t.recipe.description.when.0.contains("x.scale")), "{p}");
+                    let text = library.render(portable, &p, device, &Default::default()).unwrap().text;
+                    let grouped = matches!(x.per, Granularity::Group(_));
+                    assert_eq!(text.contains("#define X_GROUP "), grouped, "{p}");
+                    for (of, word) in
+                        [("DTYPE_X", x.codes.name()), ("X_SCALE", x.per.name()), ("W_SCALE", w.per.name())]
+                    {
+                        assert!(text.contains(&format!("#define {of}_{} 1", word.to_uppercase())), "{p}: {of}");
+                    }
+                }
+                for gpu in &gpus {
+                    assert_eq!(library.reference(&p, gpu).unwrap().name(), "matmul_scaled");
+                }
             }
         }
     }

@@ -9,18 +9,7 @@
 #define COLS_EACH 64
 #define LANES 8
 
-// x . w of n codes from element `at` on, all less `zero`; and the sum of x.
-static float dot_run(const x_elem *x, const code_t *w, long at, long n, float zero, float *sum_x) {
-  float sum[LANES] = {0}, xs[LANES] = {0};
-  for (long i = 0; i < n; i += LANES)
-    for (long l = 0; l < LANES && i + l < n; l++) {
-      float v = get_x(x + i + l);
-      sum[l] += v * (get_code(w, at + i + l) - zero), xs[l] += v;
-    }
-  for (int l = 1; l < LANES; l++) sum[0] += sum[l], xs[0] += xs[l];
-  *sum_x = xs[0];
-  return sum[0];
-}
+#include "portable_quant_run.h"
 
 static float dot(const x_elem *x, const code_t *w, const scale_elem *scales, const zero_elem *zeros, long row, long k) {
   long run = run_of(k), runs = cdiv_l(k, run);
@@ -47,13 +36,4 @@ void cpu_matmul_portable_quant(const jt_arg *args, long task, long tasks) {
     ((float *)args[6].p)[row * n + c] = v;
 #else
     elem *y = args[6].p;
-    if (residual) v += get(residual + row * n + c);
-    if (!swiglu) put(y + row * n + c, v);
-    else if (c % 2 == 0) gate = v;
-    else put(y + row * (n / 2) + c / 2, gate / (1.0f + __builtin_expf(-gate)) * v);
-#endif
-  }
-  (void)residual, (void)swiglu, (void)gate;
-}
-
-#include "qkv_portable.h"
+#include "portable_quant_end.h"

@@ -1,6 +1,6 @@
 //! y = x·Wᵀ with its epilogues.
 
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Tensor, Types, scaled};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Tensor, scaled, scaled_x};
 
 pub(super) static OP: OpDef = OpDef {
     name: "matmul",
@@ -35,11 +35,11 @@ pub(super) fn columns(p: &Problem) -> i64 {
 }
 
 pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
-    let Types { x, y: t, .. } = p.types;
-    let [m, n, k] = ["m", "n", "k"].map(|name| p.dim(name));
+    let t = p.types.y;
+    let [m, n] = ["m", "n"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
     let columns_of = if p.dim("swiglu") == 1 { Layout::GateUp } else { Layout::RowMajor };
-    let mut list = vec![Tensor::input("x", x, &[m, k], unit)];
+    let mut list = scaled_x::tensors(p);
     list.extend(scaled::tensors(p, columns_of));
     if p.dim("bias") == 1 {
         list.push(Tensor::input("bias", t, &[n], unit).laid(columns_of));
@@ -57,8 +57,7 @@ fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
 
 /// A row of x.
 pub(super) fn row_of(p: &Problem, inputs: &Inputs, row: u64) -> Vec<f64> {
-    let (k, x) = (p.dim("k") as u64, inputs.get("x"));
-    (row * k..(row + 1) * k).map(|i| x.at(i)).collect()
+    scaled_x::row(p, inputs, row)
 }
 
 /// One unit of the product of rows that are given.

@@ -17,6 +17,7 @@ mod qkv;
 mod reference;
 mod sample;
 mod scaled;
+mod scaled_x;
 mod tensor;
 mod text;
 mod types;
@@ -34,6 +35,7 @@ pub(crate) use sample::weight as sampled_weight;
 #[cfg(feature = "engine")]
 pub(crate) use sample::{MOST_TOP, SETTINGS};
 pub use scaled::{CodeLayout, Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Zero};
+pub use scaled_x::XFormat;
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
 #[cfg(feature = "engine")]

@@ -17,6 +17,7 @@ pub(super) static MATMUL: OpDef = OpDef {
         DimDef::derived("swiglu", |p| i64::from(p.word("epilogue").ends_with("swiglu"))),
         DimDef::real("eps", 1e-5),
     ],
+    check: |p| of_values(p).and_then(|()| (matmul::OP.check)(p)),
     tensors: |p| with_norm(p, matmul::tensors(p)),
     unit_cost: |p| (2 * p.dim("k") * (1 + matmul::columns(p))) as u64,
     unit: |p, inputs, unit, out| matmul::unit_of(p, inputs, unit, out, |row| normed(p, inputs, row)),
@@ -29,12 +30,21 @@ pub(super) static QKV: OpDef = OpDef {
     name: "norm_qkv",
     summary: "Q, K and V of new tokens that are normed first, with bias or q/k norms, RoPE and the KV-cache write",
     probe: "",
+    check: |p| of_values(p).and_then(|()| (qkv::OP.check)(p)),
     tensors: |p| with_norm(p, qkv::tensors(p)),
     unit_cost: |p| (2 * p.dim("k") * (1 + qkv::columns(p))) as u64,
     unit: |p, inputs, unit, out| qkv::unit_of(p, inputs, unit, out, |row| normed(p, inputs, row)),
     slack: 2.0,
     ..qkv::OP
 };
+
+/// Refuses tokens that are codes already.
+fn of_values(p: &Problem) -> Result<(), String> {
+    match p.types().x_scales {
+        Some(_) => Err(format!("{} norms x first, so x has no codes and scales yet", p.op().name)),
+        None => Ok(()),
+    }
+}
 
 /// The tensors of the product, with the norm's weights behind x.
 fn with_norm(p: &Problem, mut product: Vec<Tensor>) -> Vec<Tensor> {

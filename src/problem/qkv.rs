@@ -1,7 +1,7 @@
 //! The product that begins an attention layer: Q, K and V of new tokens, rotated, with K and V written to the paged cache.
 
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, matmul, scaled};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, matmul, scaled, scaled_x};
 
 pub(super) static OP: OpDef = OpDef {
     name: "qkv",
@@ -84,8 +84,8 @@ fn check(p: &Problem) -> Result<(), String> {
 }
 
 pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
-    let t = p.types.x;
-    let [m, n, k, heads, kv] = ["m", "n", "k", "heads", "kv_heads"].map(|name| p.dim(name));
+    let t = p.types.y;
+    let [m, n, heads, kv] = ["m", "n", "heads", "kv_heads"].map(|name| p.dim(name));
     let [d, page, pages, max_pos] = ["head_dim", "page", "pages", "max_pos"].map(|name| p.dim(name));
     let unit = Fill::Uniform { scale: 3f32.sqrt() };
     let slots = pages.saturating_mul(page);
@@ -93,7 +93,7 @@ pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
         "none" => (IndexFill::Distinct(slots), m),
         _ => (IndexFill::Padded(slots), m - m / 4),
     };
-    let mut list = vec![Tensor::input("x", t, &[m, k], unit)];
+    let mut list = scaled_x::tensors(p);
     list.extend(scaled::tensors(p, Layout::RopePairs));
     if p.dim("bias") == 1 {
         list.push(Tensor::input("bias", t, &[n], unit).laid(Layout::RopePairs));

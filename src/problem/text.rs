@@ -2,7 +2,7 @@
 
 use super::{
     CodeLayout, DimDef, DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT,
-    ScaledFormat, Scaling, Storage, Types,
+    ScaledFormat, Scaling, Storage, Types, XFormat,
 };
 use std::{fmt, str::FromStr};
 
@@ -166,7 +166,11 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
             Dtype::names().replace(", ", "|"),
             if op.mixed { " [w=bf16|f16|f32|e4m3] [y=bf16|f16|f32]" } else { "" },
             if op.scaled {
-                format!(" [w={}] [scale=f32|f16|bf16] [layout=rows|quads]", ScaledFormat::names())
+                format!(
+                    " [x={}] [w={}] [scale=f32|f16|bf16] [layout=rows|quads]",
+                    XFormat::names(),
+                    ScaledFormat::names()
+                )
             } else {
                 String::new()
             }
@@ -225,7 +229,7 @@ impl FromStr for Problem {
         let mut p = Problem { op: op as u8, types: Dtype::Bf16.into(), dims: [0; MAX_DIMS] };
         let def = p.op();
         let (mut given, mut dtype) = ([false; MAX_DIMS], None);
-        let (mut w, mut y, mut scale, mut layout) = (None, None, None, None);
+        let (mut x, mut w, mut y, mut scale, mut layout) = (None, None, None, None, None);
         for (i, d) in def.dims.iter().enumerate() {
             p.dims[i] = match d.kind {
                 DimKind::Optional(v) => v as i32,
@@ -248,6 +252,13 @@ impl FromStr for Problem {
             }
             if def.mixed && field == "y" {
                 if y.replace(stored(value, &PLAIN).map_err(bad)?).is_some() {
+                    return Err(twice());
+                }
+                continue;
+            }
+            if def.scaled && field == "x" {
+                let read = XFormat::parse(value).ok_or_else(|| bad(format!("it is one of {}", XFormat::names())))?;
+                if x.replace(read).is_some() {
                     return Err(twice());
                 }
                 continue;
@@ -291,6 +302,9 @@ impl FromStr for Problem {
         }
         let base = Types::from(dtype.unwrap_or(Dtype::Bf16));
         p.types = Types { y: y.unwrap_or(base.y), ..base };
+        if let Some(format) = x {
+            p.types = Types { x: format.codes, x_scales: Some(format.per), ..p.types };
+        }
         match (w, scale) {
             (Some(Weights::Scaled(f)), scale) => {
                 let storage = scale.unwrap_or_else(|| f.per.usual_scale(p.types.y));

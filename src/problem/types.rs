@@ -1,6 +1,7 @@
 //! The types of a problem's tensors.
 
-use super::scaled::{CodeLayout, Scaling};
+use super::scaled::{CodeLayout, Granularity, Scaling};
+use super::scaled_x::{self, XFormat};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -129,12 +130,14 @@ pub struct Types {
     pub compute: Compute,
     /// Of a scaled format of the weights: how its codes become values.
     pub scaling: Option<Scaling>,
+    /// Of codes of x: what one of their scales is for, which are f32. None where x is stored as values.
+    pub x_scales: Option<Granularity>,
 }
 
 impl Types {
-    /// The dtype that the text starts from: that of the first operand.
+    /// The dtype that the text starts from: that of the first operand, and where that is of codes and scales that of results.
     pub fn base(self) -> Dtype {
-        match (self.x, self.compute) {
+        match (if self.x_scales.is_some() { self.y } else { self.x }, self.compute) {
             (Storage::Bf16, _) => Dtype::Bf16,
             (Storage::F16, _) => Dtype::F16,
             (Storage::E4m3, _) => Dtype::E4m3,
@@ -153,23 +156,24 @@ impl Types {
         if self.x.bits() >= self.w.bits() || self.scaling.is_some() { self.x } else { self.w }
     }
 
-    /// The same with weights as the base dtype has them where they are of a scaled format.
+    /// The same with operands as the base dtype has them where they are of a scaled format.
     pub fn unscaled(self) -> Types {
-        match self.scaling {
-            Some(_) => Types { w: Types::from(self.base()).w, scaling: None, ..self },
-            None => self,
-        }
+        let base = Types::from(self.base());
+        let x = if self.x_scales.is_some() { base.x } else { self.x };
+        let w = if self.scaling.is_some() { base.w } else { self.w };
+        Types { x, w, scaling: None, x_scales: None, ..self }
     }
 
     /// Says why they cannot be.
     pub(super) fn check(self) -> Result<(), String> {
         let whole = |s| matches!(s, Storage::I32 | Storage::Int4 | Storage::Int8 | Storage::U8);
-        if whole(self.x) || whole(self.w) && self.scaling.is_none() {
+        if whole(self.x) && self.x_scales.is_none() || whole(self.w) && self.scaling.is_none() {
             return Err(format!("no op multiplies integers without scales, x in {} by w in {}", self.x, self.w));
         }
         if let Some(scaling) = self.scaling {
             scaling.check(self.w)?;
         }
+        scaled_x::check(self)?;
         if self.compute == Compute::Tf32 && (self.x, self.w) != (Storage::F32, Storage::F32) {
             return Err("tf32 is for products of f32 by f32".into());
         }
@@ -182,7 +186,7 @@ impl Types {
 
 impl From<Dtype> for Types {
     fn from(dtype: Dtype) -> Types {
-        let all = |s| Types { x: s, w: s, y: s, compute: Compute::F32, scaling: None };
+        let all = |s| Types { x: s, w: s, y: s, compute: Compute::F32, scaling: None, x_scales: None };
         match dtype {
             Dtype::Bf16 => all(Storage::Bf16),
             Dtype::F16 => all(Storage::F16),
@@ -193,11 +197,14 @@ impl From<Dtype> for Types {
     }
 }
 
-/// The base dtype, then what differs from it: `bf16`, `bf16 w=e4m3 y=f32`, `bf16 w=int4-g128 scale=f32`.
+/// The base dtype, then what differs from it: `bf16`, `bf16 w=e4m3 y=f32`, `bf16 x=int8-row w=int4-g128 scale=f32`.
 impl fmt::Display for Types {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let base = Types::from(self.base());
         write!(f, "{}", self.base())?;
+        if let Some(per) = self.x_scales {
+            write!(f, " x={}", XFormat { codes: self.x, per })?;
+        }
         match self.scaling {
             None if self.w != base.w => write!(f, " w={}", self.w)?,
             None => {}

@@ -162,6 +162,12 @@ impl Scope {
             ("layout", layout.into()),
             ("group", group.into()),
         ]);
+        let mut x = tensor(types.x);
+        x.extend([
+            ("scale", types.x_scales.map_or("none", |per| per.name()).into()),
+            ("scale_bits", types.x_scales.map_or(0, |_| 32).into()),
+            ("group", types.x_scales.map_or(k, |per| per.run(k)).into()),
+        ]);
         let rate = |v: f64| Value::from(v);
         let count = |v: u64| Value::from(v as i64);
         let mut dev = vec![
@@ -185,7 +191,7 @@ impl Scope {
                 ("simd", count(device.simd)),
             ]),
         }
-        let attributes = [("dev", dev), ("x", tensor(types.x)), ("w", w), ("y", tensor(types.y))];
+        let attributes = [("dev", dev), ("x", x), ("w", w), ("y", tensor(types.y))];
         Scope { fixed, attributes, stack: RwLock::default() }
     }
 

@@ -77,6 +77,8 @@ pub struct Recipe {
     pub(crate) types_apart: bool,
     /// Whether its code knows scaled weights.
     pub(crate) knows_scales: bool,
+    /// The same of scaled tokens.
+    pub(crate) knows_scales_of_x: bool,
     /// Whether its code knows layouts of codes.
     knows_layouts: bool,
     pub(crate) when: Expr,
@@ -179,6 +181,7 @@ impl Recipe {
         Ok(Recipe {
             types_apart,
             knows_scales: named(&"w.scale"),
+            knows_scales_of_x: named(&"x.scale"),
             knows_layouts: named(&"w.layout"),
             when,
             derive: d.derive.iter().map(|(n, t)| Ok((n.as_str().into(), one(n, t)?))).collect::<Result<_, _>>()?,
@@ -216,7 +219,7 @@ impl Recipe {
         }
         // Nor has code that knows no scales a place for them.
         let scaling = problem.types().scaling;
-        if !self.knows_scales && scaling.is_some() {
+        if !self.knows_scales && scaling.is_some() || !self.knows_scales_of_x && problem.types().x_scales.is_some() {
             return Ok(false);
         }
         if !self.knows_layouts && scaling.is_some_and(|s| s.layout != CodeLayout::Rows) {

@@ -45,6 +45,7 @@ fn peaks(rows: &Rows) -> Vec<(String, f64)> {
         let name = match (p.types().factors(), p.types().compute) {
             (Storage::Bf16 | Storage::F16, _) => "bf16/f16",
             (Storage::E4m3, _) => "e4m3",
+            (Storage::Int8, _) => "int8",
             (_, Compute::Tf32) => "TF32",
             (_, Compute::F32) => "f32",
         };

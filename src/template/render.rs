@@ -59,6 +59,9 @@ pub(super) fn constants(template: &Template, problem: &Problem, device: &Device)
     if template.recipe.knows_scales {
         text += &scales(template, problem);
     }
+    if template.recipe.knows_scales_of_x {
+        text += &scales_of_x(template, problem);
+    }
     let _ = writeln!(text, "#define OP_{} 1", problem.op().name.to_uppercase());
     for dim in problem.op().dims {
         if template.recipe.fixes(problem, dim.name) && !matches!(dim.kind, DimKind::Word(_)) {
@@ -81,6 +84,16 @@ fn scales(template: &Template, problem: &Problem) -> String {
     // Where the width of a row is an argument, so is that of a group that is a row.
     if matches!(s.per, Granularity::Group(_) | Granularity::Block) || template.recipe.fixes(problem, "k") {
         let _ = writeln!(text, "#define W_GROUP {}", s.per.run(problem.dim("k")));
+    }
+    text
+}
+
+/// What code that knows scaled tokens is told of them.
+fn scales_of_x(template: &Template, problem: &Problem) -> String {
+    let Some(per) = problem.types().x_scales else { return "#define X_SCALE_NONE 1\n".into() };
+    let mut text = format!("#define X_SCALE_{} 1\n", per.name().to_uppercase());
+    if matches!(per, Granularity::Group(_)) || template.recipe.fixes(problem, "k") {
+        let _ = writeln!(text, "#define X_GROUP {}", per.run(problem.dim("k")));
     }
     text
 }

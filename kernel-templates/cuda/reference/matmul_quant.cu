@@ -41,21 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) matmul_quant_reference(
       xs[c][r] = in && row0 + r < m ? (double)to_f32(x[(i64)(row0 + r) * k + k0 + c]) : 0.0;
       ws[c][r] = in && col0 + r < n ? weight<double>(w, col0 + r, k0 + c, k) : 0.0;
     }
-    __syncthreads();
-#pragma unroll
-    for (int c = 0; c < STEP; c++) {
-      double a[4], b[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) a[i] = xs[c][ty * 4 + i], b[i] = ws[c][tx * 4 + i];
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) acc[i][j] = fma(a[i], b[j], acc[i][j]);
-    }
-    __syncthreads();
-  }
-
-#include "matmul_reference_end.cuh"
+#include "quant_reference_end.cuh"
 
 #if OP_NORM_MATMUL || OP_NORM_QKV
 #include "norm_rows_reference.cuh"

@@ -1,0 +1,86 @@
+#if SCALE_F32
+typedef float scale_elem;
+INLINE float get_scale(const scale_elem *p) { return *p; }
+#elif SCALE_F16
+typedef _Float16 scale_elem;
+INLINE float get_scale(const scale_elem *p) { return (float)*p; }
+#elif SCALE_BF16
+typedef uint16_t scale_elem;
+INLINE float get_scale(const scale_elem *p) { return bf16_to_f32(*p); }
+#else
+#error "no SCALE_ of a known type is defined"
+#endif
+
+#if W_ZERO_ZERO
+typedef uint8_t zero_elem;
+#else
+typedef scale_elem zero_elem; // minima, or none
+#endif
+
+// Where the code of element i is among all codes (CodeLayout in src/problem/scaled.rs).
+INLINE long code_place(long i) {
+#if W_LAYOUT_QUADS && DTYPE_W_INT4
+  enum { UNIT = 128, WORD = 8 };
+#elif W_LAYOUT_QUADS
+  enum { UNIT = 64, WORD = 4 };
+#endif
+#if W_LAYOUT_QUADS
+  long at = i % UNIT, of_lane = at % 8, in_word = of_lane % WORD;
+  return i - at + at % 32 / 8 * (UNIT / 4) + at / 32 * 8 + of_lane / WORD * WORD + in_word % 2 * (WORD / 2) + in_word / 2;
+#else
+  return i;
+#endif
+}
+
+// The code of element i; of 4 bits the first of two is in the low half of a byte, and rows have an even number.
+#if DTYPE_W_INT4
+typedef uint8_t code_t;
+INLINE float get_code(const code_t *w, long i) {
+  i = code_place(i);
+  return (float)(w[i >> 1] >> (i & 1) * 4 & 15);
+}
+#elif DTYPE_W_INT8
+typedef int8_t code_t;
+INLINE float get_code(const code_t *w, long i) { return (float)w[code_place(i)]; }
+#elif DTYPE_W_E4M3
+typedef uint8_t code_t;
+INLINE float get_code(const code_t *w, long i) { return e4m3_to_f32(w[code_place(i)]); }
+#else
+#error "no DTYPE_W_ of a scaled format is defined"
+#endif
+
+// What the codes of one run of a row are worth: (code - zero) * scale + min.
+typedef struct {
+  float scale, zero, min;
+} worth_t;
+
+// Elements of a row that share a scale.
+INLINE long run_of(long k) {
+#if W_SCALE_TENSOR || W_SCALE_ROW
+  return k;
+#else
+  (void)k;
+  return W_GROUP;
+#endif
+}
+
+// Of run `run` of `row`, of which a row has `runs`.
+INLINE worth_t worth_of(const scale_elem *scales, const zero_elem *zeros, long row, long run, long runs) {
+#if W_SCALE_TENSOR
+  long at = 0 * (row + run + runs);
+#elif W_SCALE_BLOCK
+  long at = row / W_GROUP * runs + run;
+#else
+  long at = row * runs + run;
+#endif
+  worth_t w = {get_scale(scales + at), 0, 0};
+#if W_ZERO_ZERO
+  w.zero = (float)zeros[at];
+#elif W_ZERO_MIN
+  w.min = get_scale(zeros + at);
+#elif DTYPE_W_INT4
+  w.zero = 8;
+#endif
+  (void)zeros;
+  return w;
+}
