@@ -162,9 +162,9 @@ impl Packed {
         Scaling { per: self.format.per, storage: self.scale, zero: self.format.zero, layout: CodeLayout::Rows }
     }
 
-    /// The codes in the order that a kernel wants; nothing where rows are not whole units of that order.
+    /// The codes in the order that a kernel wants; nothing where that order does not hold so many rows or columns.
     pub fn codes_in(&self, layout: CodeLayout) -> Option<Vec<u8>> {
-        self.k.is_multiple_of(layout.unit(self.format.codes)).then(|| {
+        layout.holds(self.format.codes, [self.n, self.k]).then(|| {
             let mut out = vec![0; self.codes.len()];
             self.reordered(layout, |natural, place| {
                 put_code(&mut out, place, code(&self.codes, natural, self.bits()), self.bits())
@@ -182,12 +182,31 @@ impl Packed {
         out
     }
 
+    /// The scales, and the zero points or minima, in the order that goes with those codes: what `w_scales` and `w_zeros` or `w_mins` hold.
+    /// Nothing where [`codes_in`](Packed::codes_in) gives nothing.
+    pub fn scales_in(&self, layout: CodeLayout) -> Option<[Vec<u8>; 2]> {
+        let ordered = |from: &[u8]| {
+            let runs = self.k.div_ceil(self.run());
+            if from.is_empty() || !matches!(self.format.per, Granularity::Row | Granularity::Group(_)) {
+                return from.to_vec();
+            }
+            let each = (from.len() as u64 / (self.n * runs)) as usize;
+            let mut to = vec![0; from.len()];
+            for (at, bytes) in (0..).zip(from.chunks_exact(each)) {
+                let place = layout.scale_place(at / runs, at % runs, runs) as usize * each;
+                to[place..place + each].copy_from_slice(bytes);
+            }
+            to
+        };
+        layout.holds(self.format.codes, [self.n, self.k]).then(|| [ordered(&self.scales), ordered(&self.zeros)])
+    }
+
     fn bits(&self) -> u64 {
         self.format.codes.bits()
     }
 
     fn reordered(&self, layout: CodeLayout, mut each: impl FnMut(u64, u64)) {
-        (0..self.n * self.k).for_each(|i| each(i, layout.place(self.format.codes, i)));
+        (0..self.n * self.k).for_each(|i| each(i, layout.place(self.format.codes, self.k, i)));
     }
 
     fn check(&self, name: &str) -> Result<(), QuantError> {
@@ -432,7 +451,7 @@ pub(in crate::weights::quant) mod tests {
                 let packed = draw.packed(format, Storage::F32, n, k);
                 let quads = packed.codes_in(CodeLayout::Quads).unwrap();
                 for i in [0, 1, k - 1, draw.below(n * k), draw.below(n * k), n * k - 1] {
-                    let place = CodeLayout::Quads.place(format.codes, i);
+                    let place = CodeLayout::Quads.place(format.codes, k, i);
                     let value = |bytes: &[u8], i| format.codes.value(bytes, i).to_bits();
                     assert_eq!(value(&quads, place), value(&packed.codes, i), "{format} {i}");
                 }
@@ -440,6 +459,39 @@ pub(in crate::weights::quant) mod tests {
                 assert_eq!(packed.codes_in(CodeLayout::Rows).as_ref(), Some(&packed.codes));
             }
             assert_eq!(draw.packed(format, Storage::F32, 2, 96).codes_in(CodeLayout::Quads), None, "{format}");
+        }
+    }
+
+    /// By the reference of a product, which takes every element out by its own definition.
+    #[test]
+    fn codes_and_scales_in_lanes_are_the_same_weights() {
+        let mut draw = Draw::new(6);
+        let layout = CodeLayout::Lanes;
+        for format in ScaledFormat::all() {
+            let (n, k) = (16 * (1 + draw.below(3)), 8 * (5 + draw.below(40)));
+            let scale = draw.pick(&SCALES);
+            let packed = draw.packed(format, scale, n, k);
+            let (lanes, [scales, zeros]) = (packed.codes_in(layout).unwrap(), packed.scales_in(layout).unwrap());
+            assert_eq!(packed.codes_of(layout, &lanes), packed.codes, "{format}");
+            let runs = k.div_ceil(packed.run());
+            for _ in 0..200 {
+                let (row, col) = (draw.below(n), draw.below(k));
+                let (from, to) = (row * k + col, layout.place(format.codes, k, row * k + col));
+                assert_eq!(code(&lanes, to, packed.bits()), code(&packed.codes, from, packed.bits()), "{format}");
+                let (from, to) = match format.per {
+                    Granularity::Tensor | Granularity::Block => (packed.at(row, col), packed.at(row, col)),
+                    _ => (packed.at(row, col), layout.scale_place(row, col / packed.run(), runs)),
+                };
+                let value = |bytes: &[u8], i| packed.scale.value(bytes, i).to_bits();
+                assert_eq!(value(&scales, to), value(&packed.scales, from), "{format}");
+                match format.zero {
+                    Zero::None => assert!(zeros.is_empty()),
+                    Zero::Zero => assert_eq!(zeros[to as usize], packed.zeros[from as usize], "{format}"),
+                    Zero::Min => assert_eq!(value(&zeros, to), value(&packed.zeros, from), "{format}"),
+                }
+            }
+            assert_eq!(draw.packed(format, Storage::F32, 24, 96).scales_in(layout), None, "{format}");
+            assert_eq!(packed.scales_in(CodeLayout::Rows), Some([packed.scales.clone(), packed.zeros.clone()]));
         }
     }
 
