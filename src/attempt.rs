@@ -112,9 +112,12 @@ mod tests {
 
     /// What is wrong with what a template makes of a problem.
     fn wrong(library: &Library, template: Option<&str>, problem: &str) -> Option<String> {
-        let mut session = CpuSession::open(Some(2)).unwrap();
+        wrong_in(&mut CpuSession::open(Some(2)).unwrap(), library, template, problem)
+    }
+
+    fn wrong_in(session: &mut CpuSession, library: &Library, template: Option<&str>, problem: &str) -> Option<String> {
         let options = Options { template: template.map(String::from), rounds: 0, ..Options::default() };
-        let tried = attempts(&mut session, library, &problem.parse().unwrap(), &options).unwrap();
+        let tried = attempts(session, library, &problem.parse().unwrap(), &options).unwrap();
         assert!(!tried.is_empty(), "{problem}");
         tried.into_iter().find_map(|a| a.outcome.unwrap().1.check.wrong.map(|why| format!("{}: {why}", a.template)))
     }
@@ -193,8 +196,7 @@ mod tests {
     }
 
     /// Whether what a template makes of a problem is right by each way it has to hold x or codes.
-    fn assert_each_way(library: &Library, template: &str, problem: &str, tunable: &str) {
-        let mut session = CpuSession::open(Some(2)).unwrap();
+    fn assert_each_way(session: &mut CpuSession, library: &Library, template: &str, problem: &str, tunable: &str) {
         let (p, device) = (problem.parse().unwrap(), session.device().clone());
         let recipe = &library.get(device.target, template).unwrap().recipe;
         let mut seen = std::collections::BTreeSet::new();
@@ -206,7 +208,7 @@ mod tests {
                     rounds: 0,
                     ..Options::default()
                 };
-                for a in attempts(&mut session, library, &p, &options).unwrap() {
+                for a in attempts(session, library, &p, &options).unwrap() {
                     let wrong = a.outcome.unwrap().1.check.wrong;
                     assert_eq!(wrong, None, "{problem}: {template} {:?}", a.config);
                 }
@@ -219,6 +221,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn streams_over_lanes_of_every_format_are_right() {
         let library = Library::built_in().unwrap();
+        let mut session = CpuSession::open(Some(2)).unwrap();
         let products = [
             "matmul m=1 n=144 k=1032 epilogue=bias_residual dtype=bf16",
             "matmul m=3 n=160 k=256 epilogue=bias_swiglu dtype=f32",
@@ -233,12 +236,12 @@ mod tests {
             let (head, rest) = products[i % 7].split_once('|').unwrap_or((products[i % 7], ""));
             let scale = ["", " scale=f32", " scale=f16", " scale=bf16"][i / 3 % 4];
             let problem = format!("{head} w={format}{scale} layout=lanes | {rest}");
-            assert_each_way(&library, "cpu_gemv_lanes", &problem, "bytes");
+            assert_each_way(&mut session, &library, "cpu_gemv_lanes", &problem, "bytes");
         }
         // The blocked product reads the same codes; e4m3 among them.
         for (i, format) in ScaledFormat::all().enumerate() {
             let problem = format!("matmul m=18 n=144 k={} dtype=f32 w={format} layout=lanes", [1032, 304, 512][i % 3]);
-            assert_eq!(wrong(&library, Some("cpu_gemm_quant"), &problem), None, "{problem}");
+            assert_eq!(wrong_in(&mut session, &library, Some("cpu_gemm_quant"), &problem), None, "{problem}");
         }
     }
 
@@ -247,6 +250,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn blocked_products_of_codes_by_codes_are_right() {
         let library = Library::built_in().unwrap();
+        let mut session = CpuSession::open(Some(2)).unwrap();
         let products = [
             "matmul m=33 n=131 k=1030 epilogue=bias_residual dtype=bf16",
             "matmul m=9 n=130 k=303 epilogue=bias_swiglu dtype=f32",
@@ -261,10 +265,10 @@ mod tests {
                 let (head, rest) = product.split_once('|').unwrap_or((product, ""));
                 let scale = ["", " scale=f32", " scale=f16", " scale=bf16"][i % 4];
                 let problem = format!("{head} x=int8-row w={format}{scale} | {rest}");
-                assert_eq!(wrong(&library, Some("cpu_gemm_w8a8"), &problem), None, "{problem}");
+                assert_eq!(wrong_in(&mut session, &library, Some("cpu_gemm_w8a8"), &problem), None, "{problem}");
             }
             let problem = format!("matmul m=30 n=144 k=2068 dtype=f32 x=int8-row w={format} layout=lanes");
-            assert_each_way(&library, "cpu_gemm_w8a8", &problem, "nv");
+            assert_each_way(&mut session, &library, "cpu_gemm_w8a8", &problem, "nv");
         }
     }
 
@@ -272,6 +276,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn blocked_products_of_every_scaled_format_are_right() {
         let library = Library::built_in().unwrap();
+        let mut session = CpuSession::open(Some(2)).unwrap();
         let products = [
             "matmul m=33 n=131 k=1030 epilogue=bias_residual dtype=bf16",
             "matmul m=9 n=130 k=300 epilogue=bias_swiglu dtype=f32",
@@ -284,11 +289,11 @@ mod tests {
             let (head, rest) = products[i % 6].split_once('|').unwrap_or((products[i % 6], ""));
             let scale = ["", " scale=f32", " scale=f16", " scale=bf16"][i / 3 % 4];
             let problem = format!("{head} w={format}{scale} | {rest}");
-            assert_eq!(wrong(&library, Some("cpu_gemm_quant"), &problem), None, "{problem}");
+            assert_eq!(wrong_in(&mut session, &library, Some("cpu_gemm_quant"), &problem), None, "{problem}");
         }
         for format in ScaledFormat::all() {
             let problem = format!("matmul m=17 n=35 k=298 dtype=f32 w={format}");
-            assert_eq!(wrong(&library, Some("cpu_gemm_quant"), &problem), None, "{problem}");
+            assert_eq!(wrong_in(&mut session, &library, Some("cpu_gemm_quant"), &problem), None, "{problem}");
         }
     }
 
