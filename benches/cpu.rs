@@ -6,23 +6,20 @@
 //! Prints medians, and ends with 1 when a geometric mean is under its bar. `--out` gets the raw samples, one JSON line a
 //! shape.
 
+mod side;
+
 use gemm::Parallelism;
-use jitune::backend::cpu::{self, Bound, Buffer, Executable, Module, Pool, cc};
-use jitune::device::{Device, DeviceId, Target};
+use jitune::backend::cpu::{self, Bound, Buffer, Executable, Module, Pool};
+use jitune::device::{Device, Target};
 use jitune::problem::{Inputs, Problem, Tolerance};
-use jitune::recipe::{Arg, KernelLaunch, Launch};
 use jitune::template::Library;
-use jitune::tune::{self, Event, Observer, Options};
 use jitune::winner::Winner;
 use jitune_db::{Db, OpenOptions};
 use rayon::prelude::*;
-use std::error::Error;
+use side::{Args, Ceiling, Res, args, geometric_mean, load, median, timed, tuned};
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The model's products as (name, N, K).
 const PRODUCTS: [(&str, i64, i64); 4] =
@@ -34,20 +31,6 @@ const BAR_READ: f64 = 0.85;
 /// Rounds of each shape; the time for a shape may end them early, but not before the least.
 const ROUNDS: usize = 201;
 const LEAST_ROUNDS: usize = 7;
-/// Most that one reading of the bandwidth goes through.
-const READ_BYTES: usize = 256 << 20;
-
-type Res<T> = Result<T, Box<dyn Error>>;
-
-struct Args {
-    db: Option<PathBuf>,
-    out: Option<PathBuf>,
-    budget: u64,
-    trials: usize,
-    seconds: f64,
-    threads: Option<usize>,
-}
-
 /// What was measured, one entry a round: seconds a launch, and for M = 1 the bytes a second that memory gave.
 #[derive(Default)]
 struct Samples {
@@ -59,7 +42,7 @@ struct Samples {
 fn main() -> ExitCode {
     // The tuner's workers are this program.
     jitune::worker_main();
-    match args().and_then(|args| run(&args)) {
+    match args(300).and_then(|args| run(&args)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
@@ -69,33 +52,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn args() -> Res<Args> {
-    let mut args = Args { db: None, out: None, budget: 300, trials: 16, seconds: 4.0, threads: None };
-    let mut list = std::env::args().skip(1);
-    while let Some(word) = list.next() {
-        let mut value = || list.next().ok_or(format!("{word} needs a value"));
-        match word.as_str() {
-            // Cargo's own.
-            "--bench" => {}
-            "--db" => args.db = Some(value()?.into()),
-            "--out" => args.out = Some(value()?.into()),
-            "--budget" => args.budget = value()?.parse()?,
-            "--trials" => args.trials = value()?.parse()?,
-            "--seconds" => args.seconds = value()?.parse()?,
-            "--threads" => args.threads = Some(value()?.parse()?),
-            other => return Err(format!("{other} is not known").into()),
-        }
-    }
-    Ok(args)
-}
-
 fn run(args: &Args) -> Res<bool> {
     let temporary = tempfile::tempdir()?;
     let folder = args.db.clone().unwrap_or_else(|| temporary.path().join("db"));
     let mut out = args.out.as_ref().map(std::fs::File::create).transpose()?;
     let library = Library::built_in()?;
     let db = Db::open(&folder, OpenOptions::default())?;
-    let winners = tuned(&db, &library, args)?;
+    let text = |m: i64, n: i64, k: i64| format!("matmul m={m} n={n} k={k} dtype=f32");
+    let shapes = ROWS.iter().flat_map(|&m| PRODUCTS.iter().map(move |&(_, n, k)| text(m, n, k)));
+    let problems: Vec<Problem> = shapes.map(|t| t.parse()).collect::<Result<_, _>>()?;
+    let winners = tuned(&db, &library, args, &problems)?;
     let device = cpu::describe(args.threads);
     let pool = Pool::new(device.units as usize)?;
     let ceiling = Ceiling::new(&library, &device, temporary.path())?;
@@ -160,89 +126,6 @@ fn run(args: &Args) -> Res<bool> {
 
 fn names() -> impl Iterator<Item = &'static str> {
     ROWS.iter().flat_map(|_| PRODUCTS.iter().map(|(name, ..)| *name))
-}
-
-/// Prints winners as they come.
-struct Lines;
-
-impl Observer for Lines {
-    fn event(&self, event: &Event) {
-        if let Event::Won { winner, stored, .. } = event {
-            let how = if *stored { "stored" } else { "tuned" };
-            eprintln!("{how}: {} in {:.1} us", winner.problem, winner.evidence.median_us);
-        }
-    }
-}
-
-/// The winners of all shapes, tuned now where the database has none.
-fn tuned(db: &Db, library: &Library, args: &Args) -> Res<Vec<Winner>> {
-    let text = |m: i64, n: i64, k: i64| format!("matmul m={m} n={n} k={k} dtype=f32");
-    let shapes = ROWS.iter().flat_map(|&m| PRODUCTS.iter().map(move |&(_, n, k)| text(m, n, k)));
-    let problems: Vec<Problem> = shapes.map(|t| t.parse()).collect::<Result<_, _>>()?;
-    let options = Options {
-        devices: vec![DeviceId::Cpu(args.threads.unwrap_or(0))],
-        budget: Some(Duration::from_secs(args.budget)),
-        trials: Some(args.trials),
-        ..Options::default()
-    };
-    let report = tune::run(db, library, &problems, &options, &Lines, &AtomicBool::new(false))?;
-    let missing =
-        || report.failed().next().map_or("a problem has no winner".into(), |f| format!("{}: {}", f.problem, f.error));
-    report
-        .kinds
-        .iter()
-        .flat_map(|kind| kind.winners.iter().cloned())
-        .collect::<Option<Vec<_>>>()
-        .ok_or_else(|| missing().into())
-}
-
-/// Reads memory as fast as this machine does, with the kernel that the tuner's own ceiling comes from.
-struct Ceiling {
-    module: Arc<Module>,
-    threads: u32,
-    from: Buffer,
-    sink: Buffer,
-}
-
-/// A reading of so many bytes.
-struct Reading {
-    bound: Bound,
-    bytes: usize,
-}
-
-impl Ceiling {
-    fn new(library: &Library, device: &Device, folder: &Path) -> Res<Ceiling> {
-        let (code, _) = cc::compile(&library.support(&"matmul m=1 n=1 k=1 dtype=f32".parse()?, device)?, folder)?;
-        let threads = device.units;
-        let (from, sink) = (Buffer::new(READ_BYTES)?, Buffer::new(64 * threads as usize)?);
-        // SAFETY: the support code, compiled just now.
-        Ok(Ceiling { module: unsafe { Module::load(&code) }?, threads, from, sink })
-    }
-
-    /// Reads as much as a round of the kernel that it is held against: on a busy machine, a longer one would be
-    /// interrupted more often.
-    fn reading(&self, bytes: usize) -> Res<Reading> {
-        let bytes = bytes.min(READ_BYTES);
-        let kernel = KernelLaunch {
-            entry: "read_sum".into(),
-            grid: [self.threads, 1, 1],
-            block: self.threads,
-            cluster: 1,
-            smem: 0,
-            pdl: false,
-            args: vec![Arg::Tensor(0), Arg::I64(bytes as i64), Arg::Tensor(1)],
-        };
-        let launch = Launch { kernels: vec![kernel], workspace: 0, zero: false };
-        let executable = Executable::new(&self.module, &launch, 2)?;
-        // SAFETY: so many bytes are there, and 64 for each thread; a reading lives no longer than its ceiling.
-        Ok(Reading { bound: unsafe { executable.bind(&[self.from.address(), self.sink.address()], 0) }?, bytes })
-    }
-}
-
-impl Reading {
-    fn bytes_per_s(&self, pool: &Pool) -> f64 {
-        self.bytes as f64 / timed(|| self.bound.run(pool))
-    }
 }
 
 /// One shape: a winner and its peer on the same memory.
@@ -370,26 +253,4 @@ fn set(problem: &Problem, seed: u64) -> Res<[Buffer; 3]> {
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-}
-
-fn timed(work: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    work();
-    start.elapsed().as_secs_f64()
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut v = values.to_vec();
-    v.sort_by(f64::total_cmp);
-    (v[(v.len() - 1) / 2] + v[v.len() / 2]) / 2.0
-}
-
-fn geometric_mean(values: &[f64]) -> f64 {
-    (values.iter().map(|v| v.ln()).sum::<f64>() / values.len() as f64).exp()
-}
-
-/// How busy the machine is: figures of a shared one cannot be repeated.
-fn load() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split_whitespace().next().unwrap_or("unknown").to_string()
 }

@@ -12,6 +12,6 @@ void cpu_embedding_quant(const jt_arg *args, long task, long tasks) {
   for (long r = 0; r < runs; r++) {
     worth_t v = worth_of(scales, zeros, row, r, runs);
     for (long c = r * run; c < min_l((r + 1) * run, hidden); c++)
-      put(y + c, (get_code(codes, row * hidden + c) - v.zero) * v.scale + v.min);
+      put(y + c, (get_code(codes, row * hidden + c, hidden) - v.zero) * v.scale + v.min);
   }
 }

@@ -20,50 +20,63 @@
 #define RUN KC
 #endif
 #define RUNS ((K + GROUP - 1) / GROUP) // scales of a row
-#define LINES ((CODE_BYTES(KC) + 63) / 64) // lines of a row's codes in a block
+#include "code_rows.h"
 
-typedef struct {
-  const uint8_t *codes;
-  const scale_elem *scales;
-  const zero_elem *zeros;
-} weights_t;
+// What VL codes from code `i` on are worth.
+#if DTYPE_W_INT4 && AVX512
+// The low four bits of a lane choose its value.
+INLINE vf value_of(const uint8_t *from, long i, vf table) {
+  const vu shifts = (vu)((vi)IOTA % 8 * 4);
+  int32_t words[2];
+  UNROLL for (int j = 0; j < 2; j++) memcpy(words + j, from + (i / WORD + j) * APART, 4);
+  __m512i u = _mm512_mask_set1_epi32(_mm512_set1_epi32(words[0]), 0xff00, words[1]);
+  return (vf)_mm512_permutexvar_ps(_mm512_srlv_epi32(u, (__m512i)shifts), (__m512)table);
+}
+#elif DTYPE_W_INT4
+INLINE vf value_of(const uint8_t *from, long i, worth_t v) {
+  uint32_t word = 0;
+  memcpy(&word, from + i / WORD * APART + i % WORD / 2, VL / 2);
+  vf code = __builtin_convertvector((vi)(((vu){0} + word) >> (vu)((vi)IOTA * 4) & 15), vf);
+  return (code - v.zero) * v.scale + v.min;
+}
+#else
+INLINE vf value_of(const uint8_t *from, long i, float scale) {
+#if W_LAYOUT_LANES
+  typedef uint32_t words_t __attribute__((vector_size(VL), may_alias));
+  words_t words;
+  UNROLL for (int j = 0; j < VL / WORD; j++) {
+    uint32_t word;
+    memcpy(&word, from + (i / WORD + j) * APART, 4);
+    words[j] = word;
+  }
+  return floats_of((const uint8_t *)&words) * scale;
+#else
+  return floats_of(from + i) * scale;
+#endif
+}
+#endif
 
-// `n` codes from element `at` on as f32; they share a scale.
-INLINE void values(float *to, const uint8_t *codes, long at, long n, worth_t v) {
+// `n` codes of a row from column `k` on as f32; they share a scale.
+INLINE void values(float *to, const weights_t *w, long row, long k, long n, worth_t v) {
+  const uint8_t *from = codes_at(w, row, k);
+#if DTYPE_W_INT4 && AVX512
+  const vf how = ((vf)IOTA - v.zero) * v.scale + v.min;
+#elif DTYPE_W_INT4
+  const worth_t how = v;
+#else
+  const float how = v.scale * FLOAT_UNIT;
+#endif
   long i = 0;
-#if DTYPE_W_INT4
-  const uint8_t *from = codes + at / 2;
-#if AVX512
-  // The low four bits of a lane choose its value.
-  const vf table = ((vf)IOTA - v.zero) * v.scale + v.min;
-  const vu shifts = {0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
-  for (; i + VL <= n; i += VL) {
-    uint32_t words[2];
-    memcpy(words, from + i / 2, 8);
-    __m512i u = _mm512_mask_set1_epi32(_mm512_set1_epi32((int)words[0]), 0xff00, (int)words[1]);
-    store_f32(to + i, (vf)_mm512_permutexvar_ps(_mm512_srlv_epi32(u, (__m512i)shifts), (__m512)table));
-  }
-#else
-  const vu shifts = (vu)((vi)IOTA * 4);
-  for (; i + VL <= n; i += VL) {
-    uint32_t word = 0;
-    memcpy(&word, from + i / 2, VL / 2);
-    vf code = __builtin_convertvector((vi)(((vu){0} + word) >> shifts & 15), vf);
-    store_f32(to + i, (code - v.zero) * v.scale + v.min);
-  }
-#endif
-#else
-  for (; i + VL <= n; i += VL) store_f32(to + i, floats_of(codes + at + i) * (v.scale * FLOAT_UNIT));
-#endif
-  for (; i < n; i++) to[i] = (get_code((const code_t *)codes, at + i) - v.zero) * v.scale + v.min;
+  for (; i + VL <= n; i += VL) store_f32(to + i, value_of(from, i, how));
+  for (; i < n; i++) to[i] = (get_code((const code_t *)w->codes, row * K + k + i, K) - v.zero) * v.scale + v.min;
 }
 
 // `n` elements of a row from column `k0` on, which begins a block; the tail up to `padded` becomes zero.
 INLINE void dequantise(float *to, const weights_t *w, long row, long k0, long n, long padded) {
   for (long k = 0; k < n; k += RUN) {
     worth_t v = worth_of(w->scales, w->zeros, row, (k0 + k) / GROUP, RUNS);
-    if (k + RUN <= n) values(to + k, w->codes, row * K + k0 + k, RUN, v);
-    else values(to + k, w->codes, row * K + k0 + k, n - k, v);
+    if (k + RUN <= n) values(to + k, w, row, k0 + k, RUN, v);
+    else values(to + k, w, row, k0 + k, n - k, v);
   }
   for (long k = n; k < padded; k++) to[k] = 0;
 }
@@ -87,11 +100,11 @@ void cpu_gemm_quant(const jt_arg *args, long task, long tasks) {
       for (long i = 0; i < MR; i++)
         dequantise(group + i * LDW, &w, n0 + n + i, k0, n + i < nt ? min_l(KC, K - k0) : 0, kc);
       // The group after this one is fetched while this one computes, a share of its lines with every panel.
-      long next = n + MR < nt ? (n0 + n + MR) * K + k0 : n0 * K + k0 + KC;
+      long row = n + MR < nt ? n0 + n + MR : n0, k = n + MR < nt ? k0 : k0 + KC;
       long lines = n + 2 * MR <= nt || (n + MR >= nt && k0 + 2 * KC <= K) ? MR * LINES : 0;
       for (long p = 0; p < panels; p++) {
         for (long l = lines * p / panels, end = lines * (p + 1) / panels; l < end; l++)
-          __builtin_prefetch(w.codes + CODE_BYTES(next + l / LINES * K) + l % LINES * 64, 0, 2);
+          __builtin_prefetch(line_at(&w, row + l / LINES, k, l % LINES), 0, 2);
         float *s = sums + n * LDS + p * PW;
         (mt - p * PW > VL ? block_full : block_one)(s, group, x + p * PW * kc, kc, k0 == 0);
       }

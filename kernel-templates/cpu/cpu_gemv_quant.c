@@ -128,16 +128,7 @@ INLINE void row_scales(float *s, float *a, const scale_elem *scales, const zero_
   const float unit = 1;
 #endif
   long i = 0;
-#if SCALE_BF16
-  for (; i + VL <= RUNS; i += VL)
-    store_f32(s + i, (vf)(__builtin_convertvector(*(const vh_any *)(scales + at + i), vu) << 16) * unit);
-#elif SCALE_F16 && AVX512
-  for (; i + VL <= RUNS; i += VL)
-    store_f32(s + i, (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(scales + at + i))) * unit);
-#elif SCALE_F16 && defined(__F16C__) && SIMD == 32
-  for (; i + VL <= RUNS; i += VL)
-    store_f32(s + i, (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(scales + at + i))) * unit);
-#endif
+  for (; i + VL <= RUNS; i += VL) store_f32(s + i, load_scales(scales + at + i) * unit);
   for (; i < RUNS; i++) s[i] = get_scale(scales + at + i) * unit;
 #if W_ZERO_ZERO
   for (i = 0; i < RUNS; i++) a[i] = -(float)zeros[at + i] * s[i];

@@ -7,7 +7,7 @@
 #include "scaled.h"
 
 #define COLS_EACH 64
-#define LANES 8
+#define SUMS 8
 
 #include "portable_quant_run.h"
 
@@ -16,7 +16,7 @@ static float dot(const x_elem *x, const code_t *w, const scale_elem *scales, con
   float total = 0;
   for (long r = 0; r < runs; r++) {
     worth_t v = worth_of(scales, zeros, row, r, runs);
-    float sum_x, sum = dot_run(x + r * run, w, row * k + r * run, min_l(run, k - r * run), v.zero, &sum_x);
+    float sum_x, sum = dot_run(x + r * run, w, row * k + r * run, min_l(run, k - r * run), k, v.zero, &sum_x);
     total += sum * v.scale + sum_x * v.min;
   }
   return total;

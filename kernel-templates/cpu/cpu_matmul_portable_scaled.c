@@ -17,7 +17,7 @@ INLINE float get_x(const x_elem *p) { return e4m3_to_f32(*p); }
 #include "code_weights.h"
 
 #define COLS_EACH 64
-#define LANES 8
+#define SUMS 8
 
 #include "portable_quant_run.h"
 
@@ -42,7 +42,7 @@ static float dot(const x_elem *x, const float *x_scales, long x_run, const code_
   float total = 0;
   for (long at = 0; at < k; at += run) {
     worth_t v = worth_of(scales, zeros, row, at / w_run, runs);
-    float sum_x, sum = dot_run(x + at, w, row * k + at, min_l(run, k - at), v.zero, &sum_x);
+    float sum_x, sum = dot_run(x + at, w, row * k + at, min_l(run, k - at), k, v.zero, &sum_x);
     total += (sum * v.scale + sum_x * v.min) * x_scales[at / x_run];
   }
   return total;

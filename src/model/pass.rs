@@ -149,7 +149,7 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
             (false, true) => "residual",
             (true, true) => "bias_residual",
         };
-        format!("matmul m={rows} n={n} k={k} epilogue={epilogue} dtype={}", precision.types(weight, k))
+        format!("matmul m={rows} n={n} k={k} epilogue={epilogue} dtype={}", precision.types(weight, [n, k]))
     };
     let one = |life: Life, name: &str| vec![(life, name.to_string())];
     let weight = |name: &str| scaled(precision, name);
@@ -166,7 +166,10 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
     let table = "embed_tokens";
     step(
         "embedding",
-        format!("embedding tokens={rows} vocab={vocab} hidden={hidden} dtype={}", precision.types(table, hidden)),
+        format!(
+            "embedding tokens={rows} vocab={vocab} hidden={hidden} dtype={}",
+            precision.types(table, [vocab, hidden])
+        ),
         [one(Metadata, "ids"), weight(table), one(Activation, &stream)].concat(),
     )?;
     for layer in 0..m.layers {
@@ -182,7 +185,7 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
         let text = format!(
             "qkv m={rows} k={hidden} {of_heads} bias={bias} qk_norm={qk_norm} pages={pages} max_pos={max_pos} eps={eps:e} \
              dtype={}",
-            precision.types(&w, hidden)
+            precision.types(&w, [(h + 2 * hk) * d, hidden])
         );
         let names = [
             one(Activation, &normed),
@@ -231,7 +234,7 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
         let text = format!(
             "matmul m={rows} n={} k={hidden} epilogue={swiglu} dtype={}",
             2 * inter,
-            precision.types(&w, hidden)
+            precision.types(&w, [2 * inter, hidden])
         );
         step("gate_up", text, names.concat())?;
         let (w, out) = (at("down"), at("after_mlp"));

@@ -82,15 +82,18 @@ impl Precision {
         self.linear.is_some() || !self.named.is_empty()
     }
 
-    /// The types of a problem over the weight of that name, whose rows have `k` elements.
-    pub fn types(&self, name: &str, k: i64) -> Types {
+    /// The types of a problem over the weight w[n, k] of that name.
+    pub fn types(&self, name: &str, [n, k]: [i64; 2]) -> Types {
         let plain = Types::from(self.dtype);
         let Some(WeightFormat { format, scale }) = self.format(name) else { return plain };
-        let fits = |layout: CodeLayout| k % layout.unit(format.codes) as i64 == 0;
-        let layout = match self.target {
-            Target::Cuda if fits(CodeLayout::Quads) => CodeLayout::Quads,
-            _ => CodeLayout::Rows,
+        let wanted = match (self.target, format.codes) {
+            (Target::Cuda, _) => CodeLayout::Quads,
+            // No stream over lanes takes e4m3.
+            (Target::Cpu, Storage::E4m3) => CodeLayout::Rows,
+            (Target::Cpu, _) => CodeLayout::Lanes,
         };
+        let holds = wanted.holds(format.codes, [n, k].map(i64::unsigned_abs));
+        let layout = if holds { wanted } else { CodeLayout::Rows };
         Types {
             w: format.codes,
             scaling: Some(Scaling { per: format.per, storage: scale, zero: format.zero, layout }),

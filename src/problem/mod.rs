@@ -113,9 +113,12 @@ impl OpDef {
             None => Some(plain),
             // Rows of several groups, the last of them shorter.
             Some(scaling) if self.scaled => {
-                let unit = scaling.layout.unit(types.w) as i64;
-                let k = (SCALED_PROBE + unit - 1) / unit * unit;
-                plain.with(&[(scaled::row(&plain).1, k)]).and_then(|p| p.with_types(types)).ok()
+                let (unit, rows) = (scaling.layout.unit(types.w) as i64, scaling.layout.rows() as i64);
+                let up = |size: i64, each: i64| (size + each - 1) / each * each;
+                // Rows are columns of results, those of heads, or tokens of a table.
+                let name = ["n", "vocab", "head_dim"].into_iter().find(|name| plain.has(name))?;
+                let dims = [(scaled::row(&plain).1, up(SCALED_PROBE, unit)), (name, up(plain.dim(name), rows))];
+                plain.with(&dims).and_then(|p| p.with_types(types)).ok()
             }
             Some(_) => None,
         }

@@ -40,7 +40,14 @@ pub enum CodeLayout {
     /// chunk of 32 elements in turn, those from 8t to 8t + 7. Within a word of 32 bits the two codes of a pair of elements are half a word apart
     /// (`kernel-templates/cuda/include/codes.cuh`). Rows are whole 64 bytes.
     Quads,
+    /// Of 16 rows at a time their words of 32 bits in turn: the first of each row, then the second of each, so that a lane of a vector
+    /// has a row. Scales, zero points and minima of rows and groups stand in the same order: of those rows the first group of each, then
+    /// the second. Rows are whole words, and there are whole sixteens of them.
+    Lanes,
 }
+
+/// Rows whose words stand in turn in [`CodeLayout::Lanes`].
+const LANES: u64 = 16;
 
 impl CodeLayout {
     /// The word in text and in expressions: `w.layout`.
@@ -48,34 +55,60 @@ impl CodeLayout {
         match self {
             CodeLayout::Rows => "rows",
             CodeLayout::Quads => "quads",
+            CodeLayout::Lanes => "lanes",
         }
     }
 
     /// The layout of that name.
     pub fn parse(name: &str) -> Option<CodeLayout> {
-        [CodeLayout::Rows, CodeLayout::Quads].into_iter().find(|l| l.name() == name)
+        [CodeLayout::Rows, CodeLayout::Quads, CodeLayout::Lanes].into_iter().find(|l| l.name() == name)
     }
 
-    /// Elements whose codes are in an order of their own.
+    /// Consecutive elements of a row of which rows have whole numbers: those whose codes are in an order of their own, or of a word.
     pub fn unit(self, codes: Storage) -> u64 {
         match self {
             CodeLayout::Rows => 1,
             CodeLayout::Quads => 512 / codes.bits(),
+            CodeLayout::Lanes => 32 / codes.bits(),
         }
     }
 
-    /// Where among the codes of `codes` that of element `i` is stored, of all rows one after the other.
-    pub fn place(self, codes: Storage, i: u64) -> u64 {
-        if self == CodeLayout::Rows {
-            return i;
-        }
+    /// Rows that are stored together.
+    pub fn rows(self) -> u64 {
+        if self == CodeLayout::Lanes { LANES } else { 1 }
+    }
+
+    /// Whether w[n, k] can be stored so.
+    pub fn holds(self, codes: Storage, [n, k]: [u64; 2]) -> bool {
+        n.is_multiple_of(self.rows()) && k.is_multiple_of(self.unit(codes))
+    }
+
+    /// Where among the codes of `codes` that of element `i` is stored, of all rows of `k` one after the other.
+    pub fn place(self, codes: Storage, k: u64, i: u64) -> u64 {
         let unit = self.unit(codes);
+        match self {
+            CodeLayout::Rows => return i,
+            CodeLayout::Lanes => {
+                let (row, col) = (i / k, i % k);
+                return (row - row % LANES) * k + col / unit * (LANES * unit) + row % LANES * unit + col % unit;
+            }
+            CodeLayout::Quads => {}
+        }
         let (first, at) = (i - i % unit, i % unit);
         let (chunk, lane, of_lane) = (at / 32, at % 32 / 8, at % 8);
         // Codes of a word, and its pairs.
         let word = 32 / codes.bits();
         let (in_word, pairs) = (of_lane % word, word / 2);
         first + lane * (unit / 4) + chunk * 8 + of_lane / word * word + in_word % 2 * pairs + in_word / 2
+    }
+
+    /// Where among the scales, or the zero points or minima, is that of run `run` of a row, of which a row has `runs`. Only those of rows and
+    /// groups have an order.
+    pub fn scale_place(self, row: u64, run: u64, runs: u64) -> u64 {
+        match self {
+            CodeLayout::Lanes => (row - row % LANES) * runs + run * LANES + row % LANES,
+            CodeLayout::Rows | CodeLayout::Quads => row * runs + run,
+        }
     }
 }
 
@@ -269,10 +302,19 @@ pub(crate) fn row(p: &Problem) -> (i64, &'static str) {
 
 /// Says why the weights of a problem cannot be of their format in its shape.
 pub(super) fn check(p: &Problem) -> Result<(), String> {
-    let unit = p.types.scaling.map_or(1, |s| s.layout.unit(p.types.w)) as i64;
-    let (k, name) = row(p);
-    if k % unit != 0 {
-        return Err(format!("rows in quads are whole 64 bytes of codes, so {name} is a multiple of {unit}"));
+    let layout = p.types.scaling.map_or(CodeLayout::Rows, |s| s.layout);
+    let (unit, rows) = (layout.unit(p.types.w), layout.rows());
+    let (names, (k, name)) = (Names::of(p), row(p));
+    if !layout.holds(p.types.w, [p.dim(names.n), k].map(|d| d as u64)) {
+        return Err(match layout {
+            CodeLayout::Lanes => {
+                format!(
+                    "lanes have whole words of {rows} rows, so {} is a multiple of {rows} and {name} of {unit}",
+                    names.n
+                )
+            }
+            _ => format!("rows in quads are whole 64 bytes of codes, so {name} is a multiple of {unit}"),
+        });
     }
     match (p.types.w, k % 2) {
         (Storage::Int4, 1) => Err(format!("a byte holds two codes of a row, so {name} must be even")),
@@ -367,7 +409,7 @@ impl<'a> Weights<'a> {
         let mut sum = 0.0;
         for ((part, run), first) in x.chunks(s.run as usize).zip(0..).zip((at..).step_by(s.run as usize)) {
             let (scale, zero, min) = s.of(row, run);
-            let code = |i| self.w.at(s.scaling.layout.place(self.codes, i));
+            let code = |i| self.w.at(s.scaling.layout.place(self.codes, self.k, i));
             sum += part.iter().zip(first..).map(|(x, i)| x * ((code(i) - zero) * scale + min)).sum::<f64>();
         }
         sum
@@ -382,7 +424,7 @@ impl Weights<'_> {
             None => self.w.at(at),
             Some(s) => {
                 let (scale, zero, min) = s.of(row, col / s.run);
-                (self.w.at(s.scaling.layout.place(self.codes, at)) - zero) * scale + min
+                (self.w.at(s.scaling.layout.place(self.codes, self.k, at)) - zero) * scale + min
             }
         }
     }
@@ -393,7 +435,7 @@ impl Scaled<'_> {
     fn of(&self, row: u64, run: u64) -> (f64, f64, f64) {
         let at = match self.scaling.per {
             Whole => 0,
-            Row | Group(_) => row * self.runs + run,
+            Row | Group(_) => self.scaling.layout.scale_place(row, run, self.runs),
             Block => row / SCALE_BLOCK as u64 * self.runs + run,
         };
         let zero = self.zeros.map_or(self.bias, |zeros| zeros.at(at));
@@ -458,10 +500,10 @@ mod tests {
         for codes in [Storage::Int4, Storage::Int8, Storage::E4m3] {
             let (layout, bits) = (CodeLayout::Quads, codes.bits());
             let unit = layout.unit(codes);
-            let places: std::collections::BTreeSet<u64> = (0..2 * unit).map(|i| layout.place(codes, i)).collect();
+            let places: std::collections::BTreeSet<u64> = (0..2 * unit).map(|i| layout.place(codes, unit, i)).collect();
             assert_eq!(places, (0..2 * unit).collect(), "{codes}");
             for i in 0..unit {
-                let bit = layout.place(codes, i) * bits;
+                let bit = layout.place(codes, unit, i) * bits;
                 let (lane, bit) = (bit / 128, bit % 128);
                 let (word, shift) = (bit / 32, bit % 32);
                 // Pairs lie in both halves of a word; a chunk of 32 elements is one word of 4 bits, or two of 8.
@@ -474,7 +516,9 @@ mod tests {
             ("matmul m=1 n=2 k=192 w=int4-g32 layout=quads", "multiple of 128"),
             ("matmul m=1 n=2 k=128 w=int4-g32 layout=rows layout=quads", "twice"),
             ("matmul m=1 n=2 k=128 layout=quads", "no codes"),
-            ("matmul m=1 n=2 k=128 w=int8-row layout=tiles", "rows, quads"),
+            ("matmul m=1 n=2 k=128 w=int8-row layout=tiles", "rows, quads, lanes"),
+            ("matmul m=1 n=24 k=128 w=int8-row layout=lanes", "n is a multiple of 16"),
+            ("matmul m=1 n=32 k=44 w=int4-g32 layout=lanes", "k of 8"),
         ] {
             let said = text.parse::<Problem>().unwrap_err().to_string();
             assert!(said.contains(why), "{text}: {said}");
@@ -483,6 +527,29 @@ mod tests {
         let p: Problem = text.parse().unwrap();
         assert_eq!(p.to_string().parse::<Problem>().unwrap(), p);
         assert!(p.to_string().ends_with("w=int4z-g32 scale=f16 layout=quads"), "{p}");
+    }
+
+    /// A vector of 16 words has one of each row; so have vectors of scales.
+    #[test]
+    fn lanes_are_words_of_rows() {
+        for (codes, word) in [(Storage::Int4, 8), (Storage::Int8, 4)] {
+            let (k, n) = (5 * word, 48);
+            for (row, col) in (0..n).flat_map(|row| (0..k).map(move |col| (row, col))) {
+                let place = CodeLayout::Lanes.place(codes, k, row * k + col);
+                let vector = place / (16 * word);
+                assert_eq!(vector, row / 16 * 5 + col / word);
+                assert_eq!((place / word % 16, place % word), (row % 16, col % word));
+            }
+        }
+        assert_eq!(CodeLayout::Lanes.scale_place(17, 2, 3), 48 + 2 * 16 + 1);
+        assert_eq!(CodeLayout::Lanes.scale_place(17, 0, 1), 17);
+        for format in ScaledFormat::all() {
+            let p: Problem = format!("matmul m=1 n=48 k=200 dtype=f32 w={format} layout=lanes").parse().unwrap();
+            let rows: Problem = p.to_string().replace(" layout=lanes", "").parse().unwrap();
+            assert_eq!(p.bytes(), rows.bytes());
+            assert_eq!(p.to_string().parse::<Problem>().unwrap(), p);
+            assert!(p.op().probe(p.types()).is_some() && p.op().probe(rows.types()).is_some(), "{p}");
+        }
     }
 
     #[test]

@@ -170,7 +170,7 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
             if op.mixed { " [w=bf16|f16|f32|e4m3] [y=bf16|f16|f32]" } else { "" },
             if op.scaled {
                 format!(
-                    " [x={}] [w={}] [scale=f32|f16|bf16] [layout=rows|quads]",
+                    " [x={}] [w={}] [scale=f32|f16|bf16] [layout=rows|quads|lanes]",
                     XFormat::names(),
                     ScaledFormat::names()
                 )
@@ -279,7 +279,7 @@ impl FromStr for Problem {
                 continue;
             }
             if def.scaled && field == "layout" {
-                let read = CodeLayout::parse(value).ok_or_else(|| bad("it is one of rows, quads".into()))?;
+                let read = CodeLayout::parse(value).ok_or_else(|| bad("it is one of rows, quads, lanes".into()))?;
                 if layout.replace(read).is_some() {
                     return Err(twice());
                 }

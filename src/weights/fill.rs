@@ -41,11 +41,15 @@ impl Filler<'_> {
             self.last = Some((base.into(), self.weights.packed(base, format)?));
         }
         let Some((_, packed)) = &self.last else { return Ok(()) };
-        let layout = self.precision.types(base, packed.k as i64).scaling.map_or(CodeLayout::Rows, |s| s.layout);
+        let types = self.precision.types(base, [packed.n as i64, packed.k as i64]);
+        let layout = types.scaling.map_or(CodeLayout::Rows, |s| s.layout);
         match &name[base.len()..] {
             "" => packed.codes_to(layout, out),
-            SCALES => out.copy_from_slice(&packed.scales),
-            _ => out.copy_from_slice(&packed.zeros),
+            end => {
+                // The layout holds the weight, or it would not be the weight's.
+                let [scales, zeros] = packed.scales_in(layout).unwrap_or_default();
+                out.copy_from_slice(if end == SCALES { &scales } else { &zeros });
+            }
         }
         Ok(())
     }

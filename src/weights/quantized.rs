@@ -280,8 +280,19 @@ mod tests {
                 scales: of(SCALES),
                 zeros: of(ZEROS),
             };
-            if target == Target::Cuda && packed.k % CodeLayout::Quads.unit(format.codes) == 0 {
-                packed.codes = packed.codes_of(CodeLayout::Quads, &packed.codes);
+            let natural = packed.clone();
+            let types = precision.types(&t.name, [packed.n as i64, packed.k as i64]);
+            let layout = types.scaling.unwrap().layout;
+            packed.codes = packed.codes_of(layout, &packed.codes);
+            if layout == CodeLayout::Lanes {
+                // The scale of each row and run from where the layout has it.
+                let runs = packed.k.div_ceil(format.per.run(packed.k as i64) as u64);
+                let ordered = |list: &[u8]| {
+                    let each = list.len() / (packed.n * runs) as usize;
+                    let of = |at: u64| layout.scale_place(at / runs, at % runs, runs) as usize * each;
+                    (0..packed.n * runs).flat_map(|at| list[of(at)..of(at) + each].to_vec()).collect::<Vec<u8>>()
+                };
+                (packed.scales, packed.zeros) = (ordered(&natural.scales), ordered(&natural.zeros));
             }
             for i in 0..packed.n * packed.k {
                 let value = Storage::F32.value(&plain[&t.name], i) as f32;

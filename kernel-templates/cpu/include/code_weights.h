@@ -17,16 +17,22 @@ typedef uint8_t zero_elem;
 typedef scale_elem zero_elem; // minima, or none
 #endif
 
-// Where the code of element i is among all codes (CodeLayout in src/problem/scaled.rs).
-INLINE long code_place(long i) {
-#if W_LAYOUT_QUADS && DTYPE_W_INT4
-  enum { UNIT = 128, WORD = 8 };
-#elif W_LAYOUT_QUADS
-  enum { UNIT = 64, WORD = 4 };
+#define LANES 16 // rows whose words stand in turn in layout=lanes
+#if DTYPE_W_INT4
+#define WORD 8 // codes of a word
+#else
+#define WORD 4
 #endif
+
+// Where the code of element i is among all codes of rows of k (CodeLayout in src/problem/scaled.rs).
+INLINE long code_place(long i, long k) {
+  (void)k;
 #if W_LAYOUT_QUADS
-  long at = i % UNIT, of_lane = at % 8, in_word = of_lane % WORD;
-  return i - at + at % 32 / 8 * (UNIT / 4) + at / 32 * 8 + of_lane / WORD * WORD + in_word % 2 * (WORD / 2) + in_word / 2;
+  long unit = 16 * WORD, at = i % unit, of_lane = at % 8, in_word = of_lane % WORD;
+  return i - at + at % 32 / 8 * (unit / 4) + at / 32 * 8 + of_lane / WORD * WORD + in_word % 2 * (WORD / 2) + in_word / 2;
+#elif W_LAYOUT_LANES
+  long row = i / k, col = i % k;
+  return row / LANES * LANES * k + col / WORD * (LANES * WORD) + row % LANES * WORD + col % WORD;
 #else
   return i;
 #endif
@@ -35,16 +41,16 @@ INLINE long code_place(long i) {
 // The code of element i; of 4 bits the first of two is in the low half of a byte, and rows have an even number.
 #if DTYPE_W_INT4
 typedef uint8_t code_t;
-INLINE float get_code(const code_t *w, long i) {
-  i = code_place(i);
+INLINE float get_code(const code_t *w, long i, long k) {
+  i = code_place(i, k);
   return (float)(w[i >> 1] >> (i & 1) * 4 & 15);
 }
 #elif DTYPE_W_INT8
 typedef int8_t code_t;
-INLINE float get_code(const code_t *w, long i) { return (float)w[code_place(i)]; }
+INLINE float get_code(const code_t *w, long i, long k) { return (float)w[code_place(i, k)]; }
 #elif DTYPE_W_E4M3
 typedef uint8_t code_t;
-INLINE float get_code(const code_t *w, long i) { return e4m3_to_f32(w[code_place(i)]); }
+INLINE float get_code(const code_t *w, long i, long k) { return e4m3_to_f32(w[code_place(i, k)]); }
 #else
 #error "no DTYPE_W_ of a scaled format is defined"
 #endif
@@ -70,6 +76,8 @@ INLINE worth_t worth_of(const scale_elem *scales, const zero_elem *zeros, long r
   long at = 0 * (row + run + runs);
 #elif W_SCALE_BLOCK
   long at = row / W_GROUP * runs + run;
+#elif W_LAYOUT_LANES
+  long at = row / LANES * LANES * runs + run * LANES + row % LANES;
 #else
   long at = row * runs + run;
 #endif

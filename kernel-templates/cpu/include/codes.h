@@ -9,6 +9,23 @@
 typedef uint32_t vu_any __attribute__((vector_size(SIMD), aligned(1), may_alias));
 typedef int8_t vb_any __attribute__((vector_size(VL), aligned(1), may_alias));
 
+// VL scales.
+INLINE vf load_scales(const scale_elem *p) {
+#if SCALE_F32
+  return load_f32(p);
+#elif SCALE_BF16
+  return (vf)(__builtin_convertvector(*(const vh_any *)p, vu) << 16);
+#elif AVX512
+  return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__) && SIMD == 32
+  return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#else
+  vf v;
+  UNROLL for (int i = 0; i < VL; i++) v[i] = get_scale(p + i);
+  return v;
+#endif
+}
+
 #if DTYPE_W_INT4
 #define CODE_BYTES(k) ((k) / 2)
 #else

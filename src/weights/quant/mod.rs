@@ -164,28 +164,67 @@ impl Packed {
         Scaling { per: self.format.per, storage: self.scale, zero: self.format.zero, layout: CodeLayout::Rows }
     }
 
-    /// The codes in the order that a kernel wants; nothing where rows are not whole units of that order.
+    /// The codes in the order that a kernel wants; nothing where that order does not hold so many rows or columns.
     pub fn codes_in(&self, layout: CodeLayout) -> Option<Vec<u8>> {
-        self.k.is_multiple_of(layout.unit(self.format.codes)).then(|| {
+        layout.holds(self.format.codes, [self.n, self.k]).then(|| {
             let mut out = vec![0; self.codes.len()];
             self.codes_to(layout, &mut out);
             out
         })
     }
 
-    /// Writes the codes of rows that are whole units in the order of a kernel.
+    /// Writes the codes in the order of a kernel that holds them.
     pub(super) fn codes_to(&self, layout: CodeLayout, out: &mut [u8]) {
-        let to = places(layout, self.format.codes);
-        let mut from = vec![0; to.len()];
-        to.iter().zip(0..).for_each(|(to, natural)| from[usize::from(*to)] = natural);
-        moved(&self.codes, out, self.bits(), &from);
+        match layout {
+            CodeLayout::Rows => out.copy_from_slice(&self.codes),
+            CodeLayout::Quads => {
+                let to = places(layout, self.format.codes);
+                let mut from = vec![0; to.len()];
+                to.iter().zip(0..).for_each(|(to, natural)| from[usize::from(*to)] = natural);
+                moved(&self.codes, out, self.bits(), &from);
+            }
+            CodeLayout::Lanes => words(&self.codes, out, self.row_words(), CodeLayout::Lanes.rows() as usize),
+        }
     }
 
     /// Puts codes that are in the order of a kernel back into their own.
     pub fn codes_of(&self, layout: CodeLayout, codes: &[u8]) -> Vec<u8> {
         let mut out = vec![0; self.codes.len()];
-        moved(codes, &mut out, self.bits(), &places(layout, self.format.codes));
+        match layout {
+            CodeLayout::Rows => out.copy_from_slice(codes),
+            CodeLayout::Quads => moved(codes, &mut out, self.bits(), &places(layout, self.format.codes)),
+            // The words of a group of rows, turned over, are turned over again.
+            CodeLayout::Lanes => {
+                let (each, rows) = (self.row_words(), CodeLayout::Lanes.rows() as usize);
+                let groups = out.par_chunks_exact_mut(each * rows * 4).zip(codes.par_chunks_exact(each * rows * 4));
+                groups.for_each(|(out, codes)| words(codes, out, rows, each));
+            }
+        }
         out
+    }
+
+    /// Words of 32 bits of a row.
+    fn row_words(&self) -> usize {
+        (self.k * self.bits() / 32) as usize
+    }
+
+    /// The scales, and the zero points or minima, in the order that goes with those codes: what `w_scales` and `w_zeros` or `w_mins` hold.
+    /// Nothing where [`codes_in`](Packed::codes_in) gives nothing.
+    pub fn scales_in(&self, layout: CodeLayout) -> Option<[Vec<u8>; 2]> {
+        let ordered = |from: &[u8]| {
+            let runs = self.k.div_ceil(self.run());
+            if from.is_empty() || !matches!(self.format.per, Granularity::Row | Granularity::Group(_)) {
+                return from.to_vec();
+            }
+            let each = (from.len() as u64 / (self.n * runs)) as usize;
+            let mut to = vec![0; from.len()];
+            for (at, bytes) in (0..).zip(from.chunks_exact(each)) {
+                let place = layout.scale_place(at / runs, at % runs, runs) as usize * each;
+                to[place..place + each].copy_from_slice(bytes);
+            }
+            to
+        };
+        layout.holds(self.format.codes, [self.n, self.k]).then(|| [ordered(&self.scales), ordered(&self.zeros)])
     }
 
     fn bits(&self) -> u64 {
@@ -262,15 +301,23 @@ impl Packed {
 
 /// Where among the codes of a unit each is stored, in their own order.
 fn places(layout: CodeLayout, codes: Storage) -> Vec<u8> {
-    (0..layout.unit(codes)).map(|i| layout.place(codes, i) as u8).collect()
+    (0..layout.unit(codes)).map(|i| layout.place(codes, layout.unit(codes), i) as u8).collect()
+}
+
+/// Of each `rows` rows of so many words of 32 bits the first word of each row, then the second.
+fn words(codes: &[u8], out: &mut [u8], each: usize, rows: usize) {
+    let groups = out.par_chunks_exact_mut(each * rows * 4).zip(codes.par_chunks_exact(each * rows * 4));
+    groups.for_each(|(out, codes)| {
+        let (from, to) = (codes.as_chunks::<4>().0, out.as_chunks_mut::<4>().0);
+        for (at, to) in to.iter_mut().enumerate() {
+            *to = from[at % rows * each + at / rows];
+        }
+    });
 }
 
 /// Codes of whole units, each as many as `from` says where one comes from within its unit.
 fn moved(codes: &[u8], out: &mut [u8], bits: u64, from: &[u8]) {
     const AT_ONCE: usize = 1 << 16;
-    if from.len() == 1 {
-        return out.copy_from_slice(codes);
-    }
     let unit = from.len() * bits as usize / 8;
     let parts = out.par_chunks_mut(unit * AT_ONCE).zip(codes.par_chunks(unit * AT_ONCE));
     parts.for_each(|(out, codes)| {
@@ -450,7 +497,7 @@ pub(in crate::weights::quant) mod tests {
                 let packed = draw.packed(format, Storage::F32, n, k);
                 let quads = packed.codes_in(CodeLayout::Quads).unwrap();
                 for i in [0, 1, k - 1, draw.below(n * k), draw.below(n * k), n * k - 1] {
-                    let place = CodeLayout::Quads.place(format.codes, i);
+                    let place = CodeLayout::Quads.place(format.codes, k, i);
                     let value = |bytes: &[u8], i| format.codes.value(bytes, i).to_bits();
                     assert_eq!(value(&quads, place), value(&packed.codes, i), "{format} {i}");
                 }
@@ -458,6 +505,45 @@ pub(in crate::weights::quant) mod tests {
                 assert_eq!(packed.codes_in(CodeLayout::Rows).as_ref(), Some(&packed.codes));
             }
             assert_eq!(draw.packed(format, Storage::F32, 2, 96).codes_in(CodeLayout::Quads), None, "{format}");
+        }
+    }
+
+    /// Code number `i` of 4 or 8 bits, the first of two in the low half of a byte.
+    fn code(codes: &[u8], i: u64, bits: u64) -> u8 {
+        let byte = codes[(i * bits / 8) as usize];
+        if bits == 8 { byte } else { byte >> (i % 2 * 4) & 15 }
+    }
+
+    /// By the reference of a product, which takes every element out by its own definition.
+    #[test]
+    fn codes_and_scales_in_lanes_are_the_same_weights() {
+        let mut draw = Draw::new(6);
+        let layout = CodeLayout::Lanes;
+        for format in ScaledFormat::all() {
+            let (n, k) = (16 * (1 + draw.below(3)), 8 * (5 + draw.below(40)));
+            let scale = draw.pick(&SCALES);
+            let packed = draw.packed(format, scale, n, k);
+            let (lanes, [scales, zeros]) = (packed.codes_in(layout).unwrap(), packed.scales_in(layout).unwrap());
+            assert_eq!(packed.codes_of(layout, &lanes), packed.codes, "{format}");
+            let runs = k.div_ceil(packed.run());
+            for _ in 0..200 {
+                let (row, col) = (draw.below(n), draw.below(k));
+                let (from, to) = (row * k + col, layout.place(format.codes, k, row * k + col));
+                assert_eq!(code(&lanes, to, packed.bits()), code(&packed.codes, from, packed.bits()), "{format}");
+                let (from, to) = match format.per {
+                    Granularity::Tensor | Granularity::Block => (packed.at(row, col), packed.at(row, col)),
+                    _ => (packed.at(row, col), layout.scale_place(row, col / packed.run(), runs)),
+                };
+                let value = |bytes: &[u8], i| packed.scale.value(bytes, i).to_bits();
+                assert_eq!(value(&scales, to), value(&packed.scales, from), "{format}");
+                match format.zero {
+                    Zero::None => assert!(zeros.is_empty()),
+                    Zero::Zero => assert_eq!(zeros[to as usize], packed.zeros[from as usize], "{format}"),
+                    Zero::Min => assert_eq!(value(&zeros, to), value(&packed.zeros, from), "{format}"),
+                }
+            }
+            assert_eq!(draw.packed(format, Storage::F32, 24, 96).scales_in(layout), None, "{format}");
+            assert_eq!(packed.scales_in(CodeLayout::Rows), Some([packed.scales.clone(), packed.zeros.clone()]));
         }
     }
 
