@@ -6,9 +6,9 @@ use super::{CliError, table};
 use jitune::model::Model;
 use jitune::problem::{Dtype, ScaledFormat, Storage};
 use jitune::tokenizer::{TokenizerError, Vocabulary};
-use jitune::weights::Weights;
 use jitune::weights::pack::{self, Kind, Quantization, Texts};
 use jitune::weights::quant::Method;
+use jitune::weights::{Format, Weights};
 use std::path::{Path, PathBuf};
 
 /// Arguments.
@@ -40,7 +40,7 @@ pub struct Args {
     /// The scale of the largest magnitude, in place of the one of the least squared error: quicker, and less exact.
     #[arg(long, requires = "weights")]
     absmax: bool,
-    /// The type of the weights: f32, f16 or bf16, without it that of the folder; of lm.rs's file f32 or q8_0, without it f32.
+    /// The type of the weights: f32, f16 or bf16, of a GGUF file also q8_0, q4_0 or q4_1, without it that of the folder; of lm.rs's file f32 or q8_0, without it f32.
     #[arg(long)]
     dtype: Option<String>,
 }
@@ -76,12 +76,16 @@ fn gguf(
     dtype: Option<&str>,
     notes: &mut Vec<String>,
 ) -> Result<String, CliError> {
-    let asked = dtype.map(super::select::dtype).transpose().map_err(|e| CliError::Usage(format!("--dtype: {e}")))?;
-    let dtype = asked.or(model.dtype).unwrap_or(Dtype::Bf16);
+    let unknown =
+        |name: &str| CliError::Usage(format!("--dtype: it is one of f32, f16, bf16, q8_0, q4_0, q4_1, not {name}"));
+    let asked = dtype.map(|name| Format::parse(name).ok_or_else(|| unknown(name))).transpose()?;
+    let usual = model.dtype.unwrap_or(Dtype::Bf16);
+    let said = dtype.map_or_else(|| usual.to_string(), String::from);
+    let format = asked.unwrap_or_else(|| usual.into());
     let texts = texts(path, model, notes)?;
-    let said = written(|progress| pack::gguf(weights, &texts, dtype, file, progress))?;
-    notes.extend(said);
-    Ok(format!("{} in {dtype}", file.display()))
+    let more = written(|progress| pack::gguf(weights, &texts, format, file, progress))?;
+    notes.extend(more);
+    Ok(format!("{} in {said}", file.display()))
 }
 
 /// Writes a folder with codes for weights.

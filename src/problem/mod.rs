@@ -116,7 +116,7 @@ impl OpDef {
                 let (unit, rows) = (scaling.layout.unit(types.w) as i64, scaling.layout.rows() as i64);
                 let up = |size: i64, each: i64| (size + each - 1) / each * each;
                 // Rows are columns of results, those of heads, or tokens of a table.
-                let name = ["n", "vocab", "head_dim"].into_iter().find(|name| plain.has(name))?;
+                let name = ["head_dim", "vocab", "n"].into_iter().find(|name| plain.has(name))?;
                 let dims = [(scaled::row(&plain).1, up(SCALED_PROBE, unit)), (name, up(plain.dim(name), rows))];
                 plain.with(&dims).and_then(|p| p.with_types(types)).ok()
             }

@@ -548,7 +548,11 @@ mod tests {
             let rows: Problem = p.to_string().replace(" layout=lanes", "").parse().unwrap();
             assert_eq!(p.bytes(), rows.bytes());
             assert_eq!(p.to_string().parse::<Problem>().unwrap(), p);
-            assert!(p.op().probe(p.types()).is_some() && p.op().probe(rows.types()).is_some(), "{p}");
+            for op in ["matmul", "qkv", "embedding"] {
+                let op = super::super::OPS.iter().find(|o| o.name == op).unwrap();
+                let probe = op.probe(p.types()).unwrap();
+                assert!(probe.is_probe() && op.probe(rows.types()).is_some(), "{probe}");
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 //! elements Q8_0 (f16 d; 32 × i8), Q4_0 (f16 d; 4 bits less 8) and Q4_1 (f16 d, m; 4 bits), of 256 Q4_K (f16 d and dmin; 8 × 6-bit
 //! scales and minima; 4 bits) and Q6_K (6 bits less 32; 16 × i8 scales; f16 d).
 
-use crate::problem::Storage;
+use crate::problem::{Dtype, Storage, Types};
 use half::f16;
 
 /// How the elements of a row are stored.
@@ -24,7 +24,20 @@ pub enum Format {
     Q6K,
 }
 
+impl From<Dtype> for Format {
+    fn from(dtype: Dtype) -> Format {
+        Format::Plain(Types::from(dtype).w)
+    }
+}
+
 impl Format {
+    /// The format that people call so: the names of types, `q8_0` and the like.
+    pub fn parse(name: &str) -> Option<Format> {
+        let blocks = [("q8_0", Format::Q8_0), ("q4_0", Format::Q4_0), ("q4_1", Format::Q4_1)];
+        let named = blocks.into_iter().find(|(n, _)| *n == name).map(|(_, format)| format);
+        named.or_else(|| Dtype::parse(name).map(Format::from))
+    }
+
     /// The format of that number in ggml.
     pub fn of_ggml(kind: u32) -> Option<Format> {
         Some(match kind {

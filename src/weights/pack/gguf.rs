@@ -3,10 +3,11 @@
 use super::{Failed, Order, whole};
 use crate::gguf::Writer;
 use crate::model::{Family, Model, Scaling};
-use crate::problem::{Dtype, Storage};
+use crate::problem::Storage;
 use crate::tokenizer::Vocabulary;
 use crate::weights::names::{Natural, natural, to_gguf};
-use crate::weights::{Weights, WeightsError};
+use crate::weights::quant::{Method, QuantError, ggml_format, quantize, to_ggml};
+use crate::weights::{Format, Weights, WeightsError};
 use std::io::Write;
 use std::path::Path;
 
@@ -23,27 +24,31 @@ pub struct Texts {
 
 /// A tensor of the file.
 enum Part {
-    Of(Natural, Storage),
+    Of(Natural, Format),
     /// Divisors of RoPE's frequencies.
     Divisors(Vec<f32>),
 }
 
-/// Writes a GGUF file of a model's weights in f32, f16 or bf16, vectors in f32 as llama.cpp wants them. `progress` hears the bytes that are
+/// Writes a GGUF file of a model's weights in f32, f16, bf16, Q8_0, Q4_0 or Q4_1, vectors in f32 as llama.cpp wants them. `progress` hears the bytes that are
 /// written and those of all tensors. Returns what is to be said of the file.
 pub fn gguf(
     weights: &Weights,
     texts: &Texts,
-    dtype: Dtype,
+    format: impl Into<Format>,
     path: &Path,
     progress: impl Fn(u64, u64),
 ) -> Result<Vec<String>, WeightsError> {
     let model = &weights.model;
     let bad = |why: String| WeightsError::File { path: path.into(), why };
-    let (storage, kind, file_type) = match dtype {
-        Dtype::F32 | Dtype::Tf32 => (Storage::F32, 0, 0),
-        Dtype::F16 => (Storage::F16, 1, 1),
-        Dtype::Bf16 => (Storage::Bf16, 30, 32),
-        Dtype::E4m3 => return Err(bad("GGUF has no e4m3; f32, f16 and bf16 are written".into())),
+    let format = format.into();
+    let (kind, file_type) = match format {
+        Format::Plain(Storage::F32) => (0, 0),
+        Format::Plain(Storage::F16) => (1, 1),
+        Format::Plain(Storage::Bf16) => (30, 32),
+        Format::Q4_0 => (2, 2),
+        Format::Q4_1 => (3, 3),
+        Format::Q8_0 => (8, 7),
+        other => return Err(bad(format!("{other:?} is not written; f32, f16 and bf16, q8_0, q4_0 and q4_1 are"))),
     };
     let (architecture, order) = match model.family {
         Family::Llama | Family::Mistral => ("llama", Order::Pairs),
@@ -68,16 +73,22 @@ pub fn gguf(
     }
     for n in natural(model) {
         let name = to_gguf(&n.name).ok_or_else(|| bad(format!("GGUF has no name for {}", n.name)))?;
-        let (storage, kind) = if n.shape.len() == 1 { (Storage::F32, 0) } else { (storage, kind) };
-        let bytes = storage.bytes(n.shape.iter().product());
-        file.add(&name, &n.shape.clone(), kind, bytes, Part::Of(n, storage));
+        let plain = Format::Plain(Storage::F32);
+        let (format, kind) = if n.shape.len() == 1 { (plain, 0) } else { (format, kind) };
+        let row = n.shape.last().copied().unwrap_or(1);
+        let Some(bytes) = format.bytes(row) else {
+            return Err(bad(format!("{}: rows of {row} elements are no blocks of {format:?}", n.name)));
+        };
+        let bytes = n.shape.iter().product::<u64>() / row * bytes;
+        file.add(&name, &n.shape.clone(), kind, bytes, Part::Of(n, format));
         total += bytes;
     }
     let mut written = 0;
     whole(path, |out| {
         file.write(out, |part, out| {
             written += match part {
-                Part::Of(n, storage) => weights.write(n, *storage, order, out)?,
+                Part::Of(n, Format::Plain(storage)) => weights.write(n, *storage, order, out)?,
+                Part::Of(n, format) => blocks(weights, n, *format, order, out)?,
                 Part::Divisors(list) => {
                     list.iter().try_for_each(|v| out.write_all(&v.to_le_bytes()))?;
                     list.len() as u64 * 4
@@ -88,6 +99,21 @@ pub fn gguf(
         })
     })?;
     Ok(notes)
+}
+
+/// Writes a weight in blocks. Returns their bytes.
+fn blocks(weights: &Weights, n: &Natural, format: Format, order: Order, out: &mut impl Write) -> Result<u64, Failed> {
+    let mut bytes = Vec::new();
+    weights.write(n, Storage::F32, order, &mut bytes)?;
+    let values: Vec<f32> = bytes.as_chunks().0.iter().map(|v| f32::from_le_bytes(*v)).collect();
+    drop(bytes);
+    let scaled =
+        ggml_format(format).ok_or_else(|| WeightsError::Type { name: n.name.clone(), dtype: format!("{format:?}") })?;
+    let bad = |e: QuantError| WeightsError::Quantised { why: e.to_string() };
+    let packed = quantize(&n.name, &values, [n.shape[0], n.shape[1]], scaled, Method::Search).map_err(bad)?;
+    let blocks = to_ggml(&n.name, &packed, format).map_err(bad)?;
+    out.write_all(&blocks)?;
+    Ok(blocks.len() as u64)
 }
 
 /// What the model is, under the names of its architecture.
@@ -158,6 +184,7 @@ mod tests {
     use super::*;
     use crate::gguf::Header;
     use crate::model::Rope;
+    use crate::problem::Dtype;
     use crate::weights::tests::{as_gguf, filled, folder, tiny};
     use std::fs;
 
@@ -231,6 +258,38 @@ mod tests {
             let (other, read) = open(&path);
             assert_eq!(filled(&weights, &model, to).unwrap(), filled(&other, &read, to).unwrap());
         }
+    }
+
+    #[test]
+    fn blocks_are_the_weights_within_their_steps() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("m.gguf");
+        let model = Model { hidden: 64, intermediate: 96, ..plain("llama") };
+        let (weights, model) = open(folder(&model, Dtype::F32, u64::MAX).path());
+        let wanted = filled(&weights, &model, Dtype::F32).unwrap();
+        let square =
+            |list: &[u8], of: &dyn Fn(u64) -> f64| (0..list.len() as u64 / 4).map(|i| of(i).powi(2)).sum::<f64>();
+        for (format, kind, most) in [(Format::Q8_0, 8, 0.01), (Format::Q4_0, 2, 0.12), (Format::Q4_1, 3, 0.12)] {
+            gguf(&weights, &Texts::default(), format, &path, |_, _| {}).unwrap();
+            let header = Header::read(&fs::read(&path).unwrap()).unwrap();
+            let kinds: Vec<u32> = header.tensors.iter().filter(|t| t.shape.len() == 2).map(|t| t.kind).collect();
+            assert!(kinds.iter().all(|k| *k == kind), "{format:?} {kinds:?}");
+            let (other, read) = open(&path);
+            for (name, found) in filled(&other, &read, Dtype::F32).unwrap() {
+                let value = |bytes: &[u8], i| Storage::F32.value(bytes, i);
+                let of = &wanted[&name];
+                let (error, all) = (square(of, &|i| value(of, i) - value(&found, i)), square(of, &|i| value(of, i)));
+                let vector = name.contains("norm") || name.ends_with("bias") || name == "rope";
+                assert!(
+                    error.sqrt() <= if vector { 1e-6 } else { most } * all.sqrt(),
+                    "{format:?} {name}: {error} {all}"
+                );
+            }
+        }
+        let odd = Model { intermediate: 72, ..model };
+        let (weights, _) = open(folder(&odd, Dtype::F32, u64::MAX).path());
+        let said = gguf(&weights, &Texts::default(), Format::Q8_0, &path, |_, _| {}).unwrap_err().to_string();
+        assert!(said.contains("rows of 72 elements are no blocks"), "{said}");
     }
 
     #[test]
