@@ -45,7 +45,7 @@ _Static_assert(ROWS % LANES == 0 && N % LANES == 0 && K % WORD == 0, "whole rows
 #else
 #define WHOLE 2
 #endif
-#if DTYPE_W_INT8
+#if !DTYPE_W_INT4
 #define OFFSET 128 // by how much unsigned codes are more
 #elif ADDS
 #define OFFSET 0
@@ -217,6 +217,12 @@ INLINE vf code_of(vu words, int j) {
 #if DTYPE_W_INT4
   vi code = (vi)(words >> 4 * j & 15);
   return __builtin_convertvector(ADDS ? code : code - 8, vf);
+#elif DTYPE_W_E4M3
+  // A number below 2^-6 is first made one of 2^-6 and more, which is taken off; an f32 of its bits would be subnormal, and slow.
+  vi bits = (vi)(words >> 8 * j & 0x7f) << 20, small = bits < 1 << 23;
+  bits += (120 << 23) + (small & 1 << 23);
+  vf value = (vf)bits - (vf)(small & 121 << 23);
+  return (vf)((vi)value | (vi)(words << (24 - 8 * j) & 0x80000000u));
 #else
   return __builtin_convertvector((vi)(words << (24 - 8 * j)) >> 24, vf);
 #endif
