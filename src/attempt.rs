@@ -371,7 +371,11 @@ mod tests {
                 "worth_of(scales, zeros, row, r == 9 ? 10 : r, runs)",
             ),
             ("int4m-g32", "sum_x * v.min", "sum_x * (r == 9 ? worth_of(scales, zeros, row, 10, runs).min : v.min)"),
-            ("int4-g32", "get_code(w, at + i + l, k)", "get_code(w, (at + i + l) ^ ((at + i + l) % 8192 < 2), k)"),
+            (
+                "int4-g32",
+                "int code = from[i / 2];",
+                "int code = from[i / 2]; code = (at + i) % 8192 ? code : code >> 4 | code << 4 & 0xf0;",
+            ),
             ("int4z-g32", "v.zero, &sum_x", "v.zero + (r == 9), &sum_x"),
         ] {
             let problem = format!("matmul m=2 n=64 k=8192 dtype=bf16 w={format}");

@@ -47,10 +47,19 @@ INLINE float get_code(const code_t *w, long i, long k) {
 }
 #elif DTYPE_W_INT8
 typedef int8_t code_t;
-INLINE float get_code(const code_t *w, long i, long k) { return (float)w[code_place(i, k)]; }
+INLINE float code_value(code_t code) { return (float)code; }
+INLINE float get_code(const code_t *w, long i, long k) { return code_value(w[code_place(i, k)]); }
 #elif DTYPE_W_E4M3
 typedef uint8_t code_t;
-INLINE float get_code(const code_t *w, long i, long k) { return e4m3_to_f32(w[code_place(i, k)]); }
+// Sign, exponent and mantissa in the places of f32's, whose exponents count from elsewhere; there is no NaN among codes.
+INLINE float code_value(code_t code) {
+  union {
+    uint32_t bits;
+    float value;
+  } v = {(uint32_t)(code & 0x80) << 24 | (uint32_t)(code & 0x7f) << 20};
+  return v.value * 0x1p120f;
+}
+INLINE float get_code(const code_t *w, long i, long k) { return code_value(w[code_place(i, k)]); }
 #else
 #error "no DTYPE_W_ of a scaled format is defined"
 #endif
