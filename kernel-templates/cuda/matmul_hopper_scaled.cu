@@ -2,12 +2,11 @@
 // ring, roles and ends it shares. A stage holds 128 codes of K, so that its rows are 128 bytes too.
 //
 // Integers are summed exactly, in s32, and scaled once. Sums of E4M3 keep some 14 bits while they stay in the tensor cores. With
-// PROMOTE those of one stage at a time go to registers of their own and are added up in f32 from there: beside the matrix
-// instructions of the other warpgroup (1), or of the same one too, which has two sets of them in turn (2). Where x has scales for
-// groups of 128 and w for blocks, the sums of a stage are multiplied by both on the way.
+// PROMOTE those of so many stages and 64 rows at a time go to registers of their own and are added up in f32 from there, beside the
+// matrix instructions of the other warpgroup. Where x has scales for groups of 128 and w for blocks, they are multiplied by both on
+// the way.
 //
-// Scales of tokens and rows are applied when all of K is in: f32 of the thread's rows from memory, of the tile's columns from a slice in
-// shared memory.
+// Scales of tokens and rows are applied when all of K is in, from slices in shared memory that were fetched meanwhile.
 constexpr int COLS = N, DEPTH = K; // the headers have template parameters of such names
 #undef N
 #undef K
@@ -15,6 +14,14 @@ constexpr int COLS = N, DEPTH = K; // the headers have template parameters of su
 #include "wgmma_bytes.cuh"
 #include "wgmma_epilogue.cuh"
 #include "qk_norm.cuh"
+
+// Of each kind one is defined, as 1; constant expressions need the others.
+#if !X_SCALE_ROW
+#define X_SCALE_ROW 0
+#endif
+#if !W_SCALE_ROW
+#define W_SCALE_ROW 0
+#endif
 
 constexpr int TILE_K = 128;
 constexpr int SLICES = (DEPTH + TILE_K - 1) / TILE_K;
@@ -32,29 +39,39 @@ constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
 constexpr int X_SHARE = TILE_M / CLUSTER_N; // rows that this block loads for its cluster row
 constexpr int W_SHARE = TILE_N / CLUSTER_M;
 
-// Shared memory: the ring, the epilogue buffers, two slices of the bias and of the scales of columns per consumer, the barriers.
+// Shared memory: the ring, the epilogue buffers, two slices of the bias and one of the scales per consumer, the barriers.
 constexpr int BUFS_AT = STAGES * STAGE_BYTES;
 constexpr int BIAS_AT = BUFS_AT + CONSUMERS * 4 * EPI_BUFS * BUF_BYTES;
 constexpr int SCALES_AT = BIAS_AT + (BIAS ? CONSUMERS * 2 * TILE_N * 2 : 0);
-#if W_SCALE_ROW
-constexpr int BARS_AT = SCALES_AT + CONSUMERS * 2 * TILE_N * 4;
-#else
-constexpr int BARS_AT = SCALES_AT;
-#endif
+constexpr int X_SCALES = X_SCALE_ROW ? WG_ROWS : 0, W_SCALES = W_SCALE_ROW ? TILE_N : 0;
+constexpr int SLICE_BYTES = (W_SCALES + X_SCALES) * 4;
+constexpr int BARS_AT = SCALES_AT + CONSUMERS * SLICE_BYTES;
 
 constexpr int BIAS_BARRIER = 1, TURN_BARRIER = 4; // the first of one named barrier for each consumer
 
 static_assert(ELEM_BYTES == 2, "16-bit results");
 static_assert(DEPTH % 16 == 0 && COLS % (SWIGLU ? 16 : 8) == 0, "rows of 16-byte units");
 static_assert(WG_ROWS % 64 == 0 && BLOCKS_M >= 1 && BLOCKS_M <= 2 && TILE_N % 16 == 0 && TILE_N <= 256, "wgmma shapes");
-static_assert((BLOCKS_M + PROMOTE) * TILE_N / 2 <= 208, "accumulator registers");
+static_assert((BLOCKS_M + (PROMOTE > 0)) * TILE_N / 2 <= 208, "accumulator registers");
+static_assert(PROMOTE <= 1 || BLOCKS_M == 1, "sums of several stages are those of all rows");
 static_assert(TILE_M % (8 * CLUSTER_N) == 0 && TILE_N % (8 * CLUSTER_M) == 0, "shares are whole swizzle atoms");
 static_assert(SLICES % SPLIT_K == 0, "equal parts of K");
 static_assert((SPLIT_K - 1) * TILE_M * (TILE_N / SPLIT_K) * 4 <= STAGES * STAGE_BYTES, "the ring holds the partial sums");
 static_assert(BLOCKS_M * CHUNKS % EPI_BUFS == 0, "buffers are used in turn across tiles");
-static_assert(!PINGPONG || CONSUMERS == 2, "two warpgroups take turns");
+static_assert(!PINGPONG || CONSUMERS == 2 && !PROMOTE, "two warpgroups take turns where none of them adds up");
 
 #include "hopper_ring.cuh"
+
+DEV float ld_shared_f32(u32 smem) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(smem) : "memory");
+  return v;
+}
+DEV float2 ld_shared_f32x2(u32 smem) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(smem) : "memory");
+  return v;
+}
 
 struct Scales {
   const float *x, *w;
@@ -62,7 +79,7 @@ struct Scales {
 };
 
 #if X_SCALE_GROUP
-static_assert(PROMOTE && X_GROUP == TILE_K && W_GROUP == TILE_K && W_SCALE_BLOCK, "a stage has one scale");
+static_assert(PROMOTE == 1 && X_GROUP == TILE_K && W_GROUP == TILE_K && W_SCALE_BLOCK, "a stage has one scale");
 // Blocks of w that a tile's columns lie in: one, or two, the second from column `edge` of the tile on.
 constexpr int W_BLOCKS = 128 % TILE_N ? 2 : 1;
 static_assert(TILE_N <= 128 + (TILE_N & -TILE_N), "a tile's columns lie in two blocks at most");
@@ -83,10 +100,6 @@ DEV Factors factors_at(const float *x, const float *w, int i, int rows_left, int
 #endif
 
 #if PROMOTE
-DEV void clear(float (&d)[TILE_N / 2]) {
-#pragma unroll
-  for (int i = 0; i < TILE_N / 2; i++) d[i] = 0.0f;
-}
 #if X_SCALE_GROUP
 DEV void promote(float (&acc)[TILE_N / 2], const float (&part)[TILE_N / 2], const Factors &f, int b, int edge) {
   float s[W_BLOCKS][2];
@@ -113,31 +126,23 @@ DEV void promote(float (&acc)[TILE_N / 2], const float (&part)[TILE_N / 2]) {
 
 DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, const Scales &scales, int consumer, Rank rank) {
 #include "hopper_tile_begin.cuh"
-    const int own_row = row + lane / 4; // of this thread
 #if X_SCALE_GROUP
+    const int own_row = row + lane / 4; // of this thread
     const int first_block = tile.col / 128, edge = 128 - tile.col % 128;
     const int rows_left = e.m - own_row, cols_left = COLS - (first_block + 1) * 128;
     const float *own_x = scales.x + (i64)own_row * SLICES + rank.k * ITERS;
     const float *own_w = scales.w + min(first_block, (COLS - 1) / 128) * SLICES + rank.k * ITERS;
-    Factors next = factors_at(own_x, own_w, 0, rows_left, cols_left), now = next, before;
+    Factors next = factors_at(own_x, own_w, 0, rows_left, cols_left), now = next;
 #else
-    float x_scale[BLOCKS_M][2];
-#pragma unroll
-    for (int b = 0; b < BLOCKS_M; b++)
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-#if X_SCALE_ROW
-        const int r = own_row + b * 64 + h * 8;
-        x_scale[b][h] = r < e.m ? __ldg(scales.x + r) : 0.0f;
-#else
-        x_scale[b][h] = __ldg(scales.x);
-#endif
-      }
-#endif
-#if W_SCALE_ROW
-    const u32 slice = scales.slice + turn * TILE_N * 4;
-    const int at = (threadIdx.x & 127) * 4;
-    if (at < TILE_N) cp_async16(slice + at * 4, scales.w + min(tile.col + at, COLS - 4), tile.col + at < COLS ? 16 : 0);
+    // Of rows and columns that the matrices do not have, zeros.
+    const u32 slice = scales.slice;
+    const int own = threadIdx.x & 127;
+    if (own * 4 < W_SCALES)
+      cp_async16(slice + own * 16, scales.w + min(tile.col + own * 4, COLS - 4), tile.col + own * 4 < COLS ? 16 : 0);
+    if (own < X_SCALES) {
+      const int r = tile.row + wg_row + own;
+      cp_async4(slice + (W_SCALES + own) * 4, scales.x + min(r, e.m - 1), r < e.m ? 4 : 0);
+    }
     cp_async_commit();
 #endif
 
@@ -146,96 +151,64 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, const Sc
       WgmmaBytes<TILE_N>::ss(d, desc_advance(x_desc, ring.stage * STAGE_BYTES + b * 8192 + k * 32),
                              desc_advance(w_desc, ring.stage * STAGE_BYTES + k * 32), add);
     };
-    u32 last = 0;
 #if PROMOTE
-    float acc[BLOCKS_M][TILE_N / 2], part[PROMOTE][TILE_N / 2];
+    float acc[BLOCKS_M][TILE_N / 2], part[TILE_N / 2];
+    auto &sums = acc;
 #pragma unroll
-    for (int b = 0; b < BLOCKS_M; b++) clear(acc[b]);
-    auto start = [&](float (&into)[TILE_N / 2], int b) {
-      wgmma_fence();
+    for (int b = 0; b < BLOCKS_M; b++)
 #pragma unroll
-      for (int k = 0; k < 4; k++) multiply(into, b, k, k);
-      wgmma_commit();
-    };
-    auto finish = [&](float (&done)[TILE_N / 2], int b, bool of_before) {
-#if X_SCALE_GROUP
-      promote(acc[b], done, of_before ? before : now, b, edge);
-#else
-      promote(acc[b], done);
-#endif
-    };
-    auto enter = [&](int i) {
-#if X_SCALE_GROUP
-      before = now, now = next;
-      if (i + 1 < ITERS) next = factors_at(own_x, own_w, i + 1, rows_left, cols_left);
-#endif
-      mbar_wait(bars.full + ring.stage * 8, ring.phase);
-    };
+      for (int i = 0; i < TILE_N / 2; i++) acc[b][i] = 0.0f;
 #if PROMOTE == 1
 #pragma unroll 1
     for (int i = 0; i < ITERS; i++) {
-      enter(i);
+#if X_SCALE_GROUP
+      now = next;
+      if (i + 1 < ITERS) next = factors_at(own_x, own_w, i + 1, rows_left, cols_left);
+#endif
+      mbar_wait(bars.full + ring.stage * 8, ring.phase);
 #pragma unroll
       for (int b = 0; b < BLOCKS_M; b++) {
-        start(part[0], b);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < 4; k++) multiply(part, b, k, k);
+        wgmma_commit();
         wgmma_wait<0>();
-        wgmma_pin(part[0]);
+        wgmma_pin(part);
         if (b == BLOCKS_M - 1) release(ring.stage);
-        finish(part[0], b, false);
+#if X_SCALE_GROUP
+        promote(acc[b], part, now, b, edge);
+#else
+        promote(acc[b], part);
+#endif
       }
       ring.next();
     }
-#if PINGPONG
-    if (t + stride / 2 < tiles) named_barrier_arrive(TURN_BARRIER + (consumer ^ 1), 256);
-#endif
 #else
-    // One set is multiplied into while the one before it is added up; at first that is nothing, of finite factors.
-    clear(part[1]);
-    auto step = [&](float (&into)[TILE_N / 2], float (&done)[TILE_N / 2], int i) { // of the only block of 64 rows
-      enter(i);
-      start(into, 0);
-      wgmma_wait<1>();
-      wgmma_pin(done);
-      if (i) release(last);
-      finish(done, 0, true);
-      last = ring.stage;
-      ring.next();
-    };
-    if constexpr (BLOCKS_M == 1) {
 #pragma unroll 1
-      for (int i = 0; i + 1 < ITERS; i += 2) {
-        step(part[0], part[1], i);
-        step(part[1], part[0], i + 1);
-      }
-      if (ITERS % 2) step(part[0], part[1], ITERS - 1);
-    } else {
-#pragma unroll 1
-      for (int i = 0; i < ITERS; i++) {
-        enter(i);
-        start(part[0], 0);
+    for (int first = 0; first < ITERS; first += PROMOTE) {
+      u32 last = 0;
+#pragma unroll
+      for (int j = 0; j < PROMOTE; j++) {
+        if (first + j == ITERS) break;
+        mbar_wait(bars.full + ring.stage * 8, ring.phase);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < 4; k++) multiply(part, 0, k, k || j);
+        wgmma_commit();
         wgmma_wait<1>();
-        wgmma_pin(part[1]);
-        if (i) release(last);
-        finish(part[1], BLOCKS_M - 1, true);
-        start(part[1], BLOCKS_M - 1);
-        wgmma_wait<1>();
-        wgmma_pin(part[0]);
-        finish(part[0], 0, false);
+        if (j) release(last);
         last = ring.stage;
         ring.next();
       }
+      wgmma_wait<0>();
+      wgmma_pin(part);
+      release(last);
+      promote(acc[0], part);
     }
-#if PINGPONG
-    if (t + stride / 2 < tiles) named_barrier_arrive(TURN_BARRIER + (consumer ^ 1), 256);
-#endif
-    wgmma_wait<0>();
-    constexpr int LAST = BLOCKS_M == 1 && ITERS % 2 ? 0 : 1;
-    wgmma_pin(part[LAST]);
-    release(last);
-    finish(part[LAST], BLOCKS_M - 1, false);
 #endif
 #else
     sum_t sums[BLOCKS_M][TILE_N / 2];
+    u32 last = 0;
     for (int i = 0; i < ITERS; i++) {
       mbar_wait(bars.full + ring.stage * 8, ring.phase);
       wgmma_fence();
@@ -260,36 +233,33 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, const Sc
     for (int b = 0; b < BLOCKS_M; b++) wgmma_pin(sums[b]);
     release(last);
     float acc[BLOCKS_M][TILE_N / 2];
-#pragma unroll
-    for (int b = 0; b < BLOCKS_M; b++)
-#pragma unroll
-      for (int i = 0; i < TILE_N / 2; i++) acc[b][i] = (float)sums[b][i];
 #endif
     if (PINGPONG) ring.skip(ITERS);
-#if BIAS || W_SCALE_ROW
+#if BIAS || !X_SCALE_GROUP
     cp_async_wait<0>();
     named_barrier_sync(BIAS_BARRIER + consumer, 128);
 #endif
 #if !X_SCALE_GROUP
-#if W_SCALE_TENSOR
-    const float w_scale = __ldg(scales.w);
-#endif
+    float x_scale[BLOCKS_M][2];
+#pragma unroll
+    for (int b = 0; b < BLOCKS_M; b++)
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+        x_scale[b][h] = X_SCALE_ROW ? ld_shared_f32(slice + (W_SCALES + warp * 16 + lane / 4 + b * 64 + h * 8) * 4) : __ldg(scales.x);
 #pragma unroll
     for (int j = 0; j < TILE_N / 8; j++) {
       float2 s;
-#if W_SCALE_ROW
-      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(s.x), "=f"(s.y) : "r"(slice + (j * 8 + lane % 4 * 2) * 4));
-#else
-      s.x = s.y = w_scale;
-#endif
+      if (W_SCALE_ROW) s = ld_shared_f32x2(slice + (j * 8 + lane % 4 * 2) * 4);
+      else s.x = s.y = __ldg(scales.w);
 #pragma unroll
       for (int b = 0; b < BLOCKS_M; b++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          acc[b][4 * j + 2 * h] *= x_scale[b][h] * s.x;
-          acc[b][4 * j + 2 * h + 1] *= x_scale[b][h] * s.y;
+          acc[b][4 * j + 2 * h] = (float)sums[b][4 * j + 2 * h] * (x_scale[b][h] * s.x);
+          acc[b][4 * j + 2 * h + 1] = (float)sums[b][4 * j + 2 * h + 1] * (x_scale[b][h] * s.y);
         }
     }
+    named_barrier_sync(BIAS_BARRIER + consumer, 128); // the slice is free
 #endif
 #include "hopper_tile_end.cuh"
 extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
@@ -311,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
 #endif
                          int m) {
 #include "hopper_roles.cuh"
-    const Scales scales = {x_scales, w_scales, base + SCALES_AT + consumer * 2 * TILE_N * 4};
+    const Scales scales = {x_scales, w_scales, base + SCALES_AT + consumer * SLICE_BYTES};
     consume(base, bars, e, bias_row, scales, consumer, rank);
     if (CLUSTER > 1) cluster_sync_relaxed();
   }
