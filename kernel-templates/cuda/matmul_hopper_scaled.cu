@@ -73,6 +73,22 @@ DEV float2 ld_shared_f32x2(u32 smem) {
   return v;
 }
 
+// What the epilogue takes for accumulators: those of a chunk are scaled when it is written. All at once they would need as many
+// registers again as the sums, which the compiler gives up only together.
+template <class Scale> struct ScaledSums {
+  const Scale &scale;
+  float chunk[(SWIGLU ? 2 : 1) * CHUNK / 2];
+  int block;
+  DEV ScaledSums &operator[](int b) {
+    block = b;
+    return *this;
+  }
+  DEV const float *operator+(int first) {
+    scale(chunk, (SWIGLU ? 2 : 1) * CHUNK / 2, block, first);
+    return chunk;
+  }
+};
+
 struct Scales {
   const float *x, *w;
   u32 slice; // of this consumer, in shared memory
@@ -83,18 +99,42 @@ static_assert(PROMOTE == 1 && X_GROUP == TILE_K && W_GROUP == TILE_K && W_SCALE_
 // Blocks of w that a tile's columns lie in: one, or two, the second from column `edge` of the tile on.
 constexpr int W_BLOCKS = 128 % TILE_N ? 2 : 1;
 static_assert(TILE_N <= 128 + (TILE_N & -TILE_N), "a tile's columns lie in two blocks at most");
-struct Factors {
-  float x[BLOCKS_M][2], w[W_BLOCKS];
+// Scales of four slices of K: each lane has those of one of the warp's rows, of slice `lane % 4` that of block `lane / 4` of w.
+// Read once by each lane and shuffled, they neither wait for nor crowd the L1 cache, which the ring has left small.
+struct Four {
+  float x[4], w;
 };
-// Those of slice `i` of K. x: the first row of this thread; w: the first block of the tile.
-DEV Factors factors_at(const float *x, const float *w, int i, int rows_left, int cols_left) {
+struct Factors {
+  float of[BLOCKS_M][2][W_BLOCKS]; // x's times w's
+};
+// From slice `i` of this block's on; x: of this lane's row, null beyond the last; w: of this lane's block and slice, null likewise.
+DEV Four four_at(const float *x, const float *w, int i, int lane) {
+  Four f = {};
+  if (x && SLICES % 4 == 0 && ITERS % 4 == 0) {
+    const float4 v = __ldg((const float4 *)(x + i));
+    f.x[0] = v.x, f.x[1] = v.y, f.x[2] = v.z, f.x[3] = v.w;
+  } else if (x) {
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (i + j < ITERS) f.x[j] = __ldg(x + i + j);
+  }
+  if (w && i + lane % 4 < ITERS) f.w = __ldg(w + i);
+  return f;
+}
+DEV Factors factors_of(const Four &four, int j, int lane) {
+  const float own = j & 2 ? (j & 1 ? four.x[3] : four.x[2]) : (j & 1 ? four.x[1] : four.x[0]);
+  float w[W_BLOCKS];
+#pragma unroll
+  for (int n = 0; n < W_BLOCKS; n++) w[n] = __shfl_sync(0xffffffffu, four.w, n * 4 + j);
   Factors f;
 #pragma unroll
   for (int b = 0; b < BLOCKS_M; b++)
 #pragma unroll
-    for (int h = 0; h < 2; h++) f.x[b][h] = b * 64 + h * 8 < rows_left ? __ldg(x + (b * 64 + h * 8) * SLICES + i) : 0.0f;
+    for (int h = 0; h < 2; h++) {
+      const float x = __shfl_sync(0xffffffffu, own, b * 16 + h * 8 + lane / 4);
 #pragma unroll
-  for (int j = 0; j < W_BLOCKS; j++) f.w[j] = j == 0 || cols_left > 0 ? __ldg(w + j * SLICES + i) : 0.0f;
+      for (int n = 0; n < W_BLOCKS; n++) f.of[b][h][n] = x * w[n];
+    }
   return f;
 }
 #endif
@@ -102,15 +142,12 @@ DEV Factors factors_at(const float *x, const float *w, int i, int rows_left, int
 #if PROMOTE
 #if X_SCALE_GROUP
 DEV void promote(float (&acc)[TILE_N / 2], const float (&part)[TILE_N / 2], const Factors &f, int b, int edge) {
-  float s[W_BLOCKS][2];
-#pragma unroll
-  for (int j = 0; j < W_BLOCKS; j++) s[j][0] = f.x[b][0] * f.w[j], s[j][1] = f.x[b][1] * f.w[j];
 #pragma unroll
   for (int j = 0; j < TILE_N / 8; j++) {
     const bool second = W_BLOCKS == 2 && j * 8 >= edge;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const float scale = second ? s[W_BLOCKS - 1][h] : s[0][h];
+      const float scale = f.of[b][h][second ? W_BLOCKS - 1 : 0];
       acc[4 * j + 2 * h] = fmaf(part[4 * j + 2 * h], scale, acc[4 * j + 2 * h]);
       acc[4 * j + 2 * h + 1] = fmaf(part[4 * j + 2 * h + 1], scale, acc[4 * j + 2 * h + 1]);
     }
@@ -127,15 +164,15 @@ DEV void promote(float (&acc)[TILE_N / 2], const float (&part)[TILE_N / 2]) {
 DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, const Scales &scales, int consumer, Rank rank) {
 #include "hopper_tile_begin.cuh"
 #if X_SCALE_GROUP
-    const int own_row = row + lane / 4; // of this thread
-    const int first_block = tile.col / 128, edge = 128 - tile.col % 128;
-    const int rows_left = e.m - own_row, cols_left = COLS - (first_block + 1) * 128;
-    const float *own_x = scales.x + (i64)own_row * SLICES + rank.k * ITERS;
-    const float *own_w = scales.w + min(first_block, (COLS - 1) / 128) * SLICES + rank.k * ITERS;
-    Factors next = factors_at(own_x, own_w, 0, rows_left, cols_left), now = next;
+    const int edge = 128 - tile.col % 128, own_row = row + lane % 16 + (BLOCKS_M == 2 ? lane / 16 * 64 : 0);
+    const int own_block = tile.col / 128 + lane / 4 % W_BLOCKS;
+    const float *own_x = own_row < e.m ? scales.x + (i64)own_row * SLICES + rank.k * ITERS : nullptr;
+    const float *own_w = own_block * 128 < COLS ? scales.w + own_block * SLICES + rank.k * ITERS + lane % 4 : nullptr;
+    Four next = four_at(own_x, own_w, 0, lane), now = next;
+    Factors factors;
 #else
-    // Of rows and columns that the matrices do not have, zeros.
-    const u32 slice = scales.slice;
+    const u32 slice = scales.slice; // of rows and columns that the matrices do not have, zeros
+    named_barrier_sync(BIAS_BARRIER + consumer, 128); // all are done with that of the tile before
     const int own = threadIdx.x & 127;
     if (own * 4 < W_SCALES)
       cp_async16(slice + own * 16, scales.w + min(tile.col + own * 4, COLS - 4), tile.col + own * 4 < COLS ? 16 : 0);
@@ -152,18 +189,20 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, const Sc
                              desc_advance(w_desc, ring.stage * STAGE_BYTES + k * 32), add);
     };
 #if PROMOTE
-    float acc[BLOCKS_M][TILE_N / 2], part[TILE_N / 2];
-    auto &sums = acc;
+    float sums[BLOCKS_M][TILE_N / 2], part[TILE_N / 2];
+
 #pragma unroll
     for (int b = 0; b < BLOCKS_M; b++)
 #pragma unroll
-      for (int i = 0; i < TILE_N / 2; i++) acc[b][i] = 0.0f;
+      for (int i = 0; i < TILE_N / 2; i++) sums[b][i] = 0.0f;
 #if PROMOTE == 1
 #pragma unroll 1
     for (int i = 0; i < ITERS; i++) {
 #if X_SCALE_GROUP
-      now = next;
-      if (i + 1 < ITERS) next = factors_at(own_x, own_w, i + 1, rows_left, cols_left);
+      if (i % 4 == 0) {
+        now = next;
+        if (i + 4 < ITERS) next = four_at(own_x, own_w, i + 4, lane);
+      }
 #endif
       mbar_wait(bars.full + ring.stage * 8, ring.phase);
 #pragma unroll
@@ -172,13 +211,16 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, const Sc
 #pragma unroll
         for (int k = 0; k < 4; k++) multiply(part, b, k, k);
         wgmma_commit();
+#if X_SCALE_GROUP
+        if (b == 0) factors = factors_of(now, i % 4, lane);
+#endif
         wgmma_wait<0>();
         wgmma_pin(part);
         if (b == BLOCKS_M - 1) release(ring.stage);
 #if X_SCALE_GROUP
-        promote(acc[b], part, now, b, edge);
+        promote(sums[b], part, factors, b, edge);
 #else
-        promote(acc[b], part);
+        promote(sums[b], part);
 #endif
       }
       ring.next();
@@ -203,7 +245,7 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, const Sc
       wgmma_wait<0>();
       wgmma_pin(part);
       release(last);
-      promote(acc[0], part);
+      promote(sums[0], part);
     }
 #endif
 #else
@@ -232,34 +274,40 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, const Sc
 #pragma unroll
     for (int b = 0; b < BLOCKS_M; b++) wgmma_pin(sums[b]);
     release(last);
-    float acc[BLOCKS_M][TILE_N / 2];
 #endif
     if (PINGPONG) ring.skip(ITERS);
 #if BIAS || !X_SCALE_GROUP
     cp_async_wait<0>();
     named_barrier_sync(BIAS_BARRIER + consumer, 128);
 #endif
-#if !X_SCALE_GROUP
-    float x_scale[BLOCKS_M][2];
-#pragma unroll
-    for (int b = 0; b < BLOCKS_M; b++)
+#if X_SCALE_GROUP
+    auto &acc = sums;
+#else
+    // Accumulators from number `first` of block b on, scaled.
+    auto scale = [&](float *out, int count, int b, int first) {
+      float x[2];
 #pragma unroll
       for (int h = 0; h < 2; h++)
-        x_scale[b][h] = X_SCALE_ROW ? ld_shared_f32(slice + (W_SCALES + warp * 16 + lane / 4 + b * 64 + h * 8) * 4) : __ldg(scales.x);
+        x[h] = X_SCALE_ROW ? ld_shared_f32(slice + (W_SCALES + warp * 16 + lane / 4 + b * 64 + h * 8) * 4) : __ldg(scales.x);
 #pragma unroll
-    for (int j = 0; j < TILE_N / 8; j++) {
-      float2 s;
-      if (W_SCALE_ROW) s = ld_shared_f32x2(slice + (j * 8 + lane % 4 * 2) * 4);
-      else s.x = s.y = __ldg(scales.w);
-#pragma unroll
-      for (int b = 0; b < BLOCKS_M; b++)
+      for (int c = 0; c < count; c += 4) {
+        float2 w;
+        if (W_SCALE_ROW) w = ld_shared_f32x2(slice + ((first + c) * 2 + lane % 4 * 2) * 4);
+        else w.x = w.y = __ldg(scales.w);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          acc[b][4 * j + 2 * h] = (float)sums[b][4 * j + 2 * h] * (x_scale[b][h] * s.x);
-          acc[b][4 * j + 2 * h + 1] = (float)sums[b][4 * j + 2 * h + 1] * (x_scale[b][h] * s.y);
+          out[c + 2 * h] = (float)sums[b][first + c + 2 * h] * (x[h] * w.x);
+          out[c + 2 * h + 1] = (float)sums[b][first + c + 2 * h + 1] * (x[h] * w.y);
         }
-    }
-    named_barrier_sync(BIAS_BARRIER + consumer, 128); // the slice is free
+      }
+    };
+#if SPLIT_K > 1
+    float acc[BLOCKS_M][TILE_N / 2];
+#pragma unroll
+    for (int b = 0; b < BLOCKS_M; b++) scale(acc[b], TILE_N / 2, b, 0);
+#else
+    ScaledSums<decltype(scale)> acc = {scale};
+#endif
 #endif
 #include "hopper_tile_end.cuh"
 extern "C" __global__ void __launch_bounds__(128 * (CONSUMERS + 1), 1)
