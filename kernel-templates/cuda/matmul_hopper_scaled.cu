@@ -97,7 +97,7 @@ struct Scales {
 #if X_SCALE_GROUP
 static_assert(PROMOTE == 1 && X_GROUP == TILE_K && W_GROUP == TILE_K && W_SCALE_BLOCK, "a stage has one scale");
 // Blocks of w that a tile's columns lie in: one, or two, the second from column `edge` of the tile on.
-constexpr int W_BLOCKS = 128 % TILE_N ? 2 : 1;
+constexpr int W_BLOCKS = 128 % TILE_N ? 2 : 1, EDGE_STEP = W_BLOCKS == 2 ? TILE_N & -TILE_N : 128;
 static_assert(TILE_N <= 128 + (TILE_N & -TILE_N), "a tile's columns lie in two blocks at most");
 // Scales of four slices of K: each lane has those of one of the warp's rows, of slice `lane % 4` that of block `lane / 4` of w.
 // Read once by each lane and shuffled, they neither wait for nor crowd the L1 cache, which the ring has left small.
@@ -121,17 +121,23 @@ DEV Four four_at(const float *x, const float *w, int i, int lane) {
   if (w && i + lane % 4 < ITERS) f.w = __ldg(w + i);
   return f;
 }
+// A shuffle that stays where it is written, behind the matrix instructions that it is not to hold up.
+DEV float shuffled(float v, int lane) {
+  float r;
+  asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(r) : "f"(v), "r"(lane) : "memory");
+  return r;
+}
 DEV Factors factors_of(const Four &four, int j, int lane) {
   const float own = j & 2 ? (j & 1 ? four.x[3] : four.x[2]) : (j & 1 ? four.x[1] : four.x[0]);
   float w[W_BLOCKS];
 #pragma unroll
-  for (int n = 0; n < W_BLOCKS; n++) w[n] = __shfl_sync(0xffffffffu, four.w, n * 4 + j);
+  for (int n = 0; n < W_BLOCKS; n++) w[n] = shuffled(four.w, n * 4 + j);
   Factors f;
 #pragma unroll
   for (int b = 0; b < BLOCKS_M; b++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const float x = __shfl_sync(0xffffffffu, own, b * 16 + h * 8 + lane / 4);
+      const float x = shuffled(own, b * 16 + h * 8 + lane / 4);
 #pragma unroll
       for (int n = 0; n < W_BLOCKS; n++) f.of[b][h][n] = x * w[n];
     }
@@ -143,14 +149,16 @@ DEV Factors factors_of(const Four &four, int j, int lane) {
 #if X_SCALE_GROUP
 DEV void promote(float (&acc)[TILE_N / 2], const float (&part)[TILE_N / 2], const Factors &f, int b, int edge) {
 #pragma unroll
-  for (int j = 0; j < TILE_N / 8; j++) {
-    const bool second = W_BLOCKS == 2 && j * 8 >= edge;
+  for (int at = EDGE_STEP; at <= 128; at += EDGE_STEP) {
+    if (W_BLOCKS == 2 && edge != at) continue; // one loop for each place where the edge may be
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-      const float scale = f.of[b][h][second ? W_BLOCKS - 1 : 0];
-      acc[4 * j + 2 * h] = fmaf(part[4 * j + 2 * h], scale, acc[4 * j + 2 * h]);
-      acc[4 * j + 2 * h + 1] = fmaf(part[4 * j + 2 * h + 1], scale, acc[4 * j + 2 * h + 1]);
-    }
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+      for (int j = 0; j < TILE_N / 8; j++) {
+        const float scale = f.of[b][h][W_BLOCKS == 2 && j * 8 >= at];
+        acc[4 * j + 2 * h] = fmaf(part[4 * j + 2 * h], scale, acc[4 * j + 2 * h]);
+        acc[4 * j + 2 * h + 1] = fmaf(part[4 * j + 2 * h + 1], scale, acc[4 * j + 2 * h + 1]);
+      }
   }
 }
 #else
