@@ -1,0 +1,129 @@
+// Codes of W as wgmma's A fragments, half a quad of 16 k steps at a time: (code - zero) exactly in 16 bits, times the scale of
+// a group, rounded once. Where scales are stored as the elements are, the multiplication is one of 16 bits; others, and minima,
+// take the way through f32.
+#pragma once
+#include "codes.cuh"
+
+#define HALF_K (QUAD_K / 2)
+#if W_SCALE_GROUP || W_SCALE_BLOCK || W_ZERO_MIN
+#define GROUPED 1
+#else
+#define GROUPED 0
+#endif
+#define GROUP_K (W_GROUP < QUAD_K ? W_GROUP : QUAD_K) // k of a quad that one scale belongs to
+#define QUAD_GROUPS (GROUPED ? QUAD_K / GROUP_K : 1)
+#define SCALES_K ((K + W_GROUP - 1) / W_GROUP) // groups of a row
+#if GROUPED && (W_ZERO_MIN || !((SCALE_BF16 && DTYPE_BF16) || (SCALE_F16 && DTYPE_F16)))
+#define SCALE_IN_F32 1
+#else
+#define SCALE_IN_F32 0
+#endif
+#if W_ZERO_NONE
+#define ZEROS ((const u8 *)nullptr)
+#else
+#define ZEROS zeros
+#endif
+
+// What belongs to the codes of one row in one quad.
+struct row_factors {
+#if GROUPED
+  beside<scale_elem, QUAD_GROUPS> scales;
+#endif
+#if W_ZERO_ZERO
+  beside<u8, QUAD_GROUPS> zeros;
+#elif W_ZERO_MIN
+  beside<scale_elem, QUAD_GROUPS> zeros;
+#endif
+};
+template <class ZERO> DEV row_factors row_factors_at(const scale_elem *scales, const ZERO *zeros, int row, int k, bool inside) {
+  row_factors f;
+#if W_SCALE_BLOCK
+  const i64 at = (i64)(row / 128) * SCALES_K + k / W_GROUP;
+#elif W_SCALE_ROW
+  const i64 at = row;
+#else
+  const i64 at = (i64)row * SCALES_K + k / W_GROUP;
+#endif
+#if GROUPED
+  f.scales = ld_beside_if<scale_elem, QUAD_GROUPS>(scales + at, inside);
+#endif
+#if !W_ZERO_NONE
+  f.zeros = ld_beside_if<ZERO, QUAD_GROUPS>(zeros + at, inside);
+#endif
+  return f;
+}
+
+DEV u32 mul2(bf16_t, u32 a, u32 b) {
+  u32 r;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+DEV u32 mul2(f16_t, u32 a, u32 b) {
+  u32 r;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+
+// What a lane reads of a vector for half a quad: of 4 bits two words, one for each 32 k, and takes a pair of each; of 8 bits
+// that one of two words which has its pair.
+#if DTYPE_W_INT4
+typedef uint2 batch_words;
+#else
+typedef u32 batch_words;
+#endif
+DEV int batch_words_at(int lane) { return CODE_BITS == 4 ? 0 : (lane & 2) * 2; }
+
+// words: of rows r and r + 8 of the fragment, of each of the four vectors. Lane t takes pair t % 4 of each eight k.
+DEV void code_fragments(u32 (&a)[HALF_K / 16][4], const batch_words (&words)[2][4], const row_factors (&rows)[2], int half, int lane) {
+#pragma unroll
+  for (int j = 0; j < 2; j++)
+#pragma unroll
+    for (int i = 0; i < HALF_K / 16; i++) {
+      [[maybe_unused]] const int g = (half * HALF_K + i * 16) / GROUP_K;
+#if W_ZERO_ZERO
+      const float base = -CODE_BASE - rows[j].zeros.v[GROUPED ? g : 0];
+#elif DTYPE_W_INT4 && !W_ZERO_MIN
+      const float base = -CODE_BASE - 8.0f;
+#else
+      const float base = -CODE_BASE;
+#endif
+#if SCALE_IN_F32
+      const float scale = to_f32(rows[j].scales.v[g]);
+#if W_ZERO_MIN
+      const float add = fmaf(base, scale, to_f32(rows[j].zeros.v[g]));
+#else
+      const float add = base * scale;
+#endif
+#elif GROUPED
+      const u32 scale = rows[j].scales.v[g].bits * 0x10001u;
+#endif
+#pragma unroll
+      for (int v = i % 2 * 2; v < i % 2 * 2 + 2; v++) {
+        const batch_words w = words[j][v];
+#if DTYPE_W_INT4
+        u32 pair = one_pair((i < 2 ? w.x : w.y) >> (lane % 4 * 4));
+#else
+        u32 pair = one_pair(w >> (lane % 2 * 8));
+#endif
+#if SCALE_IN_F32
+        float lo, hi;
+        unpack2(elem{}, pair, lo, hi);
+        pair = CODE_BITS == 4 ? pack2(elem{}, fmaf(lo, scale, add), fmaf(hi, scale, add)) : pack2(elem{}, lo * scale, hi * scale);
+#else
+        if (CODE_BITS == 4) pair = fma2(elem{}, pair, ONES, pack2(elem{}, base, base));
+#if GROUPED
+        pair = mul2(elem{}, pair, scale);
+#endif
+#endif
+        a[i][v % 2 * 2 + j] = pair;
+      }
+    }
+}
+
+// Keeps fragments in their registers up to this point, where a wait has shown that no instruction reads them any more.
+DEV void pin_fragments(u32 (&a)[HALF_K / 16][4]) {
+#pragma unroll
+  for (int i = 0; i < HALF_K / 16; i++)
+#pragma unroll
+    for (int j = 0; j < 4; j++) asm volatile("" : "+r"(a[i][j])::"memory");
+}
