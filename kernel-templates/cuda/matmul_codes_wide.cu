@@ -34,10 +34,10 @@
 #define ROW_BLOCKS (BLOCK_ROWS / CONSUMERS / 64) // of 64 rows, of a warpgroup
 #define BATCHES (2 * ROW_BLOCKS)                 // of a unit
 #define THREADS (CONSUMERS * 128 + 128)
-#define UNITS (K / UNIT_K / CLUSTER_K)                  // of a block
-#define UNIT_SLOTS (UNIT_K / 64)                        // of tokens
+#define UNITS (K / UNIT_K / CLUSTER_K)           // of a block
+#define UNIT_SLOTS (UNIT_K / 64)                 // of tokens
 #define QUAD_SLOTS (QUAD_K / 64)
-#define SLOT_BATCHES (BATCHES / UNIT_SLOTS)             // that read one slot
+#define SLOT_BATCHES (BATCHES / UNIT_SLOTS)      // that read one slot
 #define CODE_SLOTS (STAGES / QUAD_SLOTS + QUAD_SLOTS - 1)
 #define CODE_BYTES (BLOCK_ROWS * 64)
 #define X_BYTES (TILE_M * 128)
@@ -45,8 +45,8 @@
 #define RING_BYTES (CODES_AT + CODE_SLOTS * CODE_BYTES)
 #define CLUSTER (CLUSTER_X * CLUSTER_K)
 #define GROUPS ((N + BLOCK_ROWS * CLUSTER_X - 1) / (BLOCK_ROWS * CLUSTER_X)) // of rows, of a cluster
-#define BAND (TILE_M < 1024 ? 1024 / TILE_M : 1)                             // tiles of tokens that stay in the L2 while all of W passes
-#define TOKEN_STEPS (TILE_M / 8 / CLUSTER_K)                                 // of eight tokens, that a block finishes
+#define BAND (1024 / TILE_M)                 // tiles of tokens that stay in the L2 while all of W passes
+#define TOKEN_STEPS (TILE_M / 8 / CLUSTER_K) // of eight tokens, that a block finishes
 
 static_assert(ELEM_BYTES == 2 && K % UNIT_K == 0, "rows are whole units");
 static_assert(BLOCK_ROWS % (CONSUMERS * 64) == 0 && BLOCK_ROWS <= 256, "warpgroups of whole 64-row blocks; a box has at most 256 rows");
@@ -56,8 +56,8 @@ static_assert(STAGES > UNIT_SLOTS, "codes are read a unit ahead");
 static_assert(CLUSTER_K == 1 || TILE_M * BLOCK_ROWS * 4 <= RING_BYTES, "the ring holds the sums of all parts");
 
 // Registers of a thread once they are dealt out. A block of one consumer that is alone has enough without.
-constexpr int CONSUMER_REGS = CONSUMERS == 1 ? 216 : RESIDENT == 1 ? 232 : 104;
-constexpr int PRODUCER_REGS = CONSUMERS == 1 ? (RESIDENT == 1 ? 0 : 40) : RESIDENT == 1 ? 40 : 32;
+constexpr int CONSUMER_REGS = CONSUMERS == 1 ? 216 : 232, PRODUCER_REGS = CONSUMERS == 1 && RESIDENT == 1 ? 0 : 40;
+static_assert(CONSUMERS == 1 || RESIDENT == 1, "the registers of two blocks of three warpgroups hold no tile");
 
 struct ring_position {
   int slot = 0;

@@ -82,6 +82,20 @@ DEV batch_words batch_words_at(const u8 *vector, int batch, int lane) {
   return b;
 }
 
+// Pair t % 4 of a word, which one_pair (codes.cuh) would take from its lowest bits.
+DEV u32 pair_of(u32 word, int lane) {
+#if DTYPE_W_INT4
+  return one_pair(word >> (lane % 4 * 4));
+#elif DTYPE_W_INT8
+  return one_pair(word >> (lane % 2 * 8));
+#else
+  // As one_pair does it, but from the high bytes of the halves, where signs are in place.
+  const u32 v = word << (8 - lane % 2 * 8);
+  return fma2(elem{}, and_or(v, 0x80008000u, DTYPE_BF16_OR_F16(v >> 4 & 0x07f007f0u, v >> 1 & 0x3f803f80u)),
+              DTYPE_BF16_OR_F16(0x7b807b80u, 0x5c005c00u), 0x80008000u);
+#endif
+}
+
 // words: of rows r and r + 8 of the fragment, of each of the four vectors. Lane t takes pair t % 4 of each eight k.
 DEV void code_fragments(u32 (&a)[BATCH_K / 16][4], const batch_words (&words)[2][4], const row_factors (&rows)[2], int batch, int lane) {
 #pragma unroll
@@ -108,7 +122,7 @@ DEV void code_fragments(u32 (&a)[BATCH_K / 16][4], const batch_words (&words)[2]
 #endif
 #pragma unroll
       for (int v = i % 2 * 2; v < i % 2 * 2 + 2; v++) {
-        u32 pair = one_pair(words[j][v].w[i / 2] >> (CODE_BITS == 4 ? lane % 4 * 4 : lane % 2 * 8));
+        u32 pair = pair_of(words[j][v].w[i / 2], lane);
 #if SCALE_IN_F32
         float lo, hi;
         unpack2(elem{}, pair, lo, hi);
