@@ -70,6 +70,13 @@ const EXTRA: &[&str] = &[
     "matmul m=300 n=1000 k=1552 epilogue=bias_swiglu dtype=f16 x=e4m3-g128 w=e4m3-b128",
     "qkv m=2048 k=4096 heads=32 kv_heads=8 head_dim=128 bias=1 dtype=bf16 x=int8-row w=int8-row",
     "qkv m=300 k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16 x=e4m3-row w=e4m3-row",
+    "matmul m=512 n=8192 k=2048 epilogue=swiglu dtype=bf16 w=int4-g128 layout=quads",
+    "matmul m=2048 n=2048 k=8192 epilogue=residual dtype=f16 w=int4z-g32 layout=quads",
+    "matmul m=300 n=1000 k=896 epilogue=bias_swiglu dtype=bf16 w=int4m-g32 scale=f16 layout=quads",
+    "matmul m=65 n=1000 k=576 dtype=bf16 w=int8-g16 scale=f32 layout=quads",
+    "matmul m=4096 n=8192 k=2048 dtype=bf16 w=int8-row layout=quads",
+    "qkv m=512 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16 w=int4m-row layout=quads",
+    "qkv m=300 k=1024 heads=16 kv_heads=8 head_dim=128 bias=1 qk_norm=1 dtype=f16 w=e4m3-b128 layout=quads",
     "sample rows=3 cols=1003 top=20 dtype=f16",
 ];
 

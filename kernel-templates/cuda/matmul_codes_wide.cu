@@ -4,8 +4,9 @@
 //
 // A tile is BLOCK_ROWS adjacent rows of W (columns of y) by TILE_M tokens. A block computes one after the other
 // (persistent grid). In a block
-//  - the last warpgroup is the producer, which gives its registers to the others: one thread fills a ring of STAGES slots, each with 64 k of the tokens, and a ring of
-//    CODE_SLOTS, each with 64 bytes of codes of every row (a quad: QUAD_K k, SLICES slots of tokens), by bulk copies;
+//  - the last warpgroup is the producer, which gives its registers to the others: one thread fills a ring of STAGES slots,
+//    each with 64 k of the tokens, and one of CODE_SLOTS, each with 64 bytes of codes of every row (a quad: QUAD_K k, for
+//    QUAD_SLOTS slots of tokens), by bulk copies;
 //  - CONSUMERS warpgroups turn codes into fragments and multiply; each has BLOCK_ROWS / CONSUMERS of the rows.
 // CLUSTER_X adjacent blocks share their tokens: each loads a part and multicasts it. CLUSTER_K blocks have a part of k each;
 // in the end each adds up, through distributed shared memory (the idle ring), and finishes its share of the tile's tokens.
@@ -13,7 +14,7 @@
 //   codes ──bulk copies──▶ ring ──pairs, scale of the group──▶ fragments ─▶ wgmma ──▶ acc (──▶ inbox) ──▶ epilogue
 //   x ──bulk copies, multicast──▶ ring ────────────────────────────────────▶┘
 //
-// Half a quad of 64 rows is a batch of wgmma; while one runs, the fragments of the next are made. full[s] completes when all
+// BATCH_K of 64 rows are a batch of wgmma; while one runs, the fragments of the next are made. full[s] completes when all
 // bytes of slot s are in, with the codes of the quad that starts there; empty[s] counts the consumer warps of every block
 // that receives what this block sends. CODE_SLOTS is such that a slot of tokens is only filled again when the codes that are
 // loaded with it find one of theirs that nobody reads.
@@ -31,31 +32,32 @@
 #include "code_fragments.cuh"
 
 #define ROW_BLOCKS (BLOCK_ROWS / CONSUMERS / 64) // of 64 rows, of a warpgroup
-#define BATCHES (2 * ROW_BLOCKS)                 // of a quad
+#define BATCHES (2 * ROW_BLOCKS)                 // of a unit
 #define THREADS (CONSUMERS * 128 + 128)
-#define SLICES (QUAD_K / 64)
-#define SLOT_BATCHES (BATCHES / SLICES) // that read one slot
-#define QUADS (K / QUAD_K / CLUSTER_K)  // of a block
-#define CODE_SLOTS (STAGES / SLICES + SLICES - 1)
+#define UNITS (K / UNIT_K / CLUSTER_K)           // of a block
+#define UNIT_SLOTS (UNIT_K / 64)                 // of tokens
+#define QUAD_SLOTS (QUAD_K / 64)
+#define SLOT_BATCHES (BATCHES / UNIT_SLOTS)      // that read one slot
+#define CODE_SLOTS (STAGES / QUAD_SLOTS + QUAD_SLOTS - 1)
 #define CODE_BYTES (BLOCK_ROWS * 64)
 #define X_BYTES (TILE_M * 128)
 #define CODES_AT (STAGES * X_BYTES)
 #define RING_BYTES (CODES_AT + CODE_SLOTS * CODE_BYTES)
 #define CLUSTER (CLUSTER_X * CLUSTER_K)
 #define GROUPS ((N + BLOCK_ROWS * CLUSTER_X - 1) / (BLOCK_ROWS * CLUSTER_X)) // of rows, of a cluster
-#define BAND (TILE_M < 1024 ? 1024 / TILE_M : 1)                             // tiles of tokens that stay in the L2 while all of W passes
-#define TOKEN_STEPS (TILE_M / 8 / CLUSTER_K)                                 // of eight tokens, that a block finishes
+#define BAND (1024 / TILE_M)                 // tiles of tokens that stay in the L2 while all of W passes
+#define TOKEN_STEPS (TILE_M / 8 / CLUSTER_K) // of eight tokens, that a block finishes
 
-static_assert(ELEM_BYTES == 2 && K % QUAD_K == 0, "rows are whole vectors of four lanes");
+static_assert(ELEM_BYTES == 2 && K % UNIT_K == 0, "rows are whole units");
 static_assert(BLOCK_ROWS % (CONSUMERS * 64) == 0 && BLOCK_ROWS <= 256, "warpgroups of whole 64-row blocks; a box has at most 256 rows");
 static_assert(TILE_M % (8 * CLUSTER_X) == 0 && TILE_M <= 256, "tokens are the N side of the instruction, shares are whole swizzle atoms");
-static_assert(K / QUAD_K % CLUSTER_K == 0 && TILE_M % (8 * CLUSTER_K) == 0, "equal parts of k, equal shares of the sums");
-static_assert(STAGES > SLICES, "codes are read a quad ahead");
+static_assert(K / UNIT_K % CLUSTER_K == 0 && TILE_M % (8 * CLUSTER_K) == 0, "equal parts of k, equal shares of the sums");
+static_assert(STAGES > UNIT_SLOTS, "codes are read a unit ahead");
 static_assert(CLUSTER_K == 1 || TILE_M * BLOCK_ROWS * 4 <= RING_BYTES, "the ring holds the sums of all parts");
 
 // Registers of a thread once they are dealt out. A block of one consumer that is alone has enough without.
-constexpr int CONSUMER_REGS = CONSUMERS == 1 ? 216 : RESIDENT == 1 ? 232 : 104;
-constexpr int PRODUCER_REGS = CONSUMERS == 1 ? (RESIDENT == 1 ? 0 : 40) : RESIDENT == 1 ? 40 : 32;
+constexpr int CONSUMER_REGS = CONSUMERS == 1 ? 216 : 232, PRODUCER_REGS = CONSUMERS == 1 && RESIDENT == 1 ? 0 : 40;
+static_assert(CONSUMERS == 1 || RESIDENT == 1, "the registers of two blocks of three warpgroups hold no tile");
 
 struct ring_position {
   int slot = 0;
@@ -113,23 +115,23 @@ matmul_codes_wide(const __grid_constant__ CUtensorMap x_map, const __grid_consta
       tile_place tile = tile_at(t, token_tiles, rank_x);
       const auto load_codes = [&](int slot, int code_slot, int quad) {
         tma_load_2d(ring + CODES_AT + code_slot * CODE_BYTES, &w_map, full + slot * 8,
-                    (rank_k * QUADS + quad) * (QUAD_K * CODE_BITS / 8), tile.row, L2_EVICT_NORMAL);
+                    rank_k * (UNITS * UNIT_K * CODE_BITS / 8) + quad * 64, tile.row, L2_EVICT_NORMAL);
       };
       const auto load_x = [&](int slot, int slice) {
         constexpr int SHARE = TILE_M / CLUSTER_X;
         const u32 to = ring + slot * X_BYTES + rank_x * (SHARE * 128);
-        const int k = rank_k * QUADS * QUAD_K + slice * 64, token = tile.token + rank_x * SHARE;
+        const int k = rank_k * (UNITS * UNIT_K) + slice * 64, token = tile.token + rank_x * SHARE;
         if (CLUSTER_X > 1)
           tma_load_2d_multicast(to, &x_map, full + slot * 8, k, token, (u16)(((1 << CLUSTER_X) - 1) << (rank_k * CLUSTER_X)), L2_EVICT_NORMAL);
         else tma_load_2d(to, &x_map, full + slot * 8, k, token, L2_EVICT_NORMAL);
       };
       const auto expect = [&](int slot, int slice) {
-        mbar_expect_tx(full + slot * 8, X_BYTES + (slice % SLICES == 0 ? CODE_BYTES : 0));
+        mbar_expect_tx(full + slot * 8, X_BYTES + (slice % QUAD_SLOTS == 0 ? CODE_BYTES : 0));
       };
-      constexpr int EARLY = STAGES < QUADS * SLICES ? STAGES : QUADS * SLICES; // codes do not depend on the kernel before this one
+      constexpr int EARLY = STAGES < UNITS * UNIT_SLOTS ? STAGES : UNITS * UNIT_SLOTS; // codes do not depend on the kernel before this one
       for (int i = 0; i < EARLY; i++) {
         expect(i, i);
-        if (i % SLICES == 0) load_codes(i, i / SLICES, i / SLICES);
+        if (i % QUAD_SLOTS == 0) load_codes(i, i / QUAD_SLOTS, i / QUAD_SLOTS);
       }
       pdl_wait();
       ring_position at;
@@ -137,13 +139,13 @@ matmul_codes_wide(const __grid_constant__ CUtensorMap x_map, const __grid_consta
       bool first = true;
       for (; t < tiles; t += stride, first = false) {
         tile = tile_at(t, token_tiles, rank_x);
-        for (int i = 0; i < QUADS * SLICES; i++) {
+        for (int i = 0; i < UNITS * UNIT_SLOTS; i++) {
           if (!first || i >= EARLY) {
             mbar_wait(empty + at.slot * 8, at.phase ^ 1);
             expect(at.slot, i);
-            if (i % SLICES == 0) load_codes(at.slot, code_slot, i / SLICES);
+            if (i % QUAD_SLOTS == 0) load_codes(at.slot, code_slot, i / QUAD_SLOTS);
           }
-          if (i % SLICES == 0 && ++code_slot == CODE_SLOTS) code_slot = 0;
+          if (i % QUAD_SLOTS == 0 && ++code_slot == CODE_SLOTS) code_slot = 0;
           load_x(at.slot, i);
           at.advance();
         }
@@ -160,9 +162,9 @@ matmul_codes_wide(const __grid_constant__ CUtensorMap x_map, const __grid_consta
 
   if (PRODUCER_REGS) setmaxnreg_inc<CONSUMER_REGS>();
   const int own = warp / 4 * (ROW_BLOCKS * 64) + warp % 4 * 16 + lane / 4 * 2; // first row of this thread in a row group
-  const auto request = [&](row_factors (&f)[ROW_BLOCKS][2], int first_row, int quad, bool more) {
+  const auto request = [&](row_factors (&f)[ROW_BLOCKS][2], int first_row, int unit, bool more) {
 #if GROUPED || W_ZERO_ZERO
-    const int k = (rank_k * QUADS + quad) * QUAD_K;
+    const int k = (rank_k * UNITS + unit) * UNIT_K;
 #pragma unroll
     for (int r = 0; r < ROW_BLOCKS; r++)
 #pragma unroll
@@ -172,13 +174,13 @@ matmul_codes_wide(const __grid_constant__ CUtensorMap x_map, const __grid_consta
       }
 #endif
   };
-  const u8 *const own_codes = codes + own * 64 + batch_words_at(lane);
-  const auto read = [&](batch_words (&words)[2][4], int code_slot, int batch) {
-    const u8 *const p = own_codes + code_slot * CODE_BYTES + batch % ROW_BLOCKS * 4096 + batch / ROW_BLOCKS * 8;
+  const u8 *const own_codes = codes + own * 64;
+  const auto read = [&](batch_words (&words)[2][4], int code_slot, int b) {
+    const u8 *const p = own_codes + code_slot * CODE_BYTES + b % ROW_BLOCKS * 4096;
 #pragma unroll
     for (int j = 0; j < 2; j++)
 #pragma unroll
-      for (int v = 0; v < 4; v++) words[j][v] = *reinterpret_cast<const batch_words *>(p + j * 64 + ((v ^ lane / 4 % 4) * 16)); // swizzled<64>
+      for (int v = 0; v < 4; v++) words[j][v] = batch_words_at(p + j * 64 + ((v ^ lane / 4 % 4) * 16), b / ROW_BLOCKS, lane); // swizzled<64>
   };
   const auto release = [&](int slot) {
     if (CLUSTER_X == 1) {
@@ -191,7 +193,7 @@ matmul_codes_wide(const __grid_constant__ CUtensorMap x_map, const __grid_consta
   if (t < tiles) {
     tile_place tile = tile_at(t, token_tiles, rank_x);
     row_factors now[ROW_BLOCKS][2], next[ROW_BLOCKS][2];
-    u32 a[2][HALF_K / 16][4];
+    u32 a[2][BATCH_K / 16][4];
     batch_words words[2][4];
     ring_position at;
     int code_slot = 0, last = 0;
@@ -205,36 +207,32 @@ matmul_codes_wide(const __grid_constant__ CUtensorMap x_map, const __grid_consta
       const tile_place after = tile_at(another ? t + stride : t, token_tiles, rank_x);
       float acc[ROW_BLOCKS][TILE_M / 2];
 #pragma unroll 1
-      for (int quad = 0; quad < QUADS; quad++) {
-        const bool ends = quad == QUADS - 1, more = !ends || another;
-        request(next, ends ? after.row : tile.row, ends ? 0 : quad + 1, more);
+      for (int unit = 0; unit < UNITS; unit++) {
+        const bool ends = unit == UNITS - 1, more = !ends || another;
+        request(next, ends ? after.row : tile.row, ends ? 0 : unit + 1, more);
 #pragma unroll
         for (int b = 0; b < BATCHES; b++) {
           const int half = b / ROW_BLOCKS, r = b % ROW_BLOCKS, to = (b + 1) % BATCHES;
-          if (b > 0 && b % SLOT_BATCHES == 0) mbar_wait(full + at.slot * 8, at.phase);
-          const u64 x = desc_advance(desc_k_major<128>(ring + at.slot * X_BYTES), SLICES == 1 ? half * HALF_K * 2 : 0);
+          if (QUAD_SLOTS > 1 && b > 0 && b % SLOT_BATCHES == 0) mbar_wait(full + at.slot * 8, at.phase);
+          const u64 x = desc_advance(desc_k_major<128>(ring + at.slot * X_BYTES), UNIT_SLOTS == 1 ? half * BATCH_K * 2 : 0);
           wgmma_fence();
 #pragma unroll
-          for (int i = 0; i < HALF_K / 16; i++)
-            Wgmma<TILE_M>::rs(acc[r], a[b % 2][i], desc_advance(x, i * 32), half > 0 || i > 0 || quad > 0);
+          for (int i = 0; i < BATCH_K / 16; i++)
+            Wgmma<TILE_M>::rs(acc[r], a[b % 2][i], desc_advance(x, i * 32), half > 0 || i > 0 || unit > 0);
           wgmma_commit();
           const int freed = last;
           if ((b + 1) % SLOT_BATCHES == 0) {
             last = at.slot;
             at.advance();
           }
-          if (to > 0) {
+          if (to % (BATCHES * QUAD_K / UNIT_K) == 0 && ++code_slot == CODE_SLOTS) code_slot = 0;
+          if (to > 0 || more) {
+            if (to == 0 || (QUAD_SLOTS == 1 && to % SLOT_BATCHES == 0)) mbar_wait(full + at.slot * 8, at.phase);
             read(words, code_slot, to);
-          } else {
-            if (++code_slot == CODE_SLOTS) code_slot = 0;
-            if (more) {
-              mbar_wait(full + at.slot * 8, at.phase);
-              read(words, code_slot, 0);
-            }
           }
           wgmma_wait<1>(); // for the batch before this one, whose fragments are then free
           pin_fragments(a[(b + 1) % 2]);
-          if (b % SLOT_BATCHES == 0 && (b > 0 || quad > 0)) release(freed);
+          if (b % SLOT_BATCHES == 0 && (b > 0 || unit > 0)) release(freed);
           code_fragments(a[(b + 1) % 2], words, to > 0 ? now[to % ROW_BLOCKS] : next[0], to / ROW_BLOCKS, lane);
         }
 #pragma unroll

@@ -1,17 +1,17 @@
-// Codes of W as wgmma's A fragments, half a quad of 16 k steps at a time: (code - zero) exactly in 16 bits, times the scale of
+// Codes of W as wgmma's A fragments, a batch of BATCH_K (64 or 32, which the template defines) at a time, two batches a unit: (code - zero) exactly in 16 bits, times the scale of
 // a group, rounded once. Where scales are stored as the elements are, the multiplication is one of 16 bits; others, and minima,
 // take the way through f32.
 #pragma once
 #include "codes.cuh"
 
-#define HALF_K (QUAD_K / 2)
+#define UNIT_K (2 * BATCH_K)
 #if W_SCALE_GROUP || W_SCALE_BLOCK || W_ZERO_MIN
 #define GROUPED 1
 #else
 #define GROUPED 0
 #endif
-#define GROUP_K (W_GROUP < QUAD_K ? W_GROUP : QUAD_K) // k of a quad that one scale belongs to
-#define QUAD_GROUPS (GROUPED ? QUAD_K / GROUP_K : 1)
+#define GROUP_K (W_GROUP < UNIT_K ? W_GROUP : UNIT_K) // k of a unit that one scale belongs to
+#define UNIT_GROUPS (GROUPED ? UNIT_K / GROUP_K : 1)
 #define SCALES_K ((K + W_GROUP - 1) / W_GROUP) // groups of a row
 #if GROUPED && (W_ZERO_MIN || !((SCALE_BF16 && DTYPE_BF16) || (SCALE_F16 && DTYPE_F16)))
 #define SCALE_IN_F32 1
@@ -24,15 +24,15 @@
 #define ZEROS zeros
 #endif
 
-// What belongs to the codes of one row in one quad.
+// What belongs to the codes of one row in one unit.
 struct row_factors {
 #if GROUPED
-  beside<scale_elem, QUAD_GROUPS> scales;
+  beside<scale_elem, UNIT_GROUPS> scales;
 #endif
 #if W_ZERO_ZERO
-  beside<u8, QUAD_GROUPS> zeros;
+  beside<u8, UNIT_GROUPS> zeros;
 #elif W_ZERO_MIN
-  beside<scale_elem, QUAD_GROUPS> zeros;
+  beside<scale_elem, UNIT_GROUPS> zeros;
 #endif
 };
 template <class ZERO> DEV row_factors row_factors_at(const scale_elem *scales, const ZERO *zeros, int row, int k, bool inside) {
@@ -45,10 +45,10 @@ template <class ZERO> DEV row_factors row_factors_at(const scale_elem *scales, c
   const i64 at = (i64)row * SCALES_K + k / W_GROUP;
 #endif
 #if GROUPED
-  f.scales = ld_beside_if<scale_elem, QUAD_GROUPS>(scales + at, inside);
+  f.scales = ld_beside_if<scale_elem, UNIT_GROUPS>(scales + at, inside);
 #endif
 #if !W_ZERO_NONE
-  f.zeros = ld_beside_if<ZERO, QUAD_GROUPS>(zeros + at, inside);
+  f.zeros = ld_beside_if<ZERO, UNIT_GROUPS>(zeros + at, inside);
 #endif
   return f;
 }
@@ -64,22 +64,45 @@ DEV u32 mul2(f16_t, u32 a, u32 b) {
   return r;
 }
 
-// What a lane reads of a vector for half a quad: of 4 bits two words, one for each 32 k, and takes a pair of each; of 8 bits
-// that one of two words which has its pair.
+static_assert(QUAD_K % BATCH_K == 0 && (BATCH_K == 64 || BATCH_K == 32 && CODE_BITS == 8), "a batch is a part of a quad");
+
+// What a lane reads of a vector for a batch: a word for each 32 k, of which it takes a pair of each eight; of 8 bits that one
+// of two words which has its pair.
+struct batch_words { u32 w[BATCH_K / 32]; };
+DEV batch_words batch_words_at(const u8 *vector, int batch, int lane) {
+  batch_words b;
 #if DTYPE_W_INT4
-typedef uint2 batch_words;
+  const uint2 v = *reinterpret_cast<const uint2 *>(vector + batch * 8);
+  b.w[0] = v.x, b.w[1] = v.y;
 #else
-typedef u32 batch_words;
+#pragma unroll
+  for (int i = 0; i < BATCH_K / 32; i++)
+    b.w[i] = *reinterpret_cast<const u32 *>(vector + (BATCH_K == 32 ? batch * 8 : i * 8) + (lane & 2) * 2);
 #endif
-DEV int batch_words_at(int lane) { return CODE_BITS == 4 ? 0 : (lane & 2) * 2; }
+  return b;
+}
+
+// Pair t % 4 of a word, which one_pair (codes.cuh) would take from its lowest bits.
+DEV u32 pair_of(u32 word, int lane) {
+#if DTYPE_W_INT4
+  return one_pair(word >> (lane % 4 * 4));
+#elif DTYPE_W_INT8
+  return one_pair(word >> (lane % 2 * 8));
+#else
+  // As one_pair does it, but from the high bytes of the halves, where signs are in place.
+  const u32 v = word << (8 - lane % 2 * 8);
+  return fma2(elem{}, and_or(v, 0x80008000u, DTYPE_BF16_OR_F16(v >> 4 & 0x07f007f0u, v >> 1 & 0x3f803f80u)),
+              DTYPE_BF16_OR_F16(0x7b807b80u, 0x5c005c00u), 0x80008000u);
+#endif
+}
 
 // words: of rows r and r + 8 of the fragment, of each of the four vectors. Lane t takes pair t % 4 of each eight k.
-DEV void code_fragments(u32 (&a)[HALF_K / 16][4], const batch_words (&words)[2][4], const row_factors (&rows)[2], int half, int lane) {
+DEV void code_fragments(u32 (&a)[BATCH_K / 16][4], const batch_words (&words)[2][4], const row_factors (&rows)[2], int batch, int lane) {
 #pragma unroll
   for (int j = 0; j < 2; j++)
 #pragma unroll
-    for (int i = 0; i < HALF_K / 16; i++) {
-      [[maybe_unused]] const int g = (half * HALF_K + i * 16) / GROUP_K;
+    for (int i = 0; i < BATCH_K / 16; i++) {
+      [[maybe_unused]] const int g = (batch * BATCH_K + i * 16) / GROUP_K;
 #if W_ZERO_ZERO
       const float base = -CODE_BASE - rows[j].zeros.v[GROUPED ? g : 0];
 #elif DTYPE_W_INT4 && !W_ZERO_MIN
@@ -99,12 +122,7 @@ DEV void code_fragments(u32 (&a)[HALF_K / 16][4], const batch_words (&words)[2][
 #endif
 #pragma unroll
       for (int v = i % 2 * 2; v < i % 2 * 2 + 2; v++) {
-        const batch_words w = words[j][v];
-#if DTYPE_W_INT4
-        u32 pair = one_pair((i < 2 ? w.x : w.y) >> (lane % 4 * 4));
-#else
-        u32 pair = one_pair(w >> (lane % 2 * 8));
-#endif
+        u32 pair = pair_of(words[j][v].w[i / 2], lane);
 #if SCALE_IN_F32
         float lo, hi;
         unpack2(elem{}, pair, lo, hi);
@@ -121,9 +139,9 @@ DEV void code_fragments(u32 (&a)[HALF_K / 16][4], const batch_words (&words)[2][
 }
 
 // Keeps fragments in their registers up to this point, where a wait has shown that no instruction reads them any more.
-DEV void pin_fragments(u32 (&a)[HALF_K / 16][4]) {
+DEV void pin_fragments(u32 (&a)[BATCH_K / 16][4]) {
 #pragma unroll
-  for (int i = 0; i < HALF_K / 16; i++)
+  for (int i = 0; i < BATCH_K / 16; i++)
 #pragma unroll
     for (int j = 0; j < 4; j++) asm volatile("" : "+r"(a[i][j])::"memory");
 }
