@@ -140,7 +140,8 @@ INLINE vf scales_of(const weights_t *w, long row, long rows, long k0) {
 
 // ---- products ------------------------------------------------------------------------------------------------------
 // sums[MT][NV vectors] (+)= x[MT][steps] . w[steps][NV vectors], times a scale for each lane where sums are floats.
-static void block(sum_t *sums, const vi *w, const int32_t *x, const int32_t *from, const vf *scales, long steps, int first) {
+// Inlined, its sums are spilled in the loop.
+static __attribute__((noinline)) void block(sum_t *sums, const vi *w, const int32_t *x, const int32_t *from, const vf *scales, long steps, int first) {
   vi acc[MT][NV];
   UNROLL for (int t = 0; t < MT; t++) UNROLL for (int v = 0; v < NV; v++) acc[t][v] = (vi){0} + from[t];
   for (long s = 0; s < steps; s++) {
