@@ -67,7 +67,7 @@ const EXTRA: &[&str] = &[
     "matmul m=512 n=2048 k=8192 epilogue=bias_residual dtype=bf16 x=e4m3-tensor w=e4m3-tensor",
     "matmul m=2048 n=16384 k=2048 epilogue=bias_swiglu dtype=f16 x=e4m3-row w=e4m3-row",
     "matmul m=4096 n=7168 k=16384 dtype=bf16 x=e4m3-g128 w=e4m3-b128",
-    "matmul m=300 n=1000 k=1552 epilogue=bias_swiglu dtype=f16 x=e4m3-g128 w=e4m3-b128",
+    "matmul m=300 n=1008 k=1552 epilogue=bias_swiglu dtype=f16 x=e4m3-g128 w=e4m3-b128",
     "qkv m=2048 k=4096 heads=32 kv_heads=8 head_dim=128 bias=1 dtype=bf16 x=int8-row w=int8-row",
     "qkv m=300 k=1024 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16 x=e4m3-row w=e4m3-row",
     "matmul m=512 n=8192 k=2048 epilogue=swiglu dtype=bf16 w=int4-g128 layout=quads",

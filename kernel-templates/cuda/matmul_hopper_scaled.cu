@@ -121,7 +121,7 @@ DEV Four four_at(const float *x, const float *w, int i, int lane) {
   if (w && i + lane % 4 < ITERS) f.w = __ldg(w + i);
   return f;
 }
-// A shuffle that stays where it is written, behind the matrix instructions that it is not to hold up.
+// A shuffle that the compiler keeps behind the matrix instructions that are written before it.
 DEV float shuffled(float v, int lane) {
   float r;
   asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(r) : "f"(v), "r"(lane) : "memory");
@@ -191,14 +191,13 @@ DEV void consume(u32 ring_at, Bars bars, Epilogue &e, const elem *bias, const Sc
     cp_async_commit();
 #endif
 
-    // The sums of this warpgroup's rows from block b of 64 on over the stage that is in.
+    // Step k of four of the stage that is in, for this warpgroup's block b of 64 rows.
     auto multiply = [&](sum_t (&d)[TILE_N / 2], int b, int k, bool add) {
       WgmmaBytes<TILE_N>::ss(d, desc_advance(x_desc, ring.stage * STAGE_BYTES + b * 8192 + k * 32),
                              desc_advance(w_desc, ring.stage * STAGE_BYTES + k * 32), add);
     };
 #if PROMOTE
     float sums[BLOCKS_M][TILE_N / 2], part[TILE_N / 2];
-
 #pragma unroll
     for (int b = 0; b < BLOCKS_M; b++)
 #pragma unroll
