@@ -95,10 +95,10 @@ impl Weights {
         let rows = self.rows(name)?;
         let shape = [rows.count(), rows.columns()];
         let bad = |e: QuantError| WeightsError::Quantised { why: e.to_string() };
-        if self.format_of(&rows) == Some(wanted) {
-            if let Some(packed) = self.as_stored(name, &rows)? {
-                return Ok(packed);
-            }
+        if self.format_of(&rows) == Some(wanted)
+            && let Some(packed) = self.as_stored(name, &rows)?
+        {
+            return Ok(packed);
         }
         let mut bytes = vec![0; (shape[0] * shape[1] * 4) as usize];
         self.each_row(&rows, &mut bytes, |row, out| row.put(Storage::F32, out))?;
