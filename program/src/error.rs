@@ -184,3 +184,11 @@ fn tune(e: &TuneError) -> u8 {
         _ => 5,
     }
 }
+
+#[cfg(feature = "engine")]
+pub(super) fn not_usable(e: jitune::weights::WeightsError) -> CliError {
+    match e {
+        jitune::weights::WeightsError::Io { path, source } => CliError::Io { path, source },
+        other => CliError::Usage(other.to_string()),
+    }
+}

@@ -1,10 +1,10 @@
 //! A model's weights and the kernels for it: what `run`, `serve` and `step` begin with.
 
+use super::error::not_usable;
 use super::precision::{Stored, dtype_of, stored};
 use super::progress::{Live, Progress};
 use super::select::{Store, Templates, Where, dtype, say};
 use super::sign::Signer;
-use super::weights::not_usable;
 use super::{CliError, export};
 use jitune::bundle::Bundle;
 use jitune::device::{DeviceId, Target};

@@ -1,7 +1,8 @@
 //! `jitune pack`: a model's weights in one file of another engine, or quantised in a folder of compressed-tensors.
 
+use super::error::not_usable;
 use super::select::say;
-use super::weights::{not_usable, place, written};
+use super::weights::{place, written};
 use super::{CliError, table};
 use jitune::model::Model;
 use jitune::problem::{Dtype, ScaledFormat, Storage};

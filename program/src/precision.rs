@@ -85,7 +85,7 @@ fn files(name: &str, model: &Model, dtype: Dtype, target: Target) -> Result<(Pre
     if Model::preset(name).is_some() || plain {
         return Ok((dtype.into(), Vec::new()));
     }
-    let (weights, _) = jitune::weights::Weights::open(&place, model).map_err(super::weights::not_usable)?;
+    let (weights, _) = jitune::weights::Weights::open(&place, model).map_err(super::error::not_usable)?;
     Ok(weights.precision(dtype, target))
 }
 

@@ -1,5 +1,6 @@
 //! What `jitune model` does with weights: looks at a folder's, and writes random ones.
 
+use super::error::not_usable;
 use super::progress::Live;
 use super::select::say;
 use super::{CliError, table};
@@ -94,11 +95,4 @@ fn look(name: &str, json: bool) -> Result<(), CliError> {
         out!("{}: {} parameters; {said}", model.name, table::grouped(parameters));
     }
     Ok(())
-}
-
-pub(super) fn not_usable(e: WeightsError) -> CliError {
-    match e {
-        WeightsError::Io { path, source } => CliError::Io { path, source },
-        other => CliError::Usage(other.to_string()),
-    }
 }
