@@ -146,6 +146,13 @@ impl Checkpoint {
         Ok(Stored { format, shape: &place.shape, bytes: &self.files[place.file].1[place.start..place.end] })
     }
 
+    /// Says that a tensor is not read again soon.
+    pub(super) fn let_go(&self, name: &str) {
+        if let Some(place) = self.tensors.get(name) {
+            self.files[place.file].1.let_go(place.start..place.end);
+        }
+    }
+
     /// The shape and the bytes of a tensor of whatever type.
     pub(super) fn raw(&self, name: &str) -> Option<(&[u64], &[u8])> {
         let place = self.tensors.get(name)?;

@@ -159,7 +159,10 @@ impl Weights {
         out.par_chunks_exact_mut(each.max(1)).enumerate().try_for_each(|(at, out)| {
             let (of, number) = rows.row(at as u64, paired);
             make(held[of].row(number), out)
-        })
+        })?;
+        // Each is read once, and what is made of it is in memory now.
+        rows.of.iter().for_each(|n| self.checkpoint.let_go(&n.name));
+        Ok(())
     }
 
     /// A tensor of the checkpoint; its rows are as long as the model says, since shapes were held against it.
