@@ -77,11 +77,6 @@ impl Precision {
         self.named.get(name).copied().or_else(linear)
     }
 
-    /// Whether any weight has one.
-    pub fn is_scaled(&self) -> bool {
-        self.linear.is_some() || !self.named.is_empty()
-    }
-
     /// The types of a problem over the weight w[n, k] of that name.
     pub fn types(&self, name: &str, [n, k]: [i64; 2]) -> Types {
         let plain = Types::from(self.dtype);
@@ -102,7 +97,7 @@ impl Precision {
     }
 }
 
-/// `bf16`, `bf16 with weights in int4-g128`, or how many weights are in which format.
+/// `bf16`; `bf16, linear layers in int4-g128 scale=bf16`; or how many weights are in which format.
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.dtype)?;

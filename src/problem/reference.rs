@@ -80,12 +80,7 @@ impl Tolerance {
             _ => (5e-6, 5e-5),
         };
         let slack = problem.op().slack;
-        // Products of weights that become 16 bits with their scale: each is rounded, as those of a 16-bit model were. SwiGLU multiplies two such
-        // results, and of some millions of these the worst was 2.4e-2 off on the tensor cores.
-        let swiglu = problem.has("swiglu") && problem.dim("swiglu") == 1;
-        let rounded = types.scaling.is_some() && types.y.bits() == 16;
-        let worst = if swiglu && rounded { 1.5 } else { 1.0 };
-        Tolerance { rms: rms * slack, max: max * slack * worst }
+        Tolerance { rms: rms * slack, max: max * slack }
     }
 }
 

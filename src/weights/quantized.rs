@@ -13,7 +13,7 @@ pub(super) fn parts(quantization: &Quantization) -> (&'static [&'static str], &'
         QuantLayout::Gptq | QuantLayout::GptqV2 => (&["qweight", "qzeros", "scales"], &["g_idx"]),
         QuantLayout::Awq => (&["qweight", "qzeros", "scales"], &[]),
         QuantLayout::CompressedTensors if codes == Some(Storage::Int4) => {
-            (&["weight_packed", "weight_scale"], &["weight_shape", "weight_zero_point", "weight_g_idx"])
+            (&["weight_packed", "weight_scale"], &["weight_shape", "weight_zero_point"])
         }
         QuantLayout::CompressedTensors => (&["weight", "weight_scale"], &["weight_zero_point"]),
     }
