@@ -128,13 +128,19 @@ pub struct Ceilings {
     pub half: f64,
     /// Matrix products in TF32.
     pub tf32: f64,
-    /// Matrix products in f32.
+    /// Matrix products in f32: with f32 factors, or on tensor cores of three in TF32 where that is more
+    /// ([`Ceilings::single_by_tf32`]).
     pub single: f64,
     /// Measured on this very device rather than taken from a table.
     pub measured: bool,
 }
 
 impl Ceilings {
+    /// Products in f32 that three in TF32 make: `tf32` / 3.
+    pub fn single_by_tf32(tf32: f64) -> f64 {
+        tf32 / 3.0
+    }
+
     /// The better of both, one by one: what was reached once can be reached.
     pub fn or(self, other: Ceilings) -> Ceilings {
         Ceilings {
@@ -187,7 +193,14 @@ impl Device {
             simd: 0,
             memory: memory << 30,
             silicon: Default::default(),
-            ceilings: Ceilings { read, copy: read * 0.9, half, tf32, single, measured: false },
+            ceilings: Ceilings {
+                read,
+                copy: read * 0.9,
+                half,
+                tf32,
+                single: Ceilings::single_by_tf32(tf32).max(single),
+                measured: false,
+            },
         })
     }
 

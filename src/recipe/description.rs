@@ -129,7 +129,7 @@ impl Description {
         }
         for a in args() {
             few("sizes of a map", a.dims.len().max(a.strides.len()).max(a.box_.len()), MAX_RANK)?;
-            all.extend([&a.when, &a.i32, &a.i64, &a.f32, &a.workspace, &a.swizzle].into_iter().flatten());
+            all.extend([&a.when, &a.i32, &a.i64, &a.f32, &a.workspace, &a.swizzle, &a.tf32].into_iter().flatten());
             all.extend(a.dims.iter().chain(&a.strides).chain(&a.box_));
         }
         if let Some(long) = all.iter().find(|e| e.0.len() > MAX_EXPRESSION_BYTES) {
@@ -279,6 +279,9 @@ pub struct ArgSpec {
     /// Map: swizzle span in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub swizzle: Option<ExprText>,
+    /// Map: whether elements of f32 are rounded to TF32 as they are copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tf32: Option<ExprText>,
 }
 
 /// Scratch memory of a launch.

@@ -250,6 +250,7 @@ impl Instance<'_> {
                         strides: self.fitting("a stride of a map", &c.strides)?,
                         box_: self.fitting("a box size of a map", &c.box_)?,
                         swizzle: c.swizzle.as_ref().map_or(Ok(0), |e| self.fit("swizzle", e))?,
+                        tf32: c.tf32.as_ref().map_or(Ok(false), |e| e.truth(scope))?,
                     }),
                     (_, Some(tensor), _) => Arg::Tensor(self.position(tensor)?),
                     (_, _, Some(value)) if a.f32.is_some() => Arg::F32(value.float(scope)? as f32),

@@ -163,7 +163,7 @@ fn description(handle: sys::CUdevice, driver: i32) -> Result<Device, BackendErro
             copy: read * 0.9,
             half,
             tf32: half / 2.0,
-            single: units as f64 * hz * single,
+            single: Ceilings::single_by_tf32(half / 2.0).max(units as f64 * hz * single),
             measured: false,
         },
     })

@@ -280,6 +280,9 @@ fn possible(map: &TensorMap, storage: Storage) -> Result<(), String> {
     if storage == Storage::Int4 && !(map.dims[0].is_multiple_of(2) && map.box_[0].is_multiple_of(2)) {
         return Err(format!("two codes of a row are a byte, so its dimension and its box are even: {map:?}"));
     }
+    if map.tf32 && storage != Storage::F32 {
+        return Err(format!("only f32 is rounded to TF32, not {storage}: {map:?}"));
+    }
     let inner = storage.bytes(map.box_[0].into());
     let span = if map.swizzle == 0 { inner } else { u64::from(map.swizzle) };
     if !matches!(map.swizzle, 0 | 32 | 64 | 128) || !inner.is_multiple_of(ALIGNMENT) || inner > span {
@@ -297,6 +300,7 @@ fn encode(map: &TensorMap, address: u64, storage: Storage, context: &Context) ->
         Storage::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         Storage::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         Storage::E4m3 | Storage::Int4 | Storage::Int8 | Storage::U8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        Storage::F32 if map.tf32 => Type::CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
         Storage::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         Storage::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
     };

@@ -517,7 +517,9 @@ impl Session for CudaSession {
         let half = u64::from_le_bytes(operations) as f64 / seconds;
         let ceilings = &mut self.device.ceilings;
         // Tensor cores take half as many products of TF32, in every generation so far.
-        *ceilings = Ceilings { read, copy, half, tf32: half / 2.0, measured: true, ..*ceilings };
+        let tf32 = half / 2.0;
+        let single = Ceilings::single_by_tf32(tf32).max(ceilings.single);
+        *ceilings = Ceilings { read, copy, half, tf32, single, measured: true };
         Ok(*ceilings)
     }
 
