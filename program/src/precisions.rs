@@ -9,17 +9,16 @@ use super::{CliError, table};
 use jitune::engine::{Engine, Event, Finish, Request};
 use jitune::logits::{Divergence, log_sum};
 use jitune::problem::{Dtype, ScaledFormat, hash_uniform};
-use jitune::report::markdown;
+use jitune::report::precisions::{self, Row};
 use jitune::tokenizer::Tokenizer;
 use jitune::weights::natural;
-use serde::{Deserialize, Serialize};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// The rows' file, and the table's.
+/// The files of the rows, of the table and of the page.
 const ROWS: &str = "precisions.jsonl";
 const TABLE: &str = "precisions.md";
+const PAGE: &str = "precisions.html";
 /// Tokens of the text that logits are compared on, and that are said after it.
 const TOKENS: usize = 256;
 const ANSWER: usize = 32;
@@ -35,37 +34,6 @@ The council met in the school that evening. Some wanted to build a new bridge fu
 the road, the inn and the market were here, and that a bridge which nobody passes earns nothing. After three hours they agreed to ask \
 what each would cost. The answer came in a letter in June: the new one was cheaper to build, and dearer in every year that followed. \
 So they mended the old one. The baker carried bread to the workers each day at noon, and in September he was the first to cross.";
-
-/// One precision of one model on one device.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Row {
-    /// The last part of the model's name.
-    model: String,
-    device: String,
-    /// What was asked for: `bf16`, `int4-g128`.
-    precision: String,
-    /// What that is of the model's tensors.
-    stored: String,
-    /// Why it was not measured.
-    failed: Option<String>,
-    /// A token of an answer, one sequence, in milliseconds, the median of its rounds.
-    token_ms: f64,
-    /// The first token after the text, likewise.
-    first_ms: f64,
-    weights_bytes: u64,
-    memory_bytes: u64,
-    /// Of logits beside those of f32: the root mean square of the difference over that of f32's.
-    error: f64,
-    /// KL(f32 ‖ this) in nats, the mean over positions.
-    kl: f64,
-    /// Positions at which both find the same token the most likely.
-    top1: f64,
-    positions: u64,
-    /// exp of the mean of −log p of the text's own next token.
-    perplexity: f64,
-    /// Portable kernels, and all, of the steps that ran.
-    kernels: [usize; 2],
-}
 
 /// A precision by its name.
 #[derive(Clone, Debug)]
@@ -296,76 +264,32 @@ pub(super) fn report(path: &Path, folder: &Path, json: bool) -> Result<(), CliEr
     show(&rows, folder, json)
 }
 
-const HEADER: [&str; 11] = [
-    "precision",
-    "ms a token",
-    "to f32",
-    "first token ms",
-    "weights",
-    "memory",
-    "error of logits",
-    "KL",
-    "top-1",
-    "perplexity",
-    "portable kernels",
-];
-
-fn cells(row: &Row, base: Option<&Row>) -> Vec<String> {
-    let mut cells = vec![row.precision.clone()];
-    if let Some(why) = &row.failed {
-        cells.push(format!("not measured: {why}"));
-        cells.resize(HEADER.len(), String::new());
-        return cells;
-    }
-    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-    cells.extend([
-        format!("{:.3}", row.token_ms),
-        base.map_or_else(String::new, |base| format!("{:.2}", row.token_ms / base.token_ms)),
-        format!("{:.2}", row.first_ms),
-        mib(row.weights_bytes),
-        mib(row.memory_bytes),
-        format!("{:.2e}", row.error),
-        format!("{:.2e}", row.kl.max(0.0)),
-        format!("{:.1}%", row.top1 * 100.0),
-        format!("{:.3}", row.perplexity),
-        format!("{} of {}", row.kernels[0], row.kernels[1]),
-    ]);
-    cells
-}
-
 fn show(rows: &[Row], folder: &Path, json: bool) -> Result<(), CliError> {
-    let Some(first) = rows.first() else { return Err(CliError::Usage("no precision was measured".into())) };
-    let base = rows.iter().find(|r| r.precision == "f32" && r.failed.is_none());
-    let lines: Vec<Vec<String>> = rows.iter().map(|row| cells(row, base)).collect();
+    if rows.is_empty() {
+        return Err(CliError::Usage("no precision was measured".into()));
+    }
     let said = format!(
         "One sequence, a text of {} tokens and an answer of {ANSWER}, medians of {ROUNDS} rounds; KL in nats, top-1 and the error of logits \
          beside f32 on the same kernels' device.",
         rows.iter().map(|r| r.positions).max().unwrap_or(0)
     );
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "# Precisions of {}, {}\n\n{said}\n",
-        markdown::escape(&first.model),
-        markdown::escape(&first.device)
-    );
-    let header: Vec<String> = HEADER.map(String::from).to_vec();
-    let escaped: Vec<Vec<String>> = lines.iter().map(|l| l.iter().map(|c| markdown::escape(c)).collect()).collect();
-    markdown::table(&mut text, &header, &escaped, |i| i > 0);
-    let path: PathBuf = folder.join(TABLE);
+    let page = precisions::html(rows, &said).map_err(|e| CliError::Partly(e.to_string()))?;
     std::fs::create_dir_all(folder).map_err(|e| io(folder, e))?;
-    std::fs::write(&path, text).map_err(|e| io(&path, e))?;
+    for (name, text) in [(TABLE, precisions::markdown(rows, &said)), (PAGE, page)] {
+        let path: PathBuf = folder.join(name);
+        std::fs::write(&path, text).map_err(|e| io(&path, e))?;
+    }
     if json {
         rows.iter().for_each(|row| out!("{}", serde_json::json!(row)));
     } else {
-        table::print(&HEADER, &lines, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        table::print(&precisions::HEADER, &precisions::cells(rows), &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
         out!("{said}");
+        err!("{} and {} are in {}", TABLE, PAGE, folder.display());
         let portable = rows.iter().filter(|r| r.kernels[0] > 2).map(|r| r.precision.as_str()).collect::<Vec<_>>();
         if !portable.is_empty() {
-            let list = portable.join(", ");
+            let (list, model) = (portable.join(", "), rows.first().map_or("", |r| r.model.as_str()));
             err!(
-                "jitune: note: {list} ran portable kernels, whose times say little; `jitune tune --model {} --weights …` (or --dtype …) finds better",
-                first.model
+                "jitune: note: {list} ran portable kernels, whose times say little; `jitune tune --model {model} --weights …` (or --dtype …) finds better"
             );
         }
     }

@@ -7,6 +7,7 @@ pub mod markdown;
 pub mod markers;
 pub mod palette;
 pub mod passes;
+pub mod precisions;
 pub mod read;
 pub mod readme;
 pub mod roofline;
