@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 /// Problems that bring every template into play, beside llama-3.2-1b's plan.
 const EXTRA: &[&str] = &[
     "matmul m=33 n=1000 k=1544 dtype=f32",
+    "matmul m=7 n=1001 k=320 epilogue=bias_residual x=int8-row w=int8-row",
+    "matmul m=17 n=1000 k=1088 epilogue=swiglu x=e4m3-g128 w=e4m3-b128",
     "matmul m=300 n=1000 k=1544 dtype=tf32 epilogue=bias",
     "matmul m=40 n=2000 k=2048 dtype=bf16 epilogue=bias_swiglu",
     "matmul m=300 n=2048 k=2048 dtype=bf16 epilogue=bias_swiglu",
