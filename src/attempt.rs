@@ -208,6 +208,84 @@ mod tests {
         }
     }
 
+    /// Attention over codes and what writes them, by every template that takes each, in every type of queries.
+    #[test]
+    fn caches_of_codes_are_read_and_written_right() {
+        let library = Library::built_in().unwrap();
+        let mut session = CpuSession::open(Some(2)).unwrap();
+        let device = session.device().clone();
+        let mut used = std::collections::BTreeSet::new();
+        for problem in [
+            "decode batch=3 context=700 heads=8 kv_heads=2 head_dim=64 page=64 | lens=mixed",
+            "decode batch=2 context=900 heads=9 kv_heads=3 head_dim=40 page=16 | lens=mixed",
+            "decode batch=2 context=99 heads=4 kv_heads=4 head_dim=20 page=5 | lens=mixed",
+            "decode batch=1 context=1 heads=1 kv_heads=1 head_dim=128",
+            "paged_attention tokens=70 batch=4 context=300 heads=8 kv_heads=2 head_dim=64 page=16 | lens=mixed",
+            "paged_attention tokens=21 batch=5 context=130 heads=6 kv_heads=2 head_dim=36 page=7 | lens=chunk",
+            "rope_kv m=9 heads=8 kv_heads=2 head_dim=64 page=16 | padding=some",
+            "rope_kv m=9 heads=3 kv_heads=1 head_dim=22 page=5 qk_norm=1 | padding=some",
+            "rope_kv m=1 heads=1 kv_heads=1 head_dim=2 page=1",
+        ] {
+            let (head, rest) = problem.split_once('|').unwrap_or((problem, ""));
+            for dtype in ["f32", "bf16", "f16"] {
+                let plain = head.starts_with("rope_kv").then_some("");
+                for kv in plain.into_iter().chain(["kv=e4m3"]) {
+                    let text = format!("{head} dtype={dtype} {kv} | {rest}");
+                    let taking = library.taking(&text.parse().unwrap(), &device).unwrap();
+                    assert!(taking.iter().any(|t| t.recipe.description.portable), "{text}");
+                    for name in taking.iter().map(|t| t.name()) {
+                        used.insert(name.to_string());
+                        assert_eq!(wrong_in(&mut session, &library, Some(name), &text), None, "{text}");
+                    }
+                }
+            }
+        }
+        assert_eq!(used.len(), 5, "{used:?}");
+    }
+
+    /// The scale of another head, that of the keys for the values, a largest code that is read or written as another, a code beside the
+    /// nearest.
+    #[test]
+    fn planted_faults_of_caches_of_codes_are_caught() {
+        let code = |file: &str, header: &str| format!("{file}\n").replace("#include \"e4m3_cache.h\"\n", header);
+        let header = include_str!("../kernel-templates/cpu/include/e4m3_cache.h");
+        let reads = (
+            "cpu_attention_codes_portable",
+            code(include_str!("../kernel-templates/cpu/cpu_attention_codes_portable.c"), header),
+            include_str!("../kernel-templates/cpu/cpu_attention_codes_portable.toml"),
+        );
+        let writes = (
+            "cpu_rope_kv",
+            code(include_str!("../kernel-templates/cpu/cpu_rope_kv.c"), header),
+            include_str!("../kernel-templates/cpu/cpu_rope_kv.toml"),
+        );
+        let decode = "decode batch=2 context=300 heads=4 kv_heads=2 head_dim=64 kv=e4m3";
+        let paged = "paged_attention tokens=9 batch=2 context=300 heads=4 kv_heads=2 head_dim=64 kv=e4m3";
+        let rope = "rope_kv m=33 heads=4 kv_heads=2 head_dim=64 kv=e4m3";
+        // 448 as 416, the value below it.
+        let (largest, below) = ("(vf)((magnitude << 20)", "(vf)(((magnitude + (vu)(magnitude == 126)) << 20)");
+        for ((name, code, description), problem, right, fault) in [
+            (&reads, decode, "scale *= scales[kv_head];", "scale *= scales[kv_head ^ 1];"),
+            (&reads, decode, "scales[kv_heads + kv_head]", "scales[kv_heads + (kv_head ^ 1)]"),
+            (&reads, paged, "scales[kv_heads + kv_head]", "scales[kv_head]"),
+            (&reads, paged, "scale *= scales[kv_head];", ""),
+            (&reads, decode, largest, below),
+            (&reads, decode, "float s = 0;", "float s = 0; if (k[row] == 126) s = __builtin_nanf(\"\");"),
+            (&writes, rope, "1.0f / scales[h]", "1.0f / scales[h ^ 1]"),
+            (&writes, rope, "1.0f / scales[KV_HEADS + h]", "1.0f / scales[h]"),
+            (&writes, rope, "splat(448.0f)", "splat(416.0f)"),
+            (&writes, rope, "splat(448.0f)", "splat(1e9f)"),
+            (&writes, rope, "+ 0x7ffff + ((vu)a >> 20 & 1)", ""),
+            (&writes, rope, "+ 0x7ffff + ((vu)a >> 20 & 1)", "+ 0x87fff"),
+        ] {
+            for dtype in ["bf16", "f32"] {
+                let problem = format!("{problem} dtype={dtype}");
+                let found = wrongs(name, code, description, &problem, (right, fault));
+                assert_eq!([found[0].is_some(), found[1].is_some()], [false, true], "{problem}, {fault}: {found:?}");
+            }
+        }
+    }
+
     /// Whether what a template makes of a problem is right by each way it has to hold x or codes.
     fn assert_each_way(session: &mut CpuSession, library: &Library, template: &str, problem: &str, tunable: &str) {
         let (p, device) = (problem.parse().unwrap(), session.device().clone());
@@ -315,7 +393,18 @@ mod tests {
     }
 
     /// Whether what a template makes of a problem is wrong as it is, and once its code is changed so.
-    fn with_fault(name: &str, code: &str, description: &str, problem: &str, (right, fault): (&str, &str)) -> [bool; 2] {
+    fn with_fault(name: &str, code: &str, description: &str, problem: &str, fault: (&str, &str)) -> [bool; 2] {
+        wrongs(name, code, description, problem, fault).map(|why| why.is_some_and(|why| why.contains("error")))
+    }
+
+    /// What is wrong with it as it is, and once its code is changed so.
+    fn wrongs(
+        name: &str,
+        code: &str,
+        description: &str,
+        problem: &str,
+        (right, fault): (&str, &str),
+    ) -> [Option<String>; 2] {
         let folder = tempfile::tempdir().unwrap();
         let planted = code.replacen(right, fault, 1);
         assert_ne!(planted, code, "{right}");
@@ -324,7 +413,7 @@ mod tests {
             std::fs::write(folder.path().join(format!("{name}.toml")), description).unwrap();
             let mut library = Library::built_in().unwrap();
             library.add_folder(folder.path()).unwrap();
-            wrong(&library, Some(name), problem).is_some_and(|why| why.contains("error"))
+            wrong(&library, Some(name), problem)
         })
     }
 

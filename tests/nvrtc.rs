@@ -80,6 +80,23 @@ const EXTRA: &[&str] = &[
     "qkv m=512 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16 w=int4m-row layout=quads",
     "qkv m=300 k=1024 heads=16 kv_heads=8 head_dim=128 bias=1 qk_norm=1 dtype=f16 w=e4m3-b128 layout=quads",
     "sample rows=3 cols=1003 top=20 dtype=f16",
+    "decode batch=8 context=8192 heads=32 kv_heads=8 head_dim=64 dtype=bf16 kv=e4m3",
+    "decode batch=3 context=4097 heads=32 kv_heads=8 head_dim=128 page=16 dtype=f16 kv=e4m3 | lens=mixed",
+    "decode batch=2 context=999 heads=12 kv_heads=4 head_dim=96 page=16 dtype=bf16 kv=e4m3",
+    "decode batch=2 context=999 heads=16 kv_heads=1 head_dim=256 dtype=bf16 kv=e4m3",
+    "decode batch=2 context=99 heads=4 kv_heads=4 head_dim=64 page=5 dtype=bf16 kv=e4m3",
+    "decode batch=2 context=99 heads=4 kv_heads=4 head_dim=72 page=5 dtype=f32 kv=e4m3",
+    "paged_attention tokens=528 batch=17 context=5000 heads=32 kv_heads=8 head_dim=64 dtype=bf16 kv=e4m3 | lens=chunk",
+    "paged_attention tokens=2048 batch=1 context=2048 heads=32 kv_heads=8 head_dim=128 page=16 dtype=f16 kv=e4m3",
+    "paged_attention tokens=68 batch=4 context=5000 heads=8 kv_heads=1 head_dim=256 dtype=bf16 kv=e4m3",
+    "paged_attention tokens=300 batch=40 context=700 heads=12 kv_heads=2 head_dim=80 page=32 dtype=bf16 kv=e4m3 | lens=mixed",
+    "paged_attention tokens=40 batch=9 context=333 heads=4 kv_heads=1 head_dim=20 page=7 dtype=f32 kv=e4m3",
+    "rope_kv m=8 heads=32 kv_heads=8 head_dim=64 dtype=bf16 kv=e4m3",
+    "rope_kv m=300 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16 kv=e4m3",
+    "rope_kv m=300 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=f16",
+    "rope_kv m=7 heads=3 kv_heads=1 head_dim=10 dtype=f32 kv=e4m3",
+    "rope_kv m=7 heads=3 kv_heads=1 head_dim=96 qk_norm=1 dtype=f32 kv=e4m3",
+    "rope_kv m=7 heads=3 kv_heads=1 head_dim=1000 qk_norm=1 dtype=bf16 kv=e4m3",
 ];
 
 /// Problems that nothing but the reference takes yet.
@@ -218,6 +235,10 @@ const PORTABLE: &[&str] = &[
     "rope tokens=3 heads=2 head_dim=6",
     "silu_mul rows=3 cols=7",
     "gelu rows=3 cols=7 dtype=tf32",
+    "decode batch=3 context=7 heads=4 kv_heads=2 head_dim=36 page=5 kv=e4m3",
+    "paged_attention tokens=5 batch=3 context=7 heads=4 kv_heads=2 head_dim=36 page=5 dtype=f32 kv=e4m3",
+    "rope_kv m=3 heads=3 kv_heads=1 head_dim=6 page=5 qk_norm=1",
+    "rope_kv m=3 heads=3 kv_heads=1 head_dim=6 page=5 dtype=f16 kv=e4m3",
 ];
 
 /// Architectures beside those that a table describes; the portable tier keeps to instructions that they have too.

@@ -60,6 +60,23 @@ const EXTRA: &[&str] = &[
     "norm_matmul m=3 n=1000 k=264 epilogue=bias_residual dtype=f16",
     "norm_qkv m=5 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16",
     "norm_qkv m=2 k=264 heads=3 kv_heads=1 head_dim=40 page=5 bias=1 qk_norm=1 dtype=f32",
+    "decode batch=8 context=8192 heads=32 kv_heads=8 head_dim=64 dtype=bf16 kv=e4m3",
+    "decode batch=3 context=4097 heads=32 kv_heads=8 head_dim=128 page=16 dtype=f16 kv=e4m3 | lens=mixed",
+    "decode batch=2 context=999 heads=12 kv_heads=4 head_dim=96 page=16 dtype=bf16 kv=e4m3",
+    "decode batch=2 context=999 heads=16 kv_heads=1 head_dim=256 dtype=bf16 kv=e4m3",
+    "decode batch=2 context=99 heads=4 kv_heads=4 head_dim=64 page=5 dtype=bf16 kv=e4m3",
+    "decode batch=2 context=99 heads=4 kv_heads=4 head_dim=72 page=5 dtype=f32 kv=e4m3",
+    "paged_attention tokens=528 batch=17 context=5000 heads=32 kv_heads=8 head_dim=64 dtype=bf16 kv=e4m3 | lens=chunk",
+    "paged_attention tokens=2048 batch=1 context=2048 heads=32 kv_heads=8 head_dim=128 page=16 dtype=f16 kv=e4m3",
+    "paged_attention tokens=68 batch=4 context=5000 heads=8 kv_heads=1 head_dim=256 dtype=bf16 kv=e4m3",
+    "paged_attention tokens=300 batch=40 context=700 heads=12 kv_heads=2 head_dim=80 page=32 dtype=bf16 kv=e4m3 | lens=mixed",
+    "paged_attention tokens=40 batch=9 context=333 heads=4 kv_heads=1 head_dim=20 page=7 dtype=f32 kv=e4m3",
+    "rope_kv m=8 heads=32 kv_heads=8 head_dim=64 dtype=bf16 kv=e4m3",
+    "rope_kv m=300 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=bf16 kv=e4m3",
+    "rope_kv m=300 heads=16 kv_heads=8 head_dim=128 qk_norm=1 dtype=f16",
+    "rope_kv m=7 heads=3 kv_heads=1 head_dim=10 dtype=f32 kv=e4m3",
+    "rope_kv m=7 heads=3 kv_heads=1 head_dim=96 qk_norm=1 dtype=f32 kv=e4m3",
+    "rope_kv m=7 heads=3 kv_heads=1 head_dim=1000 qk_norm=1 dtype=bf16 kv=e4m3",
 ];
 
 fn problems(dtype: Dtype) -> Vec<Problem> {

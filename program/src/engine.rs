@@ -50,7 +50,7 @@ struct Ours {
     args: Args,
     device: Option<DeviceId>,
     /// Of `hello`: `tokens`, the most tokens of a step, `chunk`, the most of prompts beside decodes, `weights`, what they are on the device,
-    /// and `name`, for a twin.
+    /// `kv_dtype`, what the cache is, and `name`, for a twin.
     options: BTreeMap<String, String>,
     loaded: Option<Load>,
     engine: Option<Open>,
@@ -72,6 +72,12 @@ impl Ours {
         asked.transpose().map(Option::unwrap_or_default).map_err(|why| Refusal::failed(format!("weights: {why}")))
     }
 
+    /// What the cache is stored as.
+    fn kv_dtype(&self) -> Result<Option<Dtype>, Refusal> {
+        let asked = self.options.get("kv_dtype").map(|text| super::select::dtype(text));
+        asked.transpose().map_err(|why| Refusal::failed(format!("kv_dtype: {why}")))
+    }
+
     /// An engine for what was loaded; one that gives logits has no other use, and little room.
     fn open(&self, load: &Load, logits: bool) -> Result<Open, Refusal> {
         let Some(device) = self.device else { return Err(Refusal::failed("`hello` comes first")) };
@@ -87,6 +93,7 @@ impl Ours {
             model: load.folder.to_string_lossy().into_owned(),
             dtype: Some(dtype),
             weights: self.weights()?,
+            kv_dtype: self.kv_dtype()?,
             bundle: self.args.bundle.clone(),
             signer: self.args.signer.clone(),
             device: Where { target: Some(device.target()), gpus, threads },

@@ -1,7 +1,7 @@
 //! A model's weights and the kernels for it: what `run`, `serve` and `step` begin with.
 
 use super::error::not_usable;
-use super::precision::{Stored, dtype_of, stored};
+use super::precision::{Stored, dtype_of, stored, with_cache};
 use super::progress::{Live, Progress};
 use super::select::{Store, Templates, Where, dtype, say};
 use super::sign::Signer;
@@ -34,6 +34,9 @@ pub(super) struct ModelArgs {
     /// int4-g128, quantised as they are loaded (docs/precision.md).
     #[arg(long, value_name = "stored|plain|FORMAT", value_parser = stored, default_value = "stored", hide_default_value = true)]
     pub weights: Stored,
+    /// What the KV cache is stored as: in --dtype, or e4m3, in half the memory or less (docs/precision.md).
+    #[arg(long, value_name = "e4m3", value_parser = dtype)]
+    pub kv_dtype: Option<Dtype>,
     /// Take the kernels from this bundle alone; neither a database nor a compiler is needed.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["db", "templates"])]
     pub bundle: Option<PathBuf>,
@@ -63,7 +66,8 @@ impl ModelArgs {
         let dtype = self.dtype.map_or_else(String::new, |dtype| format!(" --dtype {dtype}"));
         let weights =
             if self.weights == Stored::AsTheyAre { String::new() } else { format!(" --weights {}", self.weights) };
-        format!("--model {}{dtype}{weights}", self.model)
+        let cache = self.kv_dtype.map_or_else(String::new, |dtype| format!(" --kv-dtype {dtype}"));
+        format!("--model {}{dtype}{weights}{cache}", self.model)
     }
 
     /// The folder or file.
@@ -84,6 +88,7 @@ impl ModelArgs {
         notes.extend(more);
         let (precision, more) = self.weights.precision(dtype, target, || Ok(weights.precision(dtype, target)))?;
         notes.extend(more);
+        let precision = with_cache(precision, self.kv_dtype)?;
         say(&notes);
         Ok(Opened { args: self, model, weights, target, precision })
     }

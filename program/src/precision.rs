@@ -1,9 +1,9 @@
-//! `--dtype` and `--weights`: what a model is computed in.
+//! `--dtype`, `--weights` and `--kv-dtype`: what a model is computed in.
 
 use super::CliError;
 use jitune::device::Target;
 use jitune::model::{Model, Precision, WeightFormat};
-use jitune::problem::{Dtype, ScaledFormat};
+use jitune::problem::{Dtype, ScaledFormat, Storage};
 use std::fmt;
 
 /// What the weights are stored as on the device.
@@ -36,6 +36,22 @@ pub fn stored(text: &str) -> Result<Stored, String> {
         _ => ScaledFormat::parse(text)
             .map(Stored::In)
             .ok_or_else(|| format!("it is stored, plain, or one of {}", ScaledFormat::names())),
+    }
+}
+
+/// A precision with the cache as `--kv-dtype` says: in the dtype, which need not be said, or in codes of e4m3.
+pub fn with_cache(precision: Precision, asked: Option<Dtype>) -> Result<Precision, CliError> {
+    let dtype = precision.dtype;
+    match asked {
+        Some(Dtype::E4m3) if matches!(dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32) => {
+            Ok(precision.with_cache(Some(Storage::E4m3)))
+        }
+        None => Ok(precision),
+        Some(same) if same == dtype && same != Dtype::E4m3 => Ok(precision),
+        Some(Dtype::E4m3) => {
+            Err(CliError::Usage(format!("--kv-dtype e4m3: --dtype is bf16, f16 or f32 then, not {dtype}")))
+        }
+        Some(other) => Err(CliError::Usage(format!("--kv-dtype {other}: it is e4m3, or --dtype, which is {dtype}"))),
     }
 }
 

@@ -41,20 +41,30 @@ struct Asked {
     name: String,
     dtype: Dtype,
     weights: Stored,
+    kv: Option<Dtype>,
 }
 
+/// What stands behind the name of a precision whose cache is codes.
+const IN_CODES: &str = "/kv-e4m3";
+
 fn asked(name: &str, usual: Dtype) -> Result<Asked, CliError> {
+    // What stands behind a stroke is the cache.
+    let (all, name) = (name, name.strip_suffix(IN_CODES).unwrap_or(name));
+    let kv = (all != name).then_some(Dtype::E4m3);
     let (dtype, weights) = match (Dtype::parse(name), ScaledFormat::parse(name), name) {
         (Some(dtype), ..) => (dtype, Stored::Plain),
         (_, Some(format), _) => (usual, Stored::In(format)),
         (_, _, "stored") => (usual, Stored::AsTheyAre),
         _ => {
-            let text =
-                format!("--precisions {name}: it is one of {}, stored, {}", Dtype::names(), ScaledFormat::names());
+            let text = format!(
+                "--precisions {all}: it is one of {}, stored, {}, each with {IN_CODES} behind it for a cache in e4m3",
+                Dtype::names(),
+                ScaledFormat::names()
+            );
             return Err(CliError::Usage(text));
         }
     };
-    Ok(Asked { name: name.into(), dtype, weights })
+    Ok(Asked { name: all.into(), dtype, weights, kv })
 }
 
 /// What was heard of one precision.
@@ -95,6 +105,7 @@ pub(super) fn run(args: &Arguments<'_>) -> Result<(), CliError> {
         model: model.clone(),
         dtype: Some(a.dtype),
         weights: a.weights,
+        kv_dtype: a.kv,
         bundle: None,
         signer: Signer::default(),
         device: args.device.clone(),

@@ -1,7 +1,7 @@
 //! Arguments that several subcommands share: which problems, which device, which database, which templates.
 
 use super::CliError;
-use super::precision::{Stored, dtype_of, stored};
+use super::precision::{Stored, dtype_of, stored, with_cache};
 use jitune::backend::{cpu, cuda};
 use jitune::device::{Device, DeviceId, Target};
 use jitune::journal;
@@ -67,6 +67,9 @@ pub struct BucketArgs {
     /// int4-g128, int8-row or e4m3-row (docs/precision.md has all).
     #[arg(long, value_name = "stored|plain|FORMAT", value_parser = stored, default_value = "stored", hide_default_value = true)]
     pub weights: Stored,
+    /// What the KV cache is stored as: in --dtype, or e4m3, in half the memory or less (docs/precision.md).
+    #[arg(long, value_name = "e4m3", value_parser = dtype)]
+    pub kv_dtype: Option<Dtype>,
 }
 
 pub fn dtype(text: &str) -> Result<Dtype, String> {
@@ -227,7 +230,7 @@ impl BucketArgs {
         let buckets = self.buckets(&model, target);
         let (precision, more) = self.weights.of_named(name, &model, dtype_of(self.dtype, target), target)?;
         notes.extend(more);
-        let plan = Plan::new(&model, &buckets, precision)?;
+        let plan = Plan::new(&model, &buckets, with_cache(precision, self.kv_dtype)?)?;
         let (longest, most) = (buckets.longest(), model.max_position_embeddings);
         if longest > most {
             notes.push(format!(

@@ -36,6 +36,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         model,
         dtype: buckets.dtype,
         weights: buckets.weights,
+        kv_dtype: buckets.kv_dtype,
         bundle: None,
         signer: Signer::default(),
         device: device.clone(),

@@ -288,6 +288,45 @@ fn quantised_weights_compute_what_their_values_do() {
     assert!(!out.status.success() && text(&out).contains("bf16, f16 or f32"), "{}", text(&out));
 }
 
+/// A cache in e4m3 is near in its answers and smaller, whatever the weights are, and refused beside what it does not go with.
+#[test]
+fn a_cache_of_codes_is_run_where_it_is_asked_for() {
+    let (place, golden) = (Place::new(), golden());
+    let name = "qwen3";
+    weights(&place, name, &golden["models"][name]);
+    let of = |args: &[&str]| {
+        let more = ["--db", "db", "--max-tokens", "4"];
+        run(&place, "./qwen3", "1,5,7,30,2,9,11,50", &[&more[..], args].concat())
+    };
+    let rms = |a: &[f64], b: &[f64]| {
+        let square = |sum: f64, (a, b): (&f64, &f64)| sum + (a - b) * (a - b);
+        (a.iter().zip(b).fold(0.0, square) / a.iter().map(|a| a * a).sum::<f64>()).sqrt()
+    };
+    for weights in ["plain", "int8-row"] {
+        let (plain, exact) = of(&["--dtype", "f32", "--weights", weights]);
+        let (coded, codes) = of(&["--dtype", "f32", "--weights", weights, "--kv-dtype", "e4m3"]);
+        let off = rms(&exact, &codes);
+        assert!((1e-4..0.2).contains(&off), "{weights}: {off}");
+        let bytes = |v: &Value| v["memory_bytes"].as_u64().unwrap();
+        assert!(bytes(&coded) < bytes(&plain), "{} of {}", bytes(&coded), bytes(&plain));
+        assert_eq!(of(&["--dtype", "f32", "--weights", weights, "--kv-dtype", "f32"]).1, exact);
+    }
+    for (args, said) in [
+        (["--dtype", "f32", "--kv-dtype", "f16"], "it is e4m3, or --dtype, which is f32"),
+        (["--dtype", "tf32", "--kv-dtype", "e4m3"], "--dtype is bf16, f16 or f32 then"),
+        (["--dtype", "f32", "--kv-dtype", "int8"], "it is one of"),
+    ] {
+        let args = [&["run", "--target", "cpu", "--model", "./qwen3", "--ids", "1"][..], &args].concat();
+        let out = place.jitune(&args).output().unwrap();
+        assert!(!out.status.success() && text(&out).contains(said), "{said}: {}", text(&out));
+    }
+    let args = ["model", "./qwen3", "--target", "cpu", "--kv-dtype", "e4m3", "--problems"];
+    let plan = place.jitune(&args).output().unwrap();
+    let lines = ["rope_kv m=1 ", "decode batch=1 ", "paged_attention tokens=512 "];
+    let has = |line: &&str| text(&plan).lines().any(|l| l.starts_with(line) && l.contains(" kv=e4m3"));
+    assert!(lines.iter().all(has) && !text(&plan).contains("qkv "), "{}", text(&plan));
+}
+
 /// What each precision costs and does is measured beside f32, and said again from the rows.
 #[test]
 fn precisions_are_compared_and_reported() {
@@ -295,7 +334,7 @@ fn precisions_are_compared_and_reported() {
     let name = "qwen3";
     weights(&place, name, &golden["models"][name]);
     let folder = format!("./{name}");
-    let list = "--precisions=f32,bf16,int8-row,int4-g32";
+    let list = "--precisions=f32,bf16,int8-row,int4-g32,f32/kv-e4m3";
     let args = ["compare", "--target", "cpu", "--db", "db", "--model", &folder, list, "-o", "found", "--json"];
     let out = place.jitune(&args).output().unwrap();
     assert!(out.status.success(), "{}", text(&out));
@@ -304,7 +343,7 @@ fn precisions_are_compared_and_reported() {
     let number = |row: &Value, key: &str| row[key].as_f64().unwrap();
     assert_eq!(
         rows.iter().map(|r| r["precision"].as_str().unwrap()).collect::<Vec<_>>(),
-        ["f32", "bf16", "int8-row", "int4-g32"]
+        ["f32", "bf16", "int8-row", "int4-g32", "f32/kv-e4m3"]
     );
     assert_eq!((number(&rows[0], "kl"), number(&rows[0], "top1"), number(&rows[0], "error")), (0.0, 1.0, 0.0));
     // Fewer bits say less, in fewer bytes; bf16 rounds activations too.
@@ -312,6 +351,8 @@ fn precisions_are_compared_and_reported() {
         let further = |key: &str| number(&rows[more], key) < number(&rows[fewer], key);
         assert!(further("error") && further("kl"), "{rows:?}");
     }
+    // A cache in codes alone loses something too.
+    assert!(number(&rows[4], "error") > 1e-4 && number(&rows[4], "kl") < number(&rows[3], "kl"), "{rows:?}");
     let bytes = |i: usize| rows[i]["weights_bytes"].as_u64().unwrap();
     assert!(bytes(1) < bytes(0) && bytes(3) < bytes(2) && bytes(2) < bytes(0), "{rows:?}");
     assert!(

@@ -190,7 +190,7 @@ fn check(conversation: &mut Conversation, way: &Way, prepared: &Prepared) -> Res
         let values = conversation.read(&way.way, &tensor.name, &indices, STEP)?;
         let d = match tensor.dtype == Storage::I32.name() {
             true => task::indices(prepared, &mine, &values),
-            false => task::distance(&mine, &values),
+            false => task::distance(&tensor.dtype, &mine, &values),
         };
         all = all.and(d);
     }

@@ -1,7 +1,7 @@
 //! A problem as peers are given it: input files that every peer reads, and what the outputs should be.
 
 use crate::device::{Device, Target};
-use crate::problem::{Expected, Inputs, Problem, Role, Tolerance, Variable, expected};
+use crate::problem::{Expected, Inputs, Problem, Role, Storage, Tolerance, Variable, e4m3_error, expected};
 use jitune_peer::{Task, TaskTensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -173,13 +173,14 @@ pub fn indices(prepared: &Prepared, expected: &[&Expected], values: &[Option<f64
 }
 
 /// Compares values with what they should be.
-pub fn distance(expected: &[&Expected], values: &[Option<f64>]) -> Distance {
+pub fn distance(storage: &str, expected: &[&Expected], values: &[Option<f64>]) -> Distance {
     let squares: f64 = expected.iter().map(|e| e.value * e.value).sum();
     let rms = (squares / expected.len().max(1) as f64).sqrt();
     let mut found = Distance { compared: expected.len() as u64, ..Distance::default() };
     let mut errors = 0.0;
     for (e, v) in expected.iter().zip(values) {
         let error = match v {
+            Some(v) if storage == Storage::E4m3.name() => e4m3_error(*v, e.value),
             Some(v) => (v - e.value).abs(),
             None => f64::INFINITY,
         };
@@ -198,10 +199,10 @@ mod tests {
     fn a_wrong_value_is_far_and_a_rounded_one_near() {
         let list = [1.0, -2.0, 0.0].map(|value| Expected { tensor: "y", index: 0, value });
         let expected: Vec<&Expected> = list.iter().collect();
-        let near = distance(&expected, &[Some(1.001), Some(-2.0), Some(0.0)]);
+        let near = distance("f32", &expected, &[Some(1.001), Some(-2.0), Some(0.0)]);
         assert!(near.max < 1e-3 && near.rms < 1e-3 && near.compared == 3, "{near:?}");
-        assert!(distance(&expected, &[Some(1.0), Some(2.0), Some(0.0)]).max > 1.0);
-        assert!(distance(&expected, &[None, Some(-2.0), Some(0.0)]).max.is_infinite());
+        assert!(distance("f32", &expected, &[Some(1.0), Some(2.0), Some(0.0)]).max > 1.0);
+        assert!(distance("f32", &expected, &[None, Some(-2.0), Some(0.0)]).max.is_infinite());
     }
 
     #[test]

@@ -24,6 +24,8 @@
 
 mod arena;
 mod blocks;
+#[cfg(all(test, feature = "tuner"))]
+mod coded;
 mod core;
 mod measure;
 mod plan;

@@ -53,16 +53,18 @@ pub(crate) fn with_norms_in_products(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cache, Model, Pass, Shape};
-    use crate::problem::Dtype;
+    use crate::model::{Cache, Model, Pass, Precision, Shape};
+    use crate::problem::{Dtype, Storage};
 
     #[test]
     fn every_program_chains_with_norms_in_products() {
         for name in Model::presets() {
             let model = Model { layers: 2, ..Model::preset(name).unwrap() };
             let cache = Cache { page: 64, pages: 64, max_pages: 16, max_pos: 1024 };
-            for shape in [Shape::decode(4, 512), Shape::prompt(512), Shape { logits: 0, ..Shape::chunk(64, 2, 512) }] {
-                let program = Pass::of(&model, shape, cache, Dtype::Bf16).unwrap().program;
+            let shapes = [Shape::decode(4, 512), Shape::prompt(512), Shape { logits: 0, ..Shape::chunk(64, 2, 512) }];
+            for (shape, codes) in shapes.into_iter().flat_map(|s| [(s, None), (s, Some(Storage::E4m3))]) {
+                let precision = Precision::from(Dtype::Bf16).with_cache(codes);
+                let program = Pass::of(&model, shape, cache, precision).unwrap().program;
                 let all = with_norms_in_products(&program, |_, _, _| true);
                 all.check().unwrap();
                 let norms = |p: &Program| p.steps.iter().filter(|s| s.problem.op().name == "rmsnorm").count();

@@ -180,25 +180,33 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
         };
         step("norm", norm(rows), of_norm(&stream, &at("input_norm"), &normed))?;
         let (q, k_cache, v_cache) = (at("q"), at("k_cache"), at("v_cache"));
+        let coded = precision.cache().is_some();
+        let scales = when(coded, &at("kv_scales"));
         let caches = [one(State, &k_cache), one(State, &v_cache)].concat();
-        let w = at("qkv");
-        let text = format!(
-            "qkv m={rows} k={hidden} {of_heads} bias={bias} qk_norm={qk_norm} pages={pages} max_pos={max_pos} eps={eps:e} \
-             dtype={}",
-            precision.types(&w, [(h + 2 * hk) * d, hidden])
-        );
-        let names = [
-            one(Activation, &normed),
-            weight(&w),
-            when(m.qkv_bias, &at("qkv_bias")),
+        let (w, shape) = (at("qkv"), [(h + 2 * hk) * d, hidden]);
+        let operands = [one(Activation, &normed), weight(&w), when(m.qkv_bias, &at("qkv_bias"))].concat();
+        let rest = [
             when(m.qk_norm, &at("q_norm")),
             when(m.qk_norm, &at("k_norm")),
             ["positions", "slots"].map(|name| (Metadata, name.to_string())).to_vec(),
             one(Weight, "rope"),
-            one(Activation, &q),
-            caches.clone(),
         ];
-        step("qkv", text, names.concat())?;
+        let written = [one(Activation, &q), caches.clone()].concat();
+        let of_rows = format!("qk_norm={qk_norm} pages={pages} max_pos={max_pos} eps={eps:e}");
+        match coded {
+            false => {
+                let types = precision.types(&w, shape);
+                let text = format!("qkv m={rows} k={hidden} {of_heads} bias={bias} {of_rows} dtype={types}");
+                step("qkv", text, [operands, rest.concat(), written].concat())?;
+            }
+            true => {
+                let projected = one(Activation, &at("projected"));
+                let text = product(&w, rows, shape, [m.qkv_bias, false]);
+                step("qkv", text, [operands, projected.clone()].concat())?;
+                let text = format!("rope_kv m={rows} {of_heads} {of_rows} dtype={}", precision.types_of_cache());
+                step("rope_kv", text, [projected, rest.concat(), scales.clone(), written].concat())?;
+            }
+        }
         if logits == 0 && layer + 1 == m.layers {
             return Ok(program);
         }
@@ -207,12 +215,14 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
         let names = [
             one(Activation, &q),
             caches,
+            scales,
             one(Metadata, "block_table"),
             starts,
             one(Metadata, "kv_lens"),
             one(Activation, &attended),
         ];
-        let text = format!("{attention} {of_heads} pages={pages} max_pages={max_pages} dtype={dtype}");
+        let types = precision.types_of_cache();
+        let text = format!("{attention} {of_heads} pages={pages} max_pages={max_pages} dtype={types}");
         step("attention", text, names.concat())?;
 
         let (w, out) = (at("o"), at("after_attention"));
@@ -316,6 +326,26 @@ mod tests {
             let weights = program.tensors.iter().filter(|t| t.life == Weight && t.name != "rope");
             let elements: u64 = weights.map(|t| t.shape.iter().product::<u64>()).sum();
             assert_eq!(elements, model.parameters(), "{name}");
+        }
+    }
+
+    /// With codes the cache is half of what it was, each layer has their scales, and norms still find their products.
+    #[test]
+    fn a_cache_of_codes_is_written_behind_a_product_of_its_own() {
+        let all = Model { qkv_bias: true, qk_norm: true, ..tiny("llama-3.2-1b") };
+        let buckets = Buckets { batch: vec![2], prefill: vec![8], chunk: vec![4], ..Buckets::default() };
+        for model in [all, tiny("llama-3.2-1b"), tiny("qwen3-0.6b"), tiny("qwen2.5-0.5b")] {
+            let codes = Precision::from(Dtype::Bf16).with_cache(Some(Storage::E4m3));
+            let plain = Pass::all(&model, &buckets, Dtype::Bf16).unwrap();
+            for (pass, plain) in Pass::all(&model, &buckets, codes).unwrap().iter().zip(&plain) {
+                pass.program.check().unwrap();
+                let bytes = |p: &Program| p.tensors.iter().filter(|t| t.life == State).map(|t| t.bytes()).sum::<u64>();
+                assert_eq!(2 * bytes(&pass.program), bytes(&plain.program));
+                assert_eq!(pass.program.steps.len(), plain.program.steps.len() + 2);
+                let scales = pass.program.tensor("layers.1.kv_scales").map(|at| &pass.program.tensors[at]).unwrap();
+                let wanted = (Weight, Storage::F32, vec![2, model.kv_heads.unsigned_abs()]);
+                assert_eq!((scales.life, scales.storage, scales.shape.clone()), wanted);
+            }
         }
     }
 

@@ -188,9 +188,9 @@ impl Plan {
             list.extend(problem.ok().filter(|p| !problems.contains(p)));
         };
         for p in problems.iter().filter(|_| each > 0) {
-            if p.has("m") {
+            if p.has("k") {
                 let m = p.dim("m");
-                let alike = problems.iter().filter(|q| q.has("m") && q.with(&[("m", m)]).as_ref() == Ok(p));
+                let alike = problems.iter().filter(|q| q.has("k") && q.with(&[("m", m)]).as_ref() == Ok(p));
                 if let Some(next) = alike.map(|q| q.dim("m")).filter(|next| *next > m).min() {
                     sizes_between(m, next, each).for_each(|size| add(p.with(&[("m", size)])));
                 }

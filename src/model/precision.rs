@@ -31,18 +31,20 @@ impl fmt::Display for WeightFormat {
 /// What the tensors of a model are stored as.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Precision {
-    /// The type of activations and the cache, of norms and biases, and of weights without a format.
+    /// The type of activations, of norms and biases, and of the cache and of weights without a format.
     pub dtype: Dtype,
     /// The format of all linear layers; the embedding and the head have none.
     linear: Option<WeightFormat>,
     /// Those of weights by their names in programs.
     named: Arc<BTreeMap<String, WeightFormat>>,
+    /// The codes of the cache, where it has some.
+    cache: Option<Storage>,
     target: Target,
 }
 
 impl From<Dtype> for Precision {
     fn from(dtype: Dtype) -> Precision {
-        Precision { dtype, linear: None, named: Arc::default(), target: Target::Cpu }
+        Precision { dtype, linear: None, named: Arc::default(), cache: None, target: Target::Cpu }
     }
 }
 
@@ -68,6 +70,21 @@ impl Precision {
     /// The weights of these names in programs (`layers.0.qkv`) in these formats, all else in `dtype`.
     pub fn named(dtype: Dtype, formats: BTreeMap<String, WeightFormat>, target: Target) -> Precision {
         Precision { named: Arc::new(formats), target, ..dtype.into() }
+    }
+
+    /// The same with the cache in codes of that type, E4M3, or in the dtype.
+    pub fn with_cache(self, cache: Option<Storage>) -> Precision {
+        Precision { cache, ..self }
+    }
+
+    /// The codes of the cache; none where it is in the dtype.
+    pub fn cache(&self) -> Option<Storage> {
+        self.cache
+    }
+
+    /// The types of a problem that reads or writes the cache.
+    pub fn types_of_cache(&self) -> Types {
+        Types { kv: self.cache, ..self.dtype.into() }
     }
 
     /// The format of the weight of that name in programs.
@@ -97,12 +114,15 @@ impl Precision {
     }
 }
 
-/// `bf16`; `bf16, linear layers in int4-g128 scale=bf16`; or how many weights are in which format.
+/// `bf16`; `bf16, linear layers in int4-g128 scale=bf16`; `bf16, the cache in e4m3`; or how many weights are in which format.
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.dtype)?;
         if let Some(linear) = self.linear {
             write!(f, ", linear layers in {linear}")?;
+        }
+        if let Some(cache) = self.cache {
+            write!(f, ", the cache in {cache}")?;
         }
         let mut counts: BTreeMap<WeightFormat, usize> = BTreeMap::new();
         self.named.values().for_each(|format| *counts.entry(*format).or_default() += 1);

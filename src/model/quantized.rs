@@ -115,12 +115,29 @@ fn awq(config: &Value) -> Result<Quantization, String> {
     Ok(Quantization { layout: QuantLayout::Awq, format: format(Storage::Int4, group(config)?, zero)?, plain })
 }
 
+/// Whether a cache can be stored as a folder says that it is to be: in E4M3, with scales that are known before.
+fn cache_scheme(scheme: &Value) -> Result<(), String> {
+    if scheme.is_null() {
+        return Ok(());
+    }
+    for (key, supported) in [
+        ("type", vec!["float".into()]),
+        ("num_bits", vec![8.into()]),
+        ("strategy", vec!["tensor".into(), "attn_head".into()]),
+        ("dynamic", vec![false.into(), Value::Null]),
+        ("symmetric", vec![true.into(), Value::Null]),
+    ] {
+        only(scheme, key, &supported).map_err(|e| e.replacen(key, &format!("kv_cache_scheme.{key}"), 1))?;
+    }
+    Ok(())
+}
+
 fn compressed(config: &Value) -> Result<Quantization, String> {
     let groups = config["config_groups"].as_object().map(|g| g.values().collect::<Vec<_>>()).unwrap_or_default();
     let [one] = groups[..] else {
         return Err(format!("quantization_config: config_groups are {}, and one is read", groups.len()));
     };
-    only(config, "kv_cache_scheme", &[Value::Null])?;
+    cache_scheme(&config["kv_cache_scheme"])?;
     only(config, "sparsity_config", &[Value::Null, Value::Object(Default::default())])?;
     only(one, "targets", &[serde_json::json!(["Linear"])])?;
     only(one, "input_activations", &[Value::Null])?;
@@ -213,6 +230,10 @@ mod tests {
         let channel = json!({ "num_bits": 8, "type": "float", "strategy": "channel" });
         let mut rounded = compressed(channel.clone(), "float-quantized");
         rounded["config_groups"]["group_0"]["input_activations"] = json!({ "num_bits": 8 });
+        let mut cache = compressed(channel.clone(), "float-quantized");
+        cache["kv_cache_scheme"] = json!({ "type": "float", "num_bits": 8, "strategy": "tensor", "dynamic": false });
+        assert!(read(cache.clone()).is_ok());
+        cache["kv_cache_scheme"]["num_bits"] = 4.into();
         let mut head = compressed(channel.clone(), "float-quantized");
         head["ignore"] = json!(["re:.*head"]);
         let mut all = compressed(channel.clone(), "float-quantized");
@@ -231,6 +252,7 @@ mod tests {
             (compressed(json!({ "num_bits": 4, "type": "float", "strategy": "channel" }), "x"), "num_bits = 4"),
             (compressed(json!({ "num_bits": 4, "type": "int", "strategy": "token" }), "x"), "strategy = \"token\""),
             (rounded, "input_activations"),
+            (cache, "kv_cache_scheme.num_bits = 4 is not supported; 8 is"),
             (head, "ignore = "),
             (all, "without lm_head"),
         ] {

@@ -43,4 +43,5 @@ pub(super) static OP: OpDef = OpDef {
     slack: 1.0,
     mixed: false,
     scaled: false,
+    cached: false,
 };

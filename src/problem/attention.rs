@@ -24,6 +24,7 @@ pub(super) static OP: OpDef = OpDef {
     slack: 2.0,
     mixed: false,
     scaled: false,
+    cached: false,
 };
 
 pub(super) fn check_heads(p: &Problem) -> Result<(), String> {

@@ -45,6 +45,11 @@ impl Problem {
         with_heads("qkv", &[("m", m), ("k", k)], heads)
     }
 
+    /// What stands behind the product of Q, K and V of `m` tokens: rotated, with K and V written to the paged cache.
+    pub fn rope_kv(m: i64, heads: Heads) -> Builder {
+        with_heads("rope_kv", &[("m", m)], heads)
+    }
+
     /// Attention over contiguous keys; causal unless [`Builder::full`].
     pub fn attention(batch: i64, q: i64, kv: i64, heads: Heads) -> Builder {
         with_heads("attention", &[("batch", batch), ("q", q), ("kv", kv)], heads)

@@ -2,7 +2,7 @@
 
 use super::attention::{QUERY, check_heads, softmax_average};
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, cache};
 
 pub(super) static OP: OpDef = OpDef {
     name: "decode",
@@ -36,6 +36,7 @@ pub(super) static OP: OpDef = OpDef {
     slack: 2.0,
     mixed: false,
     scaled: false,
+    cached: true,
 };
 
 /// More sequences than any server decodes at once; keeps the sums over them short.
@@ -74,28 +75,33 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
     let t = p.types.x;
     let [b, context, h, hk, d] = ["batch", "context", "heads", "kv_heads", "head_dim"].map(|name| p.dim(name));
     let [page, max_pages, pages] = ["page", "max_pages", "pages"].map(|name| p.dim(name));
-    let unit = Fill::Uniform { scale: 3f32.sqrt() };
+    let (unit, kv) = (cache::fill(p), cache::storage(p));
     let lens = if p.word("lens") == "full" { IndexFill::Full(context) } else { IndexFill::Lengths(context) };
     let read = tokens(p).saturating_mul(hk).saturating_mul(d);
-    vec![
+    let mut list = vec![
         Tensor::input("q", t, &[b, h, d], QUERY),
-        Tensor::input("k_cache", t, &[pages, hk, page, d], unit)
+        Tensor::input("k_cache", kv, &[pages, hk, page, d], unit)
             .laid(Layout::Paged)
             .touching(read.min(pages.saturating_mul(hk).saturating_mul(page).saturating_mul(d))),
-        Tensor::input("v_cache", t, &[pages, hk, page, d], unit)
+        Tensor::input("v_cache", kv, &[pages, hk, page, d], unit)
             .laid(Layout::Paged)
             .touching(read.min(pages.saturating_mul(hk).saturating_mul(page).saturating_mul(d))),
+    ];
+    list.extend(cache::scales(p, cache::READ));
+    list.extend([
         Tensor::input("block_table", Storage::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
         Tensor::input("lens", Storage::I32, &[b], Fill::Index(lens)),
         Tensor::output("o", t, &[b, h, d]),
-    ]
+    ]);
+    list
 }
 
 fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
     let [h, hk, d, page, max_pages] =
         ["heads", "kv_heads", "head_dim", "page", "max_pages"].map(|name| p.dim(name) as u64);
     let (b, head) = (unit / h, unit % h);
-    let q_row: Vec<f64> = (0..d).map(|c| inputs.get("q").at(unit * d + c)).collect();
+    let [of_k, of_v] = cache::worth(p, inputs, head / (h / hk));
+    let q_row: Vec<f64> = (0..d).map(|c| inputs.get("q").at(unit * d + c) * of_k).collect();
     let table = inputs.get("block_table");
     let row = |j: u64| {
         let physical = table.at(b * max_pages + j / page) as u64;
@@ -104,5 +110,5 @@ fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
     let (k, v) = (inputs.get("k_cache"), inputs.get("v_cache"));
     let keys = inputs.get("lens").at(b) as u64;
     let value = softmax_average(&q_row, keys, k, v, row);
-    out.extend(value.into_iter().zip(unit * d..).map(|(value, index)| Expected::new("o", index, value)));
+    out.extend(value.into_iter().zip(unit * d..).map(|(value, index)| Expected::new("o", index, value * of_v)));
 }

@@ -27,6 +27,7 @@ pub(super) static OP: OpDef = OpDef {
     slack: 1.0,
     mixed: true,
     scaled: true,
+    cached: false,
 };
 
 /// Columns of x·Wᵀ that one unit of the reference covers.

@@ -6,6 +6,7 @@
 mod advance;
 mod attention;
 mod build;
+mod cache;
 mod decode;
 mod inputs;
 mod matmul;
@@ -15,6 +16,7 @@ mod paged;
 mod pointwise;
 mod qkv;
 mod reference;
+mod rope_kv;
 mod sample;
 mod scaled;
 mod scaled_x;
@@ -39,6 +41,8 @@ pub use scaled::{CodeLayout, Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Ze
 pub use scaled_x::XFormat;
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
+#[cfg(feature = "tuner")]
+pub(crate) use types::e4m3_error;
 #[cfg(feature = "engine")]
 pub(crate) use types::e4m3_from_f32;
 pub use types::{Compute, Dtype, Storage, Types};
@@ -72,6 +76,7 @@ pub static OPS: &[&OpDef] = &[
     &advance::OP,
     &normed::MATMUL,
     &normed::QKV,
+    &rope_kv::OP,
 ];
 
 /// What an op is: its dimensions and the pure functions over them.
@@ -103,6 +108,8 @@ pub struct OpDef {
     pub mixed: bool,
     /// Whether w may be of a scaled format.
     pub scaled: bool,
+    /// Whether its caches may be codes with a scale a head.
+    pub cached: bool,
 }
 
 impl OpDef {
@@ -110,6 +117,7 @@ impl OpDef {
     pub fn probe(&self, types: Types) -> Option<Problem> {
         let plain: Problem = format!("{} dtype={}", self.probe, types.unscaled()).parse().ok()?;
         match types.scaling {
+            None if types.kv.is_some() => plain.with_types(types).ok(),
             None => Some(plain),
             // Rows of several groups, the last of them shorter.
             Some(scaling) if self.scaled => {

@@ -24,6 +24,7 @@ pub(super) static RMSNORM: OpDef = OpDef {
     slack: 1.0,
     mixed: false,
     scaled: false,
+    cached: false,
 };
 
 pub(super) static LAYERNORM: OpDef = OpDef {
@@ -40,6 +41,7 @@ pub(super) static LAYERNORM: OpDef = OpDef {
     slack: 1.0,
     mixed: false,
     scaled: false,
+    cached: false,
 };
 
 fn check(p: &Problem) -> Result<(), String> {

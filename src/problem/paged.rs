@@ -2,7 +2,7 @@
 
 use super::attention::{QUERY, softmax_average};
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, decode};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, cache, decode};
 
 pub(super) static OP: OpDef = OpDef {
     name: "paged_attention",
@@ -32,6 +32,7 @@ pub(super) static OP: OpDef = OpDef {
     slack: 2.0,
     mixed: false,
     scaled: false,
+    cached: true,
 };
 
 /// How the queries and the KV tokens of a test spread over its sequences.
@@ -107,20 +108,24 @@ fn tensors(p: &Problem) -> Vec<Tensor> {
     let t = p.types.x;
     let [tokens, b, h, hk, d] = ["tokens", "batch", "heads", "kv_heads", "head_dim"].map(|name| p.dim(name));
     let [page, max_pages, pages] = ["page", "max_pages", "pages"].map(|name| p.dim(name));
-    let unit = Fill::Uniform { scale: 3f32.sqrt() };
+    let (unit, kv) = (cache::fill(p), cache::storage(p));
     let spread = Spread::of(p);
     let keys: i64 = spread.sequences().filter(|(q, _)| *q > 0).map(|(_, kv)| kv).sum();
     let read = keys.saturating_mul(hk).saturating_mul(d);
     let rows = spread.queries() * h * d;
-    vec![
+    let mut list = vec![
         Tensor::input("q", t, &[tokens, h, d], QUERY).touching(rows),
-        Tensor::input("k_cache", t, &[pages, hk, page, d], unit).laid(Layout::Paged).touching(read),
-        Tensor::input("v_cache", t, &[pages, hk, page, d], unit).laid(Layout::Paged).touching(read),
+        Tensor::input("k_cache", kv, &[pages, hk, page, d], unit).laid(Layout::Paged).touching(read),
+        Tensor::input("v_cache", kv, &[pages, hk, page, d], unit).laid(Layout::Paged).touching(read),
+    ];
+    list.extend(cache::scales(p, cache::READ));
+    list.extend([
         Tensor::input("block_table", Storage::I32, &[b, max_pages], Fill::Index(IndexFill::Distinct(pages))),
         Tensor::input("q_starts", Storage::I32, &[b + 1], Fill::Index(IndexFill::QueryStarts(spread))),
         Tensor::input("kv_lens", Storage::I32, &[b], Fill::Index(IndexFill::KvLengths(spread))),
         Tensor::output("o", t, &[tokens, h, d]).touching(rows),
-    ]
+    ]);
+    list
 }
 
 fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
@@ -130,14 +135,15 @@ fn unit(p: &Problem, inputs: &Inputs, unit: u64, out: &mut Vec<Expected>) {
     let (starts, lens, table) = (inputs.get("q_starts"), inputs.get("kv_lens"), inputs.get("block_table"));
     let Some(b) = (0..p.dim("batch") as u64).find(|&b| token < starts.at(b + 1) as u64) else { return };
     let behind = starts.at(b + 1) as u64 - token - 1; // queries of the sequence after this one
-    let q_row: Vec<f64> = (0..d).map(|c| inputs.get("q").at(unit * d + c)).collect();
+    let [of_k, of_v] = cache::worth(p, inputs, head / (h / hk));
+    let q_row: Vec<f64> = (0..d).map(|c| inputs.get("q").at(unit * d + c) * of_k).collect();
     let row = |j: u64| {
         let physical = table.at(b * max_pages + j / page) as u64;
         ((physical * hk + head / (h / hk)) * page + j % page) * d
     };
     let keys = lens.at(b) as u64 - behind;
     let value = softmax_average(&q_row, keys, inputs.get("k_cache"), inputs.get("v_cache"), row);
-    out.extend(value.into_iter().zip(unit * d..).map(|(value, index)| Expected::new("o", index, value)));
+    out.extend(value.into_iter().zip(unit * d..).map(|(value, index)| Expected::new("o", index, value * of_v)));
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ pub(super) static SILU_MUL: OpDef = OpDef {
     slack: 1.0,
     mixed: false,
     scaled: false,
+    cached: false,
 };
 
 pub(super) static GELU: OpDef = OpDef {
@@ -56,6 +57,7 @@ pub(super) static GELU: OpDef = OpDef {
     slack: 1.0,
     mixed: false,
     scaled: false,
+    cached: false,
 };
 
 /// The error function to 1e-15 by its Maclaurin series; the arguments here stay below 2.
@@ -113,6 +115,7 @@ pub(super) static ROPE: OpDef = OpDef {
     slack: 1.0,
     mixed: false,
     scaled: false,
+    cached: false,
 };
 
 pub(super) static SOFTMAX: OpDef = OpDef {
@@ -138,6 +141,7 @@ pub(super) static SOFTMAX: OpDef = OpDef {
     slack: 2.0,
     mixed: false,
     scaled: false,
+    cached: false,
 };
 
 pub(super) static EMBEDDING: OpDef = OpDef {
@@ -175,6 +179,7 @@ pub(super) static EMBEDDING: OpDef = OpDef {
     slack: 1.0,
     mixed: false,
     scaled: true,
+    cached: false,
 };
 
 pub(super) static ARGMAX: OpDef = OpDef {
@@ -205,4 +210,5 @@ pub(super) static ARGMAX: OpDef = OpDef {
     slack: 1.0,
     mixed: false,
     scaled: false,
+    cached: false,
 };

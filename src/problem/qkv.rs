@@ -1,7 +1,7 @@
 //! The product that begins an attention layer: Q, K and V of new tokens, rotated, with K and V written to the paged cache.
 
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, matmul, scaled, scaled_x};
+use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, cache, matmul, scaled, scaled_x};
 
 pub(super) static OP: OpDef = OpDef {
     name: "qkv",
@@ -33,10 +33,11 @@ pub(super) static OP: OpDef = OpDef {
     slack: 1.0,
     mixed: false,
     scaled: true,
+    cached: false,
 };
 
 /// Columns of x·Wᵀ: the Q heads, the K heads, the V heads.
-fn width(p: &Problem) -> i64 {
+pub(super) fn width(p: &Problem) -> i64 {
     (p.dim("heads").saturating_add(2 * p.dim("kv_heads"))).saturating_mul(p.dim("head_dim"))
 }
 
@@ -46,7 +47,7 @@ pub(super) fn columns(p: &Problem) -> i64 {
 }
 
 /// Two times the rows, so that the slots that are written are scattered.
-fn pages(p: &Problem) -> i64 {
+pub(super) fn pages(p: &Problem) -> i64 {
     2 * (p.dim("m") + p.dim("page") - 1) / p.dim("page").max(1)
 }
 
@@ -61,12 +62,21 @@ pub(super) fn padded(slots: &mut [i32]) {
 }
 
 fn check(p: &Problem) -> Result<(), String> {
+    if p.dim("bias") > 1 {
+        return Err("bias is 0 or 1".into());
+    }
+    check_places(p)?;
+    scaled::check(p)
+}
+
+/// Says why rows of these heads cannot be rotated and written to such a cache.
+pub(super) fn check_places(p: &Problem) -> Result<(), String> {
     let [m, d, page, pages] = ["m", "head_dim", "page", "pages"].map(|name| p.dim(name));
     if d % 2 != 0 {
         return Err("RoPE rotates pairs, so head_dim must be even".into());
     }
-    if p.dim("bias") > 1 || p.dim("qk_norm") > 1 {
-        return Err("bias and qk_norm are 0 or 1".into());
+    if p.dim("qk_norm") > 1 {
+        return Err("qk_norm is 0 or 1".into());
     }
     if width(p) > i64::from(i32::MAX) {
         return Err("(heads + 2·kv_heads)·head_dim must fit 31 bits".into());
@@ -80,36 +90,48 @@ fn check(p: &Problem) -> Result<(), String> {
     if p.dim("max_pos") < 1 {
         return Err("max_pos must be at least 1".into());
     }
-    scaled::check(p)
+    Ok(())
 }
 
+pub(super) const UNIT: Fill = Fill::Uniform { scale: 1.732_050_8 };
+
 pub(super) fn tensors(p: &Problem) -> Vec<Tensor> {
+    let mut list = scaled_x::tensors(p);
+    list.extend(scaled::tensors(p, Layout::RopePairs, p.dim("k")));
+    if p.dim("bias") == 1 {
+        list.push(Tensor::input("bias", p.types.y, &[p.dim("n")], UNIT).laid(Layout::RopePairs));
+    }
+    list.extend(behind_product(p));
+    list
+}
+
+/// The scale by which some of what is written is beyond the largest code, of keys and values of unit variance.
+const WRITTEN: f32 = 0.005;
+
+/// What the product's rows go through, and where they go.
+pub(super) fn behind_product(p: &Problem) -> Vec<Tensor> {
     let t = p.types.y;
-    let [m, n, heads, kv] = ["m", "n", "heads", "kv_heads"].map(|name| p.dim(name));
+    let [m, heads, kv] = ["m", "heads", "kv_heads"].map(|name| p.dim(name));
     let [d, page, pages, max_pos] = ["head_dim", "page", "pages", "max_pos"].map(|name| p.dim(name));
-    let unit = Fill::Uniform { scale: 3f32.sqrt() };
     let slots = pages.saturating_mul(page);
     let (slots, written) = match p.word("padding") {
         "none" => (IndexFill::Distinct(slots), m),
         _ => (IndexFill::Padded(slots), m - m / 4),
     };
-    let mut list = scaled_x::tensors(p);
-    list.extend(scaled::tensors(p, Layout::RopePairs, p.dim("k")));
-    if p.dim("bias") == 1 {
-        list.push(Tensor::input("bias", t, &[n], unit).laid(Layout::RopePairs));
-    }
+    let mut list = Vec::new();
     if p.dim("qk_norm") == 1 {
-        list.push(Tensor::input("q_norm", t, &[d], unit).laid(Layout::RopePairsOfHead));
-        list.push(Tensor::input("k_norm", t, &[d], unit).laid(Layout::RopePairsOfHead));
+        list.push(Tensor::input("q_norm", t, &[d], UNIT).laid(Layout::RopePairsOfHead));
+        list.push(Tensor::input("k_norm", t, &[d], UNIT).laid(Layout::RopePairsOfHead));
     }
     list.push(Tensor::input("positions", Storage::I32, &[m], Fill::Index(IndexFill::Below(max_pos))));
     list.push(Tensor::input("slots", Storage::I32, &[m], Fill::Index(slots)));
     let table = Tensor::input("cos_sin", Storage::F32, &[max_pos, d / 2, 2], Fill::CosSin);
     list.push(table.touching(m.min(max_pos).saturating_mul(d)));
+    list.extend(cache::scales(p, WRITTEN));
     list.push(Tensor::output("y", t, &[m, heads.saturating_mul(d)]));
     for name in ["k_cache", "v_cache"] {
         let touched = written.saturating_mul(kv).saturating_mul(d);
-        list.push(Tensor::output(name, t, &[pages, kv, page, d]).laid(Layout::Paged).touching(touched));
+        list.push(Tensor::output(name, cache::storage(p), &[pages, kv, page, d]).laid(Layout::Paged).touching(touched));
     }
     list
 }
@@ -126,12 +148,22 @@ pub(super) fn unit_of(
     out: &mut Vec<Expected>,
     rows: impl Fn(u64) -> Vec<f64>,
 ) {
-    let [n, heads, kv, d, page] = ["n", "heads", "kv_heads", "head_dim", "page"].map(|name| p.dim(name) as u64);
-    let step = columns(p) as u64;
+    let (n, step) = (p.dim("n") as u64, columns(p) as u64);
     let (row, first) = (unit / (n / step), unit % (n / step) * step);
     let (x, w) = (rows(row), scaled::Weights::of(p, inputs));
     let product = |col: u64| w.dot(&x, col) + if p.dim("bias") == 1 { inputs.get("bias").at(col) } else { 0.0 };
-    let mut values: Vec<f64> = (first..first + step).map(product).collect();
+    finished(p, inputs, [row, first], (first..first + step).map(product).collect(), out);
+}
+
+/// What becomes of [`columns`] adjacent values of the product, from that column of that row on.
+pub(super) fn finished(
+    p: &Problem,
+    inputs: &Inputs,
+    [row, first]: [u64; 2],
+    mut values: Vec<f64>,
+    out: &mut Vec<Expected>,
+) {
+    let [heads, kv, d, page] = ["heads", "kv_heads", "head_dim", "page"].map(|name| p.dim(name) as u64);
     let (head, from) = (first / d, first % d);
     if p.dim("qk_norm") == 1 && head < heads + kv {
         let weight = inputs.get(if head < heads { "q_norm" } else { "k_norm" });
@@ -139,22 +171,23 @@ pub(super) fn unit_of(
         let scale = 1.0 / (mean + p.real("eps")).sqrt();
         values.iter_mut().zip(0..).for_each(|(v, c)| *v *= scale * weight.at(c));
     }
-    let (name, start) = if head < heads {
-        ("y", row * heads * d + first)
+    let (name, start, worth) = if head < heads {
+        ("y", row * heads * d + first, 1.0)
     } else {
         let slot = inputs.get("slots").at(row);
         if slot < 0.0 {
             return;
         }
         let slot = slot as u64;
-        let (name, h) = if head < heads + kv { ("k_cache", head - heads) } else { ("v_cache", head - heads - kv) };
-        (name, ((slot / page * kv + h) * page + slot % page) * d + from)
+        let (which, h) = if head < heads + kv { (0, head - heads) } else { (1, head - heads - kv) };
+        let at = ((slot / page * kv + h) * page + slot % page) * d + from;
+        (["k_cache", "v_cache"][which], at, cache::worth(p, inputs, h)[which])
     };
     let (table, at) = (inputs.get("cos_sin"), inputs.get("positions").at(row) as u64 * d + from);
     for (pair, j) in values.chunks_exact(2).zip((0..).step_by(2)) {
         let rotated = head < heads + kv;
         let (cos, sin) = if rotated { (table.at(at + j), table.at(at + j + 1)) } else { (1.0, 0.0) };
-        out.push(Expected::new(name, start + j, pair[0] * cos - pair[1] * sin));
-        out.push(Expected::new(name, start + j + 1, pair[0] * sin + pair[1] * cos));
+        out.push(Expected::new(name, start + j, (pair[0] * cos - pair[1] * sin) / worth));
+        out.push(Expected::new(name, start + j + 1, (pair[0] * sin + pair[1] * cos) / worth));
     }
 }

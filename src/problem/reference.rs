@@ -1,6 +1,6 @@
 //! The f64 reference: which outputs are computed, and how far a result may be from them.
 
-use super::{Compute, Inputs, Problem, Storage, hash_uniform};
+use super::{Compute, Inputs, Problem, Storage, Tensor, hash_uniform};
 use rayon::prelude::*;
 
 /// One output element as the reference has it.
@@ -76,11 +76,19 @@ impl Tolerance {
             (Storage::Bf16, _) => (4e-3, 2e-2),
             (Storage::F16, Compute::F32) => (6e-4, 4e-3),
             (Storage::F16 | Storage::F32, Compute::Tf32) => (1e-3, 6e-3),
-            // Integers are compared whole, and no op gives E4M3 or codes.
+            // Integers are compared whole, and codes by another rule.
             _ => (5e-6, 5e-5),
         };
         let slack = problem.op().slack;
         Tolerance { rms: rms * slack, max: max * slack }
+    }
+
+    /// Those of one of its outputs. Codes of a cache are held to what was rounded to them, which f32 knows to some bits.
+    pub fn of_tensor(problem: &Problem, tensor: &Tensor) -> Tolerance {
+        match tensor.storage {
+            Storage::E4m3 => Tolerance { rms: 1e-6, max: 1e-5 },
+            _ => Tolerance::of(problem),
+        }
     }
 }
 
@@ -106,6 +114,9 @@ mod tests {
             "sample rows=3 cols=9",
             "sample rows=7 cols=40 top=3",
             "advance words=9 ids=4 rows=2",
+            "rope_kv m=9 heads=2 kv_heads=1 head_dim=4 page=4 kv=e4m3 padding=some",
+            "rope_kv m=3 heads=2 kv_heads=1 head_dim=4 page=4 qk_norm=1",
+            "decode batch=2 context=5 heads=2 kv_heads=1 head_dim=4 page=2 kv=e4m3 lens=mixed",
         ] {
             let p: Problem = text.parse().unwrap();
             let all = expected(&p, &Inputs::new(&p, 1), 1, u64::MAX / 2);

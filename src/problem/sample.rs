@@ -53,6 +53,7 @@ pub(super) static OP: OpDef = OpDef {
     slack: 1.0,
     mixed: false,
     scaled: false,
+    cached: false,
 };
 
 /// How the settings of a test spread over its rows.

@@ -96,6 +96,9 @@ impl Problem {
         if self.types.x_scales.is_some() && !self.has("k") {
             return Err(impossible(format!("{} has no tokens of a scaled format", self.op().name)));
         }
+        if self.types.kv.is_some() && !self.op().cached {
+            return Err(impossible(format!("{} has no caches of codes", self.op().name)));
+        }
         let said_by_one = self.types.unscaled().dtype().is_some_and(|d| d != Dtype::E4m3);
         if !self.op().mixed && !said_by_one {
             let why = format!("{} is for matmul alone; here all tensors are of one type", self.types);
@@ -165,7 +168,7 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
         op: op.name,
         field: field.into(),
         takes: format!(
-            "{takes} [dtype={}]{}{}",
+            "{takes} [dtype={}]{}{}{}",
             Dtype::names().replace(", ", "|"),
             if op.mixed { " [w=bf16|f16|f32|e4m3] [y=bf16|f16|f32]" } else { "" },
             if op.scaled {
@@ -176,7 +179,8 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
                 )
             } else {
                 String::new()
-            }
+            },
+            if op.cached { " [kv=e4m3]" } else { "" }
         ),
     }
 }
@@ -196,6 +200,8 @@ fn of_old_records(text: &str) -> Option<String> {
 /// What a tensor of a product may be stored as, and what scales may be.
 const PLAIN: [Storage; 4] = [Storage::Bf16, Storage::F16, Storage::F32, Storage::E4m3];
 const SCALES: [Storage; 3] = [Storage::F32, Storage::F16, Storage::Bf16];
+/// What codes of caches may be; what is not said is stored as results are.
+const CODES_OF_CACHES: [Storage; 1] = [Storage::E4m3];
 
 /// What `w=` says.
 enum Weights {
@@ -232,7 +238,7 @@ impl FromStr for Problem {
         let mut p = Problem { op: op as u8, types: Dtype::Bf16.into(), dims: [0; MAX_DIMS] };
         let def = p.op();
         let (mut given, mut dtype) = ([false; MAX_DIMS], None);
-        let (mut x, mut w, mut y, mut scale, mut layout) = (None, None, None, None, None);
+        let (mut x, mut w, mut y, mut scale, mut layout, mut kv) = (None, None, None, None, None, None);
         for (i, d) in def.dims.iter().enumerate() {
             p.dims[i] = match d.kind {
                 DimKind::Optional(v) => v as i32,
@@ -272,6 +278,13 @@ impl FromStr for Problem {
                 }
                 continue;
             }
+            if def.cached && field == "kv" {
+                let read = stored(value, &CODES_OF_CACHES).map_err(bad)?;
+                if kv.replace(read).is_some() {
+                    return Err(twice());
+                }
+                continue;
+            }
             if def.scaled && field == "scale" {
                 if scale.replace(stored(value, &SCALES).map_err(bad)?).is_some() {
                     return Err(twice());
@@ -304,7 +317,7 @@ impl FromStr for Problem {
             }
         }
         let base = Types::from(dtype.unwrap_or(Dtype::Bf16));
-        p.types = Types { y: y.unwrap_or(base.y), ..base };
+        p.types = Types { y: y.unwrap_or(base.y), kv, ..base };
         if let Some(format) = x {
             p.types = Types { x: format.codes, x_scales: Some(format.per), ..p.types };
         }
@@ -439,6 +452,10 @@ mod tests {
             "matmul m=32 n=4096 k=4096 epilogue=swiglu dtype=bf16 w=e4m3",
             "matmul m=32 n=4096 k=4096 dtype=e4m3 w=bf16 y=f16",
             "matmul m=32 n=4096 k=4096 dtype=tf32 y=bf16",
+            "decode batch=8 context=8192 heads=32 kv_heads=8 head_dim=64 dtype=bf16 kv=e4m3",
+            "paged_attention tokens=9 batch=3 context=99 heads=2 kv_heads=1 head_dim=4 dtype=f32 kv=e4m3 | lens=mixed",
+            "rope_kv m=4 heads=32 kv_heads=8 head_dim=64 qk_norm=1 dtype=f16 kv=e4m3 | pages=16 eps=1e-5",
+            "rope_kv m=4 heads=32 kv_heads=8 head_dim=64 dtype=bf16",
         ] {
             let p: Problem = text.parse().unwrap();
             assert_eq!(p.to_string(), text);
@@ -472,6 +489,12 @@ mod tests {
             ("matmul m=1 n=2 k=2 y=e4m3", "need a scale"),
             ("matmul m=1 n=2 k=2 y=i32", "one of bf16"),
             ("matmul m=1 n=2 k=2 w=f16 w=f16", "given twice"),
+            ("decode batch=1 context=1 heads=1 kv_heads=1 head_dim=2 kv=int8", "it is one of e4m3"),
+            ("decode batch=1 context=1 heads=1 kv_heads=1 head_dim=2 kv=e4m3 kv=e4m3", "given twice"),
+            ("decode batch=1 context=1 heads=1 kv_heads=1 head_dim=2 dtype=e4m3 kv=e4m3", "one type"),
+            ("qkv m=1 k=2 heads=1 kv_heads=1 head_dim=2 kv=e4m3", "not a dimension"),
+            ("rope_kv m=9 heads=1 kv_heads=1 head_dim=2 page=4 pages=2", "8 slots"),
+            ("rope_kv m=1 heads=1 kv_heads=1 head_dim=3 kv=e4m3", "even"),
             ("matmul m=1 n=2 k=2 dtype=tf32 w=bf16", "f32 by f32"),
             ("matmul m=1 n=3 k=2 epilogue=swiglu", "even"),
             ("matmul m=1 n=2 k=2 epilogue=nope", "bias_swiglu"),

@@ -132,6 +132,9 @@ pub struct Types {
     pub scaling: Option<Scaling>,
     /// Of codes of x: what one of their scales is for, which are f32. None where x is stored as values.
     pub x_scales: Option<Granularity>,
+    /// Of the caches of keys and values where they are codes, each worth its head's f32 scale times what it is; E4M3. None where they
+    /// are stored as results are.
+    pub kv: Option<Storage>,
 }
 
 impl Types {
@@ -156,12 +159,12 @@ impl Types {
         if self.x.bits() >= self.w.bits() || self.scaling.is_some() { self.x } else { self.w }
     }
 
-    /// The same with operands as the base dtype has them where they are of a scaled format.
+    /// The same with operands and caches as the base dtype has them where they are of a scaled format.
     pub fn unscaled(self) -> Types {
         let base = Types::from(self.base());
         let x = if self.x_scales.is_some() { base.x } else { self.x };
         let w = if self.scaling.is_some() { base.w } else { self.w };
-        Types { x, w, scaling: None, x_scales: None, ..self }
+        Types { x, w, scaling: None, x_scales: None, kv: None, ..self }
     }
 
     /// Says why they cannot be.
@@ -174,6 +177,9 @@ impl Types {
             scaling.check(self.w)?;
         }
         scaled_x::check(self)?;
+        if let Some(kv) = self.kv.filter(|kv| *kv != Storage::E4m3) {
+            return Err(format!("codes of a cache are of e4m3, not {kv}"));
+        }
         if self.compute == Compute::Tf32 && (self.x, self.w) != (Storage::F32, Storage::F32) {
             return Err("tf32 is for products of f32 by f32".into());
         }
@@ -186,7 +192,7 @@ impl Types {
 
 impl From<Dtype> for Types {
     fn from(dtype: Dtype) -> Types {
-        let all = |s| Types { x: s, w: s, y: s, compute: Compute::F32, scaling: None, x_scales: None };
+        let all = |s| Types { x: s, w: s, y: s, compute: Compute::F32, scaling: None, x_scales: None, kv: None };
         match dtype {
             Dtype::Bf16 => all(Storage::Bf16),
             Dtype::F16 => all(Storage::F16),
@@ -197,7 +203,7 @@ impl From<Dtype> for Types {
     }
 }
 
-/// The base dtype, then what differs from it: `bf16`, `bf16 w=e4m3 y=f32`, `bf16 x=int8-row w=int4-g128 scale=f32`.
+/// The base dtype, then what differs from it: `bf16`, `bf16 w=e4m3 y=f32`, `bf16 x=int8-row w=int4-g128 scale=f32`, `bf16 kv=e4m3`.
 impl fmt::Display for Types {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let base = Types::from(self.base());
@@ -220,6 +226,9 @@ impl fmt::Display for Types {
         }
         if self.y != base.y {
             write!(f, " y={}", self.y)?;
+        }
+        if let Some(kv) = self.kv {
+            write!(f, " kv={kv}")?;
         }
         Ok(())
     }
@@ -287,6 +296,31 @@ pub fn e4m3_from_f32(v: f32) -> u8 {
     sign | (rounded - (120 << 3)) as u8
 }
 
+/// How far a value was from what was rounded to the E4M3 value `got` at least: 0 where `got` is what it rounds to, whatever becomes of ties,
+/// and infinite where the two are more than a code apart. What is beyond the largest rounds to it.
+#[cfg(feature = "tuner")]
+pub(crate) fn e4m3_error(got: f64, value: f64) -> f64 {
+    // Codes without their sign number the values from 0 on, evenly in each power of two.
+    let number = |v: f64| {
+        let code = e4m3_from_f32(v as f32);
+        let magnitude = i16::from(code & 0x7f);
+        if code & 0x80 == 0 { magnitude } else { -magnitude }
+    };
+    let worth = |number: i16| {
+        let magnitude = f64::from(e4m3_to_f32(number.unsigned_abs() as u8));
+        if number < 0 { -magnitude } else { magnitude }
+    };
+    let largest = number(f64::from(E4M3_MAX));
+    let at = number(got);
+    if got.is_nan() || value.is_nan() || at.abs_diff(number(value)) > 1 {
+        return f64::INFINITY;
+    }
+    let middle = |to: i16| (worth(at) + worth(to)) / 2.0;
+    let low = if at > -largest { middle(at - 1) } else { f64::NEG_INFINITY };
+    let high = if at < largest { middle(at + 1) } else { f64::INFINITY };
+    (low - value).max(value - high).max(0.0)
+}
+
 /// The value of an E4M3 byte.
 pub fn e4m3_to_f32(byte: u8) -> f32 {
     let (exponent, mantissa) = (byte >> 3 & 15, f32::from(byte & 7));
@@ -325,5 +359,29 @@ mod tests {
         assert_eq!((e4m3_to_f32(0x38), e4m3_to_f32(0x7e), e4m3_to_f32(1)), (1.0, 448.0, 2f32.powi(-9)));
         assert_eq!((e4m3_from_f32(1e9), e4m3_from_f32(f32::NEG_INFINITY)), (0x7e, 0xfe));
         assert!(e4m3_to_f32(e4m3_from_f32(f32::NAN)).is_nan());
+    }
+
+    /// What is right is right by both codes at a tie, and nothing else is as good.
+    #[test]
+    #[cfg(feature = "tuner")]
+    fn codes_are_held_to_what_was_rounded() {
+        let values: Vec<f64> = (0..0x7f).map(|b| f64::from(e4m3_to_f32(b))).collect();
+        for (at, pair) in values.windows(2).enumerate() {
+            let (low, high) = (pair[0], pair[1]);
+            let (middle, step) = ((low + high) / 2.0, high - low);
+            for sign in [1.0, -1.0] {
+                let error = |got: f64, value: f64| e4m3_error(sign * got, sign * value);
+                assert_eq!((error(low, middle), error(high, middle), error(low, low)), (0.0, 0.0, 0.0));
+                assert_eq!((error(low, low + 0.51 * step) - 0.01 * step).abs() < 1e-9 * step, true);
+                assert!(error(low, high) >= 0.49 * step);
+                assert!(values.get(at + 2).is_none_or(|two| error(low, *two) == f64::INFINITY));
+            }
+        }
+        assert_eq!((e4m3_error(448.0, 1e6), e4m3_error(-448.0, -449.0), e4m3_error(0.0, -0.0)), (0.0, 0.0, 0.0));
+        assert!(e4m3_error(416.0, 1e6) > 1e5 && e4m3_error(448.0, -448.0) == f64::INFINITY);
+        assert_eq!(
+            (e4m3_error(f64::NAN, 1.0), e4m3_error(2f64.powi(-9), -2f64.powi(-9))),
+            (f64::INFINITY, f64::INFINITY)
+        );
     }
 }

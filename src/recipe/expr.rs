@@ -110,7 +110,7 @@ pub struct Scope {
     /// Few: to look through them takes less than to hash a name.
     fixed: Vec<(&'static str, Value)>,
     /// What follows the dot of `dev`, `x`, `w` and `y`.
-    attributes: [(&'static str, Vec<(&'static str, Value)>); 4],
+    attributes: [(&'static str, Vec<(&'static str, Value)>); 5],
     stack: RwLock<Vec<(Arc<str>, Value)>>,
 }
 
@@ -191,7 +191,8 @@ impl Scope {
                 ("simd", count(device.simd)),
             ]),
         }
-        let attributes = [("dev", dev), ("x", x), ("w", w), ("y", tensor(types.y))];
+        let kv = tensor(types.kv.unwrap_or(types.y));
+        let attributes = [("dev", dev), ("x", x), ("w", w), ("y", tensor(types.y)), ("kv", kv)];
         Scope { fixed, attributes, stack: RwLock::default() }
     }
 

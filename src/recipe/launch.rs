@@ -83,6 +83,8 @@ pub struct Recipe {
     pub(crate) knows_scales_of_x: bool,
     /// Whether its code knows layouts of codes.
     knows_layouts: bool,
+    /// Whether its code is told what caches are stored as.
+    pub(crate) knows_caches: bool,
     pub(crate) when: Expr,
     pub(crate) derive: Vec<(Arc<str>, Expr)>,
     pub(crate) constraints: Vec<(String, Expr)>,
@@ -174,11 +176,12 @@ impl Recipe {
         let when = one("when", &d.when)?;
         let named = |name: &&str| when.names.iter().any(|n| n == name);
         let types_apart = ["x", "w", "y"].iter().all(named);
-        if !types_apart && !named(&"dtype") {
+        let knows_caches = named(&"kv.dtype");
+        if !types_apart && !named(&"dtype") && !(knows_caches && named(&"y.dtype")) {
             return Err(invalid(
                 "its `when` does not name dtype, so it would take element types that its code does not know; write the \
                  ones it does, as in \"dtype in ['bf16', 'f16']\", or where each tensor has its own those of x.dtype, \
-                 w.dtype and y.dtype"
+                 w.dtype and y.dtype, or where caches have their own those of y.dtype and kv.dtype"
                     .into(),
             ));
         }
@@ -187,6 +190,7 @@ impl Recipe {
             knows_scales: named(&"w.scale"),
             knows_scales_of_x: named(&"x.scale"),
             knows_layouts: named(&"w.layout"),
+            knows_caches,
             when,
             derive: d.derive.iter().map(|(n, t)| Ok((n.as_str().into(), one(n, t)?))).collect::<Result<_, _>>()?,
             constraints: d
@@ -217,8 +221,13 @@ impl Recipe {
         {
             return Ok(false);
         }
+        let types = problem.types();
+        if !self.knows_caches && types.kv.is_some() {
+            return Ok(false);
+        }
         // Code that knows one dtype has no names for the others.
-        if !self.types_apart && problem.types().dtype().is_none() {
+        let all_but_caches = if self.knows_caches { types.unscaled() } else { types };
+        if !self.types_apart && all_but_caches.dtype().is_none() {
             return Ok(false);
         }
         // Nor has code that knows no scales a place for them.

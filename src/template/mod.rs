@@ -8,7 +8,7 @@ use crate::device::{Device, Target};
 use crate::limits::{
     MAX_DESCRIPTION_BYTES, MAX_EXPRESSIONS_BYTES, MAX_FOLDER_BYTES, MAX_SOURCE_BYTES, MAX_TEMPLATE_FILES,
 };
-use crate::problem::Problem;
+use crate::problem::{self, Problem, Storage, Tensor};
 use crate::recipe::{Config, Description, Recipe, RecipeError, Role};
 use crate::source::Source;
 use std::collections::HashMap;
@@ -21,7 +21,10 @@ const SUPPORT: [(Target, &str); 2] = [(Target::Cuda, "cuda/support.cu"), (Target
 
 /// What a session on a GPU needs beside what judges: it looks after memory, and measures the rate of products. Compiled behind
 /// the support code.
-const BESIDE: [&str; 2] = ["cuda/watch.cu", "cuda/rate.cu"];
+const BESIDE: [&str; 3] = ["cuda/watch.cu", "cuda/rate.cu", CODES];
+
+/// What compares outputs that are codes: the judge of these alone.
+const CODES: &str = "cuda/codes.cu";
 
 static BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/templates.rs"));
 
@@ -300,10 +303,15 @@ impl Library {
     pub fn judge(&self, problem: &Problem, device: &Device) -> String {
         // Without what stands behind it, which says of no result whether it is right.
         let support = render::support(self, &[], problem.types().y, device).map(|s| s.hash()).unwrap_or_default();
-        let reference = match device.target {
+        let mut reference = match device.target {
             Target::Cuda => self.reference(problem, device).map(|t| self.fingerprint(&t)).unwrap_or_default(),
             Target::Cpu => String::new(),
         };
+        let codes = |t: &Tensor| t.role == problem::Role::Out && t.storage == Storage::E4m3;
+        if device.target == Target::Cuda && problem.tensors().iter().any(codes) {
+            let text = BUILT_IN.iter().find(|(name, _)| *name == CODES).map_or("", |(_, text)| *text);
+            reference = format!("{reference} {}", blake3::hash(text.as_bytes()).to_hex());
+        }
         format!("{support} {reference}")
     }
 

@@ -48,7 +48,9 @@ pub(super) fn render(
 pub(super) fn constants(template: &Template, problem: &Problem, device: &Device) -> String {
     let types = problem.types();
     let upper = |name: &str| name.to_uppercase();
-    let mut text = match types.dtype().filter(|_| !template.recipe.types_apart) {
+    let told_caches = template.recipe.knows_caches;
+    let one = if told_caches { types.unscaled().dtype() } else { types.dtype() };
+    let mut text = match one.filter(|_| !template.recipe.types_apart) {
         Some(dtype) => preamble(dtype.name(), device),
         None => {
             let apart =
@@ -56,6 +58,9 @@ pub(super) fn constants(template: &Template, problem: &Problem, device: &Device)
             preamble(types.y.name(), device) + &apart
         }
     };
+    if told_caches {
+        let _ = writeln!(text, "#define DTYPE_KV_{} 1", upper(types.kv.unwrap_or(types.y).name()));
+    }
     if template.recipe.knows_scales {
         text += &scales(template, problem);
     }

@@ -559,12 +559,12 @@ impl<'a> Tuning<'a> {
 
 /// How far outputs that came back are from what they should be.
 fn own_check(setup: &Setup, list: &[Expected], values: &[f64]) -> Check {
-    let (mut check, limit) = (Check::default(), Tolerance::of(&setup.problem));
+    let mut check = Check::default();
     for tensor in setup.problem.tensors() {
         let of = || list.iter().zip(values).filter(|(e, _)| e.tensor == tensor.name);
         let mut got = of().map(|(_, value)| *value);
         let found = distance(tensor.storage, of().map(|(e, _)| e), |_| got.next().unwrap_or(f64::NAN));
-        check.add(tensor.name, &found, limit);
+        check.add(tensor.name, &found, Tolerance::of_tensor(&setup.problem, &tensor));
     }
     check
 }

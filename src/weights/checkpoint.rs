@@ -1,9 +1,9 @@
 //! Checkpoints: the tensors of one or several safetensors files, or of a GGUF file, found by name.
 
-use super::WeightsError;
 use super::blocks::Format;
 use super::names::{Natural, of_gguf};
 use super::quantized::parts;
+use super::{WeightsError, cache};
 use crate::backend::mapped::Mapped;
 use crate::gguf;
 use crate::model::Model;
@@ -146,6 +146,11 @@ impl Checkpoint {
         Ok(Stored { format, shape: &place.shape, bytes: &self.files[place.file].1[place.start..place.end] })
     }
 
+    /// Whether it holds a tensor of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// Says that a tensor is not read again soon.
     pub(super) fn let_go(&self, name: &str) {
         if let Some(place) = self.tensors.get(name) {
@@ -198,7 +203,7 @@ impl Checkpoint {
             // Tables of older transformers, which follow from the configuration; and a head that the configuration ties.
             let follows = name.ends_with(".rotary_emb.inv_freq") || name == ROPE_FACTORS;
             let tied = name == "lm_head.weight" && model.tie_word_embeddings;
-            match (follows, tied) {
+            match (follows || cache::is_scale(model, name), tied) {
                 (true, _) => {}
                 (_, true) => {
                     notes.push(format!("{name} is passed over: tie_word_embeddings makes the embedding the head"))
@@ -208,6 +213,10 @@ impl Checkpoint {
         }
         if !left.is_empty() {
             return Err(WeightsError::LeftOver { names: left });
+        }
+        if cache::check(self, model)? > 0 {
+            notes
+                .push("the scales of the cache (self_attn.k_scale, v_scale) are those of --kv-dtype e4m3 alone".into());
         }
         Ok(notes)
     }

@@ -131,9 +131,13 @@ impl Weights {
 
     /// A tensor of a program in its type.
     fn plain(&self, tensor: &Named, out: &mut [u8]) -> Result<(), WeightsError> {
-        if let Some(Source::Rope) = source(&self.model, &tensor.name) {
-            self.rope(out);
-            return Ok(());
+        match source(&self.model, &tensor.name) {
+            Some(Source::Rope) => {
+                self.rope(out);
+                return Ok(());
+            }
+            Some(Source::CacheScales(layer)) => return self.cache_scales(layer, out),
+            Some(Source::Rows(_)) | None => {}
         }
         self.each_row(&self.rows(&tensor.name)?, out, |row, out| row.put(tensor.storage, out))
     }

@@ -7,6 +7,7 @@
 //! `random` makes folders of random ones, [`pack`] files of other engines, [`quant`] codes and scales.
 
 mod blocks;
+mod cache;
 mod checkpoint;
 mod fill;
 mod names;
@@ -16,6 +17,8 @@ mod quantized;
 mod random;
 
 pub use blocks::Format;
+#[cfg(all(test, feature = "tuner"))]
+pub(crate) use cache::add_scales;
 pub use checkpoint::{Checkpoint, Stored};
 pub use fill::Filler;
 pub use names::{Natural, Rows, Source, natural, source};

@@ -18,6 +18,8 @@ pub enum Source {
     Rows(Rows),
     /// The table of cosines and sines, which no checkpoint holds.
     Rope,
+    /// The scales of the codes of that layer's cache, which few checkpoints hold.
+    CacheScales(i64),
 }
 
 /// Rows of tensors of one width.
@@ -157,6 +159,7 @@ fn of_layer(m: &Model, layer: i64, part: &str) -> Option<Source> {
         "gate_up_bias" if m.mlp_bias => in_turn("bias", None),
         "down" => one("mlp.down_proj.weight", &[hidden, inter]),
         "down_bias" if m.mlp_bias => one("mlp.down_proj.bias", &[hidden]),
+        "kv_scales" => Some(Source::CacheScales(layer)),
         _ => None,
     }
 }

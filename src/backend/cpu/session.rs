@@ -153,7 +153,7 @@ impl CpuSession {
         let Some(state) = &self.state else { return };
         for (t, h) in state.tensors.iter().zip(&state.sets[set]) {
             if t.role == Role::Out {
-                check.add(t.name, &compare(t, &h.buffer, &state.expected), Tolerance::of(&state.problem));
+                check.add(t.name, &compare(t, &h.buffer, &state.expected), Tolerance::of_tensor(&state.problem, t));
             }
         }
     }

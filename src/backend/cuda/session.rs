@@ -223,9 +223,9 @@ impl CudaSession {
     /// Compares the outputs of some sets.
     fn compare(&self, sets: std::ops::Range<usize>, check: &mut Check) -> Result<(), BackendError> {
         let (state, support) = self.parts()?;
-        let limit = Tolerance::of(&state.setup.problem);
         for (i, t) in state.tensors.iter().enumerate() {
             if let Some(r) = &state.references[i] {
+                let limit = Tolerance::of_tensor(&state.setup.problem, t);
                 let outs: Vec<u64> = state.sets[sets.clone()].iter().map(|set| set[i]).collect();
                 check.add(t.name, &support.compare(t, &outs, r.values.address(), &r.stats, &self.stream)?, limit);
             }

@@ -19,13 +19,14 @@ const THREADS: u32 = 256;
 const STATS_BYTES: u64 = 48;
 
 /// The helpers.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "fill_uniform",
     "fill_uniform_f32",
     "sum_squares",
     "compare",
     "compare_f32",
     "compare_i32",
+    "compare_e4m3",
     "check_bytes",
     "sum_ranges",
     "spoil1",
@@ -117,7 +118,8 @@ impl Support {
     ) -> Result<TensorCheck, BackendError> {
         debug_assert_eq!(t.role, Role::Out);
         let name = match t.storage {
-            Storage::Bf16 | Storage::F16 | Storage::E4m3 => "compare",
+            Storage::Bf16 | Storage::F16 => "compare",
+            Storage::E4m3 => "compare_e4m3",
             Storage::F32 => "compare_f32",
             // No op gives codes.
             Storage::I32 | Storage::Int4 | Storage::Int8 | Storage::U8 => "compare_i32",
