@@ -286,6 +286,39 @@ mod tests {
         }
     }
 
+    #[test]
+    fn tokens_become_codes_right_and_planted_faults_are_caught() {
+        let library = Library::built_in().unwrap();
+        let header = include_str!("../kernel-templates/cpu/include/e4m3_cache.h");
+        let code = format!("{}\n", include_str!("../kernel-templates/cpu/cpu_quantize.c"));
+        let (code, description) = (
+            code.replace("#include \"e4m3_cache.h\"\n", header),
+            include_str!("../kernel-templates/cpu/cpu_quantize.toml"),
+        );
+        for to in ["int8-row", "e4m3-row", "e4m3-g128"] {
+            for dtype in ["f32", "bf16", "f16"] {
+                for (op, shape) in [
+                    ("quantize", "rows=5 cols=300"),
+                    ("norm_quantize", "rows=3 cols=131"),
+                    ("quantize", "rows=1 cols=1"),
+                ] {
+                    let problem = format!("{op} {shape} to={to} dtype={dtype}");
+                    assert_eq!(wrong(&library, Some("cpu_quantize"), &problem), None, "{problem}");
+                }
+            }
+            for (right, fault) in [
+                ("largest / top : 0;", "largest / (1.001f * top) : 0;"),
+                ("scales[g] = top", "scales[g] = 1.0001f * top"),
+                ("* per;", "* per * 0.99f;"),
+                ("squares / cols +", "squares / (cols + 1) +"),
+            ] {
+                let problem = format!("norm_quantize rows=9 cols=300 to={to} dtype=bf16");
+                let found = wrongs("cpu_quantize", &code, description, &problem, (right, fault));
+                assert_eq!([found[0].is_some(), found[1].is_some()], [false, true], "{problem}, {fault}: {found:?}");
+            }
+        }
+    }
+
     /// Whether what a template makes of a problem is right by each way it has to hold x or codes.
     fn assert_each_way(session: &mut CpuSession, library: &Library, template: &str, problem: &str, tunable: &str) {
         let (p, device) = (problem.parse().unwrap(), session.device().clone());

@@ -15,6 +15,11 @@ use std::collections::BTreeMap;
 /// Problems that bring every template into play, beside llama-3.2-1b's plan.
 const EXTRA: &[&str] = &[
     "matmul m=33 n=1000 k=1544 dtype=f32",
+    "quantize rows=33 cols=2048 to=int8-row",
+    "quantize rows=5 cols=1001 to=e4m3-g128 dtype=f32",
+    "norm_quantize rows=1 cols=4096 to=int8-row",
+    "norm_quantize rows=512 cols=2048 to=e4m3-g128 dtype=f16",
+    "norm_quantize rows=3 cols=77 to=e4m3-row",
     "matmul m=7 n=1001 k=320 epilogue=bias_residual x=int8-row w=int8-row",
     "matmul m=17 n=1000 k=1088 epilogue=swiglu x=e4m3-g128 w=e4m3-b128",
     "matmul m=300 n=1000 k=1544 dtype=tf32 epilogue=bias",

@@ -1,4 +1,4 @@
-// What compares results that are codes of E4M3: each is held to what was rounded to it. Compiled behind support.cu, and apart from it:
+// What compares results that are codes: each is held to what was rounded to it. Compiled behind support.cu, and apart from it:
 // problems without such results do not depend on it.
 #include "e4m3.cuh"
 
@@ -9,32 +9,48 @@ DEV double e4m3_worth(int number) {
   return number < 0 ? -magnitude : magnitude;
 }
 
-// The error of a code is how far the reference is from what is rounded to it, at least; it is out of bounds where the code that the
-// reference is rounded to is no neighbour of it.
-extern "C" __global__ void compare_e4m3(const u8 *out, const double *ref, u64 n, const double *ref_stats, check_stats *s) {
+// How far the reference is from what is rounded to a code, at least; infinite where the code that the reference is rounded to is no neighbour
+// of it, and NaN where the code is.
+struct e4m3_result {
+  u8 bits;
+  DEV bool poison() const { return bits == 0xff; }
+  DEV double error(double r) const {
+    if ((bits & 0x7f) == 0x7f) return __longlong_as_double(0x7ff8000000000000ll);
+    const int largest = 0x7e, at = e4m3_number(bits), apart = at - e4m3_number(e4m3_from_f32((float)r));
+    if (apart < -1 || apart > 1) return __longlong_as_double(0x7ff0000000000000ll);
+    double e = 0.0;
+    if (at > -largest) e = fmax(e, (e4m3_worth(at - 1) + e4m3_worth(at)) / 2 - r);
+    if (at < largest) e = fmax(e, r - (e4m3_worth(at) + e4m3_worth(at + 1)) / 2);
+    return e;
+  }
+};
+struct int8_result {
+  signed char code;
+  DEV bool poison() const { return code == -1; }
+  DEV double error(double r) const {
+    const double apart = fabs(code - r);
+    return apart <= 1.5 ? fmax(apart - 0.5, 0.0) : __longlong_as_double(0x7ff0000000000000ll);
+  }
+};
+
+template <class T> DEV void compare_codes(const T *out, const double *ref, u64 n, const double *ref_stats, check_stats *s) {
   const double rms = ref_stats[1] > 0 ? sqrt(ref_stats[0] / ref_stats[1]) : 0.0;
-  const int largest = 0x7e;
   double sum = 0;
   u64 worst = 0, not_finite = 0, touched = 0;
   for (u64 i = thread_index(); i < n; i += thread_count()) {
     const double r = ref[i];
     if (r != r) {
-      touched += out[i] != 0xff;
+      touched += !out[i].poison();
       continue;
     }
-    if ((out[i] & 0x7f) == 0x7f) {
+    const double e = out[i].error(r);
+    if (e != e) {
       not_finite += 1;
       continue;
     }
-    const int at = e4m3_number(out[i]), wanted = e4m3_number(e4m3_from_f32((float)r)), apart = at - wanted;
-    double e = 0.0;
-    float scaled = 3e38f;
-    if (apart >= -1 && apart <= 1) {
-      if (at > -largest) e = fmax(e, (e4m3_worth(at - 1) + e4m3_worth(at)) / 2 - r);
-      if (at < largest) e = fmax(e, r - (e4m3_worth(at) + e4m3_worth(at + 1)) / 2);
-      scaled = (float)fmin(e / (rms + fabs(r) + 0x1p-126), 3e38);
-    }
-    sum += e * e;
+    const bool near = e < __longlong_as_double(0x7ff0000000000000ll);
+    const float scaled = near ? (float)fmin(e / (rms + fabs(r) + 0x1p-126), 3e38) : 3e38f;
+    sum += near ? e * e : 0.0;
     const u64 key = (u64)__float_as_uint(scaled) << 32 | (i < 0xffffffffull ? i : 0xffffffffull);
     worst = key > worst ? key : worst;
   }
@@ -48,4 +64,10 @@ extern "C" __global__ void compare_e4m3(const u8 *out, const double *ref, u64 n,
     if (not_finite) atomicAdd(&s->not_finite, not_finite);
     if (touched) atomicAdd(&s->touched, touched);
   }
+}
+extern "C" __global__ void compare_e4m3(const e4m3_result *out, const double *ref, u64 n, const double *ref_stats, check_stats *s) {
+  compare_codes(out, ref, n, ref_stats, s);
+}
+extern "C" __global__ void compare_int8(const int8_result *out, const double *ref, u64 n, const double *ref_stats, check_stats *s) {
+  compare_codes(out, ref, n, ref_stats, s);
 }

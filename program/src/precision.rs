@@ -3,7 +3,7 @@
 use super::CliError;
 use jitune::device::Target;
 use jitune::model::{Model, Precision, WeightFormat};
-use jitune::problem::{Dtype, ScaledFormat, Storage};
+use jitune::problem::{Dtype, ScaledFormat, Storage, XFormat};
 use std::fmt;
 
 /// What the weights are stored as on the device.
@@ -16,7 +16,23 @@ pub enum Stored {
     Plain,
     /// Linear layers in a scaled format, quantised as they are loaded where the files have them not; all else in the dtype.
     In(ScaledFormat),
+    /// Both linear layers and their tokens in codes, by the name of the two.
+    Both(&'static Codes),
 }
+
+/// A format of weights with one of the tokens that they are multiplied by.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Codes {
+    name: &'static str,
+    weights: &'static str,
+    tokens: &'static str,
+}
+
+const BOTH: [Codes; 3] = [
+    Codes { name: "w8a8", weights: "int8-row", tokens: "int8-row" },
+    Codes { name: "fp8", weights: "e4m3-row", tokens: "e4m3-row" },
+    Codes { name: "fp8-block", weights: "e4m3-b128", tokens: "e4m3-g128" },
+];
 
 impl fmt::Display for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -24,6 +40,7 @@ impl fmt::Display for Stored {
             Stored::AsTheyAre => f.write_str("stored"),
             Stored::Plain => f.write_str("plain"),
             Stored::In(format) => format.fmt(f),
+            Stored::Both(codes) => f.write_str(codes.name),
         }
     }
 }
@@ -33,10 +50,19 @@ pub fn stored(text: &str) -> Result<Stored, String> {
     match text {
         "stored" => Ok(Stored::AsTheyAre),
         "plain" => Ok(Stored::Plain),
-        _ => ScaledFormat::parse(text)
-            .map(Stored::In)
-            .ok_or_else(|| format!("it is stored, plain, or one of {}", ScaledFormat::names())),
+        _ => in_codes(text).ok_or_else(|| format!("it is stored, plain, or one of {}", names())),
     }
+}
+
+/// Linear layers in codes, or both these and their tokens.
+pub fn in_codes(text: &str) -> Option<Stored> {
+    let both = BOTH.iter().find(|codes| codes.name == text).map(Stored::Both);
+    both.or_else(|| ScaledFormat::parse(text).map(Stored::In))
+}
+
+/// All names of codes, for messages.
+pub fn names() -> String {
+    format!("{}|{}", BOTH.map(|codes| codes.name).join("|"), ScaledFormat::names())
 }
 
 /// A precision with the cache as `--kv-dtype` says: in the dtype, which need not be said, or in codes of e4m3.
@@ -70,8 +96,17 @@ impl Stored {
     ) -> Result<(Precision, Vec<String>), CliError> {
         let plain = matches!(dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32);
         match self {
-            Stored::In(format) if !plain => {
-                Err(CliError::Usage(format!("--weights {format}: --dtype is bf16, f16 or f32 then, not {dtype}")))
+            Stored::In(_) | Stored::Both(_) if !plain => {
+                Err(CliError::Usage(format!("--weights {self}: --dtype is bf16, f16 or f32 then, not {dtype}")))
+            }
+            Stored::Both(codes) => {
+                let format = ScaledFormat::parse(codes.weights);
+                let usual =
+                    format.map(|format| WeightFormat { scale: Storage::F32, ..WeightFormat::usual(format, dtype) });
+                let linear = usual.map(|format| Precision::linear(dtype, format, target));
+                let known =
+                    linear.ok_or_else(|| CliError::Usage(format!("--weights {self}: there is no such format")))?;
+                Ok((known.with_tokens(XFormat::parse(codes.tokens)), Vec::new()))
             }
             Stored::In(format) => {
                 Ok((Precision::linear(dtype, WeightFormat::usual(format, dtype), target), Vec::new()))

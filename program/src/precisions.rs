@@ -1,14 +1,14 @@
 //! `jitune compare --precisions`: a model in several precisions on one device: time, memory, and what each does to its answers.
 
 use super::opened::{ModelArgs, Opened, failed};
-use super::precision::{Stored, dtype_of};
+use super::precision::{Stored, dtype_of, in_codes, names};
 use super::progress::Live;
 use super::select::{Store, Templates, Where, Which};
 use super::sign::Signer;
 use super::{CliError, table};
 use jitune::engine::{Engine, Event, Finish, Request};
 use jitune::logits::{Divergence, log_sum};
-use jitune::problem::{Dtype, ScaledFormat, hash_uniform};
+use jitune::problem::{Dtype, hash_uniform};
 use jitune::report::precisions::{self, Row};
 use jitune::tokenizer::Tokenizer;
 use jitune::weights::natural;
@@ -51,15 +51,15 @@ fn asked(name: &str, usual: Dtype) -> Result<Asked, CliError> {
     // What stands behind a stroke is the cache.
     let (all, name) = (name, name.strip_suffix(IN_CODES).unwrap_or(name));
     let kv = (all != name).then_some(Dtype::E4m3);
-    let (dtype, weights) = match (Dtype::parse(name), ScaledFormat::parse(name), name) {
+    let (dtype, weights) = match (Dtype::parse(name), in_codes(name), name) {
         (Some(dtype), ..) => (dtype, Stored::Plain),
-        (_, Some(format), _) => (usual, Stored::In(format)),
+        (_, Some(stored), _) => (usual, stored),
         (_, _, "stored") => (usual, Stored::AsTheyAre),
         _ => {
             let text = format!(
                 "--precisions {all}: it is one of {}, stored, {}, each with {IN_CODES} behind it for a cache in e4m3",
                 Dtype::names(),
-                ScaledFormat::names()
+                names()
             );
             return Err(CliError::Usage(text));
         }

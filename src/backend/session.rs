@@ -3,7 +3,7 @@
 use super::BackendError;
 use crate::artifact::Artifact;
 use crate::device::{Ceilings, Device};
-use crate::problem::{Expected, Problem, Storage, Tolerance, e4m3_error};
+use crate::problem::{Expected, Problem, Storage, Tolerance, error_of};
 use crate::recipe::Launch;
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, RandomState};
@@ -124,10 +124,7 @@ pub(crate) fn distance<'e>(
             found.unwritten += 1;
             continue;
         }
-        let error = match storage {
-            Storage::E4m3 => e4m3_error(got, e.value),
-            _ => (got - e.value).abs(),
-        };
+        let error = error_of(storage, got, e.value);
         errors += error * error;
         let scaled = error / (rms + e.value.abs()).max(f64::MIN_POSITIVE);
         if scaled > found.max {

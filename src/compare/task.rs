@@ -1,7 +1,7 @@
 //! A problem as peers are given it: input files that every peer reads, and what the outputs should be.
 
 use crate::device::{Device, Target};
-use crate::problem::{Expected, Inputs, Problem, Role, Storage, Tolerance, Variable, e4m3_error, expected};
+use crate::problem::{Expected, Inputs, Problem, Role, Storage, Tolerance, Variable, error_of, expected};
 use jitune_peer::{Task, TaskTensor};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -178,10 +178,10 @@ pub fn distance(storage: &str, expected: &[&Expected], values: &[Option<f64>]) -
     let rms = (squares / expected.len().max(1) as f64).sqrt();
     let mut found = Distance { compared: expected.len() as u64, ..Distance::default() };
     let mut errors = 0.0;
+    let stored = [Storage::E4m3, Storage::Int8].into_iter().find(|s| s.name() == storage).unwrap_or(Storage::F32);
     for (e, v) in expected.iter().zip(values) {
         let error = match v {
-            Some(v) if storage == Storage::E4m3.name() => e4m3_error(*v, e.value),
-            Some(v) => (v - e.value).abs(),
+            Some(v) => error_of(stored, *v, e.value),
             None => f64::INFINITY,
         };
         errors += error * error;

@@ -141,6 +141,16 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
     let dtype = precision.dtype;
     let of_heads = format!("heads={h} kv_heads={hk} head_dim={d} page={page}");
     let norm = |rows: i64| format!("rmsnorm rows={rows} cols={hidden} eps={eps:e} dtype={dtype}");
+    // The norm before the product over a weight, which may take codes.
+    let norm_for = |weight: &str| match precision.tokens(weight) {
+        None => norm(rows),
+        Some(to) => format!("norm_quantize rows={rows} cols={hidden} to={to} eps={eps:e} dtype={dtype}"),
+    };
+    // What it takes: an activation, and of codes their scales.
+    let tokens = |name: &str, weight: &str| {
+        let scales = precision.tokens(weight).map(|_| (Activation, format!("{name}{SCALES}")));
+        std::iter::once((Activation, name.to_string())).chain(scales).collect::<Vec<_>>()
+    };
     // Of a weight [n, k] and its biases, [biased, added to the residual stream].
     let product = |weight: &str, rows: i64, [n, k]: [i64; 2], [biased, added]: [bool; 2]| {
         let epilogue = match (biased, added) {
@@ -152,6 +162,15 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
         format!("matmul m={rows} n={n} k={k} epilogue={epilogue} dtype={}", precision.types(weight, [n, k]))
     };
     let one = |life: Life, name: &str| vec![(life, name.to_string())];
+    // The step that makes an activation of that width codes, where the product over a weight takes some, and what it takes.
+    let quantized = |name: &str, weight: &str, cols: i64| match precision.tokens(weight) {
+        None => (None, one(Activation, name)),
+        Some(to) => {
+            let codes = tokens(&format!("{name}.codes"), weight);
+            let text = format!("quantize rows={rows} cols={cols} to={to} dtype={dtype}");
+            (Some((text, [one(Activation, name), codes.clone()].concat())), codes)
+        }
+    };
     let weight = |name: &str| scaled(precision, name);
     let when = |on: bool, name: &str| if on { one(Weight, name) } else { Vec::new() };
     let attention = match phase {
@@ -175,16 +194,17 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
     for layer in 0..m.layers {
         let at = |name: &str| format!("layers.{layer}.{name}");
         let normed = at("attention_input");
-        let of_norm = |from: &str, weight: &str, to: &str| {
-            [one(Activation, from), one(Weight, weight), one(Activation, to)].concat()
+        let of_norm = |from: &str, weight: &str, to: Vec<(Life, String)>| {
+            [one(Activation, from), one(Weight, weight), to].concat()
         };
-        step("norm", norm(rows), of_norm(&stream, &at("input_norm"), &normed))?;
+        let w = at("qkv");
+        step("norm", norm_for(&w), of_norm(&stream, &at("input_norm"), tokens(&normed, &w)))?;
         let (q, k_cache, v_cache) = (at("q"), at("k_cache"), at("v_cache"));
         let coded = precision.cache().is_some();
         let scales = when(coded, &at("kv_scales"));
         let caches = [one(State, &k_cache), one(State, &v_cache)].concat();
-        let (w, shape) = (at("qkv"), [(h + 2 * hk) * d, hidden]);
-        let operands = [one(Activation, &normed), weight(&w), when(m.qkv_bias, &at("qkv_bias"))].concat();
+        let shape = [(h + 2 * hk) * d, hidden];
+        let operands = [tokens(&normed, &w), weight(&w), when(m.qkv_bias, &at("qkv_bias"))].concat();
         let rest = [
             when(m.qk_norm, &at("q_norm")),
             when(m.qk_norm, &at("k_norm")),
@@ -226,20 +246,17 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
         step("attention", text, names.concat())?;
 
         let (w, out) = (at("o"), at("after_attention"));
-        let names = [
-            one(Activation, &attended),
-            weight(&w),
-            when(m.o_bias, &at("o_bias")),
-            one(Activation, &stream),
-            one(Activation, &out),
-        ];
+        let (before, operand) = quantized(&attended, &w, h * d);
+        if let Some((text, names)) = before {
+            step("quantize", text, names)?;
+        }
+        let names =
+            [operand, weight(&w), when(m.o_bias, &at("o_bias")), one(Activation, &stream), one(Activation, &out)];
         step("o", product(&w, rows, [hidden, h * d], [m.o_bias, true]), names.concat())?;
         stream = out;
-        let (normed, gated) = (at("mlp_input"), at("gated"));
-        step("norm", norm(rows), of_norm(&stream, &at("post_attention_norm"), &normed))?;
-        let w = at("gate_up");
-        let names =
-            [one(Activation, &normed), weight(&w), when(m.mlp_bias, &at("gate_up_bias")), one(Activation, &gated)];
+        let (normed, gated, w) = (at("mlp_input"), at("gated"), at("gate_up"));
+        step("norm", norm_for(&w), of_norm(&stream, &at("post_attention_norm"), tokens(&normed, &w)))?;
+        let names = [tokens(&normed, &w), weight(&w), when(m.mlp_bias, &at("gate_up_bias")), one(Activation, &gated)];
         let swiglu = if m.mlp_bias { "bias_swiglu" } else { "swiglu" };
         let text = format!(
             "matmul m={rows} n={} k={hidden} epilogue={swiglu} dtype={}",
@@ -248,13 +265,12 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
         );
         step("gate_up", text, names.concat())?;
         let (w, out) = (at("down"), at("after_mlp"));
-        let names = [
-            one(Activation, &gated),
-            weight(&w),
-            when(m.mlp_bias, &at("down_bias")),
-            one(Activation, &stream),
-            one(Activation, &out),
-        ];
+        let (before, operand) = quantized(&gated, &w, inter);
+        if let Some((text, names)) = before {
+            step("quantize", text, names)?;
+        }
+        let names =
+            [operand, weight(&w), when(m.mlp_bias, &at("down_bias")), one(Activation, &stream), one(Activation, &out)];
         step("down", product(&w, rows, [hidden, inter], [m.mlp_bias, true]), names.concat())?;
         stream = out;
     }

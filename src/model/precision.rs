@@ -1,7 +1,7 @@
 //! What the tensors of a model are stored as: one dtype, and scaled formats of weights that have one.
 
 use crate::device::Target;
-use crate::problem::{CodeLayout, Dtype, ScaledFormat, Scaling, Storage, Types};
+use crate::problem::{CodeLayout, Dtype, ScaledFormat, Scaling, Storage, Types, XFormat};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -37,6 +37,8 @@ pub struct Precision {
     linear: Option<WeightFormat>,
     /// Those of weights by their names in programs.
     named: Arc<BTreeMap<String, WeightFormat>>,
+    /// What linear layers take their tokens as, where that is codes.
+    tokens: Option<XFormat>,
     /// The codes of the cache, where it has some.
     cache: Option<Storage>,
     target: Target,
@@ -44,7 +46,7 @@ pub struct Precision {
 
 impl From<Dtype> for Precision {
     fn from(dtype: Dtype) -> Precision {
-        Precision { dtype, linear: None, named: Arc::default(), cache: None, target: Target::Cpu }
+        Precision { dtype, linear: None, named: Arc::default(), tokens: None, cache: None, target: Target::Cpu }
     }
 }
 
@@ -70,6 +72,17 @@ impl Precision {
     /// The weights of these names in programs (`layers.0.qkv`) in these formats, all else in `dtype`.
     pub fn named(dtype: Dtype, formats: BTreeMap<String, WeightFormat>, target: Target) -> Precision {
         Precision { named: Arc::new(formats), target, ..dtype.into() }
+    }
+
+    /// The same with the tokens of linear layers in codes of that format, quantised as they come; of those alone whose weights are codes of
+    /// the same kind.
+    pub fn with_tokens(self, tokens: Option<XFormat>) -> Precision {
+        Precision { tokens, ..self }
+    }
+
+    /// The format that products over the weight of that name take their tokens in; none where they are in the dtype.
+    pub fn tokens(&self, name: &str) -> Option<XFormat> {
+        self.tokens.filter(|tokens| self.format(name).is_some_and(|f| tokens.goes_with(f.format.codes)))
     }
 
     /// The same with the cache in codes of that type, E4M3, or in the dtype.
@@ -104,9 +117,16 @@ impl Precision {
             (Target::Cpu, Storage::E4m3) => CodeLayout::Rows,
             (Target::Cpu, _) => CodeLayout::Lanes,
         };
-        let holds = wanted.holds(format.codes, [n, k].map(i64::unsigned_abs));
-        let layout = if holds { wanted } else { CodeLayout::Rows };
+        let (tokens, holds) = (self.tokens(name), wanted.holds(format.codes, [n, k].map(i64::unsigned_abs)));
+        let layout = match (tokens, self.target) {
+            // Codes are multiplied by codes as they lie.
+            (Some(_), Target::Cuda) => CodeLayout::Rows,
+            _ if holds => wanted,
+            _ => CodeLayout::Rows,
+        };
         Types {
+            x: tokens.map_or(plain.x, |t| t.codes),
+            x_scales: tokens.map(|t| t.per),
             w: format.codes,
             scaling: Some(Scaling { per: format.per, storage: scale, zero: format.zero, layout }),
             ..plain
@@ -120,6 +140,9 @@ impl fmt::Display for Precision {
         write!(f, "{}", self.dtype)?;
         if let Some(linear) = self.linear {
             write!(f, ", linear layers in {linear}")?;
+        }
+        if let Some(tokens) = self.tokens {
+            write!(f, ", their tokens in {tokens}")?;
         }
         if let Some(cache) = self.cache {
             write!(f, ", the cache in {cache}")?;

@@ -1,7 +1,7 @@
 //! `quantization_config`: in which scaled format a folder has its linear layers. Read exactly, or refused by the name of what stands in
 //! the way.
 
-use crate::problem::{Granularity, SCALE_BLOCK, ScaledFormat, Storage, Zero};
+use crate::problem::{Granularity, SCALE_BLOCK, ScaledFormat, Storage, XFormat, Zero};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -12,6 +12,9 @@ pub struct Quantization {
     pub layout: QuantLayout,
     /// The name of the scaled format, such as `int4-g128`; the files say of which type its scales are.
     pub format: String,
+    /// The name of the format that tokens are rounded to before these layers, such as `int8-row`; none where they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<String>,
     /// Modules that are plain, by their names or the last parts of these.
     pub plain: Vec<String>,
 }
@@ -34,6 +37,11 @@ impl Quantization {
     /// The format.
     pub fn scaled(&self) -> Option<ScaledFormat> {
         ScaledFormat::parse(&self.format)
+    }
+
+    /// The format of tokens.
+    pub fn scaled_tokens(&self) -> Option<XFormat> {
+        XFormat::parse(self.tokens.as_deref()?)
     }
 
     /// What a weight's name in files begins with where it is stored so: the module of `model.layers.0.mlp.up_proj.weight`.
@@ -104,7 +112,7 @@ fn gptq(config: &Value) -> Result<Quantization, String> {
     only(config, "checkpoint_format", &[Value::Null, "gptq".into(), "gptq_v2".into()])?;
     let zero = if config["sym"] == Value::Bool(true) { Zero::None } else { Zero::Zero };
     let layout = if config["checkpoint_format"] == "gptq_v2" { QuantLayout::GptqV2 } else { QuantLayout::Gptq };
-    Ok(Quantization { layout, format: format(Storage::Int4, group(config)?, zero)?, plain: Vec::new() })
+    Ok(Quantization { layout, format: format(Storage::Int4, group(config)?, zero)?, tokens: None, plain: Vec::new() })
 }
 
 fn awq(config: &Value) -> Result<Quantization, String> {
@@ -112,7 +120,12 @@ fn awq(config: &Value) -> Result<Quantization, String> {
     only(config, "version", &[Value::Null, "gemm".into(), "GEMM".into()])?;
     let zero = if config["zero_point"] == Value::Bool(false) { Zero::None } else { Zero::Zero };
     let plain = names(config, "modules_to_not_convert")?;
-    Ok(Quantization { layout: QuantLayout::Awq, format: format(Storage::Int4, group(config)?, zero)?, plain })
+    Ok(Quantization {
+        layout: QuantLayout::Awq,
+        format: format(Storage::Int4, group(config)?, zero)?,
+        tokens: None,
+        plain,
+    })
 }
 
 /// Whether a cache can be stored as a folder says that it is to be: in E4M3, with scales that are known before.
@@ -132,6 +145,29 @@ fn cache_scheme(scheme: &Value) -> Result<(), String> {
     Ok(())
 }
 
+/// The format that tokens are rounded to: codes of the weights' kind, with a scale a token that follows from the token.
+fn tokens(said: &Value, codes: Storage, per: Granularity) -> Result<Option<String>, String> {
+    if said.is_null() {
+        return Ok(None);
+    }
+    let kind = if codes == Storage::E4m3 { "float" } else { "int" };
+    for (key, supported) in [
+        ("num_bits", vec![8.into()]),
+        ("type", vec![kind.into()]),
+        ("strategy", vec!["token".into()]),
+        ("dynamic", vec![true.into()]),
+        ("symmetric", vec![true.into(), Value::Null]),
+    ] {
+        only(said, key, &supported).map_err(|e| e.replacen(key, &format!("input_activations.{key}"), 1))?;
+    }
+    if !matches!(per, Granularity::Row | Granularity::Tensor) || codes == Storage::Int4 {
+        return Err(format!(
+            "quantization_config: input_activations beside weights in {codes}-{per} are not supported"
+        ));
+    }
+    Ok(Some(XFormat { codes, per: Granularity::Row }.to_string()))
+}
+
 fn compressed(config: &Value) -> Result<Quantization, String> {
     let groups = config["config_groups"].as_object().map(|g| g.values().collect::<Vec<_>>()).unwrap_or_default();
     let [one] = groups[..] else {
@@ -140,7 +176,6 @@ fn compressed(config: &Value) -> Result<Quantization, String> {
     cache_scheme(&config["kv_cache_scheme"])?;
     only(config, "sparsity_config", &[Value::Null, Value::Object(Default::default())])?;
     only(one, "targets", &[serde_json::json!(["Linear"])])?;
-    only(one, "input_activations", &[Value::Null])?;
     only(one, "output_activations", &[Value::Null])?;
     let weights = &one["weights"];
     only(weights, "actorder", &[Value::Null, false.into(), "weight".into(), "static".into()])?;
@@ -171,11 +206,12 @@ fn compressed(config: &Value) -> Result<Quantization, String> {
         &[wanted.into(), if codes == Storage::Int8 { "naive-quantized".into() } else { wanted.into() }],
     )?;
     let zero = if symmetric { Zero::None } else { Zero::Zero };
+    let tokens = tokens(&one["input_activations"], codes, per)?;
     let plain = names(config, "ignore")?;
     if !plain.iter().any(|name| name == "lm_head") {
         return Err("quantization_config: ignore is without lm_head, and a quantised head is not read".into());
     }
-    Ok(Quantization { layout: QuantLayout::CompressedTensors, format: format(codes, per, zero)?, plain })
+    Ok(Quantization { layout: QuantLayout::CompressedTensors, format: format(codes, per, zero)?, tokens, plain })
 }
 
 #[cfg(test)]
@@ -229,7 +265,24 @@ mod tests {
         };
         let channel = json!({ "num_bits": 8, "type": "float", "strategy": "channel" });
         let mut rounded = compressed(channel.clone(), "float-quantized");
-        rounded["config_groups"]["group_0"]["input_activations"] = json!({ "num_bits": 8 });
+        rounded["config_groups"]["group_0"]["input_activations"] =
+            json!({ "num_bits": 8, "type": "float", "strategy": "token", "dynamic": true, "symmetric": true });
+        assert_eq!(Quantization::read(&rounded).unwrap().tokens.as_deref(), Some("e4m3-row"));
+        let mut integers = compressed(json!({ "num_bits": 8, "type": "int", "strategy": "channel" }), "int-quantized");
+        integers["config_groups"]["group_0"]["input_activations"] =
+            rounded["config_groups"]["group_0"]["input_activations"].clone();
+        let mut grouped = compressed(
+            json!({ "num_bits": 8, "type": "int", "strategy": "group", "group_size": 128 }),
+            "int-quantized",
+        );
+        integers["config_groups"]["group_0"]["input_activations"]["type"] = "int".into();
+        grouped["config_groups"]["group_0"]["input_activations"] =
+            integers["config_groups"]["group_0"]["input_activations"].clone();
+        assert_eq!(Quantization::read(&integers).unwrap().tokens.as_deref(), Some("int8-row"));
+        integers["config_groups"]["group_0"]["input_activations"]["type"] = "float".into();
+        let mut fixed = rounded.clone();
+        fixed["config_groups"]["group_0"]["input_activations"]["dynamic"] = false.into();
+        rounded["config_groups"]["group_0"]["input_activations"]["strategy"] = "tensor".into();
         let mut cache = compressed(channel.clone(), "float-quantized");
         cache["kv_cache_scheme"] = json!({ "type": "float", "num_bits": 8, "strategy": "tensor", "dynamic": false });
         assert!(read(cache.clone()).is_ok());
@@ -251,7 +304,10 @@ mod tests {
             (compressed(channel.clone(), "pack-quantized"), "format = \"pack-quantized\""),
             (compressed(json!({ "num_bits": 4, "type": "float", "strategy": "channel" }), "x"), "num_bits = 4"),
             (compressed(json!({ "num_bits": 4, "type": "int", "strategy": "token" }), "x"), "strategy = \"token\""),
-            (rounded, "input_activations"),
+            (rounded, "input_activations.strategy = \"tensor\""),
+            (integers, "input_activations.type = \"float\" is not supported; \"int\" is"),
+            (fixed, "input_activations.dynamic = false"),
+            (grouped, "input_activations beside weights in int8-g128"),
             (cache, "kv_cache_scheme.num_bits = 4 is not supported; 8 is"),
             (head, "ignore = "),
             (all, "without lm_head"),
@@ -266,6 +322,7 @@ mod tests {
         let q = Quantization {
             layout: QuantLayout::Awq,
             format: "int4-g128".into(),
+            tokens: None,
             plain: vec!["down_proj".into(), "model.layers.1.mlp.up_proj".into(), "proj".into()],
         };
         let of = |name: &str| q.module(name).is_some();

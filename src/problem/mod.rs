@@ -15,6 +15,7 @@ mod normed;
 mod paged;
 mod pointwise;
 mod qkv;
+mod quantize;
 mod reference;
 mod rope_kv;
 mod sample;
@@ -41,10 +42,10 @@ pub use scaled::{CodeLayout, Granularity, SCALE_BLOCK, ScaledFormat, Scaling, Ze
 pub use scaled_x::XFormat;
 pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
-#[cfg(feature = "tuner")]
-pub(crate) use types::e4m3_error;
 #[cfg(feature = "engine")]
 pub(crate) use types::e4m3_from_f32;
+#[cfg(feature = "tuner")]
+pub(crate) use types::error_of;
 pub use types::{Compute, Dtype, Storage, Types};
 
 /// Most dimensions an op may have.
@@ -77,6 +78,8 @@ pub static OPS: &[&OpDef] = &[
     &normed::MATMUL,
     &normed::QKV,
     &rope_kv::OP,
+    &quantize::PLAIN,
+    &quantize::NORMED,
 ];
 
 /// What an op is: its dimensions and the pure functions over them.

@@ -83,10 +83,12 @@ impl Tolerance {
         Tolerance { rms: rms * slack, max: max * slack }
     }
 
-    /// Those of one of its outputs. Codes of a cache are held to what was rounded to them, which f32 knows to some bits.
+    /// Those of one of its outputs. Codes are held to what was rounded to them, which f32 knows to some bits, and so are scales.
     pub fn of_tensor(problem: &Problem, tensor: &Tensor) -> Tolerance {
         match tensor.storage {
-            Storage::E4m3 => Tolerance { rms: 1e-6, max: 1e-5 },
+            Storage::E4m3 | Storage::Int8 => Tolerance { rms: 1e-6, max: 1e-5 },
+            // Beside codes.
+            Storage::F32 if problem.has("codes") => Tolerance { rms: 5e-6, max: 5e-5 },
             _ => Tolerance::of(problem),
         }
     }
@@ -114,6 +116,8 @@ mod tests {
             "sample rows=3 cols=9",
             "sample rows=7 cols=40 top=3",
             "advance words=9 ids=4 rows=2",
+            "quantize rows=3 cols=300 to=e4m3-g128",
+            "norm_quantize rows=3 cols=7",
             "rope_kv m=9 heads=2 kv_heads=1 head_dim=4 page=4 kv=e4m3 padding=some",
             "rope_kv m=3 heads=2 kv_heads=1 head_dim=4 page=4 qk_norm=1",
             "decode batch=2 context=5 heads=2 kv_heads=1 head_dim=4 page=2 kv=e4m3 lens=mixed",

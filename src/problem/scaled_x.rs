@@ -1,6 +1,7 @@
 //! Tokens of a scaled format: the x of a product as codes of 8 bits, with f32 scales for a tensor, a token or a group of one. What
 //! formats there are, which weights they go with, the tensors that belong to them, and what a code is worth.
 
+use super::types::E4M3_MAX;
 use super::{Fill, Granularity, Inputs, Problem, Storage, Tensor, Types};
 use std::fmt;
 
@@ -34,6 +35,11 @@ impl XFormat {
     /// All names, for messages.
     pub fn names() -> String {
         FORMATS.map(|f| f.to_string()).join("|")
+    }
+
+    /// The largest code, which the largest magnitude of what shares a scale becomes.
+    pub fn largest(self) -> f64 {
+        if self.codes == Storage::Int8 { 127.0 } else { f64::from(E4M3_MAX) }
     }
 
     /// What codes of weights are multiplied by these: integers by integers, E4M3 by E4M3.

@@ -276,7 +276,7 @@ impl Dtype {
     }
 }
 
-const E4M3_MAX: f32 = 448.0;
+pub(super) const E4M3_MAX: f32 = 448.0;
 /// Below this, 2^-6, values are spaced evenly by 2^-9.
 const E4M3_NORMAL: f32 = 1.0 / 64.0;
 
@@ -296,10 +296,24 @@ pub fn e4m3_from_f32(v: f32) -> u8 {
     sign | (rounded - (120 << 3)) as u8
 }
 
+/// How far a result is from what it should be. A code is held to what was rounded to it: 0 where the value rounds to it, whatever becomes of
+/// ties, and infinite where the two are more than a code apart.
+#[cfg(feature = "tuner")]
+pub(crate) fn error_of(storage: Storage, got: f64, value: f64) -> f64 {
+    match storage {
+        Storage::E4m3 => e4m3_error(got, value),
+        Storage::Int8 => match (got - value).abs() {
+            apart if apart <= 1.5 => (apart - 0.5).max(0.0),
+            _ => f64::INFINITY,
+        },
+        _ => (got - value).abs(),
+    }
+}
+
 /// How far a value was from what was rounded to the E4M3 value `got` at least: 0 where `got` is what it rounds to, whatever becomes of ties,
 /// and infinite where the two are more than a code apart. What is beyond the largest rounds to it.
 #[cfg(feature = "tuner")]
-pub(crate) fn e4m3_error(got: f64, value: f64) -> f64 {
+fn e4m3_error(got: f64, value: f64) -> f64 {
     // Codes without their sign number the values from 0 on, evenly in each power of two.
     let number = |v: f64| {
         let code = e4m3_from_f32(v as f32);
@@ -372,7 +386,7 @@ mod tests {
             for sign in [1.0, -1.0] {
                 let error = |got: f64, value: f64| e4m3_error(sign * got, sign * value);
                 assert_eq!((error(low, middle), error(high, middle), error(low, low)), (0.0, 0.0, 0.0));
-                assert_eq!((error(low, low + 0.51 * step) - 0.01 * step).abs() < 1e-9 * step, true);
+                assert!((error(low, low + 0.51 * step) - 0.01 * step).abs() < 1e-9 * step);
                 assert!(error(low, high) >= 0.49 * step);
                 assert!(values.get(at + 2).is_none_or(|two| error(low, *two) == f64::INFINITY));
             }

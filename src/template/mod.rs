@@ -307,7 +307,7 @@ impl Library {
             Target::Cuda => self.reference(problem, device).map(|t| self.fingerprint(&t)).unwrap_or_default(),
             Target::Cpu => String::new(),
         };
-        let codes = |t: &Tensor| t.role == problem::Role::Out && t.storage == Storage::E4m3;
+        let codes = |t: &Tensor| t.role == problem::Role::Out && matches!(t.storage, Storage::E4m3 | Storage::Int8);
         if device.target == Target::Cuda && problem.tensors().iter().any(codes) {
             let text = BUILT_IN.iter().find(|(name, _)| *name == CODES).map_or("", |(_, text)| *text);
             reference = format!("{reference} {}", blake3::hash(text.as_bytes()).to_hex());

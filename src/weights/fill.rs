@@ -4,7 +4,7 @@ use super::names::{Natural, Rows, Source, source};
 use super::quant::{Method, Packed, QuantError, from_ggml, quantize};
 use super::{Stored, Unpacked, Weights, WeightsError, finite, put};
 use crate::device::Target;
-use crate::model::{LINEAR, Precision, SCALES, WeightFormat, ZEROS};
+use crate::model::{LINEAR, Precision, Quantization, SCALES, WeightFormat, ZEROS};
 use crate::problem::{CodeLayout, Dtype, Storage};
 use crate::program::Named;
 use rayon::prelude::*;
@@ -86,8 +86,13 @@ impl Weights {
 
     /// The precision in which the checkpoint has the model, all else in `dtype`, and what is to be said of it.
     pub fn precision(&self, dtype: Dtype, target: Target) -> (Precision, Vec<String>) {
-        let (formats, notes) = self.formats();
-        (Precision::named(dtype, formats, target), notes)
+        let (mut formats, notes) = self.formats();
+        let tokens = self.model.quantization.as_ref().and_then(Quantization::scaled_tokens);
+        if let Some(tokens) = tokens {
+            // Products of codes by codes take scales in f32, which hold those of files as they are.
+            formats.values_mut().filter(|f| tokens.goes_with(f.format.codes)).for_each(|f| f.scale = Storage::F32);
+        }
+        (Precision::named(dtype, formats, target).with_tokens(tokens), notes)
     }
 
     /// A weight of the programs in a format: bit by bit where the checkpoint has it so, else quantised.
@@ -95,10 +100,12 @@ impl Weights {
         let rows = self.rows(name)?;
         let shape = [rows.count(), rows.columns()];
         let bad = |e: QuantError| WeightsError::Quantised { why: e.to_string() };
-        if self.format_of(&rows) == Some(wanted)
+        if let Some(stored) = self.format_of(&rows)
+            && (stored == wanted
+                || stored == WeightFormat { scale: stored.scale, ..wanted } && wanted.scale == Storage::F32)
             && let Some(packed) = self.as_stored(name, &rows)?
         {
-            return Ok(packed);
+            return Ok(packed.with_scales_in_f32(wanted.scale == Storage::F32));
         }
         let mut bytes = vec![0; (shape[0] * shape[1] * 4) as usize];
         self.each_row(&rows, &mut bytes, |row, out| row.put(Storage::F32, out))?;

@@ -19,7 +19,7 @@ const THREADS: u32 = 256;
 const STATS_BYTES: u64 = 48;
 
 /// The helpers.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "fill_uniform",
     "fill_uniform_f32",
     "sum_squares",
@@ -27,6 +27,7 @@ const NAMES: [&str; 15] = [
     "compare_f32",
     "compare_i32",
     "compare_e4m3",
+    "compare_int8",
     "check_bytes",
     "sum_ranges",
     "spoil1",
@@ -121,8 +122,9 @@ impl Support {
             Storage::Bf16 | Storage::F16 => "compare",
             Storage::E4m3 => "compare_e4m3",
             Storage::F32 => "compare_f32",
-            // No op gives codes.
-            Storage::I32 | Storage::Int4 | Storage::Int8 | Storage::U8 => "compare_i32",
+            Storage::Int8 => "compare_int8",
+            // No op gives the others but whole numbers.
+            Storage::I32 | Storage::Int4 | Storage::U8 => "compare_i32",
         };
         self.stats.fill(0, stream)?;
         for out in outs {

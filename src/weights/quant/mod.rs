@@ -227,6 +227,23 @@ impl Packed {
         layout.holds(self.format.codes, [self.n, self.k]).then(|| [ordered(&self.scales), ordered(&self.zeros)])
     }
 
+    /// The same with scales and minima in f32, which holds those of the other types as they are, where that is wanted.
+    pub(crate) fn with_scales_in_f32(mut self, wanted: bool) -> Packed {
+        if !wanted || self.scale == Storage::F32 {
+            return self;
+        }
+        let widened = |scales: &[u8], storage: Storage| -> Vec<u8> {
+            let count = scales.len() as u64 * 8 / storage.bits();
+            (0..count).flat_map(|i| (storage.value(scales, i) as f32).to_le_bytes()).collect()
+        };
+        self.scales = widened(&self.scales, self.scale);
+        if self.format.zero == Zero::Min {
+            self.zeros = widened(&self.zeros, self.scale);
+        }
+        self.scale = Storage::F32;
+        self
+    }
+
     fn bits(&self) -> u64 {
         self.format.codes.bits()
     }
