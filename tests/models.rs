@@ -21,7 +21,7 @@ fn preset(name: &str) -> Model {
 /// What a file says, as the preset that it is or differs from, under the file's own name.
 #[test]
 fn planned_as_what_they_are() {
-    let awq = Quantization { layout: QuantLayout::Awq, format: "int4z-g128".into(), plain: Vec::new() };
+    let awq = Quantization { layout: QuantLayout::Awq, format: "int4z-g128".into(), tokens: None, plain: Vec::new() };
     let cases = [
         ("llama-3.1-8b", preset("llama-3.1-8b")),
         ("llama-3.1-8b-transformers5", preset("llama-3.1-8b")),
