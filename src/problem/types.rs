@@ -372,7 +372,7 @@ mod tests {
             for sign in [1.0, -1.0] {
                 let error = |got: f64, value: f64| e4m3_error(sign * got, sign * value);
                 assert_eq!((error(low, middle), error(high, middle), error(low, low)), (0.0, 0.0, 0.0));
-                assert_eq!((error(low, low + 0.51 * step) - 0.01 * step).abs() < 1e-9 * step, true);
+                assert!((error(low, low + 0.51 * step) - 0.01 * step).abs() < 1e-9 * step);
                 assert!(error(low, high) >= 0.49 * step);
                 assert!(values.get(at + 2).is_none_or(|two| error(low, *two) == f64::INFINITY));
             }

@@ -173,7 +173,8 @@ impl Recipe {
         let named = |name: &&str| when.names.iter().any(|n| n == name);
         let types_apart = ["x", "w", "y"].iter().all(named);
         let knows_caches = named(&"kv.dtype");
-        if !types_apart && !named(&"dtype") && !(knows_caches && named(&"y.dtype")) {
+        let told = types_apart || named(&"dtype") || knows_caches && named(&"y.dtype");
+        if !told {
             return Err(invalid(
                 "its `when` does not name dtype, so it would take element types that its code does not know; write the \
                  ones it does, as in \"dtype in ['bf16', 'f16']\", or where each tensor has its own those of x.dtype, \
