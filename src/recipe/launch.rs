@@ -67,8 +67,6 @@ pub struct TensorMap {
     pub box_: Vec<u32>,
     /// 0, 32, 64 or 128 bytes.
     pub swizzle: u32,
-    /// Whether elements, of f32, are rounded to TF32 on the way.
-    pub tf32: bool,
 }
 
 /// A description whose expressions are compiled.
@@ -114,7 +112,6 @@ pub(super) struct CompiledArg {
     pub(super) strides: Vec<Expr>,
     pub(super) box_: Vec<Expr>,
     pub(super) swizzle: Option<Expr>,
-    pub(super) tf32: Option<Expr>,
 }
 
 impl Recipe {
@@ -158,7 +155,6 @@ impl Recipe {
                     strides: all(&place("map strides"), &a.strides)?,
                     box_: all(&place("map box"), &a.box_)?,
                     swizzle: a.swizzle.as_ref().map(|t| one(&place("map swizzle"), t)).transpose()?,
-                    tf32: a.tf32.as_ref().map(|t| one(&place("map tf32"), t)).transpose()?,
                 })
             };
             let [x, y, z] = &l.grid;
@@ -177,7 +173,8 @@ impl Recipe {
         let named = |name: &&str| when.names.iter().any(|n| n == name);
         let types_apart = ["x", "w", "y"].iter().all(named);
         let knows_caches = named(&"kv.dtype");
-        if !(types_apart || named(&"dtype") || knows_caches && named(&"y.dtype")) {
+        let told = types_apart || named(&"dtype") || knows_caches && named(&"y.dtype");
+        if !told {
             return Err(invalid(
                 "its `when` does not name dtype, so it would take element types that its code does not know; write the \
                  ones it does, as in \"dtype in ['bf16', 'f16']\", or where each tensor has its own those of x.dtype, \
