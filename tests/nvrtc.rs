@@ -78,6 +78,9 @@ const EXTRA: &[&str] = &[
     "qkv m=512 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16 w=int4m-row layout=quads",
     "qkv m=300 k=1024 heads=16 kv_heads=8 head_dim=128 bias=1 qk_norm=1 dtype=f16 w=e4m3-b128 layout=quads",
     "sample rows=3 cols=1003 top=20 dtype=f16",
+    "matmul m=2048 n=28672 k=4096 epilogue=swiglu dtype=bf16 w=int8-g16 layout=quads",
+    "matmul m=300 n=2000 k=576 epilogue=bias_swiglu dtype=f16 w=e4m3-b128 layout=quads",
+    "matmul m=128 n=16384 k=2048 epilogue=swiglu dtype=bf16 w=int4m-row layout=quads",
 ];
 
 /// Problems that nothing but the reference takes yet.
