@@ -102,6 +102,9 @@ const EXTRA: &[&str] = &[
     "rope_kv m=7 heads=3 kv_heads=1 head_dim=10 dtype=f32 kv=e4m3",
     "rope_kv m=7 heads=3 kv_heads=1 head_dim=96 qk_norm=1 dtype=f32 kv=e4m3",
     "rope_kv m=7 heads=3 kv_heads=1 head_dim=1000 qk_norm=1 dtype=bf16 kv=e4m3",
+    "matmul m=2048 n=28672 k=4096 epilogue=swiglu dtype=bf16 w=int8-g16 layout=quads",
+    "matmul m=300 n=2000 k=576 epilogue=bias_swiglu dtype=f16 w=e4m3-b128 layout=quads",
+    "matmul m=128 n=16384 k=2048 epilogue=swiglu dtype=bf16 w=int4m-row layout=quads",
 ];
 
 /// Problems that nothing but the reference takes yet.

@@ -4,7 +4,7 @@
 use jitune::backend::cpu;
 use jitune::device::{Device, Target};
 use jitune::model::{Buckets, Model, Plan};
-use jitune::problem::{CodeLayout, Dtype, Granularity, Problem, ScaledFormat, Storage, XFormat};
+use jitune::problem::{CodeLayout, Dtype, Granularity, Problem, ScaledFormat, Storage, XFormat, Zero};
 use jitune::recipe::Role;
 use jitune::space;
 use jitune::template::Library;
@@ -334,6 +334,27 @@ fn scaled_weights_are_for_code_that_names_their_scales() {
             {
                 assert_eq!(library.reference(p, gpu).unwrap().name(), "matmul_quant");
             }
+        }
+    }
+}
+
+/// SwiGLU multiplies two results, so a weight that is rounded with the scale of its group shows in the worst of millions: no config
+/// for it does so, and for the other epilogues the clock decides.
+#[test]
+fn weights_of_groups_are_exact_where_swiglu_follows() {
+    let library = Library::built_in().unwrap();
+    let device = Device::ahead_of_time("sm_90a").unwrap();
+    let wide = library.get(Target::Cuda, "matmul_codes_wide").unwrap();
+    for format in ScaledFormat::all() {
+        for (epilogue, dtype) in [("swiglu", "bf16"), ("bias_swiglu", "f16"), ("residual", "bf16")] {
+            let text =
+                format!("matmul m=2048 n=16384 k=2048 epilogue={epilogue} dtype={dtype} w={format} layout=quads");
+            let p: Problem = text.parse().unwrap();
+            let space = space::enumerate(&wide.recipe, &p, &device).unwrap();
+            let with = |exact| space.candidates.iter().filter(|c| c.config.get("exact") == Some(exact)).count();
+            let grouped = matches!(format.per, Granularity::Group(_) | Granularity::Block) || format.zero == Zero::Min;
+            assert_eq!(with(1) > 0, grouped, "{p}");
+            assert_eq!(with(0) > 0, !grouped || epilogue == "residual", "{p}");
         }
     }
 }

@@ -19,8 +19,10 @@
 // that receives what this block sends. CODE_SLOTS is such that a slot of tokens is only filled again when the codes that are
 // loaded with it find one of theirs that nobody reads.
 //
-// What is rounded: the scale of a row or of all of W is applied to the f32 sums. That of a group is multiplied into the
-// weight, which is then rounded once to the type of the tokens. There is no room for sums of a group beside those of the tile.
+// What is rounded: the scale of a row or of all of W is applied to the f32 sums. There is no room for sums of a group beside those
+// of the tile, so a group's scale is multiplied into the weight, which is then rounded once to the type of the tokens; or, with
+// EXACT, fragments are exact, and the sums are brought to the units of a group before it is added to them (code_fragments.cuh).
+// While one warpgroup waits for its sums and multiplies them, the other one's products run.
 //
 // Fragment rows r and r + 8 of a warp are rows 2r and 2r + 1 of W, so that a thread has the pairs of columns of y that an
 // epilogue works on, and eight lanes 32 adjacent bytes of a row of y.
@@ -53,6 +55,7 @@ static_assert(BLOCK_ROWS % (CONSUMERS * 64) == 0 && BLOCK_ROWS <= 256, "warpgrou
 static_assert(TILE_M % (8 * CLUSTER_X) == 0 && TILE_M <= 256, "tokens are the N side of the instruction, shares are whole swizzle atoms");
 static_assert(K / UNIT_K % CLUSTER_K == 0 && TILE_M % (8 * CLUSTER_K) == 0, "equal parts of k, equal shares of the sums");
 static_assert(STAGES > UNIT_SLOTS, "codes are read a unit ahead");
+static_assert(!RESCALED || ROW_BLOCKS == 1, "what is multiplied is all of a warpgroup");
 static_assert(CLUSTER_K == 1 || TILE_M * BLOCK_ROWS * 4 <= RING_BYTES, "the ring holds the sums of all parts");
 
 // Registers of a thread once they are dealt out. A block of one consumer that is alone has enough without.
@@ -193,8 +196,9 @@ matmul_codes_wide(const __grid_constant__ CUtensorMap x_map, const __grid_consta
   if (t < tiles) {
     tile_place tile = tile_at(t, token_tiles, rank_x);
     row_factors now[ROW_BLOCKS][2], next[ROW_BLOCKS][2];
-    u32 a[2][BATCH_K / 16][4];
+    u32 a[2][PARTS][BATCH_K / 16][4];
     batch_words words[2][4];
+    [[maybe_unused]] float units[ROW_BLOCKS][2]; // of the sums
     ring_position at;
     int code_slot = 0, last = 0;
     request(now, tile.row, 0, true);
@@ -206,6 +210,24 @@ matmul_codes_wide(const __grid_constant__ CUtensorMap x_map, const __grid_consta
       const bool another = CLUSTER_K == 1 && t + stride < tiles; // with parts of k, a cluster has one tile
       const tile_place after = tile_at(another ? t + stride : t, token_tiles, rank_x);
       float acc[ROW_BLOCKS][TILE_M / 2];
+#if RESCALED
+      // Group g of the unit begins: its products are in these units, and so is what the sums have.
+      const auto begin_group = [&](int r, int g, bool any) {
+        float ratio[2];
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+          const float mantissa = mantissa_of(now[r][j].scales.v[g]);
+          ratio[j] = units[r][j] * rcp_approx(mantissa);
+          units[r][j] = mantissa;
+        }
+        if (!any) return;
+        wgmma_wait<0>();
+        wgmma_pin(acc[r]);
+#pragma unroll
+        for (int d = 0; d < TILE_M / 2; d++) acc[r][d] *= ratio[d / 2 % 2];
+        wgmma_pin(acc[r]);
+      };
+#endif
 #pragma unroll 1
       for (int unit = 0; unit < UNITS; unit++) {
         const bool ends = unit == UNITS - 1, more = !ends || another;
@@ -215,10 +237,23 @@ matmul_codes_wide(const __grid_constant__ CUtensorMap x_map, const __grid_consta
           const int half = b / ROW_BLOCKS, r = b % ROW_BLOCKS, to = (b + 1) % BATCHES;
           if (QUAD_SLOTS > 1 && b > 0 && b % SLOT_BATCHES == 0) mbar_wait(full + at.slot * 8, at.phase);
           const u64 x = desc_advance(desc_k_major<128>(ring + at.slot * X_BYTES), UNIT_SLOTS == 1 ? half * BATCH_K * 2 : 0);
+#if !RESCALED
           wgmma_fence();
+#endif
 #pragma unroll
-          for (int i = 0; i < BATCH_K / 16; i++)
-            Wgmma<TILE_M>::rs(acc[r], a[b % 2][i], desc_advance(x, i * 32), half > 0 || i > 0 || unit > 0);
+          for (int i = 0; i < BATCH_K / 16; i++) {
+#if RESCALED
+            const int k = half * BATCH_K + i * 16;
+            if (i == 0 || k % GROUP_K == 0) {
+              if (i > 0) wgmma_commit();
+              if (k % GROUP_K == 0) begin_group(r, k / GROUP_K, k > 0 || unit > 0);
+              wgmma_fence();
+            }
+#endif
+#pragma unroll
+            for (int p = 0; p < PARTS; p++)
+              Wgmma<TILE_M>::rs(acc[r], a[b % 2][p][i], desc_advance(x, i * 32), half > 0 || i > 0 || p > 0 || unit > 0);
+          }
           wgmma_commit();
           const int freed = last;
           if ((b + 1) % SLOT_BATCHES == 0) {
@@ -242,6 +277,12 @@ matmul_codes_wide(const __grid_constant__ CUtensorMap x_map, const __grid_consta
 #pragma unroll
       for (int r = 0; r < ROW_BLOCKS; r++) wgmma_pin(acc[r]);
       release(last);
+#if RESCALED
+#pragma unroll
+      for (int r = 0; r < ROW_BLOCKS; r++)
+#pragma unroll
+        for (int d = 0; d < TILE_M / 2; d++) acc[r][d] *= units[r][d / 2 % 2];
+#endif
 
       // Four sums of a thread: columns col and col + 1 of two tokens.
       const auto finish = [&](int r, int step, const float *v) {

@@ -67,6 +67,8 @@ pub struct TensorMap {
     pub box_: Vec<u32>,
     /// 0, 32, 64 or 128 bytes.
     pub swizzle: u32,
+    /// Whether elements, of f32, are rounded to TF32 on the way.
+    pub tf32: bool,
 }
 
 /// A description whose expressions are compiled.
@@ -112,6 +114,7 @@ pub(super) struct CompiledArg {
     pub(super) strides: Vec<Expr>,
     pub(super) box_: Vec<Expr>,
     pub(super) swizzle: Option<Expr>,
+    pub(super) tf32: Option<Expr>,
 }
 
 impl Recipe {
@@ -155,6 +158,7 @@ impl Recipe {
                     strides: all(&place("map strides"), &a.strides)?,
                     box_: all(&place("map box"), &a.box_)?,
                     swizzle: a.swizzle.as_ref().map(|t| one(&place("map swizzle"), t)).transpose()?,
+                    tf32: a.tf32.as_ref().map(|t| one(&place("map tf32"), t)).transpose()?,
                 })
             };
             let [x, y, z] = &l.grid;

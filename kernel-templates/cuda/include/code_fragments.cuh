@@ -1,6 +1,10 @@
-// Codes of W as wgmma's A fragments, a batch of BATCH_K (64 or 32, which the template defines) at a time, two batches a unit: (code - zero) exactly in 16 bits, times the scale of
-// a group, rounded once. Where scales are stored as the elements are, the multiplication is one of 16 bits; others, and minima,
-// take the way through f32.
+// Codes of W as wgmma's A fragments, a batch of BATCH_K (64 or 32, which the template defines) at a time, two batches a unit.
+// Where a group has a scale, a fragment is, by EXACT,
+//   0  (code - zero) times the scale, rounded once. Where scales are stored as the elements are, the multiplication is one of 16
+//      bits; others, and minima, take the way through f32.
+//   1  (code - zero) times the power of two in the scale, which 16 bits hold. What is left of the scale, its mantissa, is the unit
+//      of the sums, so these are multiplied by the ratio of two mantissas from one group to the next. A weight with a minimum is
+//      two fragments instead: rounded, and what it lacks then.
 #pragma once
 #include "codes.cuh"
 
@@ -17,6 +21,16 @@
 #define SCALE_IN_F32 1
 #else
 #define SCALE_IN_F32 0
+#endif
+#if EXACT && GROUPED && !W_ZERO_MIN
+#define RESCALED 1
+#else
+#define RESCALED 0
+#endif
+#if EXACT && W_ZERO_MIN
+#define PARTS 2 // fragments that add up to a weight
+#else
+#define PARTS 1
 #endif
 #if W_ZERO_NONE
 #define ZEROS ((const u8 *)nullptr)
@@ -64,6 +78,22 @@ DEV u32 mul2(f16_t, u32 a, u32 b) {
   return r;
 }
 
+// A scale is ± a power of two times a mantissa in [1, 2). Zero is 0 times 1. Of f16, which has few exponents, powers stay within 2^-14
+// and 2^5, where it holds all codes times them, and the mantissa takes what is left.
+DEV u32 power_bits(u32 scale) {
+  const u32 exponent = scale >> 23 & 255;
+  return DTYPE_BF16_OR_F16(exponent, exponent == 0 ? 0 : min(max(exponent, 113u), 132u)) << 23;
+}
+DEV u32 power_of(scale_elem scale) { // in both halves of a pair
+  const u32 bits = __float_as_uint(to_f32(scale));
+  const float power = __uint_as_float((bits & 0x80000000u) | power_bits(bits));
+  return pack2(elem{}, power, power);
+}
+DEV float mantissa_of(scale_elem scale) {
+  const u32 bits = __float_as_uint(to_f32(scale));
+  return __uint_as_float((bits & 0x7fffffffu) - power_bits(bits) + 0x3f800000u);
+}
+
 static_assert(QUAD_K % BATCH_K == 0 && (BATCH_K == 64 || BATCH_K == 32 && CODE_BITS == 8), "a batch is a part of a quad");
 
 // What a lane reads of a vector for a batch: a word for each 32 k, of which it takes a pair of each eight; of 8 bits that one
@@ -97,7 +127,7 @@ DEV u32 pair_of(u32 word, int lane) {
 }
 
 // words: of rows r and r + 8 of the fragment, of each of the four vectors. Lane t takes pair t % 4 of each eight k.
-DEV void code_fragments(u32 (&a)[BATCH_K / 16][4], const batch_words (&words)[2][4], const row_factors (&rows)[2], int batch, int lane) {
+DEV void code_fragments(u32 (&a)[PARTS][BATCH_K / 16][4], const batch_words (&words)[2][4], const row_factors (&rows)[2], int batch, int lane) {
 #pragma unroll
   for (int j = 0; j < 2; j++)
 #pragma unroll
@@ -110,7 +140,10 @@ DEV void code_fragments(u32 (&a)[BATCH_K / 16][4], const batch_words (&words)[2]
 #else
       const float base = -CODE_BASE;
 #endif
-#if SCALE_IN_F32
+      [[maybe_unused]] const u32 base2 = pack2(elem{}, base, base);
+#if RESCALED
+      const u32 scale = power_of(rows[j].scales.v[g]);
+#elif SCALE_IN_F32
       const float scale = to_f32(rows[j].scales.v[g]);
 #if W_ZERO_MIN
       const float add = fmaf(base, scale, to_f32(rows[j].zeros.v[g]));
@@ -122,26 +155,37 @@ DEV void code_fragments(u32 (&a)[BATCH_K / 16][4], const batch_words (&words)[2]
 #endif
 #pragma unroll
       for (int v = i % 2 * 2; v < i % 2 * 2 + 2; v++) {
+        const int at = v % 2 * 2 + j;
         u32 pair = pair_of(words[j][v].w[i / 2], lane);
-#if SCALE_IN_F32
+#if RESCALED && DTYPE_W_INT4 && DTYPE_BF16
+        a[0][i][at] = fma2(elem{}, pair, scale, mul2(elem{}, base2, scale));
+#elif SCALE_IN_F32 && !RESCALED
         float lo, hi;
         unpack2(elem{}, pair, lo, hi);
-        pair = CODE_BITS == 4 ? pack2(elem{}, fmaf(lo, scale, add), fmaf(hi, scale, add)) : pack2(elem{}, lo * scale, hi * scale);
+        lo = CODE_BITS == 4 ? fmaf(lo, scale, add) : lo * scale, hi = CODE_BITS == 4 ? fmaf(hi, scale, add) : hi * scale;
+        a[0][i][at] = pair = pack2(elem{}, lo, hi);
+        if constexpr (PARTS == 2) {
+          float rounded_lo, rounded_hi;
+          unpack2(elem{}, pair, rounded_lo, rounded_hi);
+          a[PARTS - 1][i][at] = pack2(elem{}, lo - rounded_lo, hi - rounded_hi);
+        }
 #else
-        if (CODE_BITS == 4) pair = fma2(elem{}, pair, ONES, pack2(elem{}, base, base));
+        if (CODE_BITS == 4) pair = fma2(elem{}, pair, ONES, base2);
 #if GROUPED
         pair = mul2(elem{}, pair, scale);
 #endif
+        a[0][i][at] = pair;
 #endif
-        a[i][v % 2 * 2 + j] = pair;
       }
     }
 }
 
 // Keeps fragments in their registers up to this point, where a wait has shown that no instruction reads them any more.
-DEV void pin_fragments(u32 (&a)[BATCH_K / 16][4]) {
+DEV void pin_fragments(u32 (&a)[PARTS][BATCH_K / 16][4]) {
 #pragma unroll
-  for (int i = 0; i < BATCH_K / 16; i++)
+  for (int p = 0; p < PARTS; p++)
 #pragma unroll
-    for (int j = 0; j < 4; j++) asm volatile("" : "+r"(a[i][j])::"memory");
+    for (int i = 0; i < BATCH_K / 16; i++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) asm volatile("" : "+r"(a[p][i][j])::"memory");
 }
