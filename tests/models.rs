@@ -22,10 +22,13 @@ fn preset(name: &str) -> Model {
 #[test]
 fn planned_as_what_they_are() {
     let awq = Quantization { layout: QuantLayout::Awq, format: "int4z-g128".into(), tokens: None, plain: Vec::new() };
+    let (layout, of) = (QuantLayout::CompressedTensors, || Some("e4m3-row".to_string()));
+    let fp8 = Quantization { layout, format: of().unwrap_or_default(), tokens: of(), plain: vec!["lm_head".into()] };
     let cases = [
         ("llama-3.1-8b", preset("llama-3.1-8b")),
         ("llama-3.1-8b-transformers5", preset("llama-3.1-8b")),
         ("llama-3.2-1b", preset("llama-3.2-1b")),
+        ("llama-fp8", Model { quantization: Some(fp8), ..preset("llama-3.1-8b") }),
         ("llama-attention-bias", Model { qkv_bias: true, o_bias: true, ..preset("llama-3.1-8b") }),
         ("llama-mlp-bias", Model { mlp_bias: true, ..preset("llama-3.1-8b") }),
         ("smollm2-135m", preset("smollm2-135m")),
@@ -55,7 +58,7 @@ fn refused_by_name() {
         ("llama-embedding", &["architectures", "'LlamaModel'"]),
         ("e5-mistral-7b", &["architectures", "'MistralModel'"]),
         ("gte-qwen2", &["is_causal = false"]),
-        ("llama-fp8", &["quantization_config", "input_activations", "compressed-tensors"]),
+        ("llama-fp8-static", &["quantization_config", "input_activations.strategy = \"tensor\"", "compressed-tensors"]),
         ("bitnet-b1.58-large", &["architectures", "'BitnetForCausalLM'"]),
         ("bitnet-as-llama", &["input_bits = 8, weight_bits = 1 are not supported"]),
         ("gemma-2-2b", &["architectures", "'Gemma2ForCausalLM'"]),
