@@ -5,7 +5,7 @@ use super::select::say;
 use super::weights::{place, written};
 use super::{CliError, table};
 use jitune::model::Model;
-use jitune::problem::{Dtype, ScaledFormat, Storage};
+use jitune::problem::{Dtype, ScaledFormat, Storage, XFormat};
 use jitune::tokenizer::{TokenizerError, Vocabulary};
 use jitune::weights::pack::{self, Kind, Quantization, Texts};
 use jitune::weights::quant::Method;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(
     group = clap::ArgGroup::new("file").required(true),
-    after_help = "Examples:\n  jitune pack ./my-model --gguf my-model.gguf --dtype bf16\n  jitune pack ./my-model --weights int4-g128 -o ./my-model-int4"
+    after_help = "Examples:\n  jitune pack ./my-model --gguf my-model.gguf --dtype bf16\n  jitune pack ./my-model --weights int4-g128 -o ./my-model-int4\n  jitune pack ./my-model --weights fp8 -o ./my-model-fp8"
 )]
 pub struct Args {
     /// A folder as Hugging Face has it, or a GGUF file.
@@ -28,7 +28,7 @@ pub struct Args {
     /// through its program.
     #[arg(long, value_name = "FILE", group = "file")]
     lmrs: Option<PathBuf>,
-    /// The format of linear layers' weights in a folder of compressed-tensors: int4-g128, int4z-g32, int8-row, e4m3-row … Everything else keeps
+    /// The format of linear layers' weights in a folder of compressed-tensors: int4-g128, int4z-g32, int8-row, e4m3-row …, or w8a8 or fp8 for tokens in codes too. Everything else keeps
     /// the type that --dtype says.
     #[arg(long, value_name = "FORMAT", group = "file", requires = "out")]
     weights: Option<String>,
@@ -94,7 +94,15 @@ fn quantised(weights: &Weights, model: &Model, args: &Args) -> Result<String, Cl
     let usage =
         |option: &str, text: &str, list: &str| CliError::Usage(format!("--{option} {text}: it is one of {list}"));
     let name = args.weights.as_deref().unwrap_or_default();
-    let format = ScaledFormat::parse(name).ok_or_else(|| usage("weights", name, &ScaledFormat::names()))?;
+    let (format, tokens) = match (ScaledFormat::parse(name), name) {
+        (Some(format), _) => (format, None),
+        (_, "w8a8" | "fp8") => {
+            let row = if name == "fp8" { "e4m3-row" } else { "int8-row" };
+            let format = ScaledFormat::parse(row);
+            (format.ok_or_else(|| usage("weights", name, row))?, XFormat::parse(row))
+        }
+        _ => return Err(usage("weights", name, &format!("w8a8|fp8|{}", ScaledFormat::names()))),
+    };
     let dtype = args.dtype.as_deref().map(super::select::dtype).transpose();
     let dtype = dtype.map_err(|e| CliError::Usage(format!("--dtype: {e}")))?.or(model.dtype).unwrap_or(Dtype::Bf16);
     let plain = jitune::problem::Types::from(dtype).y;
@@ -108,9 +116,10 @@ fn quantised(weights: &Weights, model: &Model, args: &Args) -> Result<String, Cl
     };
     let Some(folder) = &args.out else { return Err(CliError::Usage("--weights needs -o FOLDER".into())) };
     let method = if args.absmax { Method::AbsMax } else { Method::Search };
-    let quantization = Quantization { format, scale, method };
+    let quantization = Quantization { format, scale, method, tokens };
     written(|progress| pack::compressed(weights, quantization, dtype, folder, progress))?;
-    Ok(format!("{} in {format} with scales in {scale}", folder.display()))
+    let tokens = tokens.map_or_else(String::new, |tokens| format!(", tokens in {tokens}"));
+    Ok(format!("{} in {format} with scales in {scale}{tokens}", folder.display()))
 }
 
 fn lmrs(weights: &Weights, model: &Model, path: &Path, file: &Path, dtype: Option<&str>) -> Result<String, CliError> {

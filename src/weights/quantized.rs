@@ -323,7 +323,7 @@ mod tests {
             ] {
                 let place = tempfile::tempdir().unwrap();
                 let format = ScaledFormat::parse(name).unwrap();
-                let q = Packing { format, scale: Storage::Bf16, method: Method::AbsMax };
+                let q = Packing { format, scale: Storage::Bf16, method: Method::AbsMax, tokens: None };
                 compressed(&source, q, Dtype::F32, place.path(), |_, _| {}).unwrap();
                 same_values(place.path(), target, wanted);
             }
@@ -337,7 +337,12 @@ mod tests {
         let source = Weights::open(stored.path(), &Model::load(stored.path().to_str().unwrap()).unwrap().0).unwrap().0;
         for (name, fused) in [("int8-tensor", Some("int8-row")), ("e4m3-b128", None)] {
             let place = tempfile::tempdir().unwrap();
-            let q = Packing { format: ScaledFormat::parse(name).unwrap(), scale: Storage::F32, method: Method::AbsMax };
+            let q = Packing {
+                format: ScaledFormat::parse(name).unwrap(),
+                scale: Storage::F32,
+                method: Method::AbsMax,
+                tokens: None,
+            };
             compressed(&source, q, Dtype::F32, place.path(), |_, _| {}).unwrap();
             let (model, _) = Model::load(place.path().to_str().unwrap()).unwrap();
             let weights = Weights::open(place.path(), &model).unwrap().0;
@@ -361,12 +366,56 @@ mod tests {
             let wanted = WeightFormat::usual(ScaledFormat::parse(name).unwrap(), Dtype::Bf16);
             let loaded = filled(&weights, &model, Precision::linear(Dtype::Bf16, wanted, Target::Cpu)).unwrap();
             let place = tempfile::tempdir().unwrap();
-            let q = Packing { format: wanted.format, scale: wanted.scale, method: Method::Search };
+            let q = Packing { format: wanted.format, scale: wanted.scale, method: Method::Search, tokens: None };
             compressed(&weights, q, Dtype::Bf16, place.path(), |_, _| {}).unwrap();
             let (packed, _) = Model::load(place.path().to_str().unwrap()).unwrap();
             let packed_weights = Weights::open(place.path(), &packed).unwrap().0;
             let (precision, _) = packed_weights.precision(Dtype::Bf16, Target::Cpu);
             assert_eq!(loaded, filled(&packed_weights, &packed, precision).unwrap(), "{name}");
+        }
+    }
+
+    /// Codes by codes take scales in f32: those of the files, widened.
+    #[test]
+    fn a_folder_that_rounds_tokens_has_products_of_codes() {
+        let stored = folder(&model(), Dtype::F32, u64::MAX);
+        let (model, _) = Model::load(stored.path().to_str().unwrap()).unwrap();
+        let weights = Weights::open(stored.path(), &model).unwrap().0;
+        for (name, tokens) in [("int8-row", "int8-row"), ("e4m3-row", "e4m3-row"), ("e4m3-tensor", "e4m3-row")] {
+            let format = ScaledFormat::parse(name).unwrap();
+            let of = |tokens| {
+                let place = tempfile::tempdir().unwrap();
+                let q = Packing { format, scale: Storage::Bf16, method: Method::AbsMax, tokens };
+                compressed(&weights, q, Dtype::Bf16, place.path(), |_, _| {}).unwrap();
+                let (packed, _) = Model::load(place.path().to_str().unwrap()).unwrap();
+                let packed_weights = Weights::open(place.path(), &packed).unwrap().0;
+                let (precision, _) = packed_weights.precision(Dtype::Bf16, Target::Cuda);
+                let down = precision.types("layers.0.down", [64, 128]).to_string();
+                let layer = |part: &str| {
+                    let name = format!("layers.0.down{part}");
+                    let storage =
+                        if part.is_empty() { format.codes } else { precision.format("layers.0.down").unwrap().scale };
+                    (name, storage)
+                };
+                let all = filled(&packed_weights, &packed, precision.clone()).unwrap();
+                let values = [layer(""), layer(SCALES)].map(|(name, storage)| {
+                    let bytes = &all[&name];
+                    let count = bytes.len() as u64 * 8 / storage.bits();
+                    (0..count).map(|i| storage.value(bytes, i)).collect::<Vec<f64>>()
+                });
+                (down, values)
+            };
+            let (plain, coded) = (of(None), of(crate::problem::XFormat::parse(tokens)));
+            assert_eq!(coded.0, format!("bf16 x={tokens} w={name}"), "{name}");
+            assert!(plain.0.starts_with("bf16 w=") && plain.0.contains("scale=bf16"), "{}", plain.0);
+            assert_eq!(plain.1[1], coded.1[1], "{name}");
+            // The same codes, of which those without codes beside them lie in quads.
+            let sorted = |mut v: Vec<f64>| {
+                v.sort_by(f64::total_cmp);
+                v
+            };
+            let [one, two] = [plain.1, coded.1].map(|[codes, _]| sorted(codes));
+            assert_eq!(one, two, "{name}");
         }
     }
 

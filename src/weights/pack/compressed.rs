@@ -5,7 +5,7 @@
 
 use super::{Failed, Order, Weights, WeightsError, whole};
 use crate::model::Model;
-use crate::problem::{Dtype, Granularity, SCALE_BLOCK, ScaledFormat, Storage, Zero};
+use crate::problem::{Dtype, Granularity, SCALE_BLOCK, ScaledFormat, Storage, XFormat, Zero};
 use crate::weights::checkpoint::{INDEX, ONE};
 use crate::weights::names::{Natural, natural};
 use crate::weights::quant::{CompressedTensors, Method, quantize};
@@ -22,6 +22,8 @@ pub struct Quantization {
     pub scale: Storage,
     /// How a scale is chosen.
     pub method: Method,
+    /// What readers are told to round tokens to before these layers, as they come: a format with a scale a token.
+    pub tokens: Option<XFormat>,
 }
 
 /// A tensor of the file.
@@ -118,8 +120,11 @@ fn config(q: &Quantization) -> Value {
         Storage::E4m3 => "float-quantized",
         _ => "int-quantized",
     };
+    let tokens = q
+        .tokens
+        .map(|_| json!({ "num_bits": 8, "type": kind, "symmetric": true, "dynamic": true, "strategy": "token" }));
     let group =
-        json!({ "targets": ["Linear"], "weights": weights, "input_activations": null, "output_activations": null });
+        json!({ "targets": ["Linear"], "weights": weights, "input_activations": tokens, "output_activations": null });
     json!({
         "quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed",
         "config_groups": { "group_0": group }, "ignore": ["lm_head"], "kv_cache_scheme": null,
@@ -230,7 +235,12 @@ mod tests {
             ("int8-row", Storage::F32, "int-quantized"),
             ("e4m3-b128", Storage::F32, "float-quantized"),
         ] {
-            let q = Quantization { format: ScaledFormat::parse(name).unwrap(), scale, method: Method::AbsMax };
+            let q = Quantization {
+                format: ScaledFormat::parse(name).unwrap(),
+                scale,
+                method: Method::AbsMax,
+                tokens: None,
+            };
             let place = tempfile::tempdir().unwrap();
             compressed(&weights, q, Dtype::Bf16, place.path(), |written, total| assert!(written <= total)).unwrap();
             let config: Value =
@@ -272,6 +282,7 @@ mod tests {
             format: ScaledFormat::parse("int4m-g32").unwrap(),
             scale: Storage::F16,
             method: Method::AbsMax,
+            tokens: None,
         };
         let e = compressed(&weights, q, Dtype::Bf16, stored.path(), |_, _| {}).unwrap_err().to_string();
         assert!(e.contains("int4m-g32"), "{e}");
