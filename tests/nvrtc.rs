@@ -105,6 +105,11 @@ const EXTRA: &[&str] = &[
     "matmul m=2048 n=28672 k=4096 epilogue=swiglu dtype=bf16 w=int8-g16 layout=quads",
     "matmul m=300 n=2000 k=576 epilogue=bias_swiglu dtype=f16 w=e4m3-b128 layout=quads",
     "matmul m=128 n=16384 k=2048 epilogue=swiglu dtype=bf16 w=int4m-row layout=quads",
+    "norm_matmul m=1 n=16384 k=2048 epilogue=swiglu dtype=bf16 w=int4-g128 layout=quads",
+    "norm_matmul m=8 n=1000 k=896 epilogue=bias_residual dtype=f16 w=int4m-g32 scale=f32 layout=quads",
+    "norm_matmul m=4 n=28672 k=4096 epilogue=swiglu dtype=bf16 w=int8-row layout=quads",
+    "norm_qkv m=2 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16 w=int4z-row layout=quads",
+    "norm_qkv m=5 k=320 heads=3 kv_heads=1 head_dim=40 page=5 bias=1 qk_norm=1 dtype=bf16 w=e4m3-b128 layout=quads",
 ];
 
 /// Problems that nothing but the reference takes yet.

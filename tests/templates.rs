@@ -3,7 +3,7 @@
 
 use jitune::backend::cpu;
 use jitune::device::{Device, Target};
-use jitune::model::{Buckets, Model, Plan};
+use jitune::model::{Buckets, Model, Plan, Precision, WeightFormat};
 use jitune::problem::{CodeLayout, Dtype, Granularity, Problem, ScaledFormat, Storage, XFormat, Zero};
 use jitune::recipe::Role;
 use jitune::space;
@@ -77,6 +77,9 @@ const EXTRA: &[&str] = &[
     "rope_kv m=7 heads=3 kv_heads=1 head_dim=10 dtype=f32 kv=e4m3",
     "rope_kv m=7 heads=3 kv_heads=1 head_dim=96 qk_norm=1 dtype=f32 kv=e4m3",
     "rope_kv m=7 heads=3 kv_heads=1 head_dim=1000 qk_norm=1 dtype=bf16 kv=e4m3",
+    "norm_matmul m=8 n=28672 k=4096 epilogue=swiglu dtype=bf16 w=int4-g128 layout=quads",
+    "norm_matmul m=3 n=1000 k=896 epilogue=bias_residual dtype=f16 w=int4m-g32 scale=f32 layout=quads",
+    "norm_qkv m=5 k=320 heads=3 kv_heads=1 head_dim=40 page=5 bias=1 qk_norm=1 dtype=bf16 w=e4m3-b128 layout=quads",
 ];
 
 fn problems(dtype: Dtype) -> Vec<Problem> {
@@ -174,16 +177,19 @@ fn cpu_templates_answer_every_problem() {
 fn a_norm_in_a_product_is_one_template_s_alone() {
     let library = Library::built_in().unwrap();
     let gpus = Device::ARCHITECTURES.map(|arch| Device::ahead_of_time(arch).unwrap());
-    for product in ["norm_matmul m=M n=1000 k=264 epilogue=swiglu", "norm_qkv m=M k=264 heads=3 kv_heads=1 head_dim=40"]
-    {
+    let products =
+        ["norm_matmul m=M n=1000 k=896 epilogue=swiglu", "norm_qkv m=M k=896 heads=3 kv_heads=1 head_dim=40"];
+    let plain = products.map(|p| (format!("{p} dtype=bf16"), "matvec_norm"));
+    let codes = products.map(|p| (format!("{p} dtype=bf16 w=int4z-g64 layout=quads"), "matmul_codes_norm"));
+    for (product, template) in plain.into_iter().chain(codes) {
         for (m, taken) in [(1, true), (8, true), (9, false), (512, false)] {
-            let p: Problem = format!("{} dtype=bf16", product.replace('M', &m.to_string())).parse().unwrap();
+            let p: Problem = product.replace('M', &m.to_string()).parse().unwrap();
             for device in &gpus {
                 let names: Vec<String> = library
                     .taking(&p, device)
                     .map(|list| list.iter().map(|t| t.name().to_string()).collect())
                     .unwrap_or_default();
-                assert_eq!(names, if taken { vec!["matvec_norm"] } else { vec![] }, "{p} on {}", device.arch);
+                assert_eq!(names, if taken { vec![template] } else { vec![] }, "{p} on {}", device.arch);
             }
             assert!(library.taking(&p, &cpu::describe(Some(2))).is_err(), "{p}");
         }
@@ -195,13 +201,20 @@ fn a_norm_in_a_product_is_one_template_s_alone() {
 fn every_norm_in_a_product_that_a_plan_lists_has_a_config() {
     let library = Library::built_in().unwrap();
     let gpus = Device::ARCHITECTURES.map(|arch| Device::ahead_of_time(arch).unwrap());
-    let template = library.get(Target::Cuda, "matvec_norm").unwrap();
+    let mut precisions = vec![(Precision::from(Dtype::Bf16), 9), (Dtype::F32.into(), 9)];
+    precisions.extend(ScaledFormat::all().enumerate().map(|(i, format)| {
+        let dtype = [Dtype::Bf16, Dtype::F16, Dtype::F32][i % 3];
+        (Precision::linear(dtype, WeightFormat::usual(format, dtype), Target::Cuda), 1)
+    }));
     let mut bad = Vec::new();
-    for (name, dtype) in Model::presets().flat_map(|name| [(name, Dtype::Bf16), (name, Dtype::F32)]) {
-        let buckets = Buckets { batch: (1..=9).collect(), prefill: vec![512], chunk: vec![], ..Buckets::default() };
-        let fusions = Plan::new(&Model::preset(name).unwrap(), &buckets, dtype).unwrap().fusions();
-        assert!(fusions.len() >= 3, "{name}: {fusions:?}");
+    for (name, (precision, most)) in Model::presets().flat_map(|name| precisions.iter().map(move |p| (name, p))) {
+        let batch = (1..=*most).chain([8]).collect();
+        let buckets = Buckets { batch, prefill: vec![512], chunk: vec![], ..Buckets::default() };
+        let fusions = Plan::new(&Model::preset(name).unwrap(), &buckets, precision).unwrap().fusions();
+        assert!(!fusions.is_empty(), "{name}: {fusions:?}");
         for (p, device) in fusions.iter().flat_map(|p| gpus.iter().map(move |device| (p, device))) {
+            let taking = library.taking(p, device).unwrap();
+            let [template] = &taking[..] else { panic!("{p}: {} templates", taking.len()) };
             let space = space::enumerate(&template.recipe, p, device).unwrap();
             if space.candidates.is_empty() {
                 bad.push(format!("{name}, {} {p}", device.arch));

@@ -53,18 +53,21 @@ pub(crate) fn with_norms_in_products(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Cache, Model, Pass, Precision, Shape};
-    use crate::problem::{Dtype, Storage};
+    use crate::device::Target;
+    use crate::model::{Cache, Model, Pass, Precision, Shape, WeightFormat};
+    use crate::problem::{Dtype, ScaledFormat, Storage};
 
     #[test]
     fn every_program_chains_with_norms_in_products() {
-        for name in Model::presets() {
+        let zeros = WeightFormat::usual(ScaledFormat::parse("int4z-g128").unwrap(), Dtype::Bf16);
+        let precisions = [Dtype::Bf16.into(), Precision::linear(Dtype::Bf16, zeros, Target::Cuda)];
+        for (name, precision) in Model::presets().flat_map(|name| precisions.iter().map(move |p| (name, p))) {
             let model = Model { layers: 2, ..Model::preset(name).unwrap() };
             let cache = Cache { page: 64, pages: 64, max_pages: 16, max_pos: 1024 };
             let shapes = [Shape::decode(4, 512), Shape::prompt(512), Shape { logits: 0, ..Shape::chunk(64, 2, 512) }];
             for (shape, codes) in shapes.into_iter().flat_map(|s| [(s, None), (s, Some(Storage::E4m3))]) {
-                let precision = Precision::from(Dtype::Bf16).with_cache(codes);
-                let program = Pass::of(&model, shape, cache, precision).unwrap().program;
+                let precision = precision.clone().with_cache(codes);
+                let program = Pass::of(&model, shape, cache, &precision).unwrap().program;
                 let all = with_norms_in_products(&program, |_, _, _| true);
                 all.check().unwrap();
                 let norms = |p: &Program| p.steps.iter().filter(|s| s.problem.op().name == "rmsnorm").count();

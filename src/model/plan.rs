@@ -2,7 +2,9 @@
 
 use super::{Model, ModelError, Pass, Precision};
 use crate::device::Target;
-use crate::problem::{MAX_DIM, Problem, ProblemError, norm_and_product, probes};
+use crate::problem::{
+    CodeLayout, Granularity, MAX_DIM, Problem, ProblemError, Storage, Zero, norm_and_product, probes,
+};
 use serde::{Deserialize, Serialize};
 
 /// Part of inference.
@@ -154,9 +156,8 @@ impl Plan {
     /// A decode step of more sequences stands for the most that are few, so that no number of them between two buckets is without.
     pub fn fusions(&self) -> Vec<Problem> {
         let mut list: Vec<Problem> = Vec::new();
-        // No kernel norms rows for scaled weights yet.
-        let plain = |c: &&Call| c.problem.types().scaling.is_none();
-        for product in self.calls.iter().filter(|c| NORMED.contains(&c.role.as_str())).filter(plain) {
+        let normed = |c: &&Call| NORMED.contains(&c.role.as_str()) && norms_rows_of(&c.problem);
+        for product in self.calls.iter().filter(normed) {
             let of_phase = self.calls.iter().filter(|c| (c.phase, c.bucket) == (product.phase, product.bucket));
             let norms = of_phase.filter(|c| c.role == "norm");
             for both in norms.filter_map(|norm| norm_and_product(&norm.problem, &product.problem)) {
@@ -240,6 +241,19 @@ fn fits_a_block(p: &Problem) -> bool {
     rows <= FEW_ROWS.unsigned_abs() && p.types().x.bytes(held * cols) <= FEW_BYTES
 }
 
+/// Whether there is a kernel that norms the rows of such a product. Of codes, it takes those in quads, where a chunk of 32 elements has
+/// one scale (`matmul_codes_norm`).
+fn norms_rows_of(p: &Problem) -> bool {
+    let types = p.types();
+    types.scaling.is_none_or(|s| {
+        let minima_of_groups = s.zero != Zero::Min || matches!(s.per, Granularity::Group(_));
+        s.layout == CodeLayout::Quads
+            && s.per != Granularity::Group(16)
+            && minima_of_groups
+            && matches!(types.x, Storage::Bf16 | Storage::F16)
+    })
+}
+
 /// Products of a model that a norm comes before.
 const NORMED: [&str; 3] = ["qkv", "gate_up", "lm_head"];
 
@@ -278,7 +292,8 @@ fn sizes_between(from: i64, to: i64, each: u32) -> impl Iterator<Item = i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::problem::Dtype;
+    use crate::model::WeightFormat;
+    use crate::problem::{Dtype, ScaledFormat};
 
     fn plan(name: &str) -> Plan {
         Plan::new(&Model::preset(name).unwrap(), &Buckets::default(), Dtype::Bf16).unwrap()
@@ -389,6 +404,33 @@ mod tests {
         let wide = Plan::new(&Model::preset("llama-3.1-8b").unwrap(), &Buckets::of(Target::Cuda), Dtype::Bf16).unwrap();
         let rows: std::collections::BTreeSet<i64> = wide.fusions().iter().map(|p| p.dim("m")).collect();
         assert_eq!(rows.into_iter().collect::<Vec<_>>(), [1, 4]);
+    }
+
+    #[test]
+    fn norms_are_in_products_of_codes_too_where_a_kernel_takes_them() {
+        let model = Model::preset("llama-3.2-1b").unwrap();
+        let buckets = Buckets { batch: vec![1], prefill: vec![], chunk: vec![], ..Buckets::default() };
+        let of = |format: &str, dtype, target| -> Vec<String> {
+            let format = WeightFormat::usual(ScaledFormat::parse(format).unwrap(), dtype);
+            let fusions = Plan::new(&model, &buckets, Precision::linear(dtype, format, target)).unwrap().fusions();
+            fusions.iter().map(Problem::to_string).collect()
+        };
+        let head = "norm_matmul m=1 n=128256 k=2048 dtype=bf16";
+        assert_eq!(
+            of("int4-g128", Dtype::Bf16, Target::Cuda),
+            [
+                "norm_qkv m=1 k=2048 heads=32 kv_heads=8 head_dim=64 dtype=bf16 w=int4-g128 layout=quads | eps=1e-5",
+                "norm_matmul m=1 n=16384 k=2048 epilogue=swiglu dtype=bf16 w=int4-g128 layout=quads",
+                head,
+            ]
+        );
+        // The head is no linear layer.
+        for (format, fused) in [("int8-row", 3), ("e4m3-b128", 3), ("int4m-g32", 3), ("int8-g16", 1), ("int4m-row", 1)]
+        {
+            assert_eq!(of(format, Dtype::Bf16, Target::Cuda).len(), fused, "{format}");
+        }
+        assert_eq!(of("int4-g128", Dtype::F32, Target::Cuda).len(), 1);
+        assert_eq!(of("int4-g128", Dtype::Bf16, Target::Cpu), [head]);
     }
 
     #[test]

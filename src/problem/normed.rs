@@ -96,6 +96,11 @@ mod tests {
                 "rmsnorm rows=3 cols=40 dtype=bf16 | eps=1e-6",
                 "qkv m=3 k=40 heads=2 kv_heads=1 head_dim=4 page=2 bias=1 qk_norm=1 dtype=bf16",
             ),
+            // Zero points and codes in an order of their own.
+            (
+                "rmsnorm rows=3 cols=128 dtype=bf16",
+                "matmul m=3 n=6 k=128 epilogue=bias_swiglu dtype=bf16 w=int4z-g32 layout=quads",
+            ),
         ];
         for (norm, product) in pairs.map(|(n, p)| (n.parse::<Problem>().unwrap(), p.parse::<Problem>().unwrap())) {
             let both = norm_and_product(&norm, &product).unwrap();
