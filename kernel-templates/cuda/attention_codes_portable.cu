@@ -2,7 +2,7 @@
 // argument. A block of 128 threads has one head of one query and walks the tokens that the query sees in chunks of 128: a
 // warp scores every fourth token of a chunk, its lanes striding over the dimensions; then a thread adds up every 128th
 // dimension of the output, which waits in shared memory with the query.
-#include "common.cuh"
+#include "e4m3.cuh"
 
 #define THREADS 128
 #define WARPS (THREADS / 32)
@@ -20,10 +20,10 @@ template <bool MAX> DEV float block_reduce(float v) {
 }
 
 #if OP_PAGED_ATTENTION
-#define SOURCES const e4m3_t *k, const e4m3_t *v, const float *kv_scales, const int *block_table, const int *q_starts, const int *kv_lens
+#define SOURCES const u8 *k, const u8 *v, const float *kv_scales, const int *block_table, const int *q_starts, const int *kv_lens
 #define SIZES int page, int max_pages, int batch
 #else
-#define SOURCES const e4m3_t *k, const e4m3_t *v, const float *kv_scales, const int *block_table, const int *lens
+#define SOURCES const u8 *k, const u8 *v, const float *kv_scales, const int *block_table, const int *lens
 #define SIZES int page, int max_pages
 #endif
 
@@ -48,7 +48,7 @@ attention_codes_portable(const elem *q, SOURCES, elem *o, int heads, int kv_head
   const int seq = row, len = lens[seq];
 #endif
   const int lane = lane_id(), warp = warp_id();
-  const float of_k = kv_scales[kv_head], of_v = kv_scales[kv_heads + kv_head];
+  const float of_k = kv_scales[kv_head];
   for (int d = threadIdx.x; d < head_dim; d += THREADS) {
     query[d] = to_f32(q[(i64)blockIdx.x * head_dim + d]) * scale * of_k;
     out[d] = 0.0f;
@@ -63,7 +63,7 @@ attention_codes_portable(const elem *q, SOURCES, elem *o, int heads, int kv_head
     __syncthreads();
     for (int t = warp; t < count; t += WARPS) {
       float s = 0.0f;
-      for (int d = lane; d < head_dim; d += 32) s = fmaf(query[d], to_f32(k[rows[t] + d]), s);
+      for (int d = lane; d < head_dim; d += 32) s = fmaf(query[d], e4m3_to_f32(k[rows[t] + d]), s);
       s = warp_sum(s);
       if (lane == 0) scores[t] = s;
     }
@@ -75,11 +75,12 @@ attention_codes_portable(const elem *q, SOURCES, elem *o, int heads, int kv_head
     top = new_top, sum = sum * shrink + block_reduce<false>(p); // whose barriers make the scores visible
     for (int d = threadIdx.x; d < head_dim; d += THREADS) {
       float acc = out[d] * shrink;
-      for (int t = 0; t < count; t++) acc = fmaf(scores[t], to_f32(v[rows[t] + d]), acc);
+      for (int t = 0; t < count; t++) acc = fmaf(scores[t], e4m3_to_f32(v[rows[t] + d]), acc);
       out[d] = acc;
     }
     __syncthreads();
   }
+  const float of_v = kv_scales[kv_heads + kv_head];
   for (int d = threadIdx.x; d < head_dim; d += THREADS)
     o[(i64)blockIdx.x * head_dim + d] = from_f32<elem>(sum > 0.0f ? out[d] / sum * of_v : 0.0f);
 }

@@ -22,6 +22,11 @@ DEV u32 e4m3_pair(float lo, float hi) {
 #endif
 }
 
+// What a code is worth. A code that is NaN is ±480.
+DEV float e4m3_to_f32(u32 code) {
+  return __uint_as_float((code & 0x80) << 24 | (code & 0x7f) << 20) * 0x1p120f; // subnormal where the code is
+}
+
 #if ELEM_BYTES == 2
 // The sign, the exponent and the mantissa of two codes in the places of a pair of elements, whose exponents count from elsewhere: an element
 // is its code's value divided by E4M3_UNIT, exactly, as a subnormal number too. A code that is NaN is ±480.
