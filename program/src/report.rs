@@ -59,6 +59,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
     #[cfg(feature = "engine")]
     if super::precisions::are(&args.from) {
+        if args.readme.is_some() {
+            let rows = args.from.display();
+            return Err(CliError::Usage(format!("--readme: {rows} has precisions, of which no README has a table")));
+        }
         return super::precisions::report(&args.from, folder, args.json);
     }
     let rows = crate::rows::read(&args.from)?;

@@ -64,7 +64,7 @@ pub struct BucketArgs {
     #[arg(long, value_parser = dtype)]
     pub dtype: Option<Dtype>,
     /// What the weights are on the device: as the model's files have them, plain in --dtype, or linear layers in a scaled format such as
-    /// int4-g128, int8-row or e4m3-row (docs/precision.md has all).
+    /// int4-g128, int8-row or e4m3-row, or with their tokens in codes too: w8a8, fp8, fp8-block (docs/precision.md has all).
     #[arg(long, value_name = "stored|plain|FORMAT", value_parser = stored, default_value = "stored", hide_default_value = true)]
     pub weights: Stored,
     /// What the KV cache is stored as: in --dtype, or e4m3, in half the memory or less (docs/precision.md).

@@ -150,6 +150,11 @@ fn tokens(said: &Value, codes: Storage, per: Granularity) -> Result<Option<Strin
     if said.is_null() {
         return Ok(None);
     }
+    if !said.is_object() {
+        return Err(format!(
+            "quantization_config: input_activations = {said} is not supported; none or what llm-compressor writes is"
+        ));
+    }
     let kind = if codes == Storage::E4m3 { "float" } else { "int" };
     for (key, supported) in [
         ("num_bits", vec![8.into()]),
@@ -157,6 +162,9 @@ fn tokens(said: &Value, codes: Storage, per: Granularity) -> Result<Option<Strin
         ("strategy", vec!["token".into()]),
         ("dynamic", vec![true.into()]),
         ("symmetric", vec![true.into(), Value::Null]),
+        ("actorder", vec![Value::Null, false.into()]),
+        ("group_size", vec![Value::Null]),
+        ("block_structure", vec![Value::Null]),
     ] {
         only(said, key, &supported).map_err(|e| e.replacen(key, &format!("input_activations.{key}"), 1))?;
     }

@@ -164,6 +164,11 @@ impl Checkpoint {
         Some((&place.shape, &self.files[place.file].1[place.start..place.end]))
     }
 
+    /// What a tensor is of, as its file has it: bf16, f16 or f32, or the name of another type.
+    pub(super) fn kind(&self, name: &str) -> Option<Result<Format, &str>> {
+        self.tensors.get(name).map(|place| place.format.as_ref().map(|f| *f).map_err(String::as_str))
+    }
+
     /// Whether it holds what the model needs, each tensor in its shape, and nothing that the model has no place for. What
     /// is passed over without changing what is computed is named.
     pub(super) fn check(&self, model: &Model, natural: &[Natural]) -> Result<Vec<String>, WeightsError> {

@@ -23,6 +23,7 @@ impl Checkpoint {
     /// Whether the tensors of a quantised weight are of the shape that the model says; `parts` tells which must be there.
     pub(super) fn check_shape(&self, module: &str, q: &Quantization, n: &Natural) -> Result<(), WeightsError> {
         let &[rows, columns] = &n.shape[..] else { return Ok(()) };
+        self.check_kinds(module, q)?;
         let ((needed, _), words) = (parts(q), 8);
         let name = format!("{module}.{}", needed[0]);
         let wanted = match (q.layout, q.scaled().map(|f| f.codes)) {
@@ -35,6 +36,32 @@ impl Checkpoint {
             Some((found, _)) if *found != *wanted => Err(WeightsError::Shape { name, found: found.to_vec(), wanted }),
             _ => Ok(()),
         }
+    }
+}
+
+impl Checkpoint {
+    /// Whether the tensors of a quantised weight are of the types that its layout has: bytes of another one would be read as what they are not.
+    fn check_kinds(&self, module: &str, q: &Quantization) -> Result<(), WeightsError> {
+        let (needed, optional) = parts(q);
+        let codes = match q.scaled().map(|f| f.codes) {
+            Some(Storage::Int8) => "I8",
+            Some(Storage::E4m3) => "F8_E4M3",
+            _ => "I32",
+        };
+        for part in needed.iter().chain(optional) {
+            let name = format!("{module}.{part}");
+            let (right, wanted) = match (*part, self.kind(&name)) {
+                (_, None) | ("weight_shape", _) => continue,
+                ("scales" | "weight_scale", Some(kind)) => (matches!(kind, Ok(Format::Plain(_))), "F32, F16 or BF16"),
+                ("weight" | "weight_zero_point", Some(kind)) => (kind == Err(codes), codes),
+                (_, Some(kind)) => (kind == Err("I32"), "I32"),
+            };
+            if !right {
+                let why = format!("{name} is of another type than this layout has there, which is {wanted}");
+                return Err(WeightsError::Quantised { why });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -445,6 +472,39 @@ mod tests {
             (Some("int8-g32 scale=f16"), Some("int8-g32 scale=f16"))
         );
         assert_eq!((of("qkv"), of("o")), (None, None));
+    }
+
+    /// Bytes that a file calls another type are not read as what they should have been.
+    #[test]
+    fn parts_of_another_type_are_refused_by_name() {
+        let stored = folder(&model(), Dtype::F32, u64::MAX);
+        let (model, _) = Model::load(stored.path().to_str().unwrap()).unwrap();
+        let weights = Weights::open(stored.path(), &model).unwrap().0;
+        for (name, part, (from, to)) in [
+            ("int8-row", "weight_scale", ("F32", "I32")),
+            ("int8-row", "weight", ("I8", "U8")),
+            ("e4m3-row", "weight", ("F8_E4M3", "F8_E5M2")),
+            ("int4-g32", "weight_packed", ("I32", "F32")),
+        ] {
+            let place = tempfile::tempdir().unwrap();
+            let q = Packing {
+                format: ScaledFormat::parse(name).unwrap(),
+                scale: Storage::F32,
+                method: Method::AbsMax,
+                tokens: None,
+            };
+            compressed(&weights, q, Dtype::Bf16, place.path(), |_, _| {}).unwrap();
+            let path = place.path().join("model.safetensors");
+            let mut bytes = fs::read(&path).unwrap();
+            let tensor = format!("model.layers.1.mlp.down_proj.{part}");
+            let key = format!("\"{tensor}\":{{\"dtype\":\"{from}\"");
+            let at = bytes.windows(key.len()).position(|w| w == key.as_bytes()).unwrap() + key.len() - 1 - from.len();
+            bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+            fs::write(&path, bytes).unwrap();
+            let (packed, _) = Model::load(place.path().to_str().unwrap()).unwrap();
+            let e = Weights::open(place.path(), &packed).unwrap_err().to_string();
+            assert!(e.contains(&tensor) && e.contains(from), "{name}: {e}");
+        }
     }
 
     #[test]
