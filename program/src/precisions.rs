@@ -269,9 +269,12 @@ pub(super) fn are(path: &Path) -> bool {
 pub(super) fn report(path: &Path, folder: &Path, json: bool) -> Result<(), CliError> {
     let text = std::fs::read_to_string(path).map_err(|e| io(path, e))?;
     let row = |(number, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|e| CliError::Usage(format!("{}, line {}: {e}", path.display(), number + 1)))
+        serde_json::from_str(line).map_err(|e| io(path, std::io::Error::other(format!("line {}: {e}", number + 1))))
     };
     let rows = text.lines().enumerate().map(row).collect::<Result<Vec<Row>, _>>()?;
+    if rows.is_empty() {
+        return Err(io(path, std::io::Error::other("there is no row in it")));
+    }
     show(&rows, folder, json)
 }
 
@@ -296,7 +299,8 @@ fn show(rows: &[Row], folder: &Path, json: bool) -> Result<(), CliError> {
         table::print(&precisions::HEADER, &precisions::cells(rows), &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
         out!("{said}");
         err!("{} and {} are in {}", TABLE, PAGE, folder.display());
-        let portable = rows.iter().filter(|r| r.kernels[0] > 2).map(|r| r.precision.as_str()).collect::<Vec<_>>();
+        let portable =
+            rows.iter().filter(|r| r.kernels[0] * 100 > r.kernels[1]).map(|r| r.precision.as_str()).collect::<Vec<_>>();
         if !portable.is_empty() {
             let (list, model) = (portable.join(", "), rows.first().map_or("", |r| r.model.as_str()));
             err!(
