@@ -221,7 +221,7 @@ impl Checkpoint {
         }
         if cache::check(self, model)? > 0 {
             notes
-                .push("the scales of the cache (self_attn.k_scale, v_scale) are those of --kv-dtype e4m3 alone".into());
+                .push("the scales of the cache (self_attn.k_scale, v_scale) are used with --kv-dtype e4m3, and with nothing else".into());
         }
         Ok(notes)
     }
