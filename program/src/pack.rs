@@ -1,11 +1,12 @@
 //! `jitune pack`: a model's weights in one file of another engine, or quantised in a folder of compressed-tensors.
 
 use super::error::not_usable;
+use super::precision::{Stored, in_codes};
 use super::select::say;
 use super::weights::{place, written};
 use super::{CliError, table};
 use jitune::model::Model;
-use jitune::problem::{Dtype, ScaledFormat, Storage, XFormat};
+use jitune::problem::{Dtype, Granularity, ScaledFormat, Storage};
 use jitune::tokenizer::{TokenizerError, Vocabulary};
 use jitune::weights::pack::{self, Kind, Quantization, Texts};
 use jitune::weights::quant::Method;
@@ -94,13 +95,10 @@ fn quantised(weights: &Weights, model: &Model, args: &Args) -> Result<String, Cl
     let usage =
         |option: &str, text: &str, list: &str| CliError::Usage(format!("--{option} {text}: it is one of {list}"));
     let name = args.weights.as_deref().unwrap_or_default();
-    let (format, tokens) = match (ScaledFormat::parse(name), name) {
-        (Some(format), _) => (format, None),
-        (_, "w8a8" | "fp8") => {
-            let row = if name == "fp8" { "e4m3-row" } else { "int8-row" };
-            let format = ScaledFormat::parse(row);
-            (format.ok_or_else(|| usage("weights", name, row))?, XFormat::parse(row))
-        }
+    let (format, tokens) = match in_codes(name) {
+        Some(Stored::In(format)) => (format, None),
+        // Of tokens, folders are read that have a scale each.
+        Some(Stored::Both(codes)) if codes.tokens.per == Granularity::Row => (codes.weights, Some(codes.tokens)),
         _ => return Err(usage("weights", name, &format!("w8a8|fp8|{}", ScaledFormat::names()))),
     };
     let dtype = args.dtype.as_deref().map(super::select::dtype).transpose();

@@ -3,7 +3,7 @@
 use super::CliError;
 use jitune::device::Target;
 use jitune::model::{Model, Precision, WeightFormat};
-use jitune::problem::{Dtype, ScaledFormat, Storage, XFormat};
+use jitune::problem::{Dtype, Granularity, ScaledFormat, Storage, XFormat, Zero};
 use std::fmt;
 
 /// What the weights are stored as on the device.
@@ -24,14 +24,24 @@ pub enum Stored {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Codes {
     name: &'static str,
-    weights: &'static str,
-    tokens: &'static str,
+    /// Of linear layers, with scales in f32.
+    pub weights: ScaledFormat,
+    /// Of their tokens.
+    pub tokens: XFormat,
 }
 
-const BOTH: [Codes; 3] = [
-    Codes { name: "w8a8", weights: "int8-row", tokens: "int8-row" },
-    Codes { name: "fp8", weights: "e4m3-row", tokens: "e4m3-row" },
-    Codes { name: "fp8-block", weights: "e4m3-b128", tokens: "e4m3-g128" },
+impl Codes {
+    /// Codes of one kind, with scales for these parts of weights and of tokens.
+    const fn new(name: &'static str, codes: Storage, weights: Granularity, tokens: Granularity) -> Codes {
+        let weights = ScaledFormat { codes, per: weights, zero: Zero::None };
+        Codes { name, weights, tokens: XFormat { codes, per: tokens } }
+    }
+}
+
+static BOTH: [Codes; 3] = [
+    Codes::new("w8a8", Storage::Int8, Granularity::Row, Granularity::Row),
+    Codes::new("fp8", Storage::E4m3, Granularity::Row, Granularity::Row),
+    Codes::new("fp8-block", Storage::E4m3, Granularity::Block, Granularity::Group(128)),
 ];
 
 impl fmt::Display for Stored {
@@ -62,7 +72,7 @@ pub fn in_codes(text: &str) -> Option<Stored> {
 
 /// All names of codes, for messages.
 pub fn names() -> String {
-    format!("{}|{}", BOTH.map(|codes| codes.name).join("|"), ScaledFormat::names())
+    format!("{}|{}", BOTH.each_ref().map(|codes| codes.name).join("|"), ScaledFormat::names())
 }
 
 /// A precision with the cache as `--kv-dtype` says: in the dtype, which need not be said, or in codes of e4m3.
@@ -100,13 +110,8 @@ impl Stored {
                 Err(CliError::Usage(format!("--weights {self}: --dtype is bf16, f16 or f32 then, not {dtype}")))
             }
             Stored::Both(codes) => {
-                let format = ScaledFormat::parse(codes.weights);
-                let usual =
-                    format.map(|format| WeightFormat { scale: Storage::F32, ..WeightFormat::usual(format, dtype) });
-                let linear = usual.map(|format| Precision::linear(dtype, format, target));
-                let known =
-                    linear.ok_or_else(|| CliError::Usage(format!("--weights {self}: there is no such format")))?;
-                Ok((known.with_tokens(XFormat::parse(codes.tokens)), Vec::new()))
+                let format = WeightFormat { format: codes.weights, scale: Storage::F32 };
+                Ok((Precision::linear(dtype, format, target).with_tokens(Some(codes.tokens)), Vec::new()))
             }
             Stored::In(format) => {
                 Ok((Precision::linear(dtype, WeightFormat::usual(format, dtype), target), Vec::new()))

@@ -299,8 +299,7 @@ fn show(rows: &[Row], folder: &Path, json: bool) -> Result<(), CliError> {
         table::print(&precisions::HEADER, &precisions::cells(rows), &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
         out!("{said}");
         err!("{} and {} are in {}", TABLE, PAGE, folder.display());
-        let portable =
-            rows.iter().filter(|r| r.kernels[0] * 100 > r.kernels[1]).map(|r| r.precision.as_str()).collect::<Vec<_>>();
+        let portable = rows.iter().filter(|r| r.kernels[0] > 2).map(|r| r.precision.as_str()).collect::<Vec<_>>();
         if !portable.is_empty() {
             let (list, model) = (portable.join(", "), rows.first().map_or("", |r| r.model.as_str()));
             err!(

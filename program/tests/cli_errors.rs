@@ -85,6 +85,8 @@ fn models_problems_and_plans() {
     place.file("op.txt", "# a comment\ngelu rows=4 cols=64\nnorm rows=3\n");
     place.file("shape.txt", "gelu rows=4 cols=64\ngelu rows=-4 cols=64\n");
     place.file("void.txt", "\n# nothing\n");
+    place.file("none/precisions.jsonl", "");
+    place.file("bad/precisions.jsonl", "{bad\n");
     let cases = [
         case("model llama-9", 2, &["unknown model 'llama-9'", "llama-3.2-1b"]),
         case("tune --model llama-9 --target cpu --db db", 2, &["unknown model 'llama-9'"]),
@@ -144,6 +146,26 @@ fn models_problems_and_plans() {
         case("tune --target cpu --db db --problem 'gelu rows=4 cols=4' --search best", 2, &["exhaustive"]),
         case("tune --target cpu --db db --problem 'gelu rows=4 cols=4' --templates nowhere", 4, &["nowhere"]),
         case("tune --target cpu --db db --problem 'gelu rows=4 cols=4 dtype=tf32'", 1, &["no cpu template"]),
+        case(
+            "compare --target cpu --model llama-3.2-1b --precisions --kv-dtype e4m3",
+            2,
+            &["--precisions names", "/kv-e4m3"],
+        ),
+        case(
+            "compare --target cpu --model llama-3.2-1b --precisions=bf16 --weights w8a8",
+            2,
+            &["--weights and --kv-dtype"],
+        ),
+        case("tune --target cpu --db db --model llama-3.2-1b --weights w8a9", 2, &["w8a8|fp8|fp8-block|int4"]),
+        case(
+            "tune --target cpu --db db --model llama-3.2-1b --weights fp8 --dtype tf32",
+            2,
+            &["--weights fp8", "not tf32"],
+        ),
+        case("tune --target cpu --db db --model llama-3.2-1b --kv-dtype bf16", 2, &["--kv-dtype bf16", "e4m3"]),
+        case("report --from none/precisions.jsonl -o out", 4, &["there is no row"]),
+        case("report --from bad/precisions.jsonl -o out", 4, &["line 1"]),
+        case("report --from bad/precisions.jsonl --readme", 2, &["--readme", "precisions"]),
         case("", 2, &["Usage"]),
         case("dance", 2, &["dance"]),
     ];
