@@ -78,7 +78,7 @@ impl ModelArgs {
     /// Reads what the model is, and finds its weights.
     pub fn open(&self) -> Result<Opened<'_>, CliError> {
         let target = self.device.target()?;
-        let dtype = dtype_of(self.dtype, target);
+        let dtype = dtype_of(self.dtype, target)?;
         if Model::preset(&self.model).is_some() {
             let text = format!("{} is a preset, and has no weights; write ./{0} to mean a folder", self.model);
             return Err(CliError::Usage(text));
@@ -89,6 +89,11 @@ impl ModelArgs {
         let (precision, more) = self.weights.precision(dtype, target, || Ok(weights.precision(dtype, target)))?;
         notes.extend(more);
         let precision = with_cache(precision, self.kv_dtype)?;
+        // What is rounded, tokens and cache too, is said wherever something is.
+        let stored = precision.to_string();
+        if stored != dtype.to_string() {
+            notes.push(format!("its tensors are in {stored}"));
+        }
         say(&notes);
         Ok(Opened { args: self, model, weights, target, precision })
     }

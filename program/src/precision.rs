@@ -91,9 +91,21 @@ pub fn with_cache(precision: Precision, asked: Option<Dtype>) -> Result<Precisio
     }
 }
 
-/// The dtype, or the target's usual one.
-pub fn dtype_of(asked: Option<Dtype>, target: Target) -> Dtype {
-    asked.unwrap_or(if target == Target::Cuda { Dtype::Bf16 } else { Dtype::F32 })
+/// The dtype of a model's tensors, or the target's usual one.
+pub fn dtype_of(asked: Option<Dtype>, target: Target) -> Result<Dtype, CliError> {
+    match (asked, target) {
+        (Some(Dtype::E4m3), _) => Err(CliError::Usage(
+            "--dtype e4m3: a model's tensors are bf16, f16 or f32; codes of weights are --weights e4m3-row, of weights and their tokens \
+             --weights fp8, of the cache --kv-dtype e4m3"
+                .into(),
+        )),
+        (Some(Dtype::Tf32), Target::Cpu) => {
+            Err(CliError::Usage("--dtype tf32: TF32 is of NVIDIA's tensor cores; a processor has --dtype f32".into()))
+        }
+        (Some(dtype), _) => Ok(dtype),
+        (None, Target::Cuda) => Ok(Dtype::Bf16),
+        (None, _) => Ok(Dtype::F32),
+    }
 }
 
 impl Stored {

@@ -91,7 +91,7 @@ pub(super) fn run(args: &Arguments<'_>) -> Result<(), CliError> {
         return Err(CliError::Usage("--precisions needs --model FOLDER or FILE.gguf".into()));
     };
     let target = args.device.target()?;
-    let usual = dtype_of(args.which.buckets.dtype, target);
+    let usual = dtype_of(args.which.buckets.dtype, target)?;
     let names: Vec<&str> = match args.precisions {
         [] => vec!["f32", "tf32", "f16", "bf16", "e4m3-row", "int8-row", "int4-g128"],
         list => list.iter().map(String::as_str).collect(),
@@ -133,8 +133,12 @@ pub(super) fn run(args: &Arguments<'_>) -> Result<(), CliError> {
         if let Some(heard) = heard {
             let base = f32.get_or_insert_with(|| heard.logits.clone());
             measure(&mut row, base, &heard.logits, &ids, vocab);
-        } else if f32.is_none() {
-            let why = row.failed.unwrap_or_default();
+            // Logits that are NaN are no answers, and no JSON either.
+            if let Err(why) = row.check() {
+                row = Row { error: 0.0, kl: 0.0, perplexity: 0.0, failed: Some(why), ..row };
+            }
+        }
+        if let Some(why) = row.failed.as_ref().filter(|_| at == 0) {
             return Err(CliError::Partly(format!("f32, which all others are held against, did not run: {why}")));
         }
         if at > 0 || wanted {
@@ -269,7 +273,9 @@ pub(super) fn are(path: &Path) -> bool {
 pub(super) fn report(path: &Path, folder: &Path, json: bool) -> Result<(), CliError> {
     let text = std::fs::read_to_string(path).map_err(|e| io(path, e))?;
     let row = |(number, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|e| io(path, std::io::Error::other(format!("line {}: {e}", number + 1))))
+        let row: Result<Row, _> = serde_json::from_str(line).map_err(|e| e.to_string());
+        row.and_then(|row| row.check().map(|()| row))
+            .map_err(|e| io(path, std::io::Error::other(format!("line {}: {e}", number + 1))))
     };
     let rows = text.lines().enumerate().map(row).collect::<Result<Vec<Row>, _>>()?;
     if rows.is_empty() {

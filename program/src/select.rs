@@ -60,7 +60,7 @@ pub struct BucketArgs {
     /// Tokens of a page of the KV cache.
     #[arg(long, default_value_t = 64)]
     pub page: i64,
-    /// bf16, f16, f32, tf32, or for products e4m3; bf16 on a GPU and f32 on a CPU by default.
+    /// bf16, f16, f32, or on a GPU tf32; bf16 on a GPU and f32 on a CPU by default.
     #[arg(long, value_parser = dtype)]
     pub dtype: Option<Dtype>,
     /// What the weights are on the device: as the model's files have them, plain in --dtype, or linear layers in a scaled format such as
@@ -228,7 +228,7 @@ impl BucketArgs {
     pub fn plan(&self, name: &str, target: Target) -> Result<(Model, Plan, Vec<String>), CliError> {
         let (model, mut notes) = Model::load(name)?;
         let buckets = self.buckets(&model, target);
-        let (precision, more) = self.weights.of_named(name, &model, dtype_of(self.dtype, target), target)?;
+        let (precision, more) = self.weights.of_named(name, &model, dtype_of(self.dtype, target)?, target)?;
         notes.extend(more);
         let plan = Plan::new(&model, &buckets, with_cache(precision, self.kv_dtype)?)?;
         let (longest, most) = (buckets.longest(), model.max_position_embeddings);

@@ -87,7 +87,15 @@ fn models_problems_and_plans() {
     place.file("void.txt", "\n# nothing\n");
     place.file("none/precisions.jsonl", "");
     place.file("bad/precisions.jsonl", "{bad\n");
+    let row = r#"{"model":"m","device":"d","precision":"f32","stored":"f32","failed":null,"token_ms":-5.0,"first_ms":1.0,"weights_bytes":1,"memory_bytes":2,"error":0.0,"kl":0.0,"top1":1.0,"positions":256,"perplexity":2.0,"kernels":[0,1]}"#;
+    place.file("untrue/precisions.jsonl", row);
     let cases = [
+        case("tune --target cpu --db db --model llama-3.2-1b --dtype tf32", 2, &["--dtype tf32", "--dtype f32"]),
+        case(
+            "tune --target cpu --db db --model llama-3.2-1b --dtype e4m3",
+            2,
+            &["--dtype e4m3", "--weights fp8", "--kv-dtype"],
+        ),
         case("model llama-9", 2, &["unknown model 'llama-9'", "llama-3.2-1b"]),
         case("tune --model llama-9 --target cpu --db db", 2, &["unknown model 'llama-9'"]),
         case("model ./good --target cpu", 0, &[]),
@@ -157,14 +165,11 @@ fn models_problems_and_plans() {
             &["--weights and --kv-dtype"],
         ),
         case("tune --target cpu --db db --model llama-3.2-1b --weights w8a9", 2, &["w8a8|fp8|fp8-block|int4"]),
-        case(
-            "tune --target cpu --db db --model llama-3.2-1b --weights fp8 --dtype tf32",
-            2,
-            &["--weights fp8", "not tf32"],
-        ),
+        case("model llama-3.2-1b --arch sm_90a --weights fp8 --dtype tf32", 2, &["--weights fp8", "not tf32"]),
         case("tune --target cpu --db db --model llama-3.2-1b --kv-dtype bf16", 2, &["--kv-dtype bf16", "e4m3"]),
         case("report --from none/precisions.jsonl -o out", 4, &["there is no row"]),
         case("report --from bad/precisions.jsonl -o out", 4, &["line 1"]),
+        case("report --from untrue/precisions.jsonl -o out", 4, &["line 1", "token_ms is -5"]),
         case("report --from bad/precisions.jsonl --readme", 2, &["--readme", "precisions"]),
         case("", 2, &["Usage"]),
         case("dance", 2, &["dance"]),

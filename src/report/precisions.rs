@@ -42,6 +42,41 @@ pub struct Row {
     pub kernels: [usize; 2],
 }
 
+impl Row {
+    /// Whether somebody can have measured its numbers: none is NaN, infinite or below zero, shares are of all, and counts of parts are not
+    /// above those of the whole. What is said is the first that is not so. A KL may be below zero by rounding.
+    pub fn check(&self) -> Result<(), String> {
+        if self.failed.is_some() {
+            return Ok(());
+        }
+        let numbers = [
+            ("token_ms", self.token_ms, f64::MIN_POSITIVE, MONTH_MS),
+            ("first_ms", self.first_ms, f64::MIN_POSITIVE, MONTH_MS),
+            ("error", self.error, 0.0, f64::MAX),
+            ("kl", self.kl, -1e-6, f64::MAX),
+            ("top1", self.top1, 0.0, 1.0),
+            ("perplexity", self.perplexity, 0.0, f64::MAX),
+        ];
+        if let Some((name, value, ..)) = numbers.iter().find(|(_, value, from, to)| !(value >= from && value <= to)) {
+            return Err(format!("{name} is {value}, which nobody can have measured"));
+        }
+        let [portable, all] = self.kernels;
+        if portable > all {
+            return Err(format!("{portable} of {all} kernels are portable"));
+        }
+        if self.weights_bytes > self.memory_bytes {
+            return Err(format!(
+                "weights of {} bytes are in {} bytes of memory",
+                self.weights_bytes, self.memory_bytes
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// No token takes longer, in milliseconds.
+const MONTH_MS: f64 = 30.0 * 86_400_000.0;
+
 /// What the columns of [`cells`] are; the first is text.
 pub const HEADER: [&str; 11] = [
     "precision",
@@ -190,6 +225,29 @@ mod tests {
              \"perplexity\":3.0,\"kernels\":[0,9]}}"
         );
         serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn numbers_that_nobody_can_have_measured_are_named() {
+        let good = row("f32", 4.0, 0.0);
+        good.check().unwrap();
+        let bad: [(&str, fn(&mut Row)); 8] = [
+            ("token_ms is 0", |r| r.token_ms = 0.0),
+            ("first_ms is inf", |r| r.first_ms = f64::INFINITY),
+            ("kl is NaN", |r| r.kl = f64::NAN),
+            ("error is -1", |r| r.error = -1.0),
+            ("top1 is 1.5", |r| r.top1 = 1.5),
+            ("perplexity is inf", |r| r.perplexity = f64::INFINITY),
+            ("10 of 9 kernels", |r| r.kernels = [10, 9]),
+            ("weights of", |r| r.weights_bytes = u64::MAX),
+        ];
+        for (said, spoil) in bad {
+            let mut spoilt = good.clone();
+            spoil(&mut spoilt);
+            assert!(spoilt.check().unwrap_err().starts_with(said), "{said}");
+            spoilt.failed = Some("not here".into());
+            spoilt.check().unwrap();
+        }
     }
 
     #[test]

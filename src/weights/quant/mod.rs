@@ -76,6 +76,18 @@ pub enum Fault {
         /// NaN or an infinity.
         value: f64,
     },
+    /// A scale or a minimum whose weights no f32 holds.
+    #[error(
+        "element {index} is {value:e}, which with codes of up to {code} is beyond f32; the file is damaged, or of another format"
+    )]
+    Overflow {
+        /// Which of them.
+        index: u64,
+        /// Its value.
+        value: f64,
+        /// The largest magnitude of a code.
+        code: f64,
+    },
     /// A code that is no number.
     #[error("code {index} is NaN; the file is damaged, or of another format")]
     Code {
@@ -269,10 +281,17 @@ impl Packed {
             Zero::Min => scale.bytes(scales),
         };
         bytes_of(&format!("{name} (zeros)"), &self.zeros, zeros)?;
-        finite(&format!("{name} (scales)"), &self.scales, scale)?;
+        // Codes of 4 bits are at most 8 away from nothing, and 15 from a zero point or a minimum.
+        let code = match (format.codes, format.zero) {
+            (Storage::Int4, Zero::None) => 8.0,
+            (Storage::Int4, _) => 15.0,
+            (Storage::E4m3, _) => 448.0,
+            _ => 128.0,
+        };
+        finite(&format!("{name} (scales)"), &self.scales, scale, code)?;
         match format.zero {
             Zero::None => {}
-            Zero::Min => finite(&format!("{name} (minima)"), &self.zeros, scale)?,
+            Zero::Min => finite(&format!("{name} (minima)"), &self.zeros, scale, 1.0)?,
             Zero::Zero => {
                 if let Some(index) = self.zeros.iter().position(|z| *z > 15) {
                     let value = self.zeros[index].into();
@@ -379,13 +398,19 @@ fn multiple(name: &str, what: &'static str, found: u64, of: u64) -> Result<(), Q
     if found.is_multiple_of(of) { Ok(()) } else { Err(QuantError::new(name, Fault::Multiple { what, found, of })) }
 }
 
-fn finite(name: &str, bytes: &[u8], storage: Storage) -> Result<(), QuantError> {
+/// Scales that are numbers, and are numbers of f32 with a code of that magnitude too: what overflows would be NaN in a model's
+/// answers, and a token of it.
+fn finite(name: &str, bytes: &[u8], storage: Storage, code: f64) -> Result<(), QuantError> {
     let count = bytes.len() as u64 * 8 / storage.bits();
-    let bad = (0..count).map(|i| (i, storage.value(bytes, i))).find(|(_, v)| !v.is_finite());
-    match bad {
-        Some((index, value)) => Err(QuantError::new(name, Fault::NotFinite { index, value })),
-        None => Ok(()),
+    for (index, value) in (0..count).map(|i| (i, storage.value(bytes, i))) {
+        if !value.is_finite() {
+            return Err(QuantError::new(name, Fault::NotFinite { index, value }));
+        }
+        if value.abs() * code > f64::from(f32::MAX) {
+            return Err(QuantError::new(name, Fault::Overflow { index, value, code }));
+        }
     }
+    Ok(())
 }
 
 fn too_large(index: u64, value: f64, format: ScaledFormat, instead: &'static str) -> Fault {
@@ -586,6 +611,18 @@ pub(in crate::weights::quant) mod tests {
                 nan.scales[..scale.bytes(1) as usize].fill(0xff);
                 let e = nan.check("layer.w").unwrap_err().to_string();
                 assert!(e.contains("layer.w (scales): element 0 is NaN"), "{e}");
+                if scale != Storage::F16 {
+                    let mut huge = good.clone();
+                    huge.scales[..scale.bytes(1) as usize]
+                        .copy_from_slice(&3e38f32.to_le_bytes()[4 - scale.bytes(1) as usize..]);
+                    let e = huge.check("layer.w").unwrap_err().to_string();
+                    assert!(
+                        e.contains("layer.w (scales): element 0 is ")
+                            && e.contains("e38, which")
+                            && e.contains("is beyond f32"),
+                        "{e}"
+                    );
+                }
             }
         }
         let mut zeros = draw.packed(format("int4z-g32"), Storage::F16, 4, 64);
