@@ -1,6 +1,7 @@
 //! What became of a candidate.
 
 use crate::backend::session::{Check, Doubt, Series, Tried};
+use crate::problem::Problem;
 use crate::worker::{Failure, FailureKind, Lost};
 use serde::{Deserialize, Serialize};
 
@@ -164,6 +165,19 @@ impl Judged {
             (Standing::Open, Standing::Open) if repeated => Judged { standing: Standing::Twice, ..second },
             _ => second,
         }
+    }
+}
+
+impl Judged {
+    /// The same, found on another workload than the problem's own.
+    pub fn on(self, problem: &Problem) -> Judged {
+        let said = |why: String| format!("{problem}: {why}");
+        let verdict = match self.verdict {
+            Verdict::Wrong { why } => Verdict::Wrong { why: said(why) },
+            Verdict::Unstable { why } => Verdict::Unstable { why: said(why) },
+            other => other,
+        };
+        Judged { verdict, ..self }
     }
 }
 

@@ -24,7 +24,7 @@ const HONEST: [(usize, usize); 3] = [(0, 200), (1, 300), (2, 1)];
 
 /// A cheat: its number, what it does at launch number `n` (from 0) instead of the work, the verdict it must get (any where
 /// none is given), and a part of the evidence. What only disturbs others does the work too, slowly.
-const CHEATS: [(usize, &str, &str, &str); 32] = [
+const CHEATS: [(usize, &str, &str, &str); 33] = [
     (10, "", "wrong", "not written"),
     (11, "if (n == 0) work(x, y, from, to);", "wrong", "not written"),
     (12, "if (n < 2) work(x, y, from, to);", "unstable", "not written"),
@@ -84,6 +84,13 @@ const CHEATS: [(usize, &str, &str, &str); 32] = [
     (
         40,
         "static void *there[8]; if (n == 0) __builtin_setjmp(there); if (n < 3) work(x, y, from, to); else leap(there);",
+        "",
+        "",
+    ),
+    // What it made of its inputs once.
+    (
+        42,
+        "static float kept[1 << 16]; if (n == 0) work(x, kept, from, to); memcpy(y + from, kept + from, (to - from) * 4);",
         "",
         "",
     ),
@@ -275,6 +282,48 @@ fn no_cheat_wins_or_ends_the_run() {
             assert!(lines.any(|l| l.contains(&format!("\"{named}\""))), "{number} ({body}) is stored");
         }
     }
+}
+
+/// One that keeps what it once made of its inputs is right as long as these are the same.
+#[test]
+fn a_winner_is_verified_on_other_inputs_in_the_same_memory() {
+    let (place, _alone) = alone();
+    let run = tune(&place, &[42, 0]);
+    assert_eq!(run.winner, "which=0", "{:#?} {:#?}", run.verdicts, run.unstable);
+    assert!(run.unstable[&42].to_string().contains("other inputs"), "{:#?}", run.unstable);
+}
+
+/// No look-up tells workloads apart, so code that is right where all sequences are as long as the first is no winner, and no bundle
+/// with it is good.
+#[test]
+fn a_winner_is_verified_on_the_workloads_that_no_look_up_tells_apart() {
+    let (place, _alone) = alone();
+    let code = include_str!("../../kernel-templates/cpu/cpu_decode.c");
+    let description = include_str!("../../kernel-templates/cpu/cpu_decode.toml");
+    assert!(code.contains("lens[b]"));
+    place.file("templates/cpu_decode.c", &code.replace("lens[b]", "lens[0]"));
+    place.file("templates/cpu_decode.toml", description);
+    let problem = "decode batch=3 context=70 heads=2 kv_heads=1 head_dim=64 dtype=f32";
+    let args = [
+        "tune",
+        "--json",
+        "--nominal-ceilings",
+        "--target",
+        "cpu",
+        "--threads",
+        "1",
+        "--db",
+        "db",
+        "--problem",
+        problem,
+    ];
+    let more = ["--templates", "templates", "--budget", "120", "--trials", "64", "--near-roofline", "0"];
+    let out = place.jitune(&[&args[..], &more].concat()).output().unwrap();
+    // No other template takes the problem.
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+    let list = events(&out.stdout);
+    let (won, unstable) = (of_kind(&list, "won"), format!("{:?}", of_kind(&list, "unstable")));
+    assert!(won.is_empty() && unstable.contains("lens=mixed"), "{unstable}");
 }
 
 /// In the process where all candidates run it is right as often as anybody looks; what was stored says so afterwards.

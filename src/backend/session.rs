@@ -236,8 +236,19 @@ pub trait Session {
     /// whether each is still right.
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Timed>, BackendError>;
 
-    /// Checks a candidate without timing it, and gives what these elements of its outputs hold at the end.
+    /// Checks a candidate without timing it, and gives what these elements of its outputs hold at the end. Then other inputs come
+    /// into the same memory, while its code stays loaded: one that keeps what it once made of them is not right any more.
     fn verify(&mut self, candidate: &Runnable, elements: &[Element]) -> Result<(Tried, Vec<f64>), BackendError>;
+}
+
+/// The seed of the inputs that come into the memory of those of `seed`.
+pub(crate) fn renewed(seed: u64) -> u64 {
+    seed.wrapping_add(0x0dd5)
+}
+
+/// What is said of a candidate that is right on its first inputs alone.
+pub(crate) fn stale(why: String) -> Doubt {
+    Doubt::Unstable(format!("on other inputs in the same memory: {why}"))
 }
 
 /// Drops the rounds whose clock is over 3% away from the median clock; clocks that cannot be read (0) drop nothing.

@@ -183,6 +183,13 @@ pub enum DimKind {
     Derived(fn(&Problem) -> i64),
 }
 
+/// The workload of what adds ε to a variance: of one, beside which an ε of 1e-5 is less than bf16 rounds, or so small that it shows.
+pub(crate) const LEVEL: &str = "level";
+pub(crate) const LEVELS: &[&str] = &["unit", FAINT];
+const FAINT: &str = "faint";
+/// The variance is 1.5e-5 then.
+const FAINTLY: f32 = 1.0 / 256.0;
+
 /// The step between values of a [`DimKind::Real`].
 pub const REAL_UNIT: f64 = 1e-12;
 
@@ -338,7 +345,33 @@ impl Problem {
 
     /// Its tensors: inputs, then outputs, in the order of the table in `docs/templates.md`.
     pub fn tensors(&self) -> Vec<Tensor> {
-        (self.op().tensors)(self)
+        let mut list = (self.op().tensors)(self);
+        if self.word(LEVEL) == FAINT {
+            for t in list.iter_mut().filter(|t| ["x", "residual"].contains(&t.name)) {
+                if let Fill::Uniform { scale } = &mut t.fill {
+                    *scale *= FAINTLY;
+                }
+            }
+        }
+        list
+    }
+
+    /// The same problem with its tensors filled in every other way that a workload names: what its winner also meets in production,
+    /// though no look-up asks for it. Not those that make no difference here.
+    pub fn variants(&self) -> Vec<Problem> {
+        let workloads = self.op().dims.iter().enumerate().filter(|(_, d)| d.part == Part::Workload);
+        let normed = !self.has("qk_norm") || self.dim("qk_norm") == 1 || self.has_norm();
+        let others = workloads.filter(|(_, d)| d.name != LEVEL || normed).flat_map(|(i, d)| {
+            let words = if let DimKind::Word(words) = d.kind { words.len() } else { 0 };
+            (0..words as i64).filter(move |w| *w != i64::from(self.dims[i])).map(move |w| self.with(&[(d.name, w)]))
+        });
+        // A workload may ask for sizes that these are not.
+        others.flatten().collect()
+    }
+
+    /// Whether the tokens are normed before anything else.
+    fn has_norm(&self) -> bool {
+        self.op().name.starts_with("norm_")
     }
 
     /// Floating-point operations.

@@ -1,11 +1,12 @@
 //! RMSNorm and LayerNorm, each with or without a fused residual add.
 
-use super::{DimDef, Expected, Fill, Inputs, OpDef, Problem, Tensor};
+use super::{DimDef, Expected, Fill, Inputs, LEVEL, LEVELS, OpDef, Problem, Tensor};
 
 const DIMS: &[DimDef] = &[
     DimDef::size("rows"),
     DimDef::contract("cols"),
     DimDef::option("residual", 0),
+    DimDef::workload(LEVEL, LEVELS),
     // Added to the variance.
     DimDef::real("eps", 1e-5),
 ];

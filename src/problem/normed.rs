@@ -1,7 +1,7 @@
 //! The norm before a product, and the product, as one: the same result as `rmsnorm` and then `matmul` or `qkv`, the normed row rounded to
 //! its type on the way. No portable code has it: whoever finds no tuned winner runs the two.
 
-use super::{DimDef, Fill, Inputs, OpDef, Problem, Tensor, matmul, qkv};
+use super::{DimDef, Fill, Inputs, LEVEL, LEVELS, OpDef, Problem, Tensor, matmul, qkv};
 
 pub(super) static MATMUL: OpDef = OpDef {
     name: "norm_matmul",
@@ -15,6 +15,7 @@ pub(super) static MATMUL: OpDef = OpDef {
         DimDef::derived("bias", |p| i64::from(p.word("epilogue").starts_with("bias"))),
         DimDef::derived("residual", |p| i64::from(p.word("epilogue").ends_with("residual"))),
         DimDef::derived("swiglu", |p| i64::from(p.word("epilogue").ends_with("swiglu"))),
+        DimDef::workload(LEVEL, LEVELS),
         DimDef::real("eps", 1e-5),
     ],
     check: |p| of_values(p).and_then(|()| (matmul::OP.check)(p)),

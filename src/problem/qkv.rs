@@ -1,7 +1,10 @@
 //! The product that begins an attention layer: Q, K and V of new tokens, rotated, with K and V written to the paged cache.
 
 use super::tensor::IndexFill;
-use super::{DimDef, Expected, Fill, Inputs, Layout, OpDef, Problem, Storage, Tensor, cache, matmul, scaled, scaled_x};
+use super::{
+    DimDef, Expected, Fill, Inputs, LEVEL, LEVELS, Layout, OpDef, Problem, Storage, Tensor, cache, matmul, scaled,
+    scaled_x,
+};
 
 pub(super) static OP: OpDef = OpDef {
     name: "qkv",
@@ -20,6 +23,7 @@ pub(super) static OP: OpDef = OpDef {
         DimDef::derived("residual", |_| 0),
         DimDef::derived("swiglu", |_| 0),
         DimDef::workload("padding", &["none", "some"]),
+        DimDef::workload(LEVEL, LEVELS),
         DimDef::capacity("pages", pages),
         DimDef::capacity("max_pos", |_| 4096),
         DimDef::real("eps", 1e-6),

@@ -1,6 +1,6 @@
 //! Tokens made codes with scales, as products of scaled tokens take them: of values as they are, or of what a norm makes of them.
 
-use super::{DimDef, Expected, Fill, Granularity, Inputs, OpDef, Problem, Storage, Tensor, XFormat};
+use super::{DimDef, Expected, Fill, Granularity, Inputs, LEVEL, LEVELS, OpDef, Problem, Storage, Tensor, XFormat};
 
 /// Formats whose scales follow from the tokens themselves; one scale for all of them would need all of them first.
 const FORMATS: &[&str] = &["int8-row", "e4m3-row", "e4m3-g128"];
@@ -36,6 +36,7 @@ pub(super) static NORMED: OpDef = OpDef {
         DimDef::contract("cols"),
         DimDef::words("to", FORMATS),
         DimDef::derived("codes", codes),
+        DimDef::workload(LEVEL, LEVELS),
         // Added to the variance.
         DimDef::real("eps", 1e-5),
     ],

@@ -1,7 +1,7 @@
 //! What stands behind the product of `qkv` where that is a `matmul`: Q, K and V of new tokens, normed and rotated, K and V written to the
 //! paged cache, which may be codes.
 
-use super::{DimDef, Inputs, OpDef, Tensor, qkv};
+use super::{DimDef, Inputs, LEVEL, LEVELS, OpDef, Tensor, qkv};
 
 pub(super) static OP: OpDef = OpDef {
     name: "rope_kv",
@@ -16,6 +16,7 @@ pub(super) static OP: OpDef = OpDef {
         DimDef::option("qk_norm", 0),
         DimDef::derived("n", qkv::width),
         DimDef::workload("padding", &["none", "some"]),
+        DimDef::workload(LEVEL, LEVELS),
         DimDef::capacity("pages", qkv::pages),
         DimDef::capacity("max_pos", |_| 4096),
         DimDef::real("eps", 1e-6),

@@ -478,11 +478,33 @@ impl<'a> Tuning<'a> {
         }
     }
 
+    /// The same code on the problem's other workloads, which no look-up tells apart: what is wrong with it there, or what was found before.
+    fn check_variants(
+        &mut self,
+        runnable: &Runnable,
+        seed: u64,
+        judged: Judged,
+        deadline: Duration,
+    ) -> Result<Judged, TuneError> {
+        for problem in self.space.problem.variants() {
+            if !matches!(judged.verdict, Verdict::Measured { .. }) || self.is_hurried() {
+                break;
+            }
+            let setup = Setup { single: true, ..self.tuner.bench().setup(&problem, &self.device, seed)? };
+            let (there, _) = self.place.bare_turn().verify(&setup, runnable, &[], deadline)?;
+            if !matches!(there.verdict, Verdict::Measured { .. }) {
+                return Ok(there.on(&problem));
+            }
+        }
+        Ok(judged)
+    }
+
     /// The winner is checked once more after all timing, on other inputs, in a process where none of the candidates ran that
     /// lost. Whether its outputs are right is seen here: the word of a process that it ran in is not enough.
     fn check_again(&mut self, chosen: &Chosen) -> Result<Result<Errors, Judged>, TuneError> {
         let runnable = self.runnable(&chosen.point, &chosen.artifact)?;
-        let deadline = self.tuner.deadline(self.roofline_us);
+        // Other inputs are made in that time too.
+        let deadline = self.tuner.deadline(self.roofline_us) + self.preparing;
         let judged = if self.is_hurried() && self.preparing > SOON {
             self.turn()?.attempt(&runnable, 0, deadline)?
         } else {
@@ -495,7 +517,7 @@ impl<'a> Tuning<'a> {
             let (judged, values) = self.place.bare_turn().verify(&fresh, &runnable, &elements, deadline)?;
             match own_check(&fresh, &list, &values).wrong.filter(|_| !values.is_empty()) {
                 Some(why) => Judged { verdict: Verdict::Unstable { why }, standing: Standing::Own },
-                None => judged,
+                None => self.check_variants(&runnable, seed, judged, deadline)?,
             }
         };
         let Verdict::Measured { error_rms, error_max, compared, .. } = judged.verdict else { return Ok(Err(judged)) };

@@ -98,11 +98,17 @@ impl Buffer {
         self.len == 0
     }
 
-    /// Makes it and its guards read-only for good: a kernel that writes there ends its process, instead of giving those
+    /// Makes it and its guards read-only: a kernel that writes there ends its process, instead of giving those
     /// after it other inputs.
     pub fn seal(&mut self) {
         // SAFETY: whole pages that belong to this mapping alone. Without the protection it works as before.
         let _ = unsafe { mprotect(self.mapping, self.mapped, MprotectFlags::READ) };
+    }
+
+    /// Lets its owner write to it again.
+    pub fn unseal(&mut self) {
+        // SAFETY: as in `seal`.
+        let _ = unsafe { mprotect(self.mapping, self.mapped, MprotectFlags::READ | MprotectFlags::WRITE) };
     }
 
     /// Its contents. Who launches a kernel that writes here promised that nobody borrows them meanwhile.

@@ -7,11 +7,15 @@ use super::pool::Pool;
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
 use crate::backend::session::{
-    Check, Doubt, Element, Runnable, Series, Session, Setup, TensorCheck, Timed, Tried, code, distance, unpredictable,
+    Check, Doubt, Element, Runnable, Series, Session, Setup, TensorCheck, Timed, Tried, code, distance, renewed, stale,
+    unpredictable,
 };
 use crate::device::{Ceilings, Device};
-use crate::problem::{Expected, Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected, hash_uniform};
+use crate::problem::{
+    Expected, Input, Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected, hash_uniform,
+};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::time::Instant;
 
 /// Input reads that the host reference of one problem may cost: a tenth of a second on two cores.
@@ -52,6 +56,8 @@ pub struct CpuSession {
 
 struct State {
     problem: Problem,
+    /// Of the inputs.
+    seed: u64,
     tensors: Vec<Tensor>,
     /// Inputs and outputs of each set; the key says what an input holds, so that a later problem may take it over.
     sets: Vec<Vec<Held>>,
@@ -256,6 +262,82 @@ impl CpuSession {
         let floor = rates.max(cached) * 1e6;
         Ok((us < floor).then(|| Doubt::Implausible(format!("{us:.2} µs is under the floor of {floor:.2} µs"))))
     }
+
+    /// Checks what is loaded, and times it where `rounds` are asked for.
+    fn tried(&mut self, loaded: &Loaded, begun: Instant, rounds: u32) -> Result<Tried, BackendError> {
+        let check = self.check(loaded);
+        let mut tried =
+            Tried { check, doubt: None, series: None, blocks_per_sm: 0, verifying_s: 0.0, measuring_s: 0.0 };
+        let checked = begun.elapsed();
+        // What is launched again finds poison; what takes too long for that leaves what was checked.
+        let again = rounds > 0 || checked.as_secs_f64() < LONG_S;
+        if tried.check.wrong.is_none() && again {
+            self.poison_all();
+            let start = Instant::now();
+            if rounds > 0 {
+                let (passes, mut series) = self.passes(loaded)?;
+                while series.us.is_empty()
+                    || series.us.len() < rounds as usize && start.elapsed().as_secs_f64() <= ROUNDS_S
+                {
+                    series.us.push(self.round(loaded, passes)?);
+                }
+                tried.measuring_s = start.elapsed().as_secs_f64();
+                let launch_s = series.median() * 1e-6;
+                tried.doubt =
+                    unstable(self.recheck(loaded, loaded.bound.len(), launch_s)).or(self.doubt(series.median())?);
+                tried.series = Some(series);
+            } else {
+                let (all, mut launches) = (loaded.bound.len(), 0);
+                while launches < UNTIMED.0 && start.elapsed().as_secs_f64() < UNTIMED.1 {
+                    loaded.bound[launches % all].run(&self.pool);
+                    launches += 1;
+                }
+                let launch_s = start.elapsed().as_secs_f64() / launches.max(1) as f64;
+                tried.doubt = unstable(self.recheck(loaded, launches.min(all), launch_s));
+            }
+        }
+        tried.verifying_s = begun.elapsed().as_secs_f64() - tried.measuring_s;
+        Ok(tried)
+    }
+
+    /// Whether what is loaded, and was right, computes its results of what its inputs hold: others come into the memory of the first set.
+    fn renew(&mut self, loaded: &Loaded) -> Result<Option<Doubt>, BackendError> {
+        let Some(state) = &mut self.state else { return Ok(None) };
+        let seed = renewed(state.seed);
+        let inputs = Inputs::new(&state.problem, seed);
+        let unused = inputs.unused();
+        let (first, rest) = state.sets.split_at_mut(1);
+        for (t, held) in state.tensors.iter().zip(&mut first[0]) {
+            if let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) {
+                held.buffer.unseal();
+                write_to(&mut held.buffer, input, &unused);
+                held.buffer.seal();
+                held.key = key_of(input, &unused);
+            }
+        }
+        let others = expected(&state.problem, &inputs, seed, REFERENCE_BUDGET);
+        let before = std::mem::replace(&mut state.expected, others);
+        let again = rest.first().map(|_| (before, state.seed));
+        state.seed = seed;
+        // On the results of the inputs before, which one that takes what it finds for its own does not write again.
+        loaded.bound[0].run(&self.pool);
+        let mut check = Check::default();
+        self.compare(0, &mut check);
+        if let (Some((expected, seed)), Some(state)) = (again, &mut self.state) {
+            // All sets hold the same again.
+            (state.expected, state.seed) = (expected, seed);
+            let (first, rest) = state.sets.split_at_mut(1);
+            for ((t, held), like) in state.tensors.iter().zip(&mut first[0]).zip(&rest[0]) {
+                if t.role == Role::In {
+                    held.buffer.unseal();
+                    copy_to(&mut held.buffer, &like.buffer);
+                    held.buffer.seal();
+                    held.key = like.key;
+                }
+            }
+        }
+        Ok(check.wrong.map(stale))
+    }
 }
 
 /// What a second check found, as a doubt of the first.
@@ -304,26 +386,14 @@ impl Session for CpuSession {
             let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) else {
                 return Ok(Held { buffer: Buffer::new(t.bytes() as usize)?, key: None });
             };
-            let unused: &[_] = if t.layout == Layout::Paged { &unused } else { &[] };
-            let key = input.uniform().filter(|_| unused.is_empty());
-            let key = key.map(|(seed, scale)| (seed, scale.to_bits(), t.bytes(), t.storage));
+            let key = key_of(input, &unused);
             if let Some(at) = kept.iter().position(|h| key.is_some() && h.key == key) {
                 return Ok(kept.remove(at));
             }
             let mut buffer = Buffer::zeroed(t.bytes() as usize)?;
-            let each = 1 << 18;
-            let size = t.storage.bytes(each) as usize;
-            let chunks = buffer.bytes_mut().par_chunks_mut(size).enumerate();
             match like {
-                Some(like) => chunks
-                    .zip(like.buffer.bytes().par_chunks(size))
-                    .for_each(|((_, to), from)| to.copy_from_slice(from)),
-                None => chunks.for_each(|(i, chunk)| input.write(i as u64 * each, chunk)),
-            }
-            for range in unused {
-                // NaN in any float: a kernel that lets them into a sum is wrong.
-                buffer.bytes_mut()[t.storage.bytes(range.start) as usize..t.storage.bytes(range.end) as usize]
-                    .fill(0xff);
+                Some(like) => copy_to(&mut buffer, &like.buffer),
+                None => write_to(&mut buffer, input, &unused),
             }
             buffer.seal();
             Ok(Held { buffer, key })
@@ -338,46 +408,14 @@ impl Session for CpuSession {
             self.flush = Some(Buffer::new(rotated as usize)?);
         }
         let expected = expected(&problem, &inputs, setup.seed, REFERENCE_BUDGET);
-        self.state = Some(State { problem, tensors, sets, expected, cold });
+        self.state = Some(State { problem, seed: setup.seed, tensors, sets, expected, cold });
         Ok(())
     }
 
     fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, BackendError> {
         let begun = Instant::now();
         let loaded = self.load(candidate)?;
-        let check = self.check(&loaded);
-        let mut tried =
-            Tried { check, doubt: None, series: None, blocks_per_sm: 0, verifying_s: 0.0, measuring_s: 0.0 };
-        let checked = begun.elapsed();
-        // What is launched again finds poison; what takes too long for that leaves what was checked.
-        let again = rounds > 0 || checked.as_secs_f64() < LONG_S;
-        if tried.check.wrong.is_none() && again {
-            self.poison_all();
-            let start = Instant::now();
-            if rounds > 0 {
-                let (passes, mut series) = self.passes(&loaded)?;
-                while series.us.is_empty()
-                    || series.us.len() < rounds as usize && start.elapsed().as_secs_f64() <= ROUNDS_S
-                {
-                    series.us.push(self.round(&loaded, passes)?);
-                }
-                tried.measuring_s = start.elapsed().as_secs_f64();
-                let launch_s = series.median() * 1e-6;
-                tried.doubt =
-                    unstable(self.recheck(&loaded, loaded.bound.len(), launch_s)).or(self.doubt(series.median())?);
-                tried.series = Some(series);
-            } else {
-                let (all, mut launches) = (loaded.bound.len(), 0);
-                while launches < UNTIMED.0 && start.elapsed().as_secs_f64() < UNTIMED.1 {
-                    loaded.bound[launches % all].run(&self.pool);
-                    launches += 1;
-                }
-                let launch_s = start.elapsed().as_secs_f64() / launches.max(1) as f64;
-                tried.doubt = unstable(self.recheck(&loaded, launches.min(all), launch_s));
-            }
-        }
-        tried.verifying_s = begun.elapsed().as_secs_f64() - tried.measuring_s;
-        Ok(tried)
+        self.tried(&loaded, begun, rounds)
     }
 
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Timed>, BackendError> {
@@ -406,14 +444,44 @@ impl Session for CpuSession {
     }
 
     fn verify(&mut self, candidate: &Runnable, elements: &[Element]) -> Result<(Tried, Vec<f64>), BackendError> {
-        let tried = self.attempt(candidate, 0)?;
+        let begun = Instant::now();
+        let loaded = self.load(candidate)?;
+        let mut tried = self.tried(&loaded, begun, 0)?;
         let state = self.state()?;
         let value = |e: &Element| {
             let at = state.tensors.iter().position(|t| t.name == e.tensor);
             at.map_or(f64::NAN, |i| state.tensors[i].storage.value(state.sets[0][i].buffer.bytes(), e.index))
         };
-        Ok((tried, elements.iter().map(value).collect()))
+        let values = elements.iter().map(value).collect();
+        if tried.check.wrong.is_none() && tried.doubt.is_none() {
+            tried.doubt = self.renew(&loaded)?;
+        }
+        tried.verifying_s = begun.elapsed().as_secs_f64();
+        Ok((tried, values))
     }
+}
+
+/// What a uniform input holds, unless a part of it holds something else.
+fn key_of(input: &Input, unused: &[Range<u64>]) -> Option<InputKey> {
+    let t = &input.tensor;
+    let whole = t.layout != Layout::Paged || unused.is_empty();
+    input.uniform().filter(|_| whole).map(|(seed, scale)| (seed, scale.to_bits(), t.bytes(), t.storage))
+}
+
+/// Writes an input, with NaN where a page holds no token: a kernel that lets it into a sum is wrong.
+fn write_to(buffer: &mut Buffer, input: &Input, unused: &[Range<u64>]) {
+    const EACH: u64 = 1 << 18;
+    let t = &input.tensor;
+    let chunks = buffer.bytes_mut().par_chunks_mut(t.storage.bytes(EACH) as usize).enumerate();
+    chunks.for_each(|(i, chunk)| input.write(i as u64 * EACH, chunk));
+    for range in if t.layout == Layout::Paged { unused } else { &[] } {
+        buffer.bytes_mut()[t.storage.bytes(range.start) as usize..t.storage.bytes(range.end) as usize].fill(0xff);
+    }
+}
+
+fn copy_to(buffer: &mut Buffer, like: &Buffer) {
+    let chunks = buffer.bytes_mut().par_chunks_mut(1 << 20).zip(like.bytes().par_chunks(1 << 20));
+    chunks.for_each(|(to, from)| to.copy_from_slice(from));
 }
 
 /// Compares the computed elements of one output with what memory holds, and counts what was written.
