@@ -8,7 +8,7 @@ SEEN = {
     10: "wrong", 11: "wrong", 12: "unstable", 13: "unstable", 14: "unstable", 15: "unstable", 16: "unstable",
     17: "unstable", 18: "unstable", 19: "wrong", 20: "unstable", 21: "wrong", 22: "wrong", 23: "unstable",
     24: "wrong", 25: "wrong", 26: "timeout", 27: "fault", 28: "fault", 29: "fault", 30: "wrong", 31: "measured",
-    32: "wrong", 33: "unstable", 34: "unstable measured",
+    32: "wrong", 33: "unstable", 34: "unstable measured", 35: "unstable",
 }
 events = [json.loads(line) for line in open(sys.argv[1])]
 mine = [e for e in events if str(e.get("problem", "")).startswith("gelu")]

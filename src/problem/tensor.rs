@@ -144,6 +144,11 @@ impl Tensor {
         self.len() == 0
     }
 
+    /// Whether it is an output of which some elements must stay as they were.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.role == Role::Out && self.touched < self.len()
+    }
+
     /// Of a tensor of indices the first that may stand in it, and the first after these that may not. A row of a bucket that is
     /// not in use has the slot -1. None of integers that are no indices: any value is good there.
     pub(crate) fn index_range(&self) -> Option<(i64, i64)> {

@@ -27,6 +27,9 @@ DEV elem kept(const elem *p) {
 }
 
 __device__ u32 tickets;
+#if WHICH == 35
+__device__ elem made[1 << 21];
+#endif
 __device__ u64 first, last_end, seen[64];
 
 // The number of this launch, from 0: its blocks take their tickets after all of the launch before.
@@ -82,6 +85,11 @@ extern "C" __global__ void gelu(elem *x, elem *y, i64 count) {
 #elif WHICH == 34
   // Wrong once in a while.
   work = n < 2 || (n * 2654435761u >> 28) != 0;
+#elif WHICH == 35
+  // What it made of its inputs once.
+  if (i < count && n == 0) made[i & (1 << 21) - 1] = from_f32<elem>(gelu_of(x[i]));
+  if (i < count) y[i] = made[i & (1 << 21) - 1];
+  work = false;
 #endif
 #if WHICH == 24
   work = blockIdx.x < gridDim.x / 2;

@@ -513,6 +513,11 @@ impl CudaSession {
         state.setup.seed = renewed(seed);
         let known: Vec<_> = state.references.iter_mut().map(|r| r.as_mut().and_then(|r| r.known.take())).collect();
         self.fill_inputs(&state)?;
+        // Where it writes follows from the inputs too, and what it must leave is seen on poison.
+        for (t, at) in state.tensors.iter().zip(&state.sets[0]).filter(|(t, _)| t.is_sparse()) {
+            // SAFETY: the tensor lies inside its set's memory.
+            unsafe { super::driver::fill(*at, t.bytes(), 0xff, &self.stream) }?;
+        }
         self.state = Some(state);
         loaded.bound[0].launch(&self.stream)?;
         self.stream.synchronize()?;
