@@ -198,8 +198,11 @@ fn the_winners_of_an_h100_answer_every_size_and_cache() {
 #[test]
 fn the_shipped_winners_are_of_the_templates_as_they_are() {
     let library = Library::built_in().unwrap();
-    for file in ["journal.jsonl", "qwen3-0.6b.jsonl"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning-db/winners/nvidia-h100-80gb-hbm3/2026-11-28");
+    let h100 = "nvidia-h100-80gb-hbm3/2026-11-28";
+    for (folder, file) in
+        [(h100, "journal.jsonl"), (h100, "qwen3-0.6b.jsonl"), ("nvidia-h200/2026-11-29", "winners.jsonl")]
+    {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning-db/winners").join(folder);
         let text = std::fs::read_to_string(folder.join(file)).unwrap();
         let mut stale = Vec::new();
         for line in text.lines() {

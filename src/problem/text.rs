@@ -1,7 +1,7 @@
 //! The textual form of a problem, `matmul m=7 n=1000 k=1544 dtype=f32`, and its checks.
 
 use super::{
-    CodeLayout, DimDef, DimKind, Dtype, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT,
+    CodeLayout, DimDef, DimKind, Dtype, LEVEL, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT,
     ScaledFormat, Scaling, Storage, Types, XFormat,
 };
 use std::{fmt, str::FromStr};
@@ -369,7 +369,8 @@ impl Problem {
                 DimKind::Optional(v) if !all && i64::from(value) == v => None,
                 DimKind::Computed(v) if !all && i64::from(value) == v(self).min(MAX_DIM) => None,
                 DimKind::Real(v) if !all && units(v) == Some(value) => None,
-                DimKind::Word(_) if !all && value == 0 => None,
+                // Keys of what was stored before there was a level have none.
+                DimKind::Word(_) if value == 0 && (!all || d.name == LEVEL) => None,
                 DimKind::Derived(_) => None,
                 DimKind::Real(_) => Some(format!(" {name}={:e}", real(value))),
                 DimKind::Word(_) => Some(format!(" {name}={}", self.word(name))),
