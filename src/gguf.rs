@@ -51,6 +51,18 @@ pub enum Value {
     },
 }
 
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Value::Int(v) => write!(f, "{v}"),
+            Value::Float(v) => write!(f, "{v}"),
+            Value::Bool(v) => write!(f, "{v}"),
+            Value::Text(v) => write!(f, "{:?}", v.chars().take(60).collect::<String>()),
+            Value::List { count, .. } => write!(f, "a list of {count}"),
+        }
+    }
+}
+
 /// A tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
@@ -224,21 +236,37 @@ impl Header {
         Ok(Header { values, tensors })
     }
 
-    /// An integer of the metadata.
-    pub fn int(&self, key: &str) -> Option<i64> {
-        match self.values.get(key)? {
-            Value::Int(v) => Some(*v),
-            _ => None,
+    /// What a key says. One of another type is refused by its name: it is there, and somebody meant it.
+    fn typed<'v, T>(
+        &'v self,
+        key: &str,
+        kind: &str,
+        read: impl Fn(&'v Value) -> Option<T>,
+    ) -> Result<Option<T>, String> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some(value) => match read(value) {
+                Some(found) => Ok(Some(found)),
+                None => Err(format!("{key} = {value} is not {kind}")),
+            },
         }
     }
 
-    /// A number of the metadata.
-    pub fn float(&self, key: &str) -> Option<f64> {
-        match self.values.get(key)? {
+    /// An integer of the metadata. None where there is no such key; an error where it is of another type.
+    pub fn int(&self, key: &str) -> Result<Option<i64>, String> {
+        self.typed(key, "a whole number", |v| match v {
+            Value::Int(v) => Some(*v),
+            _ => None,
+        })
+    }
+
+    /// A number of the metadata, as [`Header::int`].
+    pub fn float(&self, key: &str) -> Result<Option<f64>, String> {
+        self.typed(key, "a number", |v| match v {
             Value::Float(v) => Some(*v),
             Value::Int(v) => Some(*v as f64),
             _ => None,
-        }
+        })
     }
 
     /// The texts of a list; `bytes` is the file. None where there is no such list.
@@ -260,20 +288,20 @@ impl Header {
         Some(bytes.get(at.clone())?.as_chunks().0.iter().map(|word| f32::from_le_bytes(*word)).collect())
     }
 
-    /// A truth value of the metadata.
-    pub fn flag(&self, key: &str) -> Option<bool> {
-        match self.values.get(key)? {
+    /// A truth value of the metadata, as [`Header::int`].
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, String> {
+        self.typed(key, "true or false", |v| match v {
             Value::Bool(v) => Some(*v),
             _ => None,
-        }
+        })
     }
 
-    /// A text of the metadata.
-    pub fn text(&self, key: &str) -> Option<&str> {
-        match self.values.get(key)? {
-            Value::Text(v) => Some(v),
+    /// A text of the metadata, as [`Header::int`].
+    pub fn text(&self, key: &str) -> Result<Option<&str>, String> {
+        self.typed(key, "a text", |v| match v {
+            Value::Text(v) => Some(v.as_str()),
             _ => None,
-        }
+        })
     }
 }
 
@@ -292,8 +320,16 @@ mod tests {
     fn values_and_tensors_are_found() {
         let bytes = some();
         let header = Header::read(&bytes).unwrap();
-        assert_eq!((header.int("llama.block_count"), header.text("general.architecture")), (Some(2), Some("llama")));
-        assert_eq!((header.float("llama.eps"), header.int("nothing")), (Some(1e-5), None));
+        let (blocks, who) = (header.int("llama.block_count"), header.text("general.architecture"));
+        assert_eq!((blocks, who), (Ok(Some(2)), Ok(Some("llama"))));
+        assert_eq!((header.float("llama.eps"), header.int("nothing")), (Ok(Some(1e-5)), Ok(None)));
+        // What is there and of another type is no more absent than it is that type.
+        assert_eq!(header.int("tokens").unwrap_err(), "tokens = a list of 2 is not a whole number");
+        assert_eq!(
+            header.float("general.architecture").unwrap_err(),
+            "general.architecture = \"llama\" is not a number"
+        );
+        assert!(header.text("llama.block_count").is_err() && header.flag("llama.block_count").is_err());
         assert!(matches!(header.values["tokens"], Value::List { of: 8, count: 2, .. }));
         let [one, two] = &header.tensors[..] else { panic!("{header:?}") };
         assert_eq!((one.name.as_str(), &one.shape[..], one.kind), ("one", &[3, 2][..], 0));

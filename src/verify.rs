@@ -12,6 +12,7 @@ use crate::recipe::{Config, Launch, Recipe};
 use crate::runtime::{Runtime, launch_on, served_on};
 use crate::template::Library;
 use std::cell::OnceCell;
+use std::collections::HashSet;
 
 /// Rounds of timing, as the tuner's finals have.
 const ROUNDS: u32 = 15;
@@ -182,36 +183,40 @@ impl<'b> Answers<'b> {
     }
 
     /// Problems whose contract the bundle has, at sizes drawn by a seed: an op, a contract of it, and of each size a number
-    /// whose logarithm is uniform up to that of the largest tuned.
+    /// whose logarithm is uniform up to that of the largest tuned. No problem twice: where the sizes are few, there are fewer than `count`.
     pub fn drawn(&self, count: usize, seed: u64) -> Vec<Problem> {
-        let contracts = self.contracts();
-        let mut ops: Vec<&str> = contracts.iter().map(|of| of[0].op().name).collect();
-        ops.sort_unstable();
-        ops.dedup();
-        let mut draws = 0;
-        let mut unit = || {
-            draws += 1;
-            (f64::from(hash_uniform(seed, draws)) + 1.0) / 2.0
-        };
-        let mut list = Vec::new();
-        // Sizes that do not go together are drawn again.
-        for _ in 0..count * 20 {
-            if list.len() == count || ops.is_empty() {
-                break;
-            }
-            let pick = |among: usize, unit: f64| ((unit * among as f64) as usize).min(among - 1);
-            let op = ops[pick(ops.len(), unit())];
-            let of: Vec<&Vec<Problem>> = contracts.iter().filter(|of| of[0].op().name == op).collect();
-            let of = of[pick(of.len(), unit())];
-            let size = |d: &crate::problem::DimDef| {
-                let most = of.iter().map(|p| p.dim(d.name)).max().unwrap_or(1) as f64;
-                (d.name, ((most + 1.0).ln() * unit()).exp() as i64)
-            };
-            let sizes: Vec<(&str, i64)> = of[0].op().dims.iter().filter(|d| d.part == Part::Size).map(size).collect();
-            list.extend(of[0].with(&sizes).ok().filter(|p| !list.contains(p)));
-        }
-        list
+        draw(&self.contracts(), count, seed)
     }
+}
+
+/// [`Answers::drawn`], of these contracts.
+fn draw(contracts: &[Vec<Problem>], count: usize, seed: u64) -> Vec<Problem> {
+    let mut ops: Vec<&str> = contracts.iter().map(|of| of[0].op().name).collect();
+    ops.sort_unstable();
+    ops.dedup();
+    let mut draws = 0;
+    let mut unit = || {
+        draws += 1;
+        (f64::from(hash_uniform(seed, draws)) + 1.0) / 2.0
+    };
+    let (mut list, mut seen) = (Vec::new(), HashSet::new());
+    // Sizes that do not go together are drawn again.
+    for _ in 0..count * 20 {
+        if list.len() == count || ops.is_empty() {
+            break;
+        }
+        let pick = |among: usize, unit: f64| ((unit * among as f64) as usize).min(among - 1);
+        let op = ops[pick(ops.len(), unit())];
+        let of: Vec<&Vec<Problem>> = contracts.iter().filter(|of| of[0].op().name == op).collect();
+        let of = of[pick(of.len(), unit())];
+        let size = |d: &crate::problem::DimDef| {
+            let most = of.iter().map(|p| p.dim(d.name)).max().unwrap_or(1) as f64;
+            (d.name, ((most + 1.0).ln() * unit()).exp() as i64)
+        };
+        let sizes: Vec<(&str, i64)> = of[0].op().dims.iter().filter(|d| d.part == Part::Size).map(size).collect();
+        list.extend(of[0].with(&sizes).ok().filter(|p| seen.insert(*p)));
+    }
+    list
 }
 
 fn same_contract(a: &Problem, b: &Problem) -> bool {
@@ -445,7 +450,21 @@ fn blank(held: &Held<'_>, problem: Problem) -> Verified {
 
 #[cfg(test)]
 mod tests {
-    use super::is_slower;
+    use super::*;
+
+    /// In a list that is looked through for each, a hundred thousand sizes would take minutes.
+    #[test]
+    fn many_sizes_are_drawn_once_each() {
+        let contract = "attention batch=64 q=4096 kv=4096 heads=2 kv_heads=1 head_dim=8 dtype=f32";
+        let contracts = vec![vec![contract.parse().unwrap()]];
+        let begun = std::time::Instant::now();
+        let many = draw(&contracts, 100_000, 7);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{:?}", begun.elapsed());
+        assert_eq!((many.len(), many.iter().collect::<HashSet<_>>().len()), (100_000, 100_000));
+        assert_eq!(draw(&contracts, 1000, 7), many[..1000]);
+        // Where the sizes are few, so are they.
+        assert_eq!(draw(&[vec!["gelu rows=2 cols=2".parse().unwrap()]], 1000, 7).len(), 2);
+    }
 
     #[test]
     fn a_share_of_a_microsecond_is_noise() {

@@ -158,7 +158,7 @@ impl Options {
     }
 
     /// Whether they mean something, and the model is what it is within them: beyond a sliding window it would be another.
-    fn check(&self, model: &Model) -> Result<(), EngineError> {
+    pub fn check(&self, model: &Model) -> Result<(), EngineError> {
         let sizes = [
             ("context", self.context),
             ("page", self.page),
@@ -166,13 +166,20 @@ impl Options {
             ("tokens", self.tokens),
             ("chunk", self.chunk.unwrap_or(self.tokens)),
         ];
-        match sizes.iter().find(|(_, v)| !(1..=crate::problem::MAX_DIM).contains(v)) {
-            Some((name, v)) => Err(EngineError::Options(format!("{name}: {v} is no size; 1 is the least"))),
-            None => {
-                let (context, page) = (self.context, self.page);
-                let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
-                Ok(buckets.check(model)?)
-            }
+        if let Some((name, v)) = sizes.iter().find(|(_, v)| !(1..=crate::problem::MAX_DIM).contains(v)) {
+            let most = crate::problem::MAX_DIM;
+            return Err(EngineError::Options(format!("{name}: {v} is no size; 1 is the least, and {most} the most")));
+        }
+        match model.sliding_window {
+            // The last token of an answer is never read.
+            Some(window) if self.context - 1 > window => Err(EngineError::Options(format!(
+                "{} sees only the last {window} tokens (sliding_window), and no kernel here has a window: {} tokens of prompt and answer \
+                 would be computed as another model; up to {} together are exact, the last of which is never read",
+                model.name,
+                self.context,
+                window + 1
+            ))),
+            _ => Ok(()),
         }
     }
 }
@@ -315,12 +322,7 @@ impl Engine {
     fn check(&self, request: &Request) -> Result<(), EngineError> {
         let refused = |why: String| Err(EngineError::Request(why));
         fits(request.prompt.len(), request.most, &self.room)?;
-        if request.most == 0 {
-            return refused("no token is asked for".into());
-        }
-        if let Some(id) = request.prompt.iter().find(|id| !(0..self.vocab).contains(&i64::from(**id))) {
-            return refused(format!("the prompt has the token {id}, and the model's go from 0 to {}", self.vocab - 1));
-        }
+        request.check(self.vocab)?;
         request.sampling.check(self.top).map_err(EngineError::Request)?;
         if request.logits && !self.options.logits {
             return refused("the engine has no room for the logits of a prompt".into());

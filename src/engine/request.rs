@@ -1,5 +1,6 @@
 //! What is asked of a model, and what it answers.
 
+use super::EngineError;
 use std::time::Duration;
 
 /// Something that the model is to go on from.
@@ -16,6 +17,23 @@ pub struct Request {
     /// Whether the logits of the prompt's tokens are wanted ([`Event::Logits`]); the engine is opened for it
     /// ([`super::Options::logits`]).
     pub logits: bool,
+}
+
+impl Request {
+    /// Whether a model of so many tokens can take it, as far as can be said before one is open: a token is asked for, the prompt is of
+    /// its tokens, and the sampling is in its ranges.
+    pub fn check(&self, vocab: i64) -> Result<(), EngineError> {
+        if self.most == 0 {
+            return Err(EngineError::Request("no token is asked for".into()));
+        }
+        if let Some(id) = self.prompt.iter().find(|id| !(0..vocab).contains(&i64::from(**id))) {
+            let last = vocab - 1;
+            return Err(EngineError::Request(format!(
+                "the prompt has the token {id}, and the model's go from 0 to {last}"
+            )));
+        }
+        self.sampling.in_range().map_err(EngineError::Request)
+    }
 }
 
 /// How the next token is chosen among all, in the order of the fields.
@@ -62,9 +80,9 @@ impl Sampling {
         self.temperature == 0.0 && self.repetition_penalty == 1.0 && self.logprobs.is_none()
     }
 
-    /// Says what is out of range; `top` is the most tokens whose log-probabilities there may be, none where nothing samples.
-    pub(super) fn check(&self, top: Option<i64>) -> Result<(), String> {
-        let Sampling { repetition_penalty, temperature, top_p, min_p, logprobs, .. } = *self;
+    /// Says what is out of range.
+    fn in_range(&self) -> Result<(), String> {
+        let Sampling { repetition_penalty, temperature, top_p, min_p, .. } = *self;
         let ranges = [
             ("temperature", temperature, temperature >= 0.0, "0 or more"),
             ("repetition_penalty", repetition_penalty, repetition_penalty > 0.0, "more than 0"),
@@ -74,15 +92,20 @@ impl Sampling {
         if let Some((name, value, _, range)) = ranges.iter().find(|(_, value, good, _)| !good || !value.is_finite()) {
             return Err(format!("{name} is {value}, and {range} is its range"));
         }
+        Ok(())
+    }
+
+    /// Says what the kernels cannot do; `top` is the most tokens whose log-probabilities there may be, none where nothing samples.
+    pub(super) fn check(&self, top: Option<i64>) -> Result<(), String> {
         match top {
             _ if self.is_greedy() => Ok(()),
             None => {
                 Err("no kernel here samples: a bundle has none of a program that knew none; export it again".into())
             }
-            Some(top) if logprobs.is_some_and(|n| n as i64 > top) => {
-                Err(format!("logprobs is {}, and {top} is the most", logprobs.unwrap_or(0)))
-            }
-            Some(_) => Ok(()),
+            Some(top) => match self.logprobs.filter(|n| *n as i64 > top) {
+                Some(asked) => Err(format!("logprobs is {asked}, and {top} is the most")),
+                None => Ok(()),
+            },
         }
     }
 }

@@ -4,7 +4,7 @@
 //! silence is named in a note, so that nobody believes it was read.
 
 use super::{Family, Model, ModelError, Quantization, Rope, Scaling};
-use crate::problem::Dtype;
+use crate::problem::{Dtype, Problem};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -111,10 +111,7 @@ fn model(name: &str, text: &str) -> Result<(Model, Vec<String>), String> {
     if head_dim % 2 != 0 {
         return Err(format!("head_dim = {head_dim} must be even for RoPE"));
     }
-    let rms_norm_eps = keys.number("rms_norm_eps")?.unwrap_or(1e-6);
-    if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
-        return Err(format!("rms_norm_eps = {rms_norm_eps} must lie between 0 and 1"));
-    }
+    let rms_norm_eps = Problem::held("rms_norm_eps", keys.number("rms_norm_eps")?.unwrap_or(1e-6))?;
     let attention_bias = keys.flag("attention_bias")?;
     let mlp_bias = keys.flag("mlp_bias")?;
     let has_attention_bias = match family {
@@ -131,10 +128,21 @@ fn model(name: &str, text: &str) -> Result<(Model, Vec<String>), String> {
     };
     passed_over("attention_bias", attention_bias, has_attention_bias || family == Family::Qwen2);
     passed_over("mlp_bias", mlp_bias, has_mlp_bias);
+    // Elsewhere it is a key of another model's.
+    let qkv_bias = if family == Family::Qwen2 { keys.flag("qkv_bias")? } else { None };
+    passed_over("qkv_bias", qkv_bias, true);
     let defaults = match family {
         Family::Llama => 2048,
         Family::Mistral => 131_072,
         Family::Qwen2 | Family::Qwen3 => 32_768,
+    };
+    let quantization = match keys.take("quantization_config").filter(|q| *q != Value::Bool(false)) {
+        Some(config) => {
+            let (quantization, more) = Quantization::read(&config)?;
+            notes.extend(more);
+            Some(quantization)
+        }
+        None => None,
     };
     let model = Model {
         name: name.into(),
@@ -156,11 +164,7 @@ fn model(name: &str, text: &str) -> Result<(Model, Vec<String>), String> {
         sliding_window: sliding_window(&mut keys, family, layers)?,
         max_position_embeddings: keys.size("max_position_embeddings")?.unwrap_or(defaults),
         dtype: dtype(&mut keys)?,
-        quantization: keys
-            .take("quantization_config")
-            .filter(|q| *q != Value::Bool(false))
-            .map(|q| Quantization::read(&q))
-            .transpose()?,
+        quantization,
     };
     let unknown = rest(keys)?;
     if !unknown.is_empty() {
@@ -356,7 +360,7 @@ fn rest(keys: Keys) -> Result<Vec<String>, String> {
     }
 }
 
-fn shortened(value: &Value) -> String {
+pub(super) fn shortened(value: &Value) -> String {
     let text = value.to_string();
     if text.chars().count() <= 60 { text } else { text.chars().take(60).chain(['…']).collect() }
 }
@@ -365,6 +369,9 @@ fn shortened(value: &Value) -> String {
 fn neutral(key: &str, value: &Value) -> Option<bool> {
     let is = |v: f64| value.is_null() || value.as_f64() == Some(v);
     let off = value.is_null() || *value == Value::Bool(false);
+    if key == "pruned_heads" {
+        return Some(value.is_null() || value.as_object().is_some_and(|heads| heads.is_empty()));
+    }
     if key == "is_causal" {
         return Some(value.is_null() || *value == Value::Bool(true));
     }
@@ -486,7 +493,6 @@ const HARMLESS: &[&str] = &[
     "prefix",
     "pretraining_tp",
     "problem_type",
-    "pruned_heads",
     "remove_invalid_values",
     "repetition_penalty",
     "resid_pdrop",
@@ -690,7 +696,11 @@ mod tests {
         let (qwen2, notes) = noted(Family::Qwen2, json!({"attention_bias": false}));
         assert_eq!(qwen2, (true, false, false, false));
         assert!(notes.contains("attention_bias = false is passed over, as Qwen2ForCausalLM does"), "{notes}");
-        assert_eq!(noted(Family::Qwen2, json!({"attention_bias": true})).1, "");
+        assert_eq!(noted(Family::Qwen2, json!({"attention_bias": true, "qkv_bias": true})).1, "");
+        let (qwen2, notes) = noted(Family::Qwen2, json!({"qkv_bias": false}));
+        assert_eq!(qwen2, (true, false, false, false));
+        assert!(notes.contains("qkv_bias = false is passed over, as Qwen2ForCausalLM does"), "{notes}");
+        refused(Family::Llama, json!({"qkv_bias": true}), "qkv_bias = true is not supported");
         refused(Family::Llama, json!({"attention_bias": "yes"}), "attention_bias = \"yes\" is not true or false");
     }
 
@@ -804,6 +814,7 @@ mod tests {
             ("scale_emb", json!(1), json!(12)),
             ("query_pre_attn_scalar", json!(null), json!(256)),
             ("is_causal", json!(true), json!(false)),
+            ("pruned_heads", json!({}), json!({"0": [1]})),
             ("use_bidirectional_attention", json!(false), json!(true)),
             ("rope_interleaved", json!(false), json!(true)),
             ("rope_local_base_freq", json!(null), json!(10_000.0)),
@@ -852,6 +863,20 @@ mod tests {
     }
 
     #[test]
+    fn the_epsilon_is_held_exactly_or_refused() {
+        let eps = |value: f64| planned(Family::Llama, json!({"rms_norm_eps": value})).rms_norm_eps;
+        for held in [1e-12, 1e-6, 1e-5, 1.234567e-6, 2.147483647e-3] {
+            assert_eq!(eps(held), held);
+        }
+        assert_eq!((eps(f64::from(1e-5f32)), eps(f64::from(1e-6f32))), (1e-5, 1e-6));
+        for lost in [1e-13, 4e-13, 6e-13, 1e-320, 1.23456789e-7, 2.147483648e-3, 1e-2, 1.0, -1e-6] {
+            let said =
+                format!("rms_norm_eps = {lost:?} must lie in 1e-12..=2.147483647e-3, and be a multiple of 1e-12");
+            refused(Family::Llama, json!({"rms_norm_eps": lost}), &said);
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (changes, said) in [
             (json!({"hidden_size": -1}), "hidden_size = -1 must lie in 1..="),
@@ -860,7 +885,7 @@ mod tests {
             (json!({"num_attention_heads": 7}), "num_attention_heads = 7 is not a multiple"),
             (json!({"hidden_size": 257}), "hidden_size = 257 is not a multiple of num_attention_heads = 8"),
             (json!({"head_dim": 33}), "head_dim = 33 must be even"),
-            (json!({"rms_norm_eps": 0}), "rms_norm_eps = 0 must lie"),
+            (json!({"rms_norm_eps": 0}), "rms_norm_eps = 0.0 must lie"),
             (json!({"rms_norm_eps": "small"}), "rms_norm_eps = \"small\" is not a number"),
         ] {
             refused(Family::Llama, changes, said);

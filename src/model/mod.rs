@@ -188,7 +188,7 @@ impl Model {
         let path = &Model::place(name);
         #[cfg(feature = "engine")]
         if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
-            return Model::of_gguf(path).map(|model| (model, Vec::new()));
+            return Model::of_gguf(path);
         }
         let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
         let looks_like_path = path.is_dir() || name.ends_with(".json") || name.contains('/');
@@ -200,9 +200,9 @@ impl Model {
         config::read(name, &file, &text)
     }
 
-    /// The model of a GGUF file.
+    /// The model of a GGUF file, and what is to be said of it.
     #[cfg(feature = "engine")]
-    fn of_gguf(path: &Path) -> Result<Model, ModelError> {
+    fn of_gguf(path: &Path) -> Result<(Model, Vec<String>), ModelError> {
         use crate::{backend::mapped::Mapped, gguf::Header, problem::Storage};
         let bytes = Mapped::open(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
         let bad = |why: String| ModelError::Config { path: path.into(), why };
@@ -213,7 +213,8 @@ impl Model {
             let bytes = bytes.get(t.at..).unwrap_or_default();
             (0..count).map(|i| if t.kind == 0 { Storage::F32.value(bytes, i) } else { f64::NAN }).collect()
         });
-        gguf::read(&path.display().to_string(), &header, factors).map_err(bad)
+        let (model, notes) = gguf::read(&path.display().to_string(), &header, factors).map_err(bad)?;
+        Ok((model, notes.into_iter().map(|note| format!("{}: {note}", path.display())).collect()))
     }
 
     /// The tokens after which an answer ends: of `generation_config.json`, else of `config.json`, or of a GGUF file's metadata.
@@ -236,7 +237,7 @@ impl Model {
         if path.is_file() {
             let bytes = Mapped::open(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
             let header = Header::read(&bytes).map_err(|e| bad(path, e.to_string()))?;
-            let id = header.int(&format!("tokenizer.ggml.{key}"));
+            let id = header.int(&format!("tokenizer.ggml.{key}")).map_err(|why| bad(path, why))?;
             return Ok(id.and_then(|id| id.try_into().ok()).into_iter().collect());
         }
         for file in ["generation_config.json", "config.json"].map(|name| path.join(name)) {

@@ -87,8 +87,8 @@ impl Buckets {
         match model.sliding_window {
             Some(window) if self.longest() > window => Err(ModelError::Bucket(format!(
                 "{} sees only the last {window} tokens (sliding_window), and no kernel here has a window: a prompt or \
-                 context of {} tokens would be computed as another model; --context and --prefill up to {window} are \
-                 exact",
+                 context of {} tokens would be computed as another model; --context, --prefill and --chunk up to {window} \
+                 are exact",
                 model.name,
                 self.longest()
             ))),

@@ -1,6 +1,7 @@
 //! `quantization_config`: in which scaled format a folder has its linear layers. Read exactly, or refused by the name of what stands in
 //! the way.
 
+use super::config::shortened;
 use crate::problem::{Granularity, SCALE_BLOCK, ScaledFormat, Storage, XFormat, Zero};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -51,17 +52,148 @@ impl Quantization {
         (!self.plain.iter().any(is)).then_some(module)
     }
 
-    /// What a `quantization_config` says.
-    pub(super) fn read(config: &Value) -> Result<Quantization, String> {
-        let at = |key: &str, why: &str| format!("quantization_config: {key} = {} {why}", config[key]);
-        match config["quant_method"].as_str() {
-            Some("gptq") => gptq(config),
-            Some("awq") => awq(config),
-            Some("compressed-tensors") => compressed(config).map_err(|why| format!("{why} (compressed-tensors)")),
-            _ => Err(at("quant_method", "is not supported; gptq, awq and compressed-tensors are")),
-        }
+    /// What a `quantization_config` says, and what is to be said of it.
+    pub(super) fn read(config: &Value) -> Result<(Quantization, Vec<String>), String> {
+        let mut left = Left::default();
+        let read = match config["quant_method"].as_str() {
+            Some("gptq") => gptq(config, &mut left),
+            Some("awq") => awq(config, &mut left),
+            Some("compressed-tensors") => {
+                compressed(config, &mut left).map_err(|why| format!("{why} (compressed-tensors)"))
+            }
+            _ => {
+                let why = "is not supported; gptq, awq and compressed-tensors are";
+                return Err(format!("quantization_config: quant_method = {} {why}", config["quant_method"]));
+            }
+        };
+        Ok((read?, left.notes()))
     }
 }
+
+/// What was not read of a configuration.
+#[derive(Default)]
+struct Left {
+    unknown: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Left {
+    /// Looks at the keys of a part that are not `read`: one that changes the computation is refused unless its value is neutral, one
+    /// that is known to change nothing is passed over, and the others are to be said.
+    fn look(&mut self, within: &str, part: &Value, read: &[&str]) -> Result<(), String> {
+        for (key, value) in part.as_object().into_iter().flatten() {
+            if read.contains(&key.as_str()) || value.is_null() || HARMLESS.contains(&key.as_str()) {
+                continue;
+            }
+            if !OFF.contains(&key.as_str()) {
+                self.unknown.push(format!("{within}{key}"));
+            } else if !off(value) {
+                return Err(format!("quantization_config: {within}{key} = {} is not supported", shortened(value)));
+            }
+        }
+        Ok(())
+    }
+
+    fn notes(mut self) -> Vec<String> {
+        if !self.unknown.is_empty() {
+            let list = self.unknown.join(", ");
+            self.notes.push(format!("quantization_config: not known, and passed over: {list}"));
+        }
+        self.notes
+    }
+}
+
+/// Whether a value asks for nothing.
+fn off(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.iter().all(off),
+        Value::Object(map) => map.values().all(off),
+    }
+}
+
+/// Keys that change the computation, or what stands in the files, unless they ask for nothing.
+const OFF: &[&str] = &[
+    "activation_scheme",
+    "act_bits",
+    "actorder",
+    "adapter",
+    "block_structure",
+    "desc_act",
+    "dynamic",
+    "extra_config",
+    "group_size",
+    "hadamard",
+    "is_marlin_format",
+    "kv_cache_scheme",
+    "lm_head",
+    "modules_in_block_to_quantize",
+    "modules_to_not_convert",
+    "output_activations",
+    "quant_lm_head",
+    "rotate",
+    "rotation",
+    "sparsity_config",
+    "transform_config",
+    "weight_clip",
+];
+
+/// Keys that say how the codes were found, with which tools, or which kernels to take: the same tensors mean the same with any value.
+const HARMLESS: &[&str] = &[
+    "amp",
+    "autoround_version",
+    "backend",
+    "batch_size",
+    "block_name_to_quantize",
+    "cache_block_outputs",
+    "cache_examples_on_gpu",
+    "calibration",
+    "damp_auto_increment",
+    "damp_percent",
+    "dataset",
+    "disable_exllama",
+    "do_fuse",
+    "enable_minmax_tuning",
+    "enable_quanted_input",
+    "exllama_config",
+    "fuse_max_seq_len",
+    "global_compression_ratio",
+    "gradient_accumulate_steps",
+    "iters",
+    "low_gpu_mem_usage",
+    "lr",
+    "max_input_length",
+    "meta",
+    "minmax_lr",
+    "model_file_base_name",
+    "model_name_or_path",
+    "model_seqlen",
+    "module_name_preceding_first_block",
+    "modules_to_fuse",
+    "nsamples",
+    "observer",
+    "observer_kwargs",
+    "pad_token_id",
+    "quant_method",
+    "quantization_status",
+    "quantizer",
+    "scale_dtype",
+    "scale_method",
+    "seqlen",
+    "static_groups",
+    "tokenizer",
+    "true_sequential",
+    "use_cuda_fp16",
+    "use_exllama",
+    "version",
+    "zp_dtype",
+];
+
+/// The linear layers of a layer, as files name them.
+const PROJECTIONS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// Refuses a key of a part of the configuration unless it is one of these values.
 fn only(of: &Value, key: &str, values: &[Value]) -> Result<(), String> {
@@ -104,22 +236,57 @@ fn names(of: &Value, key: &str) -> Result<Vec<String>, String> {
     }
 }
 
-fn gptq(config: &Value) -> Result<Quantization, String> {
+/// Nothing, or a truth value.
+fn flags() -> [Value; 3] {
+    [Value::Null, true.into(), false.into()]
+}
+
+/// The linear layers that a list of lists of `modules_in_block_to_quantize` leaves plain.
+fn left_plain(config: &Value) -> Result<Vec<String>, String> {
+    let key = "modules_in_block_to_quantize";
+    let mut named = Vec::new();
+    for part in config[key].as_array().into_iter().flatten() {
+        let list = part.as_array().map_or(std::slice::from_ref(part), Vec::as_slice);
+        for name in list {
+            let last =
+                name.as_str().and_then(|name| PROJECTIONS.into_iter().find(|p| name.rsplit('.').next() == Some(*p)));
+            named.push(
+                last.ok_or_else(|| format!("quantization_config: {key} names {name}, which is no linear layer"))?,
+            );
+        }
+    }
+    match (&config[key], named.is_empty()) {
+        (value, true) if off(value) => Ok(Vec::new()),
+        (value, true) => Err(format!("quantization_config: {key} = {value} is no list of names of modules")),
+        _ => Ok(PROJECTIONS.into_iter().filter(|p| !named.contains(p)).map(String::from).collect()),
+    }
+}
+
+fn gptq(config: &Value, left: &mut Left) -> Result<Quantization, String> {
     only(config, "bits", &[4.into()])?;
     only(config, "desc_act", &[Value::Null, false.into()])?;
     only(config, "lm_head", &[Value::Null, false.into()])?;
+    only(config, "sym", &flags())?;
+    only(config, "format", &[Value::Null, config["checkpoint_format"].clone(), "gptq".into()])?;
+    only(config, "pack_dtype", &[Value::Null, "int32".into()])?;
     only(config, "dynamic", &[Value::Null, Value::Object(Default::default())])?;
     only(config, "checkpoint_format", &[Value::Null, "gptq".into(), "gptq_v2".into()])?;
     let zero = if config["sym"] == Value::Bool(true) { Zero::None } else { Zero::Zero };
     let layout = if config["checkpoint_format"] == "gptq_v2" { QuantLayout::GptqV2 } else { QuantLayout::Gptq };
-    Ok(Quantization { layout, format: format(Storage::Int4, group(config)?, zero)?, tokens: None, plain: Vec::new() })
+    let plain = left_plain(config)?;
+    let read =
+        ["bits", "sym", "group_size", "checkpoint_format", "format", "pack_dtype", "modules_in_block_to_quantize"];
+    left.look("", config, &read)?;
+    Ok(Quantization { layout, format: format(Storage::Int4, group(config)?, zero)?, tokens: None, plain })
 }
 
-fn awq(config: &Value) -> Result<Quantization, String> {
+fn awq(config: &Value, left: &mut Left) -> Result<Quantization, String> {
     only(config, "bits", &[4.into()])?;
     only(config, "version", &[Value::Null, "gemm".into(), "GEMM".into()])?;
+    only(config, "zero_point", &flags())?;
     let zero = if config["zero_point"] == Value::Bool(false) { Zero::None } else { Zero::Zero };
     let plain = names(config, "modules_to_not_convert")?;
+    left.look("", config, &["bits", "group_size", "zero_point", "modules_to_not_convert"])?;
     Ok(Quantization {
         layout: QuantLayout::Awq,
         format: format(Storage::Int4, group(config)?, zero)?,
@@ -129,24 +296,29 @@ fn awq(config: &Value) -> Result<Quantization, String> {
 }
 
 /// Whether a cache can be stored as a folder says that it is to be: in E4M3, with scales that are known before.
-fn cache_scheme(scheme: &Value) -> Result<(), String> {
+fn cache_scheme(scheme: &Value, left: &mut Left) -> Result<(), String> {
     if scheme.is_null() {
         return Ok(());
     }
-    for (key, supported) in [
+    let read = [
         ("type", vec!["float".into()]),
         ("num_bits", vec![8.into()]),
         ("strategy", vec!["tensor".into(), "attn_head".into()]),
         ("dynamic", vec![false.into(), Value::Null]),
         ("symmetric", vec![true.into(), Value::Null]),
-    ] {
-        only(scheme, key, &supported).map_err(|e| e.replacen(key, &format!("kv_cache_scheme.{key}"), 1))?;
+    ];
+    for (key, supported) in &read {
+        only(scheme, key, supported).map_err(|e| e.replacen(key, &format!("kv_cache_scheme.{key}"), 1))?;
     }
+    left.look("kv_cache_scheme.", scheme, &read.map(|(key, _)| key))?;
+    let text =
+        "quantization_config: kv_cache_scheme is a request: the cache stays in --dtype unless --kv-dtype e4m3 says so";
+    left.notes.push(text.into());
     Ok(())
 }
 
 /// The format that tokens are rounded to: codes of the weights' kind, with a scale a token that follows from the token.
-fn tokens(said: &Value, codes: Storage, per: Granularity) -> Result<Option<String>, String> {
+fn tokens(said: &Value, codes: Storage, per: Granularity, left: &mut Left) -> Result<Option<String>, String> {
     if said.is_null() {
         return Ok(None);
     }
@@ -156,7 +328,7 @@ fn tokens(said: &Value, codes: Storage, per: Granularity) -> Result<Option<Strin
         ));
     }
     let kind = if codes == Storage::E4m3 { "float" } else { "int" };
-    for (key, supported) in [
+    let read = [
         ("num_bits", vec![8.into()]),
         ("type", vec![kind.into()]),
         ("strategy", vec!["token".into()]),
@@ -165,9 +337,11 @@ fn tokens(said: &Value, codes: Storage, per: Granularity) -> Result<Option<Strin
         ("actorder", vec![Value::Null, false.into()]),
         ("group_size", vec![Value::Null]),
         ("block_structure", vec![Value::Null]),
-    ] {
-        only(said, key, &supported).map_err(|e| e.replacen(key, &format!("input_activations.{key}"), 1))?;
+    ];
+    for (key, supported) in &read {
+        only(said, key, supported).map_err(|e| e.replacen(key, &format!("input_activations.{key}"), 1))?;
     }
+    left.look("input_activations.", said, &read.map(|(key, _)| key))?;
     if !matches!(per, Granularity::Row | Granularity::Tensor) || codes == Storage::Int4 {
         return Err(format!(
             "quantization_config: input_activations beside weights in {codes}-{per} are not supported"
@@ -176,19 +350,27 @@ fn tokens(said: &Value, codes: Storage, per: Granularity) -> Result<Option<Strin
     Ok(Some(XFormat { codes, per: Granularity::Row }.to_string()))
 }
 
-fn compressed(config: &Value) -> Result<Quantization, String> {
-    let groups = config["config_groups"].as_object().map(|g| g.values().collect::<Vec<_>>()).unwrap_or_default();
-    let [one] = groups[..] else {
+fn compressed(config: &Value, left: &mut Left) -> Result<Quantization, String> {
+    let groups = config["config_groups"].as_object().map(|g| g.iter().collect::<Vec<_>>()).unwrap_or_default();
+    let [(group_name, one)] = groups[..] else {
         return Err(format!("quantization_config: config_groups are {}, and one is read", groups.len()));
     };
-    cache_scheme(&config["kv_cache_scheme"])?;
+    cache_scheme(&config["kv_cache_scheme"], left)?;
     only(config, "sparsity_config", &[Value::Null, Value::Object(Default::default())])?;
     only(one, "targets", &[serde_json::json!(["Linear"])])?;
     only(one, "output_activations", &[Value::Null])?;
     let weights = &one["weights"];
     only(weights, "actorder", &[Value::Null, false.into(), "weight".into(), "static".into()])?;
     only(weights, "dynamic", &[Value::Null, false.into()])?;
-    let per = match weights["strategy"].as_str() {
+    only(weights, "symmetric", &flags())?;
+    let strategy = weights["strategy"].as_str();
+    if strategy != Some("group") {
+        only(weights, "group_size", &[Value::Null, (-1).into()])?;
+    }
+    if strategy != Some("block") {
+        only(weights, "block_structure", &[Value::Null])?;
+    }
+    let per = match strategy {
         Some("tensor") => Granularity::Tensor,
         Some("channel") => Granularity::Row,
         Some("group") => group(weights)?,
@@ -213,9 +395,22 @@ fn compressed(config: &Value) -> Result<Quantization, String> {
         "format",
         &[wanted.into(), if codes == Storage::Int8 { "naive-quantized".into() } else { wanted.into() }],
     )?;
+    only(one, "format", &[Value::Null, config["format"].clone()])
+        .map_err(|e| e.replacen("format", &format!("config_groups.{group_name}.format"), 1))?;
     let zero = if symmetric { Zero::None } else { Zero::Zero };
-    let tokens = tokens(&one["input_activations"], codes, per)?;
+    let tokens = tokens(&one["input_activations"], codes, per, left)?;
     let plain = names(config, "ignore")?;
+    if plain.iter().any(|name| name == "Linear") {
+        return Err(
+            "quantization_config: ignore = Linear names all linear layers, and leaves none to be quantised".into()
+        );
+    }
+    let read = ["format", "config_groups", "ignore", "kv_cache_scheme", "sparsity_config"];
+    left.look("", config, &read)?;
+    let within = format!("config_groups.{group_name}.");
+    left.look(&within, one, &["targets", "weights", "input_activations", "output_activations", "format"])?;
+    let read = ["num_bits", "type", "symmetric", "strategy", "group_size", "block_structure", "dynamic", "actorder"];
+    left.look(&format!("{within}weights."), weights, &read)?;
     if !plain.iter().any(|name| name == "lm_head") {
         return Err("quantization_config: ignore is without lm_head, and a quantised head is not read".into());
     }
@@ -228,7 +423,15 @@ mod tests {
     use serde_json::json;
 
     fn read(config: Value) -> Result<String, String> {
-        Quantization::read(&config).map(|q| format!("{:?} {} {}", q.layout, q.format, q.plain.join(",")))
+        Quantization::read(&config).map(|(q, _)| format!("{:?} {} {}", q.layout, q.format, q.plain.join(",")))
+    }
+
+    fn tokens_of(config: &Value) -> Option<String> {
+        Quantization::read(config).unwrap().0.tokens
+    }
+
+    fn notes(config: &Value) -> String {
+        Quantization::read(config).unwrap_or_else(|e| panic!("{config}: {e}")).1.join("; ")
     }
 
     fn compressed(weights: Value, format: &str) -> Value {
@@ -275,7 +478,7 @@ mod tests {
         let mut rounded = compressed(channel.clone(), "float-quantized");
         rounded["config_groups"]["group_0"]["input_activations"] =
             json!({ "num_bits": 8, "type": "float", "strategy": "token", "dynamic": true, "symmetric": true });
-        assert_eq!(Quantization::read(&rounded).unwrap().tokens.as_deref(), Some("e4m3-row"));
+        assert_eq!(tokens_of(&rounded).as_deref(), Some("e4m3-row"));
         let mut integers = compressed(json!({ "num_bits": 8, "type": "int", "strategy": "channel" }), "int-quantized");
         integers["config_groups"]["group_0"]["input_activations"] =
             rounded["config_groups"]["group_0"]["input_activations"].clone();
@@ -286,7 +489,7 @@ mod tests {
         integers["config_groups"]["group_0"]["input_activations"]["type"] = "int".into();
         grouped["config_groups"]["group_0"]["input_activations"] =
             integers["config_groups"]["group_0"]["input_activations"].clone();
-        assert_eq!(Quantization::read(&integers).unwrap().tokens.as_deref(), Some("int8-row"));
+        assert_eq!(tokens_of(&integers).as_deref(), Some("int8-row"));
         integers["config_groups"]["group_0"]["input_activations"]["type"] = "float".into();
         let mut fixed = rounded.clone();
         fixed["config_groups"]["group_0"]["input_activations"]["dynamic"] = false.into();
@@ -323,6 +526,93 @@ mod tests {
             let e = read(config.clone()).expect_err(&config.to_string());
             assert!(e.starts_with("quantization_config") && e.contains(said), "'{said}': {e}");
         }
+    }
+
+    /// What was never looked at is planned as something else without a word.
+    #[test]
+    fn what_is_left_is_refused_named_or_known_to_change_nothing() {
+        let int8 = json!({ "num_bits": 8, "type": "int", "strategy": "channel", "symmetric": true });
+        let set = |at: &str, value: Value| {
+            let mut config = compressed(int8.clone(), "int-quantized");
+            *config.pointer_mut(at.rsplit_once('/').unwrap().0).unwrap() = {
+                let (parent, key) = at.rsplit_once('/').unwrap();
+                let mut map = config.pointer(parent).unwrap().clone();
+                map[key] = value;
+                map
+            };
+            config
+        };
+        let group = "/config_groups/group_0";
+        let hadamard =
+            json!({ "config_groups": { "R1": { "type": "hadamard", "apply": [{ "targets": ["Linear"] }] } } });
+        let other = |key: &str, value: Value| {
+            let mut config = json!({ "quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true });
+            config[key] = value;
+            config
+        };
+        let awq = |key: &str, value: Value| {
+            let mut config = json!({ "quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true });
+            config[key] = value;
+            config
+        };
+        for (config, said) in [
+            (set("/transform_config", hadamard), "transform_config = {"),
+            (set("/rotation", json!("hadamard")), "rotation = \"hadamard\" is not supported"),
+            (set(&format!("{group}/rotate"), json!(true)), "config_groups.group_0.rotate = true"),
+            (
+                set(&format!("{group}/format"), json!("pack-quantized")),
+                "config_groups.group_0.format = \"pack-quantized\"",
+            ),
+            (set(&format!("{group}/weights/symmetric"), json!("no")), "symmetric = \"no\" is not supported"),
+            (set(&format!("{group}/weights/group_size"), json!(64)), "group_size = 64"),
+            (set(&format!("{group}/weights/block_structure"), json!([64, 64])), "block_structure = [64,64]"),
+            (set("/ignore", json!(["lm_head", "Linear"])), "names all linear layers"),
+            (other("sym", json!("yes")), "sym = \"yes\""),
+            (other("is_marlin_format", json!(true)), "is_marlin_format = true"),
+            (other("rotation", json!("random")), "rotation = \"random\""),
+            (other("adapter", json!({ "rank": 8 })), "adapter = "),
+            (other("modules_in_block_to_quantize", json!([["mlp.fc1"]])), "names \"mlp.fc1\""),
+            (other("modules_in_block_to_quantize", json!("all")), "modules_in_block_to_quantize = \"all\""),
+            (other("format", json!("marlin")), "format = \"marlin\""),
+            (awq("zero_point", json!(1)), "zero_point = 1"),
+            (awq("is_marlin_format", json!(true)), "is_marlin_format = true"),
+            (awq("lm_head", json!(true)), "lm_head = true"),
+            (awq("desc_act", json!(true)), "desc_act = true"),
+        ] {
+            let e = read(config.clone()).expect_err(&config.to_string());
+            assert!(e.starts_with("quantization_config") && e.contains(said), "'{said}': {e}");
+        }
+        let mut known = compressed(int8.clone(), "int-quantized");
+        for (key, value) in [
+            ("transform_config", json!({ "config_groups": {} })),
+            ("quantization_status", json!("compressed")),
+            ("global_compression_ratio", json!(1.5)),
+            ("version", json!("0.12.2")),
+            ("sparsity_config", json!({})),
+        ] {
+            known[key] = value;
+        }
+        known["config_groups"]["group_0"]["format"] = "int-quantized".into();
+        known["config_groups"]["group_0"]["weights"]["observer"] = "minmax".into();
+        known["config_groups"]["group_0"]["weights"]["zp_dtype"] = "torch.int8".into();
+        assert_eq!(notes(&known), "");
+        known["wheels"] = 4.into();
+        known["config_groups"]["group_0"]["weights"]["colour"] = "red".into();
+        let said = notes(&known);
+        assert!(said.contains("passed over: wheels, config_groups.group_0.weights.colour"), "{said}");
+        let gptq = json!({ "quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "damp_percent": 0.1,
+            "true_sequential": true, "dataset": "c4", "model_seqlen": 2048, "static_groups": false, "meta": { "mse": 0.0 },
+            "checkpoint_format": "gptq", "pack_dtype": "int32", "is_marlin_format": false, "rotation": null,
+            "use_exllama": true, "modules_in_block_to_quantize": null });
+        assert_eq!(notes(&gptq), "");
+        assert_eq!(notes(&other("spin", json!(1))), "quantization_config: not known, and passed over: spin");
+        assert_eq!(notes(&awq("spin", json!(1))), "quantization_config: not known, and passed over: spin");
+        let some = json!([["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["self_attn.o_proj"]]);
+        let plain = read(other("modules_in_block_to_quantize", some)).unwrap();
+        assert_eq!(plain, "Gptq int4-g128 gate_proj,up_proj,down_proj");
+        let mut cache = compressed(int8, "int-quantized");
+        cache["kv_cache_scheme"] = json!({ "type": "float", "num_bits": 8, "strategy": "tensor", "dynamic": false });
+        assert!(notes(&cache).contains("the cache stays in --dtype unless --kv-dtype e4m3"));
     }
 
     #[test]

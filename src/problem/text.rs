@@ -145,9 +145,17 @@ pub(super) fn real(units: i32) -> f64 {
     f64::from(units) / 1e12
 }
 
+/// A number in units, where it is a whole number of them, or was one before it was rounded to f32: 9.999999747378752e-6 is what is
+/// left of 1e-5 there.
 fn units(value: f64) -> Option<i32> {
-    let units = (value / REAL_UNIT).round();
-    (units >= 0.0 && units <= f64::from(i32::MAX)).then_some(units as i32)
+    let exact = |value: f64| {
+        let units = (value / REAL_UNIT).round();
+        let within = units >= 0.0 && units <= f64::from(i32::MAX);
+        (within && real(units as i32) == value).then_some(units as i32)
+    };
+    let narrow = value as f32;
+    let decimal = || (f64::from(narrow) == value).then(|| narrow.to_string().parse().ok()).flatten();
+    exact(value).or_else(|| exact(decimal()?))
 }
 
 fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
@@ -309,9 +317,10 @@ impl FromStr for Problem {
                     p.dims[i] = at.ok_or_else(|| bad(format!("it is one of {}", list.join(", "))))? as i32;
                 }
                 DimKind::Real(_) => {
-                    let most = real(i32::MAX);
                     let read = value.parse().ok().and_then(units);
-                    p.dims[i] = read.ok_or_else(|| bad(format!("it is a number in 0..={most:e}")))?;
+                    let (step, most) = (REAL_UNIT, real(i32::MAX));
+                    let why = || format!("it is a number in 0..={most:e}, and a multiple of {step:e}");
+                    p.dims[i] = read.ok_or_else(|| bad(why()))?;
                 }
                 _ => p.set(field, value.parse().map_err(|_| bad("it must be a whole number".into()))?)?,
             }
@@ -361,6 +370,15 @@ impl FromStr for Problem {
 }
 
 impl Problem {
+    /// The number above 0 that a problem has where this one is asked for: the same, or the decimal of which it is the nearest f32.
+    /// `what` names it in the error, which says what numbers there are.
+    pub(crate) fn held(what: &str, value: f64) -> Result<f64, String> {
+        let (step, most) = (REAL_UNIT, real(i32::MAX));
+        let found = units(value).filter(|units| *units > 0).map(real);
+        found
+            .ok_or_else(|| format!("{what} = {value:?} must lie in {step:e}..={most:e}, and be a multiple of {step:e}"))
+    }
+
     /// ` name=value` of each dimension before the bar, or after it; `all`: of those that have their default too.
     fn fields(&self, before: bool, all: bool) -> String {
         let field = |(i, d): (usize, &DimDef)| {
@@ -465,6 +483,22 @@ mod tests {
     }
 
     #[test]
+    fn reals_are_held_exactly_or_as_what_f32_made_of_them() {
+        let eps = |text: &str| format!("rmsnorm rows=1 cols=2 eps={text}").parse::<Problem>().unwrap().real("eps");
+        for (text, value) in [("0", 0.0), ("1e-12", 1e-12), ("1e-6", 1e-6), ("2.147483647e-3", 2.147483647e-3)] {
+            assert_eq!(eps(text), value);
+        }
+        for decimal in [1e-5, 1e-6, 1e-12, 5e-7, 1.5e-3] {
+            let narrow = f64::from(decimal as f32);
+            assert_eq!((eps(&narrow.to_string()), Problem::held("ε", narrow)), (decimal, Ok(decimal)));
+            // A neighbour of such a number is none.
+            let beside = f64::from_bits(narrow.to_bits() + 1);
+            assert!(Problem::held("ε", beside).is_err(), "{beside}");
+        }
+        assert!(Problem::held("ε", 0.0).is_err() && Problem::held("ε", f64::NAN).is_err());
+    }
+
+    #[test]
     fn records_of_an_older_form_are_read() {
         let old = "matmul m=4 n=3072 k=2048 epilogue=rope_kv heads=32 kv_heads=8 head_dim=64 pages=9 dtype=bf16";
         let p: Problem = old.parse().unwrap();
@@ -484,6 +518,15 @@ mod tests {
             ("matmul m=1 n=2 k=2 m=3", "given twice"),
             ("matmul m=1 n=2 k=2 dtype=f32 dtype=f32", "given twice"),
             ("rmsnorm rows=1 cols=2 | eps=-1", "number in 0..="),
+            (
+                "rmsnorm rows=1 cols=2 | eps=1e-13",
+                "eps=1e-13 is impossible: it is a number in 0..=2.147483647e-3, and a multiple of 1e-12",
+            ),
+            ("rmsnorm rows=1 cols=2 | eps=1e-320", "eps=1e-320 is impossible"),
+            ("rmsnorm rows=1 cols=2 | eps=6e-13", "eps=6e-13 is impossible"),
+            ("layernorm rows=1 cols=2 | eps=1.23456789e-7", "eps=1.23456789e-7 is impossible"),
+            ("qkv m=1 k=2 heads=1 kv_heads=1 head_dim=2 | eps=1e-2", "eps=1e-2 is impossible"),
+            ("rmsnorm rows=1 cols=2 | eps=NaN", "eps=NaN is impossible"),
             ("matmul m=1 n=2 k=2 dtype=f64", "one of bf16"),
             ("rmsnorm rows=1 cols=16 dtype=e4m3", "for matmul alone"),
             ("rmsnorm rows=1 cols=16 y=f32", "not a dimension of rmsnorm"),

@@ -131,6 +131,12 @@ impl Recipe {
         if description.op.is_empty() {
             return Err(invalid("it names no op".into()));
         }
+        let dims =
+            || crate::problem::OPS.iter().filter(|o| description.op.iter().any(|op| op == o.name)).flat_map(|o| o.dims);
+        if let Some(unknown) = description.reuse.dynamic.iter().find(|name| dims().all(|d| d.name != name.as_str())) {
+            let ops = description.op.join(", ");
+            return Err(invalid(format!("reuse.dynamic names '{unknown}', which is no dimension of {ops}")));
+        }
         if description.launches.is_empty() {
             return Err(invalid("it has no [[launch]]".into()));
         }

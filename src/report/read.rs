@@ -155,7 +155,8 @@ fn check(line: &Line) -> Result<(), (&'static str, f64)> {
     }
 }
 
-fn place<T>(list: &mut Vec<T>, new: T, same: impl Fn(&T, &T) -> bool) {
+/// Puts a row in the place of the one that it is newer than, or behind all.
+pub(crate) fn place<T>(list: &mut Vec<T>, new: T, same: impl Fn(&T, &T) -> bool) {
     match list.iter_mut().find(|old| same(old, &new)) {
         Some(old) => *old = new,
         None => list.push(new),

@@ -126,6 +126,8 @@ pub struct Library {
     includes: HashMap<(Target, Origin, String), String>,
     /// How many folders of the user's were added.
     folders: usize,
+    /// What is to be said of them.
+    notes: Vec<String>,
     /// What fills, compares and measures ceilings on each target.
     support: HashMap<Target, String>,
     /// What stands behind it on a GPU.
@@ -145,7 +147,8 @@ impl Library {
             support.insert(target, code(file)?);
         }
         let beside = BESIDE.into_iter().map(code).collect::<Result<_, _>>()?;
-        let mut library = Library { templates: Vec::new(), includes: HashMap::new(), folders: 0, support, beside };
+        let mut library =
+            Library { templates: Vec::new(), includes: HashMap::new(), folders: 0, notes: Vec::new(), support, beside };
         library.add(&files, BUILT_IN_ORIGIN)?;
         Ok(library)
     }
@@ -221,11 +224,30 @@ impl Library {
                 let o = &t.recipe.description;
                 (o.name.as_str(), o.target, o.role) == (d.name.as_str(), d.target, d.role)
             };
+            if origin != BUILT_IN_ORIGIN && self.templates.iter().any(|t| t.origin == BUILT_IN_ORIGIN && same(t)) {
+                self.notes.push(format!("{name}: it replaces the built-in template '{}'", d.name));
+            }
             self.templates.retain(|t| !same(t));
             self.templates.push(Arc::new(template));
         }
+        let code = files
+            .iter()
+            .map(|(name, _)| Path::new(name))
+            .filter(|path| path.extension().is_some_and(|e| e == "cu" || e == "c"));
+        for path in code.filter(|_| origin != BUILT_IN_ORIGIN) {
+            let description = path.with_extension("toml");
+            if !files.iter().any(|(name, _)| Path::new(name) == description) {
+                let (file, missing) = (path.display(), description.display());
+                self.notes.push(format!("{file} is passed over: {missing}, which would describe it, is not there"));
+            }
+        }
         self.templates.sort_by(|a, b| a.name().cmp(b.name()));
         Ok(())
+    }
+
+    /// What is to be said of the user's folders: which of their pairs replace built-in ones, and what in them is passed over.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Every template of a role.
@@ -379,6 +401,47 @@ mod tests {
             folder(&[("other.toml", &DESCRIPTION.replace("'mine'", "'other'")), ("other.c", "#include \"own.h\"\n")]);
         library.add_folder(other.path()).unwrap();
         assert!(matches!(rendered(&library, "other"), Err(TemplateError::MissingFile { .. })));
+    }
+
+    /// Neither a pair that takes another's place nor a file that nothing describes is passed over in silence.
+    #[test]
+    fn what_a_folder_replaces_and_what_is_passed_over_are_said() {
+        let mut library = Library::built_in().unwrap();
+        assert!(library.notes().is_empty());
+        let taken = library.templates.iter().find(|t| t.recipe.description.target == Target::Cpu);
+        let d = &taken.unwrap().recipe.description;
+        assert_eq!(d.role, Role::Kernel);
+        let same = DESCRIPTION.replace("'mine'", &format!("'{}'", d.name));
+        let said = format!("it replaces the built-in template '{}'", d.name);
+        let own = folder(&[
+            ("a.toml", &same),
+            ("a.c", ""),
+            ("mine.toml", DESCRIPTION),
+            ("mine.c", ""),
+            ("lonely.cu", ""),
+            ("lonely.h", ""),
+        ]);
+        library.add_folder(own.path()).unwrap();
+        let [replaced, lonely] = library.notes() else { panic!("{:?}", library.notes()) };
+        assert!(replaced.contains("a.toml: ") && replaced.contains(&said), "{replaced}");
+        assert!(lonely.contains("lonely.cu is passed over") && lonely.contains("lonely.toml"), "{lonely}");
+        // The second of a user's own is no built-in one's.
+        library.add_folder(folder(&[("b.toml", &same), ("b.c", "")]).path()).unwrap();
+        assert_eq!(library.notes().len(), 2);
+    }
+
+    #[test]
+    fn dynamic_dimensions_are_those_of_the_op() {
+        let with = |name: &str| {
+            let text = format!("{DESCRIPTION}[reuse]\ndynamic = ['rows', '{name}']\n");
+            let own = folder(&[("mine.toml", &text), ("mine.c", "")]);
+            Library::built_in().unwrap().add_folder(own.path())
+        };
+        assert!(with("cols").is_ok());
+        for name in ["foo", "k", ""] {
+            let e = with(name).unwrap_err().to_string();
+            assert!(e.contains(&format!("reuse.dynamic names '{name}', which is no dimension of gelu")), "{e}");
+        }
     }
 
     #[test]

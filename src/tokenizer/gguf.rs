@@ -21,10 +21,10 @@ pub(super) fn tokenizer(header: &Header, bytes: &[u8]) -> Result<tokenizers::Tok
     let list = |key: &str| header.texts(bytes, key).ok_or_else(|| format!("{key} is missing"));
     let kinds = header.ints(bytes, "tokenizer.ggml.token_type").unwrap_or_default();
     let is = |id: usize, those: &[i32]| kinds.get(id).is_some_and(|kind| those.contains(kind));
-    let text = match header.text("tokenizer.ggml.model") {
+    let text = match header.text("tokenizer.ggml.model")? {
         Some("gpt2") => {
             let (tokens, merges) = (list("tokenizer.ggml.tokens")?, list("tokenizer.ggml.merges")?);
-            let pre = header.text("tokenizer.ggml.pre").unwrap_or("default");
+            let pre = header.text("tokenizer.ggml.pre")?.unwrap_or("default");
             let special = added(&tokens, |id| is(id, &[CONTROL, USER_DEFINED]));
             json(vocabulary(&tokens), &merges, &special, pre)?.to_string()
         }
@@ -35,7 +35,7 @@ pub(super) fn tokenizer(header: &Header, bytes: &[u8]) -> Result<tokenizers::Tok
             let special = added(&tokens, |id| is(id, &[UNKNOWN, CONTROL, USER_DEFINED]));
             let normal = |id: usize| kinds.is_empty() || is(id, &[NORMAL]);
             let unknown = (0..tokens.len()).find(|id| is(*id, &[UNKNOWN])).map(|id| tokens[id]);
-            let space = header.flag("tokenizer.ggml.add_space_prefix").unwrap_or(true);
+            let space = header.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
             pieces(&tokens, &scores, normal, unknown, &special, space).to_string()
         }
         Some(other) => {

@@ -62,17 +62,14 @@ impl Tokenizer {
         let bad = |why: String| TokenizerError::File { path: path.into(), why };
         let header = Header::read(&bytes).map_err(|e| bad(e.to_string()))?;
         let tokens = gguf::tokenizer(&header, &bytes).map_err(bad)?;
-        let first = header.flag("tokenizer.ggml.add_bos_token");
+        let first = header.flag("tokenizer.ggml.add_bos_token").map_err(bad)?;
         // Files with pieces of SentencePiece that do not say are older than the key.
-        let first = first.unwrap_or(header.text("tokenizer.ggml.model") == Some("llama"));
-        let first =
-            first.then(|| header.int("tokenizer.ggml.bos_token_id").and_then(|id| id.try_into().ok())).flatten();
-        let text = |id: &str| {
-            let id = header.int(id).and_then(|id| id.try_into().ok());
-            id.and_then(|id| tokens.id_to_token(id)).unwrap_or_default()
-        };
-        let special = [text("tokenizer.ggml.bos_token_id"), text("tokenizer.ggml.eos_token_id")];
-        let template = header.text("tokenizer.chat_template").map(|text| Template::new(text, special));
+        let first = first.unwrap_or(header.text("tokenizer.ggml.model").map_err(bad)? == Some("llama"));
+        let id = |key: &str| header.int(key).map_err(bad).map(|id| id.and_then(|id| u32::try_from(id).ok()));
+        let ids = [id("tokenizer.ggml.bos_token_id")?, id("tokenizer.ggml.eos_token_id")?];
+        let special = ids.map(|id| id.and_then(|id| tokens.id_to_token(id)).unwrap_or_default());
+        let first = ids[0].filter(|_| first);
+        let template = header.text("tokenizer.chat_template").map_err(bad)?.map(|text| Template::new(text, special));
         Ok(Tokenizer { tokens, first, template })
     }
 

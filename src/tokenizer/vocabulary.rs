@@ -66,7 +66,7 @@ fn of_gguf(header: &Header, bytes: &[u8]) -> Result<Vocabulary, String> {
         let list = header.texts(bytes, key).ok_or_else(|| format!("{key} is missing"))?;
         Ok::<Vec<String>, String>(list.into_iter().map(String::from).collect())
     };
-    match header.text("tokenizer.ggml.model") {
+    match header.text("tokenizer.ggml.model")? {
         Some("gpt2") => {}
         other => {
             return Err(format!(
@@ -78,8 +78,8 @@ fn of_gguf(header: &Header, bytes: &[u8]) -> Result<Vocabulary, String> {
     let tokens = texts("tokenizer.ggml.tokens")?;
     let kinds = header.ints(bytes, "tokenizer.ggml.token_type").unwrap_or_default();
     let kinds = (0..tokens.len()).map(|id| kinds.get(id).map_or(NORMAL, |kind| kind.unsigned_abs())).collect();
-    let split = header.text("tokenizer.ggml.pre").unwrap_or("default").into();
-    let begins = header.flag("tokenizer.ggml.add_bos_token").unwrap_or(false);
+    let split = header.text("tokenizer.ggml.pre")?.unwrap_or("default").into();
+    let begins = header.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(false);
     Ok(Vocabulary { tokens, kinds, merges: texts("tokenizer.ggml.merges")?, split, begins })
 }
 

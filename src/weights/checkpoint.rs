@@ -75,7 +75,7 @@ impl Checkpoint {
     fn add_gguf(&mut self, path: PathBuf, mapped: Mapped) -> Result<(), WeightsError> {
         let bad = |why: String| WeightsError::File { path: path.clone(), why };
         let header = gguf::Header::read(&mapped).map_err(|e| bad(e.to_string()))?;
-        self.paired = header.text("general.architecture") == Some("llama");
+        self.paired = header.text("general.architecture").map_err(bad)? == Some("llama");
         for t in header.tensors {
             let format = Format::of_ggml(t.kind).ok_or_else(|| format!("ggml's type {}", t.kind));
             let end = match &format {

@@ -50,13 +50,7 @@ pub(super) fn write_files(
         move |source| WeightsError::Io { path, source }
     };
     let config = model.config(dtype).map_err(|e| WeightsError::File { path: folder.into(), why: e.to_string() })?;
-    std::fs::create_dir_all(folder).map_err(io(folder))?;
-    for name in ["config.json", ONE, INDEX] {
-        let path = folder.join(name);
-        if path.exists() {
-            return Err(WeightsError::File { path, why: "it exists; -o names a folder without a model".into() });
-        }
-    }
+    new_folder(folder)?;
     let all = natural(model);
     let bytes = |n: &Natural| storage.bytes(n.shape.iter().product());
     let total: u64 = all.iter().map(bytes).sum();
@@ -109,6 +103,15 @@ pub(super) fn write_files(
     // Last: a folder with it is whole.
     let path = folder.join("config.json");
     std::fs::write(&path, format!("{config:#}\n")).map_err(io(&path))
+}
+
+/// Makes a folder for a model; one that holds one already is refused.
+pub(super) fn new_folder(folder: &Path) -> Result<(), WeightsError> {
+    std::fs::create_dir_all(folder).map_err(|source| WeightsError::Io { path: folder.into(), source })?;
+    match ["config.json", ONE, INDEX].map(|name| folder.join(name)).into_iter().find(|path| path.exists()) {
+        Some(path) => Err(WeightsError::File { path, why: "it exists; -o names a folder without a model".into() }),
+        None => Ok(()),
+    }
 }
 
 /// The header of a safetensors file: its length in eight bytes, and JSON that is padded to a multiple of eight.

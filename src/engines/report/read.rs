@@ -2,6 +2,7 @@
 
 use super::numbers;
 use crate::engines::rows::{Cell, Check, End, EngineTrace, Line, Of, Request, Run, Start, State, Tokenization};
+use crate::report::read::place;
 use crate::report::rows::Trace;
 use std::collections::{BTreeMap, HashSet};
 
@@ -192,13 +193,6 @@ fn belongs(starts: &mut [Start], of: &Of) {
         && own.all(|s| !s.workloads.contains(&of.workload))
     {
         last.workloads.push(of.workload.clone());
-    }
-}
-
-fn place<T>(list: &mut Vec<T>, new: T, same: impl Fn(&T, &T) -> bool) {
-    match list.iter_mut().find(|old| same(old, &new)) {
-        Some(old) => *old = new,
-        None => list.push(new),
     }
 }
 

@@ -6,9 +6,10 @@
 use super::{Failed, Order, Weights, WeightsError, whole};
 use crate::model::Model;
 use crate::problem::{Dtype, Granularity, SCALE_BLOCK, ScaledFormat, Storage, XFormat, Zero};
-use crate::weights::checkpoint::{INDEX, ONE};
+use crate::weights::checkpoint::ONE;
 use crate::weights::names::{Natural, natural};
 use crate::weights::quant::{CompressedTensors, Method, quantize};
+use crate::weights::random::new_folder;
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::Path;
@@ -153,13 +154,7 @@ pub fn compressed(
     let model: &Model = &weights.model;
     let mut described = model.config(dtype).map_err(|e| bad(e.to_string()))?;
     described["quantization_config"] = config(&q);
-    std::fs::create_dir_all(folder).map_err(|source| WeightsError::Io { path: folder.into(), source })?;
-    for name in ["config.json", ONE, INDEX] {
-        let path = folder.join(name);
-        if path.exists() {
-            return Err(WeightsError::File { path, why: "it exists; -o names a folder without a model".into() });
-        }
-    }
+    new_folder(folder)?;
     let all = natural(model);
     let (mut header, mut total) = (Map::new(), 0);
     header.insert("__metadata__".into(), json!({ "format": "pt" }));
