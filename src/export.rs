@@ -105,10 +105,10 @@ pub enum ExportError {
     Target(#[from] BackendError),
 }
 
-/// Seals stored winners: of several for one problem and kind of device, the newest whose key is still the one that a
-/// look-up with `library` asks for.
+/// Seals stored winners: of several for one problem and kind of device, the newest that can be sealed of those whose key is still
+/// the one that a look-up with `library` asks for.
 pub fn seal(db: &Db, library: &Library, options: Options<'_>) -> Result<Export, ExportError> {
-    let mut chosen: BTreeMap<_, Choice> = BTreeMap::new();
+    let mut slots: BTreeMap<_, Vec<Choice>> = BTreeMap::new();
     for record in db.winners()? {
         let record = record?;
         // Records of another version may not read as winners; they are kept there, and not exported.
@@ -116,69 +116,77 @@ pub fn seal(db: &Db, library: &Library, options: Options<'_>) -> Result<Export, 
         if !(options.filter)(&winner) {
             continue;
         }
-        let against = if options.stale { None } else { against(library, &record, &winner, options.compiler) };
+        let against = against(library, &record, &winner, &options);
         let d = &winner.device;
         let slot = (d.target, d.arch.clone(), winner.problem, d.silicon.clone());
-        let choice = Choice { winner, against };
-        if chosen.get(&slot).is_none_or(|old| old.rank() < choice.rank()) {
-            chosen.insert(slot, choice);
-        }
+        slots.entry(slot).or_default().push(Choice { at: record.at, winner, against });
     }
     let here = if options.verifiable { Some(Here::new()?) } else { None };
     let (mut parts, mut left_out, mut unverifiable) = (Vec::new(), Vec::new(), Vec::new());
-    for Choice { winner, against } in chosen.into_values() {
-        let problem = winner.problem;
-        let code = match (&against, winner.artifact.parse()) {
-            (None, Ok(hash)) => db.artifact(&hash)?,
-            _ => None,
-        };
-        let why = match (against, code) {
-            (Some(why), _) => why,
-            (None, None) => Why::NoCode { artifact: winner.artifact },
-            (None, Some(code)) => {
-                let extras = here.as_ref().and_then(|here| {
-                    extras(library, here, &problem, &winner.device).unwrap_or_else(|why| {
+    for mut choices in slots.into_values() {
+        choices.sort_by(|a, b| b.rank().cmp(&a.rank()));
+        let mut left = None;
+        for choice in choices {
+            let problem = choice.winner.problem;
+            match choice.part(db)? {
+                Ok(mut part) => {
+                    let extras = here.as_ref().map(|here| extras(library, here, &problem, &part.winner.device));
+                    part.extras = extras.transpose().map(Option::flatten).unwrap_or_else(|why| {
                         if !unverifiable.contains(&why) {
                             unverifiable.push(why);
                         }
                         None
-                    })
-                });
-                let part = Part { extras, winner, code };
-                match part.check() {
-                    Ok(()) => {
-                        parts.push(part);
-                        continue;
-                    }
-                    Err(e) => Why::Unfit(e.to_string()),
+                    });
+                    parts.push(part);
+                    left = None;
+                    break;
                 }
+                // What speaks against the best of them is what there is to say.
+                Err(why) => drop(left.get_or_insert(LeftOut { problem, why })),
             }
-        };
-        left_out.push(LeftOut { problem, why });
+        }
+        left_out.extend(left);
     }
     Ok(Export { bundle: Bundle::seal(parts)?, left_out, unverifiable })
 }
 
-/// A winner of a slot, and what speaks against it.
+/// A winner of a slot, the date of its record, and what speaks against it.
 struct Choice {
+    at: u64,
     winner: Winner,
     against: Option<Why>,
 }
 
 impl Choice {
-    /// The greatest is sealed.
+    /// The greatest that can be sealed is.
     fn rank(&self) -> (bool, u64, &str) {
-        (self.against.is_none(), self.winner.evidence.at, &self.winner.artifact)
+        (self.against.is_none(), self.at, &self.winner.artifact)
+    }
+
+    /// What is sealed of it, or why nothing is.
+    fn part(self, db: &Db) -> Result<Result<Part, Why>, ExportError> {
+        if let Some(why) = self.against {
+            return Ok(Err(why));
+        }
+        let code = self.winner.artifact.parse().ok().map(|hash| db.artifact(&hash)).transpose()?.flatten();
+        let Some(code) = code else { return Ok(Err(Why::NoCode { artifact: self.winner.artifact })) };
+        let part = Part { extras: None, winner: self.winner, code };
+        Ok(part.check().map(|()| part).map_err(|e| Why::Unfit(e.to_string())))
     }
 }
 
-/// Why a look-up on the device of a winner would not find its record.
-fn against(library: &Library, record: &Record, winner: &Winner, compiler: Option<&str>) -> Option<Why> {
-    let Ok(templates) = library.for_problem(&winner.problem, &winner.device) else { return Some(Why::NoTemplate) };
-    let compiler = compiler.or(record.key.get("compiler")).unwrap_or_default().to_string();
+/// Why a look-up on the device of a winner would not take its record.
+fn against(library: &Library, record: &Record, winner: &Winner, options: &Options<'_>) -> Option<Why> {
+    let Ok(templates) = library.for_problem(&winner.problem, &winner.device) else {
+        return (!options.stale).then_some(Why::NoTemplate);
+    };
+    let compiler = options.compiler.or(record.key.get("compiler")).unwrap_or_default().to_string();
     let context = key::Context { device: winner.device.clone(), compiler };
     let fields = context.winner(library, &winner.problem, &templates).diff(&record.key);
-    (!fields.is_empty()).then_some(Why::Stale(fields))
+    match fields.is_empty() {
+        true => journal::winner_of(record, &templates).err().map(|why| Why::Unfit(why.into())),
+        false => (!options.stale).then_some(Why::Stale(fields)),
+    }
 }
 
 /// The support code and the reference of a CUDA problem. The CPU needs neither: its reference is the host's own.

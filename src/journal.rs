@@ -4,15 +4,19 @@
 //! A record that does not read here is of another version, or nonsense: it is kept where it lies, is never the current
 //! one, and is not used.
 
-use crate::recipe::Config;
+use crate::key;
+use crate::recipe::{Config, Description};
 use crate::setting::{Asked, Row, Serving};
+use crate::template::{Library, Template};
 use crate::verdict::Verdict;
-use crate::winner::Winner;
-use jitune_db::{Key, Kind, OpenOptions, Reader, Record};
+use crate::winner::{Winner, is_time};
+use jitune_db::{ArtifactHash, Key, Kind, MAX_DATE, OpenOptions, Reader, Record};
+use std::sync::{Arc, LazyLock};
 
 /// What the database of a tuner is opened with: records that do not read here hide none that do.
 pub fn options() -> OpenOptions {
-    let reader = Reader { version: concat!("jitune ", env!("CARGO_PKG_VERSION"), ", settings"), reads };
+    let reader =
+        Reader { version: concat!("jitune ", env!("CARGO_PKG_VERSION"), ", winners held against templates"), reads };
     OpenOptions { reader, ..OpenOptions::default() }
 }
 
@@ -23,8 +27,9 @@ fn reads(record: &Record) -> bool {
             let config = record.sub.as_ref().is_some_and(|s| s.parse::<Config>().is_ok());
             (verdict(record).is_some() && config) || row(record).is_some()
         }
-        // What a withdrawal says beside its key is for people.
-        _ => true,
+        // It is for people, but nobody withdraws a winner without a word.
+        Kind::Withdrawn => record.body.get("why").and_then(|why| why.as_str()).is_some_and(|why| !why.is_empty()),
+        _ => false,
     }
 }
 
@@ -62,15 +67,71 @@ pub fn row(record: &Record) -> Option<Row> {
     own.then_some(row)
 }
 
-/// The winner that a record holds, if it reads, is of the key's problem, and took a time.
+/// How far a winner may have been chosen after its record was dated, in seconds: the clock may have been set in between.
+const CLOCK_SET: u64 = 86_400;
+
+/// The winner that a record holds, if it reads, took a time, and what it says goes together: problem and device with the key, config
+/// and launch with the description. Where the key is that of built-in templates, the description is one of theirs.
 pub fn winner(record: &Record) -> Option<Winner> {
     let winner: Winner = serde_json::from_value(record.body.clone()).ok()?;
     let e = &winner.evidence;
-    let timed = is_time(e.median_us) && e.samples_us.iter().all(|us| is_time(*us));
-    // The texts of older schemas are of other forms; no look-up finds those.
-    let current = record.key.get("schema") == Some(crate::key::SCHEMA);
-    let own = !current || record.key.get("problem") == Some(&winner.problem.bucket_text());
-    (timed && own).then_some(winner)
+    let sound = is_time(e.median_us)
+        && e.samples_us.iter().all(|us| is_time(*us))
+        && e.at <= record.at.saturating_add(CLOCK_SET).min(MAX_DATE)
+        && winner.artifact.parse::<ArtifactHash>().is_ok()
+        && goes_together(&winner, &record.key)
+        && !is_under_a_false_name(&winner, &record.key);
+    sound.then_some(winner)
+}
+
+/// The same, where the key is that of these templates: the description has to be one of theirs. Otherwise why there is none.
+pub fn winner_of(record: &Record, templates: &[Arc<Template>]) -> Result<Winner, &'static str> {
+    let winner = winner(record).ok_or("its record is not one that this version reads")?;
+    match templates.iter().any(|t| is_of(&winner, t)) {
+        true => Ok(winner),
+        false => Err("the description in its record is not that of its template"),
+    }
+}
+
+/// Whether problem and device are those of a key, and it can be launched. The texts and descriptions of older schemas are of other
+/// forms; no look-up finds those.
+fn goes_together(winner: &Winner, key: &Key) -> bool {
+    if key.get("schema") != Some(key::SCHEMA) {
+        return winner.description.check().is_ok();
+    }
+    let device = &winner.device;
+    let timing = key.timing.iter().filter(|(name, _)| *name != key::METHOD_FIELD);
+    key.get("problem") == Some(&winner.problem.bucket_text())
+        && key.get("target") == Some(device.target.name())
+        && key.get("arch") == Some(&device.arch)
+        && timing.eq(&device.silicon)
+        && winner.launch().is_ok()
+}
+
+/// Whether a winner's description is that of a template, as far as code and launches depend on it, and its config one of the
+/// template's.
+fn is_of(winner: &Winner, template: &Template) -> bool {
+    let own = &template.recipe.description;
+    // As text, since the order of names counts; a winner's lists of values have the chosen ones alone.
+    let text = |d: &Description| {
+        let mut d = d.essence();
+        d.tunables.values_mut().for_each(Vec::clear);
+        serde_json::to_string(&d).ok()
+    };
+    let listed = |(name, list): (&String, &Vec<i64>)| winner.config.get(name).is_some_and(|v| list.contains(&v));
+    winner.description.name == own.name && own.tunables.iter().all(listed) && text(&winner.description) == text(own)
+}
+
+/// Whether a key names built-in templates of this version, and the description is none of theirs.
+fn is_under_a_false_name(winner: &Winner, key: &Key) -> bool {
+    static BUILT_IN: LazyLock<Option<Library>> = LazyLock::new(|| Library::built_in().ok());
+    let Some(library) = &*BUILT_IN else { return false };
+    // Most are what they say, and the hashes of all templates of a problem take a while.
+    if library.get(winner.device.target, winner.template()).is_some_and(|t| is_of(winner, t)) {
+        return false;
+    }
+    let templates = library.for_problem(&winner.problem, &winner.device);
+    templates.is_ok_and(|templates| key.get(key::TEMPLATES) == Some(&key::templates(library, &templates)))
 }
 
 /// The verdict that a record holds.
@@ -83,15 +144,32 @@ pub fn verdict(record: &Record) -> Option<Verdict> {
     timed.then_some(verdict)
 }
 
-/// Whether a number is microseconds that a kernel can have taken: up to an hour.
-fn is_time(us: f64) -> bool {
-    us > 0.0 && us < 3.6e9
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::setting::{Best, Figures, Setting};
+
+    /// Every winner of every journal that is kept in the repository is still taken.
+    #[test]
+    fn winners_of_old_journals_are_taken() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning-db/winners");
+        let below = |folder: &std::path::Path| std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+        let files = below(&root)
+            .flat_map(|kind| below(&kind).collect::<Vec<_>>())
+            .flat_map(|day| below(&day).collect::<Vec<_>>());
+        let mut taken = 0;
+        for file in files.filter(|f| f.extension().is_some_and(|e| e == "jsonl")) {
+            for line in std::fs::read_to_string(&file).unwrap().lines() {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                let Ok(record) = serde_json::from_value::<Record>(line["rec"].clone()) else { continue };
+                if serde_json::from_value::<Winner>(record.body.clone()).is_ok() {
+                    assert!(winner(&record).is_some() && reads(&record), "{}: {:?}", file.display(), record.key);
+                    taken += 1;
+                }
+            }
+        }
+        assert!(taken > 1000, "{taken}");
+    }
 
     /// What serves a model best is stored beside winners and is none; under a key of another kind it is nothing.
     #[test]

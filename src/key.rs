@@ -14,6 +14,10 @@ pub(crate) const SCHEMA: &str = "2";
 const JUDGING: &str = "3";
 /// Raised when the way of measuring changes so that older times do not compare.
 const METHOD: &str = "2";
+/// The field that has it; every other one of a winner's timing is of its device's silicon.
+pub(crate) const METHOD_FIELD: &str = "method";
+/// The field of a winner's key that names the templates among which it was looked for.
+pub(crate) const TEMPLATES: &str = "templates";
 /// The field that keys of what serves a model best have, and no others; its value is raised when what they measure changes.
 pub(crate) const SERVING: &str = "serving";
 const SERVING_METHOD: &str = "1";
@@ -59,7 +63,7 @@ impl Context {
 
     fn timing(&self) -> BTreeMap<String, String> {
         let mut fields = self.device.silicon.clone();
-        fields.insert("method".into(), METHOD.into());
+        fields.insert(METHOD_FIELD.into(), METHOD.into());
         fields
     }
 
@@ -67,8 +71,7 @@ impl Context {
     pub fn winner(&self, library: &Library, problem: &Problem, templates: &[std::sync::Arc<Template>]) -> Key {
         let mut compile = self.compile(library, problem);
         compile.insert("constants".into(), self.constants(library, problem, templates.iter().map(|t| &**t)));
-        let list: Vec<String> = templates.iter().map(|t| library.fingerprint(t)).collect();
-        compile.insert("templates".into(), short(&list.join("\n")));
+        compile.insert(TEMPLATES.into(), self::templates(library, templates));
         Key { compile, timing: self.timing() }
     }
 
@@ -81,6 +84,12 @@ impl Context {
         compile.insert("source".into(), short(&library.fingerprint(template)));
         Key { compile, timing: self.timing() }
     }
+}
+
+/// What a winner's key has for the templates among which it is looked for.
+pub(crate) fn templates(library: &Library, templates: &[std::sync::Arc<Template>]) -> String {
+    let list: Vec<String> = templates.iter().map(|t| library.fingerprint(t)).collect();
+    short(&list.join("\n"))
 }
 
 /// The key of what serves a model best on a device: the model by its shapes, in a precision and a context, for what is `asked` of it (a

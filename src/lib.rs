@@ -17,6 +17,7 @@ pub mod bundle;
 pub mod device;
 #[cfg(feature = "engine")]
 pub mod engine;
+mod file;
 #[cfg(feature = "engine")]
 pub mod gguf;
 mod limits;

@@ -66,6 +66,10 @@ pub const MAX_TEMPLATE_FILES: usize = 1 << 12;
 #[cfg(feature = "tuner")]
 pub const MAX_FOLDER_BYTES: u64 = 64 << 20;
 
+/// Largest file of text of a model's folder: a tokenizer has some tens of megabytes.
+#[cfg(any(feature = "tuner", feature = "engine"))]
+pub const MAX_MODEL_TEXT_BYTES: u64 = 256 << 20;
+
 /// Largest trace of requests.
 #[cfg(feature = "engines")]
 pub const MAX_TRACE_BYTES: u64 = 64 << 20;

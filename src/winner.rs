@@ -3,7 +3,7 @@
 use crate::artifact::ArtifactInfo;
 use crate::device::Device;
 use crate::problem::Problem;
-use crate::recipe::{Config, Description};
+use crate::recipe::{Config, Description, Launch, Recipe, RecipeError, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -39,6 +39,32 @@ impl Winner {
     pub fn bytes_per_s(&self) -> f64 {
         self.problem.bytes() as f64 / (self.evidence.median_us * 1e-6)
     }
+
+    /// Its launch, where all that it says of itself goes together: a description within the bounds of what comes from elsewhere, which
+    /// is a kernel's that takes the problem on the device, and a config that this allows.
+    pub(crate) fn launch(&self) -> Result<Launch, RecipeError> {
+        let recipe = Recipe::new(self.description.clone())?;
+        let invalid = |why: String| Err(RecipeError::Invalid { template: recipe.description.name.clone(), why });
+        if recipe.description.role != Role::Kernel {
+            return invalid("it is no kernel".into());
+        }
+        if !recipe.takes(&self.problem, &self.device)? {
+            return invalid(format!("it does not take '{}' on {}", self.problem, self.device.arch));
+        }
+        let instance = recipe.instance(&self.problem, &self.device, &self.config)?;
+        let tunables = &recipe.description.tunables;
+        if let Some((name, value)) = self.config.0.iter().find(|(n, v)| tunables.get(*n).is_none_or(|l| !l.contains(v)))
+        {
+            return invalid(format!("tunable {name} has no value {value}"));
+        }
+        instance.legal().map_err(|why| instance.illegal(&why))?;
+        instance.launch()
+    }
+}
+
+/// Whether a number is microseconds that a kernel can have taken: from a picosecond to an hour.
+pub(crate) fn is_time(us: f64) -> bool {
+    (1e-6..=3.6e9).contains(&us)
 }
 
 /// What was seen when a winner was chosen.

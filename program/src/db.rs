@@ -2,6 +2,7 @@
 
 use super::select::Store;
 use super::{CliError, table};
+use crate::out::lossy;
 use clap::Subcommand;
 use jitune::journal;
 use jitune::setting::Serving;
@@ -84,7 +85,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             let out = BufWriter::new(File::create(file).map_err(io)?);
             let keep = |r: &Record| !*winners || r.kind != Kind::Trial;
             let count = args.store.read()?.export_journal(out, keep)?;
-            report(args, &serde_json::json!({"records": count, "file": file}), &format!("{count} records written"));
+            report(
+                args,
+                &serde_json::json!({"records": count, "file": lossy(file)}),
+                &format!("{count} records written"),
+            );
             Ok(())
         }
         Command::Merge { files } => {

@@ -92,7 +92,7 @@ pub(super) fn write(rows: &Path, folder: &Path, beside: &Beside, json: bool) -> 
     files.extend(engine_report::files(&report));
     let written = put(folder, files)?;
     if json {
-        out!("{}", serde_json::json!({ "report": report, "files": written }));
+        out!("{}", serde_json::json!({ "report": report, "files": crate::out::lossy_all(&written) }));
         return Ok(());
     }
     crate::out::write(format_args!("{}", engine_report::terminal(&report)));
@@ -150,6 +150,8 @@ pub(super) fn import(rows: &Path, others: &Others) -> Result<(), CliError> {
     let all = text_of(runs.lines().into_iter().chain(new)).map_err(io)?;
     // Read again, what was imported before is replaced.
     let all = Runs::read(all.as_bytes()).map_err(|source| CliError::Runs { path: rows.into(), source })?;
+    // A link leads to the rows: they are replaced, and not it.
+    let rows = if rows.exists() { &rows.canonicalize().map_err(io)? } else { rows };
     let part = rows.with_extension("part");
     let mut file = std::fs::File::create(&part).map_err(io)?;
     file.write_all(text_of(all.lines()).map_err(io)?.as_bytes()).map_err(io)?;

@@ -37,10 +37,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let diffs: Vec<Vec<String>> = near.iter().map(|(_, d)| d.iter().map(ToString::to_string).collect()).collect();
         let trials = templates.iter().map(|t| trials(&db, context.trials(&library, &problem, t), t.name()));
         let trials = trials.collect::<Result<Vec<_>, _>>()?;
+        let winner = found.as_ref().map(|record| journal::winner_of(record, &templates));
         if args.json {
-            let hit = found.as_ref().map(|r| &r.body);
+            let hit = found.as_ref().filter(|_| matches!(winner, Some(Ok(_)))).map(|r| &r.body);
+            let not_taken = winner.as_ref().and_then(|w| w.as_ref().err());
             let text = serde_json::json!({
-                "problem": problem, "key": key, "id": key.id().to_string(), "hit": hit, "near": diffs, "trials": trials,
+                "problem": problem, "key": key, "id": key.id().to_string(), "hit": hit, "not_taken": not_taken,
+                "near": diffs, "trials": trials,
             });
             out!("{text}");
             continue;
@@ -52,8 +55,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         for (name, value) in &key.timing {
             out!("    timing.{name} = {value}");
         }
-        match found.as_ref().and_then(journal::winner) {
-            Some(w) => out!(
+        match winner {
+            Some(Err(why)) => {
+                out!(
+                    "  miss\n    a record of this key is not taken: {why}; `jitune tune --problem '{problem}'` finds another"
+                )
+            }
+            Some(Ok(w)) => out!(
                 "  hit: {} [{}], {:.2} us, {:.0}% of the roofline, {} trials",
                 w.template(),
                 w.config,

@@ -89,8 +89,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         );
         return Err(CliError::Partly(text));
     }
-    bundle.write(&args.output).map_err(|e| unusable(&args.output, e))?;
-    let signature = key.map(|key| key.sign(bundle, &args.output)).transpose()?;
+    let signature = match key {
+        Some(key) => Some(key.sign(bundle, &args.output)?),
+        None => {
+            bundle.write(&args.output).map_err(|e| unusable(&args.output, e))?;
+            None
+        }
+    };
     say(args, bundle, signature.as_deref(), &missing, &export.unverifiable);
     match missing.len() {
         0 => Ok(()),

@@ -9,6 +9,7 @@ use super::CliError;
 use std::borrow::Cow;
 use std::fmt::Arguments;
 use std::io::{Error, Write};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The first failure of standard output.
@@ -39,6 +40,16 @@ pub fn escaped(text: &str) -> Cow<'_, str> {
 /// The same in one line: for cells of tables, and names.
 pub fn one_line(text: &str) -> String {
     escaped(text).replace('\n', "\\n").replace('\t', "\\t")
+}
+
+/// A path in JSON, which is text: what is no character of its name is shown as one that stands for it.
+pub fn lossy(path: impl AsRef<Path>) -> String {
+    path.as_ref().to_string_lossy().into_owned()
+}
+
+/// The same of several.
+pub fn lossy_all(paths: &[PathBuf]) -> Vec<String> {
+    paths.iter().map(lossy).collect()
 }
 
 /// Writes to standard output.

@@ -125,8 +125,9 @@ fn missing(problem: &Problem) -> CliError {
 
 fn stored(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Result<Winner, CliError> {
     let context = Context { device: device.clone(), compiler: key::compiler(device.target)? };
-    let key = context.winner(library, problem, &library.for_problem(problem, device)?);
-    db.winner(&key)?.as_ref().and_then(journal::winner).ok_or_else(|| missing(problem))
+    let templates = library.for_problem(problem, device)?;
+    let record = db.winner(&context.winner(library, problem, &templates))?;
+    record.and_then(|record| journal::winner_of(&record, &templates).ok()).ok_or_else(|| missing(problem))
 }
 
 /// What is known without counters: the roofline, and how the kernel fills the device.

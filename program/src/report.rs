@@ -3,6 +3,7 @@
 #[cfg(feature = "bench")]
 use super::engine_report;
 use super::{CliError, table};
+use crate::out::lossy_all;
 use jitune::report::{Rows, Summary, html, markdown, markers, readme, terminal};
 use std::path::{Path, PathBuf};
 
@@ -71,7 +72,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
     let files = write(folder, &rows)?;
     if args.json {
-        out!("{}", serde_json::json!({ "summary": Summary::of(&rows), "cut": rows.cut(), "files": files }));
+        out!("{}", serde_json::json!({ "summary": Summary::of(&rows), "cut": rows.cut(), "files": lossy_all(&files) }));
         return Ok(());
     }
     show(&rows);

@@ -3,7 +3,8 @@
 use super::CliError;
 use ct_codecs::{Base64, Decoder};
 use jitune::bundle::{Bundle, BundleError, PublicKey, signature_path};
-use std::io::{Cursor, Error, ErrorKind};
+use std::fs::File;
+use std::io::{Cursor, Error, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// A bundle's error as the program's: the file cannot be used.
@@ -11,6 +12,20 @@ pub(super) fn unusable(path: &Path, e: BundleError) -> CliError {
     match e {
         BundleError::Io { path, source, .. } => CliError::Io { path, source },
         other => CliError::Io { path: path.into(), source: std::io::Error::other(other) },
+    }
+}
+
+/// Most bytes of a key's file: two short lines.
+const MOST: u64 = 64 << 10;
+
+/// The text of a key's file, which may be a pipe, and endless.
+fn text(path: &Path) -> Result<String, CliError> {
+    let failed = |source| CliError::Io { path: path.into(), source };
+    let mut text = String::new();
+    File::open(path).and_then(|file| file.take(MOST + 1).read_to_string(&mut text)).map_err(failed)?;
+    match text.len() as u64 > MOST {
+        true => Err(failed(Error::new(ErrorKind::FileTooLarge, "it is no key of minisign's: it has no end in sight"))),
+        false => Ok(text),
     }
 }
 
@@ -31,7 +46,7 @@ impl Signer {
             Ok(key) => key,
             // It is the name of a file.
             Err(_) => {
-                let text = std::fs::read_to_string(key).map_err(|source| CliError::Io { path: key.into(), source })?;
+                let text = text(Path::new(key))?;
                 PublicKey::read(&text).map_err(|e| CliError::Usage(format!("--public-key {key}: {e}")))?
             }
         };
@@ -54,7 +69,7 @@ impl SecretKey {
     /// Reads the file of a key.
     pub fn read(path: &Path) -> Result<SecretKey, CliError> {
         let failed = |why: String| CliError::Io { path: path.into(), source: Error::new(ErrorKind::InvalidData, why) };
-        let text = std::fs::read_to_string(path).map_err(|source| CliError::Io { path: path.into(), source })?;
+        let text = text(path)?;
         let second = text.lines().nth(1).unwrap_or_default().trim();
         let bytes = Base64::decode_to_vec(second, None).unwrap_or_default();
         // What signs, what hides it, what guards it, then the key; without a password minisign writes no checksum.
@@ -69,7 +84,7 @@ impl SecretKey {
         minisign::SecretKey::from_bytes(&bytes).map(SecretKey).map_err(|e| failed(e.to_string()))
     }
 
-    /// Signs a bundle that was written, and says where the signature is.
+    /// Writes a bundle and its signature, both or neither, and says where the signature is.
     pub fn sign(&self, bundle: &Bundle<'_>, path: &Path) -> Result<PathBuf, CliError> {
         let beside = signature_path(path);
         let failed =
@@ -84,7 +99,7 @@ impl SecretKey {
         let public = PublicKey::read(&public.to_base64()).map_err(|e| failed(&e))?;
         Bundle::parse_signed(bundle.as_bytes(), &signature, &public)
             .map_err(|_| failed(&"the secret key is damaged: what it signs does not agree with its public half"))?;
-        std::fs::write(&beside, signature).map_err(|e| failed(&e))?;
+        bundle.write_signed(path, &signature).map_err(|e| unusable(path, e))?;
         Ok(beside)
     }
 }

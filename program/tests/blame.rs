@@ -135,6 +135,8 @@ fn a_compiler_that_lacks_something() {
         "echo 'cc1: out of memory allocating 65536 bytes' >&2; exit 1",
         "echo 'gcc: fatal error: Killed signal terminated program cc1' >&2; exit 1",
         "echo 'gcc: fatal error: cannot execute cc1: vfork: Resource temporarily unavailable' >&2; exit 1",
+        "echo 'k.c:5:10: fatal error: immintrin.h: Too many open files' >&2; exit 1",
+        "echo 'k.c:5:10: fatal error: immintrin.h: Input/output error' >&2; exit 1",
         "kill -9 $$",
     ] {
         let cc = compiler(&place, said);
@@ -150,6 +152,50 @@ fn a_compiler_that_lacks_something() {
     let out = tune(&place, &["--budget", "120"]).output().unwrap();
     assert_eq!(out.status.code(), Some(0), "{}", text(&out));
     assert_eq!(blamed(&place), [(70, "compile_error".to_string())]);
+}
+
+/// A compiler that says it is done and leaves something else, or a part: what it makes of the source anew is judged.
+#[test]
+fn a_compiler_that_leaves_garbage_once_in_a_while() {
+    let (place, _alone) = alone();
+    let folder = place.path().display();
+    let count = format!("n=$(cat {folder}/count 2>/dev/null || echo 0); echo $((n + 1)) > {folder}/count");
+    let object = "for a; do [ \"$before\" = -o ] && object=$a; before=$a; done";
+    for garbage in ["head -c 3000 /dev/urandom > $object", "cc \"$@\"; truncate -s 3000 $object"] {
+        let _ = std::fs::remove_file(place.path().join("count"));
+        // Of six sources the second and the last; what comes after them is sound.
+        let cc = compiler(&place, &format!("{count}; {object}; [ $((n % 4)) = 1 ] && {{ {garbage}; exit 0; }}"));
+        let args = ["--budget", "120", "--compilers", "1", "--again"];
+        let out = tune(&place, &args).env("JITUNE_CC", cc).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        assert_eq!(blamed(&place), [], "{garbage}: {}", text(&out));
+        let _ = std::fs::remove_dir_all(place.path().join("db"));
+    }
+    ends_well(&place);
+}
+
+/// Compilers that leave processes, in sessions of their own, and hold their pipes open or not, and those that say more than memory
+/// holds, are waited for until they end, and what they left ends then.
+#[test]
+fn what_a_compiler_leaves_or_says_without_end_costs_nothing() {
+    let (place, _alone) = alone();
+    for left in
+        ["setsid sleep 77 &", "setsid sleep 77 >/dev/null 2>&1 </dev/null &", "yes warning | head -c 400000000 >&2"]
+    {
+        let cc = compiler(&place, left);
+        let begun = Instant::now();
+        let out = tune(&place, &["--budget", "60", "--again"]).env("JITUNE_CC", cc).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{left}: {}", text(&out));
+        assert!(begun.elapsed() < Duration::from_secs(50), "{left}: {:?}", begun.elapsed());
+        assert_eq!(place.alive(), [], "{left}: no process is left");
+        assert_eq!(blamed(&place), [], "{left}: {}", text(&out));
+    }
+    // The same of one that is asked for its version: what it leaves there is nobody's, and not waited for.
+    let cc = compiler(&place, "");
+    place.file("compiler", "#!/bin/sh\nsetsid sleep 15 &\nexec cc \"$@\"\n");
+    let begun = Instant::now();
+    let out = place.jitune(&["doctor"]).env("JITUNE_CC", cc).output().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?} {}", begun.elapsed(), text(&out));
 }
 
 /// Sends a signal to the workers of that duty, some times with pauses, while `child` runs.

@@ -143,6 +143,91 @@ fn a_key_that_cannot_sign_is_said_before_anything_is_written() {
     assert!(!path.join("m.jitune.minisig").exists());
 }
 
+/// The program, which has to end by itself soon.
+fn soon(folder: &Path, args: &[&str]) -> (i32, String) {
+    let mut command = Command::new("timeout");
+    command.arg("20").arg(env!("CARGO_BIN_EXE_jitune")).current_dir(folder).args(args);
+    let out = command.output().unwrap();
+    let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    println!("jitune {}\n{text}", args.join(" "));
+    (out.status.code().unwrap(), text)
+}
+
+fn fifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+fn is_fifo(path: &Path) -> bool {
+    std::os::unix::fs::FileTypeExt::is_fifo(&std::fs::symlink_metadata(path).unwrap().file_type())
+}
+
+/// A bundle is written where a link leads to, and over nothing that is no file; with a signature it is there with that or not
+/// at all.
+#[test]
+fn an_export_writes_over_files_alone() {
+    let folder = folder();
+    let path = folder.path();
+    let at = |name: &str| path.join(name);
+    let export = |output: &str, more: &[&str]| {
+        let args = ["export", "--target", "cpu", "--db", "db", "-o", output];
+        soon(path, &[&args[..], more].concat())
+    };
+    fifo(&at("f.jitune"));
+    std::fs::create_dir(at("folder")).unwrap();
+    for output in ["f.jitune", "folder"] {
+        for more in [&[][..], &["--sign", "s.key"]] {
+            let (code, text) = export(output, more);
+            assert!(code == 4 && text.contains("no regular file"), "{output}: {text}");
+        }
+    }
+    assert!(is_fifo(&at("f.jitune")) && !at("f.jitune.minisig").exists());
+    std::fs::write(at("old.jitune"), "old").unwrap();
+    std::os::unix::fs::symlink("old.jitune", at("link.jitune")).unwrap();
+    assert_eq!(export("link.jitune", &[]).0, 0);
+    assert!(std::fs::symlink_metadata(at("link.jitune")).unwrap().is_symlink());
+    assert_eq!(jitune(path, &["inspect", "old.jitune"]).0, 0);
+    // A signature that cannot be written.
+    std::fs::create_dir(at("m.jitune.minisig")).unwrap();
+    let (code, text) = export("m.jitune", &["--sign", "s.key"]);
+    assert!(code == 4 && text.contains("m.jitune.minisig") && !at("m.jitune").exists(), "{text}");
+    std::fs::write(at("m.jitune"), "the one before").unwrap();
+    assert_eq!(export("m.jitune", &["--sign", "s.key"]).0, 4);
+    assert_eq!(std::fs::read_to_string(at("m.jitune")).unwrap(), "the one before");
+    std::fs::remove_dir(at("m.jitune.minisig")).unwrap();
+    assert_eq!(export("m.jitune", &["--sign", "s.key"]).0, 0);
+    assert_eq!(jitune(path, &["inspect", "m.jitune", "--public-key", "p.pub"]).0, 0);
+    let left = std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.ends_with(".tmp")).count(), 0);
+}
+
+/// What nobody writes to, or what has no end, is refused and not waited for.
+#[test]
+fn pipes_and_endless_files_hold_nothing_up() {
+    let folder = folder();
+    let path = folder.path();
+    let at = |name: &str| path.join(name);
+    assert_eq!(jitune(path, &EXPORT).0, 0);
+    fifo(&at("m.jitune.minisig"));
+    fifo(&at("fifo"));
+    for inside in ["templates/a.toml", "model/config.json"] {
+        std::fs::create_dir_all(at(inside).parent().unwrap()).unwrap();
+        fifo(&at(inside));
+    }
+    let model = at("model").display().to_string();
+    for (args, said) in [
+        (&["inspect", "m.jitune", "--public-key", "p.pub"][..], "no regular file"),
+        (&["inspect", "fifo"], "no regular file"),
+        (&["verify", "fifo", "--target", "cpu"], "no regular file"),
+        (&["export", "--target", "cpu", "--db", "db", "-o", "x", "--templates", "templates"], "no regular file"),
+        (&["model", &model, "--target", "cpu"], "no regular file"),
+        (&["inspect", "m.jitune", "--public-key", "/dev/zero"], "no end in sight"),
+        (&["export", "--target", "cpu", "--db", "db", "-o", "x", "--sign", "/dev/zero"], "no end in sight"),
+    ] {
+        let (code, text) = soon(path, args);
+        assert!((1..=4).contains(&code) && text.contains(said), "{args:?}: {code} {text}");
+    }
+}
+
 /// The stock tool takes what is made here, and makes what is taken here.
 #[test]
 fn minisign_agrees() {

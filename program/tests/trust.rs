@@ -54,10 +54,134 @@ fn merging_nonsense_takes_no_winner_away() {
     assert!(said.contains(" 0 added") && said.contains("both.jsonl:1: "), "{said}");
     run(&["db", "gc", "--grace", "0"], 0);
     assert_eq!(run(&["db", "list"], 0), before);
-    for no_journal in ["not json\n", "{}\n", "\u{0}\u{1}"] {
+    for no_journal in ["not json\n", "{}\n", "\u{0}\u{1}", "", "\n\n"] {
         place.file("no.jsonl", no_journal);
         run(&["db", "merge", "no.jsonl"], 4);
     }
+}
+
+/// Runs the program and checks its exit code.
+fn run(place: &Place, line: &str, code: i32) -> String {
+    let out = place.jitune(&words(line)).output().unwrap();
+    quiet(&out, line);
+    assert_eq!(out.status.code(), Some(code), "{line}: {}", text(&out));
+    text(&out)
+}
+
+/// The records of a database.
+fn records(place: &Place, db: &str) -> Vec<serde_json::Value> {
+    run(place, &format!("db export-journal all.jsonl --db {db}"), 0);
+    let all = std::fs::read_to_string(place.path().join("all.jsonl")).unwrap();
+    all.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["rec"].take()).collect()
+}
+
+/// A record whose body reads, and which is not what its key says or cannot be launched, hides no winner, costs it neither its line
+/// nor its code, and is not sealed; one without code makes none lose that has some.
+#[test]
+fn a_merged_record_that_is_not_what_it_says_takes_no_winner_away() {
+    let place = Place::new();
+    tuned(&place);
+    let good = std::fs::read(place.path().join("b.jitune")).unwrap();
+    let listed = run(&place, "db list --db db", 0);
+    let won = records(&place, "db").into_iter().find(|r| r["kind"] == "winner").unwrap();
+    let newer = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut rec = won.clone();
+        // Within what clocks may differ by.
+        rec["at"] = (won["at"].as_u64().unwrap() + 80_000).into();
+        change(&mut rec);
+        rec
+    };
+    let withdrawn = |body: serde_json::Value| newer(&|r| (r["kind"], r["body"]) = ("withdrawn".into(), body.clone()));
+    let expressions = |text: String| newer(&|r| r["body"]["description"]["when"] = text.clone().into());
+    let nothing = "0".repeat(64);
+    for (what, rec, code) in [
+        ("code that nobody has", newer(&|r| r["body"]["artifact"] = nothing.clone().into()), 1),
+        ("a path", newer(&|r| r["body"]["artifact"] = "../../../../etc/passwd".into()), 4),
+        ("no launch", newer(&|r| r["body"]["description"]["launch"] = serde_json::json!([])), 4),
+        ("deep", expressions("(".repeat(25_000) + "1" + &")".repeat(25_000)), 4),
+        ("never", expressions("dtype == 'bf16'".into()), 4),
+        ("another target", newer(&|r| r["body"]["device"]["target"] = "cuda".into()), 4),
+        ("another processor", newer(&|r| r["body"]["device"]["silicon"]["threads"] = "7919".into()), 4),
+        ("another op", newer(&|r| r["body"]["description"]["op"] = "rmsnorm".into()), 4),
+        ("a reference", newer(&|r| r["body"]["description"]["role"] = "reference".into()), 4),
+        (
+            "arguments in another order",
+            newer(&|r| r["body"]["description"]["launch"][0]["args"].as_array_mut().unwrap().swap(0, 1)),
+            4,
+        ),
+        (
+            "another config",
+            newer(&|r| {
+                r["body"]["config"] = "chunk=7919".into();
+            }),
+            4,
+        ),
+        (
+            "a value that its template does not have",
+            newer(&|r| {
+                r["body"]["config"] = "chunk=7919".into();
+                r["body"]["description"]["tunables"] = serde_json::json!([["chunk", [7919]]]);
+            }),
+            4,
+        ),
+        ("no time", newer(&|r| r["body"]["evidence"]["median_us"] = 1e-30.into()), 4),
+        ("chosen never", newer(&|r| r["body"]["evidence"]["at"] = u64::MAX.into()), 4),
+        ("chosen in years", newer(&|r| r["body"]["evidence"]["at"] = (u64::MAX >> 31).into()), 4),
+        ("withdrawn without a word", withdrawn(serde_json::json!({"x": 1})), 4),
+        ("withdrawn by nothing", withdrawn(serde_json::Value::Null), 4),
+    ] {
+        place.file("new.jsonl", &sealed(&rec));
+        let said = run(&place, "db merge new.jsonl --db db", code);
+        assert!(said.contains("new.jsonl:1: ") || said.contains("no line is a record"), "{what}: {said}");
+        run(&place, "db gc --grace 0 --db db", 0);
+        assert_eq!(run(&place, "db list --db db", 0), listed, "{what}");
+        run(&place, "db verify --db db", 0);
+        run(&place, "export --target cpu --db db -o b.jitune", 0);
+        assert_eq!(std::fs::read(place.path().join("b.jitune")).unwrap(), good, "{what}");
+        if code == 4 {
+            // Where nothing is stored, no such thing is either.
+            run(&place, "db merge new.jsonl --db fresh", 4);
+        }
+    }
+    // Of another compiler and newer, but without code: the one that has some is sealed.
+    let other = newer(&|r| {
+        r["key"]["compile"]["compiler"] = "another cc 1.0".into();
+        r["body"]["artifact"] = nothing.clone().into();
+    });
+    place.file("other.jsonl", &sealed(&other));
+    run(&place, "db merge other.jsonl --db db", 0);
+    run(&place, "export --target cpu --db db -o b.jitune", 0);
+    assert_eq!(std::fs::read(place.path().join("b.jitune")).unwrap(), good);
+}
+
+const NORM_PRODUCT: &str = "norm_matmul m=1 n=64 k=64 dtype=f32";
+
+/// A description under the key of templates from a folder is held against those, and what differs is neither served nor sealed.
+#[test]
+fn a_record_with_another_description_than_its_template_is_not_taken() {
+    let place = Place::new();
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/norm_product");
+    let given = |line: &str, code: i32| {
+        let out = place.jitune(&words(line)).arg("--templates").arg(&own).output().unwrap();
+        assert_eq!(out.status.code(), Some(code), "{line}: {}", text(&out));
+        text(&out)
+    };
+    let tune = "tune --target cpu --threads 1 --nominal-ceilings --trials 1 --budget 30 --problem norm_".to_string();
+    given(&format!("{tune} --db db"), 0);
+    assert!(given(&format!("{tune} --db db"), 0).contains("1 stored before"));
+    given("export --target cpu --db db -o good.jitune", 0);
+    let mut won = records(&place, "db").into_iter().find(|r| r["kind"] == "winner").unwrap();
+    won["body"]["description"]["launch"][0]["args"].as_array_mut().unwrap().swap(0, 1);
+    // As if it had always been so.
+    place.file("db/journal.jsonl", &sealed(&won));
+    std::fs::remove_file(place.path().join("db/index.bin")).unwrap();
+    let said = given("explain --target cpu --threads 1 --db db --problem norm_", 0);
+    assert!(said.contains("not that of its template"), "{said}");
+    let said = given("export --target cpu --db db -o bad.jitune", 1);
+    assert!(said.contains("not that of its template") && !place.path().join("bad.jitune").exists(), "{said}");
+    let said = given(&format!("{tune} --db db"), 0);
+    assert!(!said.contains("1 stored before"), "{said}");
+    given("export --target cpu --db db -o good.jitune", 0);
 }
 
 /// A small problem tuned into `db`, and its bundle.
@@ -74,7 +198,12 @@ const TUNE: &str =
 
 /// A command line; an underscore in a problem is a space.
 fn words(line: &str) -> Vec<&str> {
-    line.split(' ').map(|w| if w.contains("rows=4_") { "gelu rows=4 cols=64 dtype=f32" } else { w }).collect()
+    let word = |w| match w {
+        "norm_" => NORM_PRODUCT,
+        w if w.contains("rows=4_") => "gelu rows=4 cols=64 dtype=f32",
+        w => w,
+    };
+    line.split(' ').map(word).collect()
 }
 
 fn quiet(out: &Output, what: &str) {
@@ -150,6 +279,28 @@ fn folders_may_have_any_name() {
     assert_eq!(out.status.code(), Some(0), "{}", text(&out));
     let out = place.jitune(&words("verify --slack 1000 --threads 1")).arg(odd("bundle")).output().unwrap();
     assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    // Paths in JSON are text, whatever they are called.
+    let json = |line: &str, name: &str, code: i32| {
+        let out = place.jitune(&words(line)).arg(odd(name)).arg("--json").output().unwrap();
+        quiet(&out, line);
+        assert_eq!(out.status.code(), Some(code), "{line}: {}", text(&out));
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap()
+    };
+    let mut export = place.jitune(&["db", "export-journal", "--json", "--db"]);
+    let out = export.arg(odd("db")).arg(odd("journal")).output().unwrap();
+    quiet(&out, "db export-journal");
+    assert!(out.status.code() == Some(0) && text(&out).contains("journal\u{fffd}"), "{}", text(&out));
+    place.file(
+        "rows.jsonl",
+        "{\"kind\":\"run\",\"at\":0,\"jitune\":\"0\",\"command\":\"c\",\"model\":null,\"device\":null,\"rounds\":1}\n",
+    );
+    let said = json("report --from rows.jsonl -o", "report", 0);
+    assert!(said["files"][0].as_str().unwrap().contains("report\u{fffd}"), "{said}");
+    std::fs::create_dir_all(place.path().join(odd("db")).join("artifacts/zz")).unwrap();
+    std::fs::write(place.path().join(odd("db")).join("artifacts/zz/none"), "x").unwrap();
+    let said = json("db verify --db", "db", 1);
+    assert!(said["bad_artifacts"][0].as_str().unwrap().contains("db\u{fffd}"), "{said}");
+    std::fs::remove_dir_all(place.path().join(odd("db")).join("artifacts/zz")).unwrap();
     let mut compare = place.jitune(&words(
         "compare --quick --rounds 1 --target cpu --threads 1 --budget 20 --peers cpu --problem gelu_rows=4_",
     ));
@@ -361,7 +512,10 @@ fn a_merged_winner_is_taken_over_when_it_is_what_it_says() {
     let config: Vec<&str> = won["body"]["config"].as_str().unwrap().split(' ').collect();
     let (name, _) = config[0].split_once('=').unwrap();
     none["body"]["config"] = [&[format!("{name}=7919").as_str()][..], &config[1..]].concat().join(" ").into();
-    merged("none", &none);
+    // A value that its tunable does not have: the line is not taken.
+    place.file("winners.jsonl", &sealed(&none));
+    let out = place.jitune(&["db", "merge", "winners.jsonl", "--db", "none"]).output().unwrap();
+    assert_eq!(out.status.code(), Some(4), "{}", text(&out));
     let (winner, tried) = tune("none");
     assert!(tried > 1 && !winner["body"]["config"].as_str().unwrap().contains("7919"), "{tried} {winner}");
 }

@@ -1,7 +1,7 @@
 //! Files that are read where they lie.
 
+use crate::file;
 use memmap2::Mmap;
-use std::fs::File;
 use std::path::Path;
 
 /// The bytes of a file, brought in as they are read.
@@ -12,7 +12,7 @@ impl Mapped {
     /// Maps a file. Nobody may write to it meanwhile: what is read would change, and where it is shortened reading what is
     /// gone ends the process, as for any mapped file.
     pub fn open(path: &Path) -> std::io::Result<Mapped> {
-        let file = File::open(path)?;
+        let file = file::open(path)?;
         // SAFETY: nobody may write to the file meanwhile, which the documentation above says and nothing can enforce. The bytes
         // are read as numbers of which any is allowed, and lengths are held against the map's; a file that is shortened faults.
         unsafe { Mmap::map(&file) }.map(Mapped)

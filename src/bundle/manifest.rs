@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::limits::{MAX_DESCRIPTIONS, MAX_DEVICES, MAX_EXPRESSIONS_BYTES};
 use crate::problem::Problem;
 use crate::recipe::{Config, Description, Role};
-use crate::winner::Evidence;
+use crate::winner::{Evidence, is_time};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
@@ -128,7 +128,7 @@ impl Manifest {
             Some(found) => Err(format!("artifact {i} has the role {found:?} and is used as {role:?}")),
             None => Err(format!("artifact {i} does not exist")),
         };
-        if !e.evidence.median_us.is_finite() || e.evidence.median_us <= 0.0 {
+        if !is_time(e.evidence.median_us) {
             return Err(format!("its median is {} µs", e.evidence.median_us));
         }
         let d = describe(e.description)?;

@@ -28,6 +28,7 @@ pub use seal::{Extras, Part};
 pub use signature::{PublicKey, signature_path};
 
 use crate::device::{Device, Target};
+use crate::file;
 use crate::limits::MAX_MANIFEST_WEIGHT;
 use crate::problem::Problem;
 use crate::recipe::{Config, Description};
@@ -83,7 +84,7 @@ pub struct Held<'b> {
 /// Reads a file, but not at all when its header does not fit its length.
 fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
     let io = |source| BundleError::Io { doing: "read", path: path.into(), source };
-    let mut file = std::fs::File::open(path).map_err(io)?;
+    let mut file = file::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let mut head = [0; HEADER_BYTES];
     let have = usize::try_from(length).unwrap_or(usize::MAX).min(HEADER_BYTES);

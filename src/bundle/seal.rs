@@ -1,14 +1,12 @@
 //! Making a bundle: from winners and their code to bytes, and from bytes to a file that appears whole or not at all.
 
 use super::manifest::{Manifest, Reference, SCHEMA, SealedWinner};
-use super::{ArtifactRole, Bundle, BundleError, layout};
-use crate::recipe::{Description, Recipe};
-use crate::winner::Winner;
+use super::{ArtifactRole, Bundle, BundleError, layout, signature_path};
+use crate::file::Staged;
+use crate::recipe::Description;
+use crate::winner::{Winner, is_time};
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
 /// One winner to be sealed.
 #[derive(Clone, Debug)]
@@ -37,11 +35,10 @@ impl Part {
         if found.as_str() != w.artifact {
             return unfit(format!("its code has blake3 {found} and it names {}", w.artifact));
         }
-        if !w.evidence.median_us.is_finite() || w.evidence.median_us <= 0.0 {
+        if !is_time(w.evidence.median_us) {
             return unfit(format!("its evidence has a median of {} µs", w.evidence.median_us));
         }
-        let launch = Recipe::new(w.description.clone()).and_then(|r| r.launch(&w.problem, &w.device, &w.config));
-        launch.map(drop).map_err(|e| BundleError::Recipe { problem: w.problem, source: Box::new(e) })
+        w.launch().map(drop).map_err(|e| BundleError::Recipe { problem: w.problem, source: Box::new(e) })
     }
 }
 
@@ -136,35 +133,31 @@ impl Bundle<'static> {
 }
 
 impl Bundle<'_> {
-    /// Writes the file: a temporary one beside it, synced, then renamed, so that `path` holds the old file or the new
-    /// one whatever happens.
+    /// Writes the file: a temporary one beside it, synced, then renamed, so that `path` holds the old file or the new one whatever
+    /// happens. A symbolic link is followed; [`BundleError::Io`] where something else than a regular file is there.
     pub fn write(&self, path: impl AsRef<Path>) -> Result<(), BundleError> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let path = path.as_ref();
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let temp = folder.join(format!(".{name}.{}-{number}.tmp", std::process::id()));
-        let written = write_synced(&temp, self.as_bytes()).and_then(|()| {
-            fs::rename(&temp, path).map_err(|source| BundleError::Io { doing: "write", path: path.into(), source })
-        });
-        if written.is_err() {
-            let _ = fs::remove_file(&temp);
-            return written;
-        }
-        // The rename is durable once the folder is; a file system that cannot sync one has no better way.
-        if let Ok(folder) = File::open(folder) {
-            let _ = folder.sync_all();
-        }
-        Ok(())
+        self.staged(path.as_ref())?.commit().map_err(not_written(path.as_ref()))
+    }
+
+    /// The same, with the text of its signature beside it as [`signature_path`] says: where either cannot be written, neither is.
+    pub fn write_signed(&self, path: impl AsRef<Path>, signature: &str) -> Result<(), BundleError> {
+        let (path, beside) = (path.as_ref(), signature_path(path.as_ref()));
+        let (bundle, signature) = (self.staged(path)?, staged(&beside, signature.as_bytes())?);
+        bundle.commit().map_err(not_written(path))?;
+        signature.commit().map_err(not_written(&beside))
+    }
+
+    fn staged(&self, path: &Path) -> Result<Staged, BundleError> {
+        staged(path, self.as_bytes())
     }
 }
 
-fn write_synced(path: &PathBuf, bytes: &[u8]) -> Result<(), BundleError> {
-    let io = |source| BundleError::Io { doing: "write", path: path.clone(), source };
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path).map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
-    file.sync_all().map_err(io)
+fn staged(path: &Path, bytes: &[u8]) -> Result<Staged, BundleError> {
+    Staged::new(path, bytes).map_err(not_written(path))
+}
+
+fn not_written(path: &Path) -> impl FnOnce(std::io::Error) -> BundleError {
+    move |source| BundleError::Io { doing: "write", path: path.into(), source }
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, BundleError> {

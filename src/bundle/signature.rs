@@ -4,6 +4,7 @@
 //! bundle, `FILE.minisig`, which the tool `minisign` makes and checks too.
 
 use super::{Bundle, BundleError};
+use crate::file;
 use crate::limits::MAX_SIGNATURE_BYTES;
 use std::borrow::Cow;
 use std::io::Read;
@@ -37,7 +38,7 @@ impl Bundle<'static> {
         let path = path.as_ref();
         let beside = signature_path(path);
         let mut signature = String::new();
-        let file = std::fs::File::open(&beside);
+        let file = file::open(&beside);
         let read = file.and_then(|file| file.take(MAX_SIGNATURE_BYTES).read_to_string(&mut signature));
         match read {
             Ok(_) => Bundle::parse_signed(super::read(path)?, &signature, key),

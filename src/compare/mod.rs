@@ -22,6 +22,7 @@ pub use pieces::Chain;
 pub use sass::mix;
 
 use crate::device::{Device, Target};
+use crate::file::place;
 use crate::problem::Problem;
 use crate::recipe::Recipe;
 use crate::report::Rows;
@@ -214,6 +215,7 @@ pub fn run(
         }
     }
     // The file appears with all that an earlier run had in it, so that nothing is lost whenever this one ends.
+    let file = &place(file).map_err(io)?;
     let part = file.with_extension("part");
     let mut sink = Sink { path: file, file: File::create(&part).map_err(io)?, observer };
     sink.put(Line::Run(Box::new(run)))?;

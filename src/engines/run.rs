@@ -12,6 +12,7 @@ use super::service::{Gone, Heard, Service};
 use super::watch::Watch;
 use super::workload::Workload;
 use crate::device::Device;
+use crate::file::place;
 use jitune_peer::engine::{Load, Loaded, Stats, Submit};
 use jitune_peer::{Device as On, RefusalKind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -224,6 +225,7 @@ impl Sink<'_> {
                 run.rounds = run.rounds.max(before.rounds);
             }
         }
+        let path = &place(path).map_err(io)?;
         let part = path.with_extension("part");
         let file = File::create(&part).map_err(io)?;
         let cells = run.engines.len() * run.workloads.len() * run.dtypes.len() * run.rounds as usize;

@@ -28,6 +28,8 @@ pub use precision::{Precision, WeightFormat};
 pub use quantized::{QuantLayout, Quantization};
 pub use rope::{Rope, Scaling};
 
+use crate::file;
+use crate::limits::MAX_MODEL_TEXT_BYTES;
 use crate::problem::Dtype;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -196,7 +198,8 @@ impl Model {
             let presets = Model::presets().collect::<Vec<_>>().join(", ");
             return Err(ModelError::Unknown { name: name.into(), presets });
         }
-        let text = std::fs::read_to_string(&file).map_err(|source| ModelError::Io { path: file.clone(), source })?;
+        let text =
+            file::text(&file, MAX_MODEL_TEXT_BYTES).map_err(|source| ModelError::Io { path: file.clone(), source })?;
         config::read(name, &file, &text)
     }
 
@@ -241,7 +244,7 @@ impl Model {
             return Ok(id.and_then(|id| id.try_into().ok()).into_iter().collect());
         }
         for file in ["generation_config.json", "config.json"].map(|name| path.join(name)) {
-            let Ok(text) = std::fs::read_to_string(&file) else { continue };
+            let Ok(text) = file::text(&file, MAX_MODEL_TEXT_BYTES) else { continue };
             let config: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(&file, e.to_string()))?;
             let ids = match &config[key] {
                 serde_json::Value::Null => continue,

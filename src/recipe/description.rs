@@ -85,6 +85,12 @@ pub struct Description {
 }
 
 impl Description {
+    /// What code and launches depend on: all but the line for people, and the cost, which only orders a search.
+    #[cfg(feature = "tuner")]
+    pub(crate) fn essence(&self) -> Description {
+        Description { summary: String::new(), cost: Cost::default(), ..self.clone() }
+    }
+
     /// The bytes of all its expressions, or what of it is larger than it may be. Nothing of it is parsed.
     pub(crate) fn check(&self) -> Result<usize, String> {
         let few_of = |of: &str, what: &str, found: usize, most: usize| match found > most {

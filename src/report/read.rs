@@ -1,6 +1,7 @@
 //! From the bytes of `rows.jsonl` to what one report is made of.
 
 use super::rows::{End, Line, Noise, ProblemLine, Row, Run, State, Trace};
+use crate::winner::is_time;
 
 /// Rows that no report can be made of.
 #[derive(Debug, thiserror::Error)]
@@ -112,8 +113,8 @@ impl Rows {
 
 /// The first number of a line that cannot have been measured: pictures and tables are as large as what they show.
 fn check(line: &Line) -> Result<(), (&'static str, f64)> {
-    // From a picosecond to an hour; rates, shares and ratios of such times.
-    let time = |us: f64| (1e-6..=3.6e9).contains(&us);
+    // Rates, shares and ratios are of such times.
+    let time = |us: f64| is_time(us);
     let number = |v: f64| (0.0..=1e18).contains(&v);
     let within = |name, list: &[f64], fits: &dyn Fn(f64) -> bool| match list.iter().find(|v| !fits(**v)) {
         Some(value) => Err((name, *value)),

@@ -5,6 +5,7 @@
 mod render;
 
 use crate::device::{Device, Target};
+use crate::file;
 use crate::limits::{
     MAX_DESCRIPTION_BYTES, MAX_EXPRESSIONS_BYTES, MAX_FOLDER_BYTES, MAX_SOURCE_BYTES, MAX_TEMPLATE_FILES,
 };
@@ -12,7 +13,6 @@ use crate::problem::{self, Problem, Storage, Tensor};
 use crate::recipe::{Config, Description, Recipe, RecipeError, Role};
 use crate::source::Source;
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -93,18 +93,8 @@ pub struct Template {
 
 /// The text of a file of a template.
 fn bounded(path: &Path) -> std::io::Result<String> {
-    let most = if path.extension().is_some_and(|e| e == "toml") { MAX_DESCRIPTION_BYTES } else { MAX_SOURCE_BYTES };
-    let mut text = String::new();
-    // One byte more shows that there is more.
-    std::fs::File::open(path)?.take(most + 1).read_to_string(&mut text)?;
-    match text.len() as u64 > most {
-        true => Err(too_large(format!("it has more than {most} bytes, the most that are read"))),
-        false => Ok(text),
-    }
-}
-
-fn too_large(why: String) -> std::io::Error {
-    std::io::Error::new(std::io::ErrorKind::FileTooLarge, why)
+    let description = path.extension().is_some_and(|e| e == "toml");
+    file::text(path, if description { MAX_DESCRIPTION_BYTES } else { MAX_SOURCE_BYTES })
 }
 
 /// Where files come from: 0 is built in, then a user's folders in their order. A file's includes are looked for beside
@@ -169,7 +159,7 @@ impl Library {
                 }
                 if files.len() > MAX_TEMPLATE_FILES || total > MAX_FOLDER_BYTES {
                     let most = format!("{MAX_TEMPLATE_FILES} files of {MAX_FOLDER_BYTES} bytes together");
-                    return Err(too_large(format!("it has more templates than are read, {most}")));
+                    return Err(file::too_large(format!("it has more templates than are read, {most}")));
                 }
             }
             Ok(())

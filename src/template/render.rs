@@ -3,7 +3,7 @@
 use super::{BUILT_IN_ORIGIN, Library, Origin, Template, TemplateError};
 use crate::device::{Device, Target};
 use crate::problem::{CodeLayout, DimKind, Granularity, Problem, Storage, row_of_weights};
-use crate::recipe::{Config, Cost, Description};
+use crate::recipe::Config;
 use crate::source::{Language, Source};
 use std::fmt::Write;
 
@@ -126,8 +126,7 @@ pub(super) fn support(
 
 pub(super) fn fingerprint(library: &Library, template: &Template) -> String {
     let d = &template.recipe.description;
-    // Neither is in any code: the one is read by people, the other only orders the search.
-    let d = Description { summary: String::new(), cost: Cost::default(), ..d.clone() };
+    let d = d.essence();
     let mut text = serde_json::to_string(&d).unwrap_or_default();
     // A missing include is an error when the template is rendered; here it only leaves the hash without that text.
     let own = (d.target, template.origin);

@@ -1,6 +1,8 @@
 //! A model's chat template: Jinja as transformers renders it.
 
 use super::TokenizerError;
+use crate::file;
+use crate::limits::MAX_MODEL_TEXT_BYTES;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, context};
@@ -30,7 +32,7 @@ pub(super) struct Template {
 /// several.
 pub(super) fn of_folder(folder: &Path) -> Result<Option<Template>, TokenizerError> {
     let file = folder.join("tokenizer_config.json");
-    let config: Value = match std::fs::read_to_string(&file) {
+    let config: Value = match file::text(&file, MAX_MODEL_TEXT_BYTES) {
         Ok(text) => {
             serde_json::from_str(&text).map_err(|e| TokenizerError::File { path: file.clone(), why: e.to_string() })?
         }
@@ -45,7 +47,7 @@ pub(super) fn of_folder(folder: &Path) -> Result<Option<Template>, TokenizerErro
         default.and_then(|t| t["template"].as_str()).map(String::from)
     };
     let template = &config["chat_template"];
-    let text = std::fs::read_to_string(folder.join("chat_template.jinja")).ok();
+    let text = file::text(&folder.join("chat_template.jinja"), MAX_MODEL_TEXT_BYTES).ok();
     let text = text.or_else(|| template.as_str().map(String::from)).or_else(|| template.as_array().and_then(named));
     Ok(text.map(|text| Template::new(&text, [special("bos_token"), special("eos_token")])))
 }

@@ -8,7 +8,9 @@ pub use chat::Message;
 pub use vocabulary::Vocabulary;
 
 use crate::backend::mapped::Mapped;
+use crate::file;
 use crate::gguf::Header;
+use crate::limits::MAX_MODEL_TEXT_BYTES;
 use chat::Template;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,9 +77,10 @@ impl Tokenizer {
 
     fn of_folder(folder: &Path) -> Result<Tokenizer, TokenizerError> {
         let file = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&file).map_err(|source| TokenizerError::Io { path: file.clone(), source })?;
+        let text = file::text(&file, MAX_MODEL_TEXT_BYTES)
+            .map_err(|source| TokenizerError::Io { path: file.clone(), source })?;
         let bad = |e: tokenizers::Error| TokenizerError::File { path: file.clone(), why: e.to_string() };
-        let tokens = tokenizers::Tokenizer::from_bytes(&bytes).map_err(bad)?;
+        let tokens = tokenizers::Tokenizer::from_bytes(text.as_bytes()).map_err(bad)?;
         Ok(Tokenizer { tokens, first: None, template: chat::of_folder(folder)? })
     }
 

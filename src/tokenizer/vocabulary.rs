@@ -2,7 +2,9 @@
 
 use super::{TokenizerError, gguf};
 use crate::backend::mapped::Mapped;
+use crate::file;
 use crate::gguf::Header;
+use crate::limits::MAX_MODEL_TEXT_BYTES;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -34,7 +36,7 @@ impl Vocabulary {
         let bad = |path: &Path, why: String| TokenizerError::File { path: path.into(), why };
         let read = if path.is_dir() {
             let file = path.join("tokenizer.json");
-            let text = match std::fs::read_to_string(&file) {
+            let text = match file::text(&file, MAX_MODEL_TEXT_BYTES) {
                 Ok(text) => text,
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                     return Ok(Err("there is no tokenizer.json".into()));

@@ -17,9 +17,8 @@ impl Tuner<'_> {
         let templates = self.library.for_problem(problem, device)?;
         let key = self.context(device).winner(self.library, problem, &templates);
         let record = if self.options.again { None } else { self.db.winner(&key)? };
-        let Some(winner) = record.as_ref().and_then(journal::winner).filter(|w| self.is_final(w)) else {
-            return Ok(None);
-        };
+        let winner = record.and_then(|record| journal::winner_of(&record, &templates).ok());
+        let Some(winner) = winner.filter(|w| self.is_final(w)) else { return Ok(None) };
         let Some(template) = templates.iter().position(|t| t.recipe.description.name == winner.template()) else {
             return Ok(None);
         };

@@ -56,10 +56,17 @@ enum Slot {
     Done(Outcome),
 }
 
+struct Job {
+    hash: String,
+    source: Source,
+    /// Whether a new worker is to do it.
+    anew: bool,
+}
+
 #[derive(Default)]
 struct Jobs {
     /// What is waited for, the first asked first.
-    asked: VecDeque<(String, Source)>,
+    asked: VecDeque<Job>,
     slots: HashMap<String, Slot>,
     stop: bool,
     spent: Compiling,
@@ -114,8 +121,32 @@ impl Compilers {
             Some(Slot::Waiting(list)) => list.push(reply),
             None => {
                 jobs.slots.insert(hash.clone(), Slot::Waiting(vec![reply]));
-                jobs.asked.push_back((hash, source.clone()));
+                jobs.asked.push_back(Job { hash, source: source.clone(), anew: false });
                 self.shared.wake.notify_one();
+            }
+        }
+    }
+
+    /// Has a source compiled once more, by another worker, and waits for it: what came of it before may be damaged.
+    pub fn anew(&self, source: &Source) -> Result<Outcome, TuneError> {
+        let (to, outcome) = channel();
+        let (hash, reply) = (source.hash(), Reply { to, number: 0, batch: self.batch() });
+        let mut jobs = lock(&self.shared.jobs);
+        match jobs.slots.get_mut(&hash) {
+            // Somebody asked just now.
+            Some(Slot::Waiting(list)) => list.push(reply),
+            _ => {
+                jobs.slots.insert(hash.clone(), Slot::Waiting(vec![reply]));
+                jobs.asked.push_front(Job { hash, source: source.clone(), anew: true });
+                self.shared.wake.notify_one();
+            }
+        }
+        drop(jobs);
+        loop {
+            match outcome.recv_timeout(LOOK) {
+                Ok((_, outcome)) => return Ok(outcome),
+                Err(RecvTimeoutError::Timeout) if !self.halted() => {}
+                Err(_) => return Err(TuneError::Interrupted),
             }
         }
     }
@@ -124,7 +155,7 @@ impl Compilers {
     pub fn cancel(&self, batch: Batch) {
         let mut jobs = lock(&self.shared.jobs);
         let Jobs { asked, slots, .. } = &mut *jobs;
-        asked.retain(|(hash, _)| {
+        asked.retain(|Job { hash, .. }| {
             let Some(Slot::Waiting(list)) = slots.get_mut(hash) else { return true };
             list.retain(|reply| reply.batch != batch);
             let wanted = !list.is_empty();
@@ -192,7 +223,10 @@ fn work(shared: &Shared, exe: &Path, folder: &Path) {
                 jobs = shared.wake.wait(jobs).unwrap_or_else(PoisonError::into_inner);
             }
         };
-        let (hash, source) = job;
+        let Job { hash, source, anew } = job;
+        if anew {
+            worker = None;
+        }
         let start = Instant::now();
         let outcome = compile(&mut worker, exe, folder, &source, &shared.halt);
         let mut jobs = lock(&shared.jobs);

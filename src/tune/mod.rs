@@ -494,7 +494,8 @@ impl Tuner<'_> {
     fn look_up(&self, problem: &Problem, device: &Device) -> Result<Option<Winner>, TuneError> {
         let templates = self.library.for_problem(problem, device)?;
         let key = self.context(device).winner(self.library, problem, &templates);
-        let Some(winner) = self.db.winner(&key)?.as_ref().and_then(journal::winner) else { return Ok(None) };
+        let stored = self.db.winner(&key)?.and_then(|record| journal::winner_of(&record, &templates).ok());
+        let Some(winner) = stored else { return Ok(None) };
         let hash = winner.artifact.parse();
         let present = hash.ok().map(|h| self.db.artifact(&h)).transpose()?.flatten().is_some();
         Ok(present.then_some(winner))

@@ -5,6 +5,7 @@ use super::names::{Natural, of_gguf};
 use super::quantized::parts;
 use super::{WeightsError, cache};
 use crate::backend::mapped::Mapped;
+use crate::file;
 use crate::gguf;
 use crate::model::Model;
 use crate::problem::Storage;
@@ -240,7 +241,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, WeightsError> {
     if length > MAX_INDEX {
         return Err(bad(format!("it has {length} bytes, {MAX_INDEX} are the most")));
     }
-    let text = std::fs::read_to_string(&index).map_err(io)?;
+    let text = file::text(&index, MAX_INDEX).map_err(io)?;
     let Index { weight_map } = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
     let mut names: Vec<String> = weight_map.into_values().collect();
     names.sort();

@@ -1,11 +1,15 @@
 //! The child's side: a loop that answers one request at a time.
 
+use super::process::end_below;
 use super::traces::Traces;
 use super::{Answer, Duty, Failure, FailureKind, Numbered, Request, frame};
 use crate::backend::BackendError;
 use crate::backend::session::Session;
 use crate::bench;
 use crate::device::Target;
+use rustix::process::{
+    Signal, WaitId, WaitIdOptions, getpid, set_child_subreaper, set_parent_process_death_signal, waitid,
+};
 use std::fs::File;
 use std::io;
 use std::sync::mpsc::{Sender, channel};
@@ -17,11 +21,11 @@ const BEYOND: i32 = 3;
 pub(super) fn serve(duty: Duty) -> io::Result<u8> {
     if duty != Duty::Compile {
         // The kernel ends this process when the thread that started it ends, however that comes about. A compile worker
-        // must not end so: its compilers would go on without it. It ends its group itself, below.
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-        // Processes that code starts here and leaves to others are then seen.
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        // must not end so: its compilers would go on without it. It ends them itself, below.
+        set_parent_process_death_signal(Some(Signal::KILL))?;
     }
+    // Processes that code or compilers start here and leave to others are then seen.
+    set_child_subreaper(Some(getpid()))?;
     let (input, mut output) = pipes()?;
     let (tell, requests) = channel();
     std::thread::Builder::new().spawn(move || read(input, &tell))?;
@@ -30,7 +34,9 @@ pub(super) fn serve(duty: Duty) -> io::Result<u8> {
         let Some(Numbered { number, message }) = request? else { break };
         let answer = match message {
             Request::Compile { source, folder } => {
-                bench::compile(&source, &folder).map(|artifact| Answer::Compiled(Box::new(artifact)))
+                let compiled = bench::compile(&source, &folder);
+                end_left();
+                compiled.map(|artifact| Answer::Compiled(Box::new(artifact)))
             }
             request => measure(duty, &mut session, request),
         };
@@ -44,6 +50,18 @@ pub(super) fn serve(duty: Duty) -> io::Result<u8> {
         }
     }
     Ok(0)
+}
+
+/// Ends what a compiler left running, in whatever session or group it is.
+fn end_left() {
+    // Looking through all processes takes a while, and mostly there are none.
+    let left = || waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok();
+    if !left() {
+        return;
+    }
+    end_below(getpid());
+    // Nobody else waits for children now: whatever ended is let go.
+    while matches!(waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG), Ok(Some(_))) {}
 }
 
 /// The pipes from and to the parent, on descriptors of their own. In their place code that runs here finds nothing to
@@ -65,10 +83,8 @@ fn read(mut input: File, tell: &Sender<io::Result<Option<Numbered<Request>>>>) {
     loop {
         let request = frame::receive(&mut input);
         let last = !matches!(request, Ok(Some(_)));
-        let own = rustix::process::getpid();
-        if last && rustix::process::getpgrp() == own {
-            // It only fails when there is no such group.
-            let _ = rustix::process::kill_process_group(own, rustix::process::Signal::KILL);
+        if last {
+            end_below(getpid());
         }
         if tell.send(request).is_err() || last {
             return;

@@ -4,8 +4,8 @@
 //! A worker is the program that tunes, started once more (`PROGRAM jitune-worker DUTY`), in a process group of its own.
 //! [`worker_main`], which that program calls first, then answers framed requests one at a time, on what were its standard
 //! input and output: it moves them to other descriptors, since code that it runs may write to those, and each answer has
-//! to repeat a number that its request brought. A worker dies with its parent. One that measures has a process above it
-//! that ends what candidates leave behind.
+//! to repeat a number that its request brought. A worker dies with its parent. It has a process above it that ends what
+//! candidates and compilers leave behind.
 
 mod child;
 mod frame;
@@ -50,7 +50,7 @@ pub fn worker_main() {
     let say = |text: String| drop(std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes()));
     let code = match args.next().unwrap_or_default().parse() {
         Ok(duty) => {
-            let watched = duty == Duty::Compile || args.next().as_deref() == Some(WATCHED);
+            let watched = args.next().as_deref() == Some(WATCHED);
             let ended = if watched { serve(duty) } else { reaper::watch_over(duty) };
             ended.unwrap_or_else(|e| {
                 say(format!("a worker cannot go on: {e}\n"));

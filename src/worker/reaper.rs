@@ -1,4 +1,4 @@
-//! The process between a parent and a measuring worker. Processes that candidates leave behind become its children when
+//! The process between a parent and a worker. Processes that candidates or compilers leave behind become its children when
 //! those that started them end, whatever session or group they moved to, and end with it.
 
 use super::process::end_below;

@@ -131,6 +131,10 @@ pub enum Error {
         why: String,
     },
 
+    /// What was to be merged is empty.
+    #[error("there is no record in it; `jitune db export-journal` writes a file that merges")]
+    NoRecord,
+
     /// The record cannot be stored so that it reads back the same.
     #[error("cannot store this record: {why}")]
     InvalidRecord {

@@ -7,7 +7,9 @@
 use crate::{
     Db, Error, Kind, Record, Result,
     clock::now,
+    db::State,
     error::io_at,
+    gc::artifact_names,
     index::{self, Entry},
     journal::walk_lines,
     line,
@@ -15,7 +17,7 @@ use crate::{
 };
 use serde::Serialize;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io::{self, BufReader, Read, Write},
 };
 
@@ -39,7 +41,8 @@ pub struct MergeReport {
     pub same: u64,
     /// Records passed over for a newer one of the same slot.
     pub older: u64,
-    /// Lines that were not taken: damaged, not of this store, dated in the future, or without sense to the caller.
+    /// Lines that were not taken: damaged, not of this store, dated in the future, without sense to the caller, or a winner in place
+    /// of one whose artifacts are here.
     pub skipped: u64,
     /// The first hundred of them.
     pub bad_lines: Vec<SkippedLine>,
@@ -50,16 +53,29 @@ const CLOCKS_DIFFER: u64 = 86_400;
 /// Most skipped lines that are told one by one.
 const TOLD: usize = 100;
 
+impl MergeReport {
+    fn skip(&mut self, line: u64, why: &str) {
+        self.skipped += 1;
+        if self.bad_lines.len() < TOLD {
+            self.bad_lines.push(SkippedLine { line, why: why.into() });
+        }
+    }
+}
+
 impl Db {
     /// Takes the records of another journal (or of an export of one). The result
-    /// does not depend on the order of merges, nor on how often a file is merged.
+    /// does not depend on the order of merges, nor on how often a file is merged; but a
+    /// winner whose artifacts are here stays, since those of a merged one are not: what
+    /// comes from elsewhere takes away nothing that can be used.
     /// Everything added is durable when it returns. A stream in which no line is a
-    /// record that this program reads is no journal: [`Error::NotAJournal`].
+    /// record that this program reads is no journal: [`Error::NotAJournal`], or
+    /// [`Error::NoRecord`] where there is no line at all.
     pub fn merge(&self, reader: impl Read) -> Result<MergeReport> {
         self.writable("merge into it")?;
         let mut state = self.state();
         let mut report = MergeReport::default();
         let mut number = 0;
+        let mut records = 0;
         let mut failed = None;
         let latest = now().saturating_add(CLOCKS_DIFFER);
         let mut reader = BufReader::new(reader);
@@ -79,14 +95,9 @@ impl Db {
             });
             let (sealed, head) = match read {
                 Ok(read) => read,
-                Err(why) => {
-                    report.skipped += 1;
-                    if report.bad_lines.len() < TOLD {
-                        report.bad_lines.push(SkippedLine { line: number, why: why.into() });
-                    }
-                    return;
-                }
+                Err(why) => return report.skip(number, why),
             };
+            records += 1;
             let slot = index::slot_of(head.kind, &head.key.id(), head.sub.as_deref());
             let mut take = || -> Result<()> {
                 let old = state.entry(&slot);
@@ -97,6 +108,10 @@ impl Db {
                     }
                     if (head.at, sealed.hash) < (old.at, old.hash) {
                         report.older += 1;
+                        return Ok(());
+                    }
+                    if head.kind == Kind::Winner && old.kind == Kind::Winner && self.has_code(&mut state, &slot)? {
+                        report.skip(number, "the stored winner has its code here; tuning again may find a better one");
                         return Ok(());
                     }
                 }
@@ -113,11 +128,19 @@ impl Db {
         walked.map_err(io_at("read the file to merge into", &self.dir))?;
         state.journal.sync()?;
         match report.bad_lines.first() {
-            Some(first) if report.added + report.same + report.older == 0 => {
-                Err(Error::NotAJournal { lines: report.skipped, line: first.line, why: first.why.clone() })
-            }
-            _ => Ok(report),
+            _ if records > 0 => Ok(report),
+            Some(first) => Err(Error::NotAJournal { lines: report.skipped, line: first.line, why: first.why.clone() }),
+            None => Err(Error::NoRecord),
         }
+    }
+
+    /// Whether the current record of a slot names artifacts that are all here.
+    fn has_code(&self, state: &mut State, slot: &[u8]) -> Result<bool> {
+        let mut named = HashSet::new();
+        if let Some(record) = self.current(state, slot)? {
+            artifact_names(&record.body, false, &mut named);
+        }
+        Ok(!named.is_empty() && named.iter().all(|hash| self.artifact_path(hash).is_file()))
     }
 
     /// Writes the current records that pass `filter` as journal lines, sorted by

@@ -76,6 +76,8 @@ impl Journal {
             let _ = std::fs::remove_file(dir.join(NEW));
             file
         };
+        // A link leads to the journal: what replaces it takes its place, and not the link's.
+        let path = path.canonicalize().map_err(io_at("find", &path))?;
         let len = file.metadata().map_err(io_at("read the size of", &path))?.len();
         // A killed writer may have left lines that no one has synced yet.
         Ok(Self { file, path, len, unsynced: !read_only, poisoned: false, disk, reader })

@@ -2,6 +2,8 @@
 //! to be stored.
 //!
 //! # What is assumed of the disk
+//! (In short in `docs/architecture.md`, section "The database".)
+//!
 //! - A write that `fsync` (`fdatasync` for the journal) called done outlives power loss, and so do a new name and a
 //!   rename once the folder was synced. A drive that acknowledges from a cache that it loses breaks this, and no
 //!   program can know. Nothing is assumed of the order in which unsynced writes arrive, nor that a write is atomic: a
@@ -42,7 +44,8 @@
 //! A record is a [`Winner`](Kind::Winner), a [`Withdrawn`](Kind::Withdrawn)
 //! winner or a [`Trial`](Kind::Trial), filed under a [`Key`]. Records of one slot
 //! (a key's winner; a key's trial of one `sub`) are ordered by `(at, hash)`, and
-//! the greatest counts; so merging journals gives one result in any order. A date past [`MAX_DATE`] never counts, and a
+//! the greatest counts; so merging journals gives one result in any order, but for winners
+//! whose artifacts are here, which a merge leaves alone. A date past [`MAX_DATE`] never counts, and a
 //! merge takes none from the future.
 //!
 //! ```

@@ -5,6 +5,7 @@
 
 use crate::{
     Result,
+    files::lossy,
     index::{self, Index},
     journal::Journal,
     record::Reader,
@@ -75,6 +76,7 @@ pub struct OpenReport {
     /// Bad lines of the journal. Each cost that line alone.
     pub bad_lines: Vec<BadLine>,
     /// Corrupt artifacts that were moved to quarantine.
+    #[serde(serialize_with = "lossy::list")]
     pub bad_artifacts: Vec<PathBuf>,
     /// What became of the index.
     pub index: IndexState,

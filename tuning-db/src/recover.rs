@@ -7,6 +7,7 @@ use crate::{
     Result,
     disk::Disk,
     error::io_at,
+    files::lossy,
     journal::{Journal, RawLine},
     line::{self, Head, Sealed},
     record::Reader,
@@ -39,6 +40,7 @@ pub struct BadLine {
     /// Good records found inside it; they are kept.
     pub salvaged: usize,
     /// Where its bytes went, when it was moved.
+    #[serde(serialize_with = "lossy::maybe")]
     pub moved_to: Option<PathBuf>,
 }
 

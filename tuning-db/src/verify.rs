@@ -6,6 +6,7 @@
 use crate::{
     ArtifactHash, Db, KeyId, Kind, Result,
     artifacts::{self, Loaded},
+    files::lossy,
     gc::artifact_names,
     index,
     opening::index_of,
@@ -40,6 +41,7 @@ pub struct VerifyReport {
     pub artifacts: u64,
     /// Artifacts whose bytes are not those of their name, and files under
     /// `artifacts/` that are no artifacts.
+    #[serde(serialize_with = "lossy::list")]
     pub bad_artifacts: Vec<PathBuf>,
     /// Artifacts that winners name and that are not there. They can be built
     /// again, so this alone is no damage.

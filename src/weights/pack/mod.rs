@@ -12,6 +12,7 @@ pub use lmrs::{FIRST_CHARACTER, Kind, lmrs, tokenizer, tokenizer_of};
 
 use super::names::{Natural, is_rotated, of_halves, of_pairs};
 use super::{Weights, WeightsError};
+use crate::file::place;
 use crate::problem::Storage;
 use rayon::prelude::*;
 use std::fs::{self, File};
@@ -41,6 +42,7 @@ impl From<WeightsError> for Failed {
 
 /// Writes a file that takes the place of one of that name once it is whole.
 fn whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(), Failed>) -> Result<(), WeightsError> {
+    let path = &place(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let part = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
     let made = || {

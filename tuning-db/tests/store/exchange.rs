@@ -186,6 +186,31 @@ fn a_newer_record_of_nonsense_hides_no_winner_and_gc_deletes_none() {
     assert!(matches!(db.put_winner(&Record::winner(key(1), json!("nonsense"))), Err(Error::InvalidRecord { .. })));
 }
 
+/// A winner that can be used stays when a newer one comes without its code, or with the name of code that is here; a withdrawal
+/// still ends it, and without code the newer one counts.
+#[test]
+fn a_merge_takes_no_winner_away_whose_code_is_here() {
+    let temp = tempfile::tempdir().unwrap();
+    let db = open(temp.path());
+    let artifact = db.put_artifact(b"code").unwrap();
+    let named = |n, at, hash: &str| Record { body: json!({"artifact": hash}), ..winner(n, at) };
+    let (here, absent) = (artifact.to_string(), "0".repeat(64));
+    db.put_winner(&named(1, 100, &here)).unwrap();
+    db.put_winner(&named(2, 100, &absent)).unwrap();
+    for newer in [named(1, 200, &absent), named(1, 200, &here), winner(1, 200)] {
+        let merged = db.merge(sealed(&newer.canonical()).as_bytes()).unwrap();
+        assert_eq!((merged.added, merged.skipped), (0, 1), "{merged:?}");
+        assert!(merged.bad_lines[0].why.contains("its code here"), "{merged:?}");
+        db.gc(jitune_db::GcOptions { artifact_grace: std::time::Duration::ZERO, ..Default::default() }).unwrap();
+        assert_eq!(db.winner(&key(1)).unwrap(), Some(named(1, 100, &here)));
+        assert_eq!(db.artifact(&artifact).unwrap().as_deref(), Some(&b"code"[..]));
+    }
+    assert_eq!(db.merge(sealed(&named(2, 200, &absent).canonical()).as_bytes()).unwrap().added, 1);
+    let withdrawn = Record { kind: Kind::Withdrawn, ..winner(1, 300) };
+    assert_eq!(db.merge(sealed(&withdrawn.canonical()).as_bytes()).unwrap().added, 1);
+    assert_eq!(db.winner(&key(1)).unwrap(), None);
+}
+
 #[test]
 fn no_date_wins_for_ever() {
     for at in [u64::MAX, u64::MAX - 1, MAX_DATE + 1, MAX_DATE, jitune_db::now() + 10 * 86_400] {
@@ -220,8 +245,10 @@ fn what_is_no_journal_is_an_error() {
     for text in ["hello\n", "{}", "a\nb\nc\n", "{\"crc\":\"0\",\"rec\":{}}\n", &sealed("{\"kind\":\"other\"}")] {
         assert!(matches!(db.merge(text.as_bytes()), Err(Error::NotAJournal { .. })), "{text}");
     }
-    // An empty one is what an empty database exports.
-    assert_eq!(db.merge(&b""[..]).unwrap(), jitune_db::MergeReport::default());
+    for empty in ["", "\n", "\n\r\n\n"] {
+        assert!(db.merge(empty.as_bytes()).is_err(), "{empty:?}");
+    }
+    assert!(matches!(db.merge(&b"\n\n"[..]), Err(Error::NoRecord)));
     let many = "x\n".repeat(100_000) + &sealed(&winner(1, 1).canonical());
     let merged = db.merge(many.as_bytes()).unwrap();
     assert_eq!((merged.added, merged.skipped, merged.bad_lines.len()), (1, 100_000, 100));
