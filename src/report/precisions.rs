@@ -231,7 +231,8 @@ mod tests {
     fn numbers_that_nobody_can_have_measured_are_named() {
         let good = row("f32", 4.0, 0.0);
         good.check().unwrap();
-        let bad: [(&str, fn(&mut Row)); 8] = [
+        type Spoil = (&'static str, fn(&mut Row));
+        let bad: [Spoil; 8] = [
             ("token_ms is 0", |r| r.token_ms = 0.0),
             ("first_ms is inf", |r| r.first_ms = f64::INFINITY),
             ("kl is NaN", |r| r.kl = f64::NAN),

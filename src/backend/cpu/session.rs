@@ -321,9 +321,8 @@ impl CpuSession {
         state.seed = seed;
         // On the results of the inputs before, which one that takes what it finds for its own does not write again; where it writes
         // follows from the inputs too, and what it must leave is seen on poison.
-        for (t, held) in state.tensors.iter().zip(&mut first[0]).filter(|(t, _)| t.is_sparse()) {
-            held.buffer.poison();
-        }
+        let sparse = state.tensors.iter().zip(&mut first[0]).filter(|(t, _)| t.is_sparse());
+        sparse.for_each(|(_, held)| held.buffer.poison());
         loaded.bound[0].run(&self.pool);
         let mut check = Check::default();
         self.compare(0, &mut check);
