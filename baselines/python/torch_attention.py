@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, bias, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from torch_forms import Form, has
+from torch_forms import Form, Unsupported, has
 
 BACKENDS = {
     "sdpa-cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -67,13 +67,31 @@ def attention(task, t):
     return forms + packaged_prefill(task, t)
 
 
+def gather(task, t, context):
+    """Makes `k` and `v` of the pages: a contiguous cache, as PyTorch's models have it. Not timed."""
+    batch, kv_heads, head_dim = (task["dims"][name] for name in ("batch", "kv_heads", "head_dim"))
+    for name, cache in (("k", t["k_cache"]), ("v", t["v_cache"])):
+        rows = cache[t["block_table"].long()].transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)
+        t[name] = rows[:, :, :context].contiguous()
+
+
+def paged_attention(task, t):
+    batch, heads, head_dim = (task["dims"][name] for name in ("batch", "heads", "head_dim"))
+    counts, lens = t["q_starts"].diff(), t["kv_lens"]
+    queries, context = int(counts[0]), int(lens[0])
+    if bool((counts != queries).any()) or bool((lens != context).any()) or batch * queries != len(t["q"]):
+        raise Unsupported("sequences of unequal lengths, or rows that are padding, are no batch of PyTorch's attention")
+    gather(task, t, context)
+    t["q"] = t["q"].view(batch, queries, heads, head_dim)
+    dims = {**task["dims"], "q": queries, "kv": context, "causal": 1}
+    return attention({**task, "dims": dims}, t)
+
+
 def decode(task, t):
     batch, heads, kv_heads, head_dim = (task["dims"][name] for name in ("batch", "heads", "kv_heads", "head_dim"))
-    lens, table, device = t["lens"], t["block_table"].long(), t["q"].device
+    lens, device = t["lens"], t["q"].device
     context = int(lens.max())
-    for name, cache in (("k", t["k_cache"]), ("v", t["v_cache"])):
-        rows = cache[table].transpose(1, 2).reshape(batch, kv_heads, -1, head_dim)
-        t[name] = rows[:, :, :context].contiguous()
+    gather(task, t, context)
     mixed, takes = bool((lens != context).any()), ("q", "k", "v")
     if mixed:
         t["seen"] = (torch.arange(context, device=device) < lens.unsqueeze(1)).view(batch, 1, 1, context)

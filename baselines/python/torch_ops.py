@@ -199,6 +199,7 @@ OPS = {
     "qkv": qkv,
     "attention": torch_attention.attention,
     "decode": torch_attention.decode,
+    "paged_attention": torch_attention.paged_attention,
     "rmsnorm": lambda task, t: norm(task, t, "rms_norm", ("weight",)),
     "layernorm": lambda task, t: norm(task, t, "layer_norm", ("weight", "bias")),
     "silu_mul": silu_mul,
