@@ -3,8 +3,9 @@
 use super::CliError;
 use super::compare::{host, on, scratch, settings};
 use super::engine_report;
+use super::precision::dtype;
 use super::progress::{Live, left};
-use super::select::{Store, Templates, Where, bytes, dtype};
+use super::select::{Store, Templates, Where, bytes};
 use jitune::device::Target;
 use jitune::engines::http::Words;
 use jitune::engines::known::{KNOWN, Known, Places};

@@ -102,8 +102,8 @@ const COUNTED: [&str; 2] = [compare::OURS, "cublaslt"];
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     #[cfg(feature = "engine")]
     if let Some(precisions) = &args.precisions {
-        let buckets = &args.which.buckets;
-        if buckets.weights != super::precision::Stored::default() || buckets.kv_dtype.is_some() {
+        let asked = &args.which.buckets.precision;
+        if asked.weights != super::precision::Stored::default() || asked.kv_dtype.is_some() {
             let why = "--precisions names what is compared, as in --precisions=w8a8,int4-g128/kv-e4m3; --weights and --kv-dtype go without it";
             return Err(CliError::Usage(why.into()));
         }

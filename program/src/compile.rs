@@ -1,5 +1,6 @@
 //! `jitune compile`: everything but measuring, for any architecture, on a machine with no GPU.
 
+use super::progress::Live;
 use super::select::{Templates, Which};
 use super::{CliError, table};
 use jitune::artifact::ArtifactInfo;
@@ -27,8 +28,8 @@ pub struct Args {
     #[arg(long, value_delimiter = ',', default_value = "sm_80,sm_86,sm_89,sm_90a")]
     arch: Vec<String>,
     /// Configs of each template and problem, the cheapest by prediction first.
-    #[arg(long, default_value_t = 1)]
-    top: usize,
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    top: u32,
     /// Print JSON lines.
     #[arg(long)]
     json: bool,
@@ -37,7 +38,15 @@ pub struct Args {
 /// The description of an architecture that need not be here.
 pub(super) fn ahead(arch: &str) -> Result<Device, CliError> {
     Device::ahead_of_time(arch).ok_or_else(|| {
-        CliError::Usage(format!("'{arch}' is not supported; architectures are {}", Device::ARCHITECTURES.join(", ")))
+        let later = if arch.starts_with("sm_1") {
+            "; portable kernels run on later GPUs too, and are compiled there"
+        } else {
+            ""
+        };
+        CliError::Usage(format!(
+            "'{arch}' is not supported; architectures are {}{later}",
+            Device::ARCHITECTURES.join(", ")
+        ))
     })
 }
 
@@ -55,7 +64,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let problems = args.which.problems(Target::Cuda)?;
     let mut jobs = Vec::new();
     let mut refused: Vec<(&str, Problem, String)> = Vec::new();
-    for arch in &args.arch {
+    // Once each, however often one is named.
+    for (_, arch) in args.arch.iter().enumerate().filter(|(i, arch)| !args.arch[..*i].contains(arch)) {
         let device = ahead(arch)?;
         for &problem in &problems {
             let templates = match library.for_problem(&problem, &device) {
@@ -69,25 +79,35 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             let before = jobs.len();
             for template in templates {
                 let space = space::enumerate(&template.recipe, &problem, &device).map_err(recipe)?;
-                for candidate in space.candidates.into_iter().take(args.top) {
+                for candidate in space.candidates.into_iter().take(args.top as usize) {
                     let launch = template.recipe.launch(&problem, &device, &candidate.config).map_err(recipe)?;
                     let (device, template) = (device.clone(), template.clone());
                     jobs.push(Job { device, problem, template, candidate, launch });
                 }
             }
-            if args.top > 0 && jobs.len() == before {
+            if jobs.len() == before {
                 refused.push((arch, problem, format!("no config of any template is legal for '{problem}' on {arch}")));
             }
         }
     }
-    let outcomes: Vec<Result<ArtifactInfo, BackendError>> = jobs.par_iter().map(|j| compile(&library, j)).collect();
+    let bar = Live::new("{pos} of {len} kernels, {eta} left [{wide_bar}]");
+    bar.set_length(jobs.len() as u64);
+    let one = |job: &Job| {
+        let outcome = compile(&library, job);
+        bar.inc(1);
+        if args.json {
+            bar.suspend(|| out!("{}", json(job, &outcome)));
+        }
+        outcome
+    };
+    let outcomes: Vec<Result<ArtifactInfo, BackendError>> = jobs.par_iter().map(one).collect();
+    bar.finish_and_clear();
     let mut bad = 0;
     let mut rows = Vec::new();
     for (job, outcome) in jobs.iter().zip(&outcomes) {
         let fine = matches!(outcome, Ok(info) if info.spills == 0);
         bad += usize::from(!fine);
         if args.json {
-            out!("{}", json(job, outcome));
             continue;
         }
         let (registers, spills, smem, occupancy) = match outcome {

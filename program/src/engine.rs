@@ -1,7 +1,7 @@
 //! `jitune engine` (hidden): jitune's own engine, as `jitune bench` drives it.
 
 use super::opened::ModelArgs;
-use super::precision::{Stored, stored};
+use super::precision::{PrecisionArgs, Stored, stored};
 use super::select::{Gpus, Store, Templates, Where};
 use super::sign::Signer;
 use super::tuned::Tuned;
@@ -74,7 +74,7 @@ impl Ours {
 
     /// What the cache is stored as.
     fn kv_dtype(&self) -> Result<Option<Dtype>, Refusal> {
-        let asked = self.options.get("kv_dtype").map(|text| super::select::dtype(text));
+        let asked = self.options.get("kv_dtype").map(|text| super::precision::kv_dtype(text));
         asked.transpose().map_err(|why| Refusal::failed(format!("kv_dtype: {why}")))
     }
 
@@ -91,9 +91,7 @@ impl Ours {
         };
         let args = ModelArgs {
             model: load.folder.to_string_lossy().into_owned(),
-            dtype: Some(dtype),
-            weights: self.weights()?,
-            kv_dtype: self.kv_dtype()?,
+            precision: PrecisionArgs { dtype: Some(dtype), weights: self.weights()?, kv_dtype: self.kv_dtype()? },
             bundle: self.args.bundle.clone(),
             signer: self.args.signer.clone(),
             device: Where { target: Some(device.target()), gpus, threads },

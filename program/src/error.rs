@@ -13,9 +13,9 @@ use std::path::PathBuf;
 pub const EXIT_CODES: &str = "Exit codes:
   0    done
   1    done in part: a problem has no winner, or a verification found a difference
-  2    the command line, a model, a problem or a plan is wrong
+  2    the command line, a model, a problem or a line of a plan is wrong
   3    something is missing on this machine (driver, GPU, NVRTC, C compiler): see `jitune doctor`
-  4    the database or a file cannot be used (locked, full, read-only, damaged)
+  4    the database or a file cannot be used (missing, locked, full, read-only, damaged)
   5    the device failed and does not recover
   130  interrupted; what was finished is stored";
 

@@ -4,7 +4,7 @@ use super::select::{Store, Templates, Where, Which};
 use super::sign::{SecretKey, unusable};
 use super::{CliError, table};
 use jitune::bundle::Bundle;
-use jitune::device::Target;
+use jitune::device::{Device, Target};
 use jitune::export::{self, ExportError, Options};
 use jitune::problem::Problem;
 use jitune::winner::Winner;
@@ -28,7 +28,7 @@ pub struct Args {
     #[command(flatten)]
     templates: Templates,
     /// Architectures, such as sm_90a or x86_64-avx2; by default the one of this machine, or `all`.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = arch)]
     arch: Vec<String>,
     /// The file to write.
     #[arg(short, long, value_name = "FILE")]
@@ -46,6 +46,14 @@ pub struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// Reads an architecture as devices have it: `sm_90a`, `x86_64-avx2`. That one has winners is another thing.
+fn arch(text: &str) -> Result<String, String> {
+    let gpu = |text: &str| text.strip_prefix("sm_").is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()));
+    let cpu = |text: &str| ["x86_64-", "aarch64-"].iter().any(|family| text.starts_with(family));
+    let known = || format!("it is all, {}, or a processor's such as x86_64-avx2", Device::ARCHITECTURES.join(", "));
+    if text == "all" || gpu(text) || cpu(text) { Ok(text.into()) } else { Err(known()) }
 }
 
 /// An export's error as the program's.

@@ -49,7 +49,7 @@ fn help() -> String {
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     #[cfg(feature = "engine")]
     if args.weights.asked() {
-        return super::weights::run(&args.weights, &args.model, args.buckets.dtype, args.json);
+        return super::weights::run(&args.weights, &args.model, args.buckets.precision.dtype, args.json);
     }
     let device = match &args.arch {
         Some(arch) => super::compile::ahead(arch)?,

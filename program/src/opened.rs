@@ -1,16 +1,16 @@
 //! A model's weights and the kernels for it: what `run`, `serve` and `step` begin with.
 
 use super::error::not_usable;
-use super::precision::{Stored, dtype_of, stored, with_cache};
+use super::precision::{PrecisionArgs, Stored, dtype_of, with_cache};
 use super::progress::{Live, Progress};
-use super::select::{Store, Templates, Where, dtype, say};
+use super::select::{Store, Templates, Where, say};
 use super::sign::Signer;
 use super::{CliError, export};
 use jitune::bundle::Bundle;
 use jitune::device::{DeviceId, Target};
 use jitune::engine::{Engine, EngineError, Options};
 use jitune::model::{Buckets, Model, Plan, Precision};
-use jitune::problem::{Dtype, Problem};
+use jitune::problem::Problem;
 use jitune::runtime::{Runtime, RuntimeError};
 use jitune::weights::Weights;
 use jitune::{export as sealing, tune};
@@ -27,16 +27,8 @@ pub(super) struct ModelArgs {
     /// file.
     #[arg(long, value_name = "FOLDER|ORG/NAME|FILE.gguf")]
     pub model: String,
-    /// bf16, f16 or f32; bf16 on a GPU and f32 on a CPU by default.
-    #[arg(long, value_parser = dtype)]
-    pub dtype: Option<Dtype>,
-    /// What the weights are on the device: as the model's files have them, plain in --dtype, or linear layers in a scaled format such as
-    /// int4-g128, or with their tokens in codes too, w8a8, fp8 or fp8-block, quantised as they are loaded (docs/precision.md).
-    #[arg(long, value_name = "stored|plain|FORMAT", value_parser = stored, default_value = "stored", hide_default_value = true)]
-    pub weights: Stored,
-    /// What the KV cache is stored as: in --dtype, or e4m3, in half the memory or less (docs/precision.md).
-    #[arg(long, value_name = "e4m3", value_parser = dtype)]
-    pub kv_dtype: Option<Dtype>,
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
     /// Take the kernels from this bundle alone; neither a database nor a compiler is needed.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["db", "templates"])]
     pub bundle: Option<PathBuf>,
@@ -63,10 +55,11 @@ pub(super) struct Opened<'a> {
 impl ModelArgs {
     /// The options by which `jitune tune` finds kernels for what these say.
     pub fn tuned_by(&self) -> String {
-        let dtype = self.dtype.map_or_else(String::new, |dtype| format!(" --dtype {dtype}"));
+        let asked = &self.precision;
+        let dtype = asked.dtype.map_or_else(String::new, |dtype| format!(" --dtype {dtype}"));
         let weights =
-            if self.weights == Stored::AsTheyAre { String::new() } else { format!(" --weights {}", self.weights) };
-        let cache = self.kv_dtype.map_or_else(String::new, |dtype| format!(" --kv-dtype {dtype}"));
+            if asked.weights == Stored::AsTheyAre { String::new() } else { format!(" --weights {}", asked.weights) };
+        let cache = asked.kv_dtype.map_or_else(String::new, |dtype| format!(" --kv-dtype {dtype}"));
         format!("--model {}{dtype}{weights}{cache}", self.model)
     }
 
@@ -78,7 +71,8 @@ impl ModelArgs {
     /// Reads what the model is, and finds its weights.
     pub fn open(&self) -> Result<Opened<'_>, CliError> {
         let target = self.device.target()?;
-        let dtype = dtype_of(self.dtype, target)?;
+        let asked = &self.precision;
+        let dtype = dtype_of(asked.dtype, target)?;
         if Model::preset(&self.model).is_some() {
             let text = format!("{} is a preset, and has no weights; write ./{0} to mean a folder", self.model);
             return Err(CliError::Usage(text));
@@ -86,9 +80,9 @@ impl ModelArgs {
         let (model, mut notes) = Model::load(&self.model)?;
         let (weights, more) = Weights::open(&self.path(), &model).map_err(not_usable)?;
         notes.extend(more);
-        let (precision, more) = self.weights.precision(dtype, target, || Ok(weights.precision(dtype, target)))?;
+        let (precision, more) = asked.weights.precision(dtype, target, || Ok(weights.precision(dtype, target)))?;
         notes.extend(more);
-        let precision = with_cache(precision, self.kv_dtype)?;
+        let precision = with_cache(precision, asked.kv_dtype)?;
         // What is rounded, tokens and cache too, is said wherever something is.
         let stored = precision.to_string();
         if stored != dtype.to_string() {
@@ -127,10 +121,14 @@ impl Opened<'_> {
 
     /// The kernels: the bundle that was named, or the database's winners, portable ones among them.
     pub fn bundle(&self, options: &Options) -> Result<Bundle<'static>, CliError> {
+        // Before anything is compiled.
+        options.check(&self.model).map_err(failed)?;
         if let Some(file) = &self.args.bundle {
             return self.args.signer.open(file);
         }
-        let (context, page) = (options.context, options.page);
+        // What is one token longer has that token as the last of an answer, which no kernel reads.
+        let context = self.model.sliding_window.map_or(options.context, |window| options.context.min(window));
+        let page = options.page;
         let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
         self.args.stored(&Plan::new(&self.model, &buckets, &self.precision)?.portable())
     }

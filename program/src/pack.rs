@@ -101,7 +101,7 @@ fn quantised(weights: &Weights, model: &Model, args: &Args) -> Result<String, Cl
         Some(Stored::Both(codes)) if codes.tokens.per == Granularity::Row => (codes.weights, Some(codes.tokens)),
         _ => return Err(usage("weights", name, &format!("w8a8|fp8|{}", ScaledFormat::names()))),
     };
-    let dtype = args.dtype.as_deref().map(super::select::dtype).transpose();
+    let dtype = args.dtype.as_deref().map(super::precision::dtype).transpose();
     let dtype = dtype.map_err(|e| CliError::Usage(format!("--dtype: {e}")))?.or(model.dtype).unwrap_or(Dtype::Bf16);
     let plain = jitune::problem::Types::from(dtype).y;
     let scales = [Storage::F32, Storage::F16, Storage::Bf16];

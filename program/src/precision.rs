@@ -55,6 +55,32 @@ impl fmt::Display for Stored {
     }
 }
 
+/// What a model is computed in.
+#[derive(clap::Args, Clone)]
+pub struct PrecisionArgs {
+    /// bf16, f16, f32, or on a GPU tf32; bf16 on a GPU and f32 on a CPU by default.
+    #[arg(long, value_parser = dtype)]
+    pub dtype: Option<Dtype>,
+    /// What the weights are on the device: as the model's files have them, plain in --dtype, or linear layers in a scaled format such as
+    /// int4-g128, int8-row or e4m3-row, or with their tokens in codes too: w8a8, fp8, fp8-block; quantised as they are loaded where the
+    /// files have them not (docs/precision.md has all).
+    #[arg(long, value_name = "stored|plain|FORMAT", value_parser = stored, default_value = "stored", hide_default_value = true)]
+    pub weights: Stored,
+    /// What the KV cache is stored as: in --dtype, or e4m3, in half the memory or less (docs/precision.md).
+    #[arg(long, value_name = "e4m3", value_parser = kv_dtype)]
+    pub kv_dtype: Option<Dtype>,
+}
+
+/// Reads a dtype.
+pub fn dtype(text: &str) -> Result<Dtype, String> {
+    Dtype::parse(text).ok_or_else(|| format!("it is one of {}", Dtype::names()))
+}
+
+/// Reads `--kv-dtype`; which of the dtypes may be said besides e4m3, `--dtype` decides.
+pub fn kv_dtype(text: &str) -> Result<Dtype, String> {
+    Dtype::parse(text).ok_or_else(|| "it is e4m3, or --dtype's own, which need not be said".into())
+}
+
 /// Reads `--weights`.
 pub fn stored(text: &str) -> Result<Stored, String> {
     match text {
@@ -147,13 +173,27 @@ impl Stored {
 
 #[cfg(feature = "engine")]
 fn files(name: &str, model: &Model, dtype: Dtype, target: Target) -> Result<(Precision, Vec<String>), CliError> {
-    let place = Model::place(name);
+    use jitune::weights::{Weights, WeightsError};
+    let mut place = Model::place(name);
+    let described = place.extension().is_some_and(|e| e == "json");
     // A folder of plain weights may lack them: their types change no plan.
-    let plain = !place.is_file() && model.quantization.is_none();
+    let plain = (described || !place.is_file()) && model.quantization.is_none();
     if Model::preset(name).is_some() || plain {
         return Ok((dtype.into(), Vec::new()));
     }
-    let (weights, _) = jitune::weights::Weights::open(&place, model).map_err(super::error::not_usable)?;
+    if described {
+        place.pop();
+    }
+    let (weights, _) = Weights::open(&place, model).map_err(|e| match (e, &model.quantization) {
+        (WeightsError::None { folder }, Some(quantization)) => CliError::Usage(format!(
+            "{}: its quantization_config says {} weights, whose files say what scales they have, and neither model.safetensors nor \
+             model.safetensors.index.json is in it; without them plan with --weights plain, or with a format such as --weights {}",
+            folder.display(),
+            quantization.format,
+            if ScaledFormat::parse(&quantization.format).is_some() { &quantization.format } else { "int4-g128" }
+        )),
+        (e, _) => super::error::not_usable(e),
+    })?;
     Ok(weights.precision(dtype, target))
 }
 

@@ -1,7 +1,7 @@
 //! `jitune compare --precisions`: a model in several precisions on one device: time, memory, and what each does to its answers.
 
 use super::opened::{ModelArgs, Opened, failed};
-use super::precision::{Stored, dtype_of, in_codes, names};
+use super::precision::{PrecisionArgs, Stored, dtype_of, in_codes, names};
 use super::progress::Live;
 use super::select::{Store, Templates, Where, Which};
 use super::sign::Signer;
@@ -91,7 +91,7 @@ pub(super) fn run(args: &Arguments<'_>) -> Result<(), CliError> {
         return Err(CliError::Usage("--precisions needs --model FOLDER or FILE.gguf".into()));
     };
     let target = args.device.target()?;
-    let usual = dtype_of(args.which.buckets.dtype, target)?;
+    let usual = dtype_of(args.which.buckets.precision.dtype, target)?;
     let names: Vec<&str> = match args.precisions {
         [] => vec!["f32", "tf32", "f16", "bf16", "e4m3-row", "int8-row", "int4-g128"],
         list => list.iter().map(String::as_str).collect(),
@@ -103,9 +103,7 @@ pub(super) fn run(args: &Arguments<'_>) -> Result<(), CliError> {
     std::fs::create_dir_all(args.output).map_err(|e| io(args.output, e))?;
     let of = |a: &Asked| ModelArgs {
         model: model.clone(),
-        dtype: Some(a.dtype),
-        weights: a.weights,
-        kv_dtype: a.kv,
+        precision: PrecisionArgs { dtype: Some(a.dtype), weights: a.weights, kv_dtype: a.kv },
         bundle: None,
         signer: Signer::default(),
         device: args.device.clone(),

@@ -86,12 +86,14 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         None => (None, args.ids.clone()),
     };
     let mut options = opened.options(ids.len() as i64 + i64::from(args.max_tokens));
-    options.logits = args.logits.is_some();
-    let engine = opened.engine(options)?;
-    let mut stream = tokenizer.as_ref().map(Stream::new);
     let (most, logits) = (args.max_tokens as usize, args.logits.is_some());
+    options.logits = logits;
     let sampling = args.sampling.sampling();
     let request = Request { prompt: ids, most, ends: ends.clone(), sampling, logits };
+    // Before all that takes long.
+    request.check(opened.model.vocab).map_err(failed)?;
+    let engine = opened.engine(options)?;
+    let mut stream = tokenizer.as_ref().map(Stream::new);
     let begun = Instant::now();
     let (mut said, mut rows) = (Said::default(), Vec::new());
     for event in engine.submit(request).map_err(failed)? {

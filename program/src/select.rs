@@ -1,12 +1,12 @@
 //! Arguments that several subcommands share: which problems, which device, which database, which templates.
 
 use super::CliError;
-use super::precision::{Stored, dtype_of, stored, with_cache};
+use super::precision::{PrecisionArgs, dtype_of, with_cache};
 use jitune::backend::{cpu, cuda};
 use jitune::device::{Device, DeviceId, Target};
 use jitune::journal;
 use jitune::model::{Buckets, Model, Plan};
-use jitune::problem::{Dtype, Problem};
+use jitune::problem::Problem;
 use jitune::template::Library;
 use jitune_db::{Db, OpenOptions};
 use std::path::PathBuf;
@@ -60,20 +60,8 @@ pub struct BucketArgs {
     /// Tokens of a page of the KV cache.
     #[arg(long, default_value_t = 64)]
     pub page: i64,
-    /// bf16, f16, f32, or on a GPU tf32; bf16 on a GPU and f32 on a CPU by default.
-    #[arg(long, value_parser = dtype)]
-    pub dtype: Option<Dtype>,
-    /// What the weights are on the device: as the model's files have them, plain in --dtype, or linear layers in a scaled format such as
-    /// int4-g128, int8-row or e4m3-row, or with their tokens in codes too: w8a8, fp8, fp8-block (docs/precision.md has all).
-    #[arg(long, value_name = "stored|plain|FORMAT", value_parser = stored, default_value = "stored", hide_default_value = true)]
-    pub weights: Stored,
-    /// What the KV cache is stored as: in --dtype, or e4m3, in half the memory or less (docs/precision.md).
-    #[arg(long, value_name = "e4m3", value_parser = dtype)]
-    pub kv_dtype: Option<Dtype>,
-}
-
-pub fn dtype(text: &str) -> Result<Dtype, String> {
-    Dtype::parse(text).ok_or_else(|| format!("it is one of {}", Dtype::names()))
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
 }
 
 /// Which device.
@@ -228,9 +216,10 @@ impl BucketArgs {
     pub fn plan(&self, name: &str, target: Target) -> Result<(Model, Plan, Vec<String>), CliError> {
         let (model, mut notes) = Model::load(name)?;
         let buckets = self.buckets(&model, target);
-        let (precision, more) = self.weights.of_named(name, &model, dtype_of(self.dtype, target)?, target)?;
+        let asked = &self.precision;
+        let (precision, more) = asked.weights.of_named(name, &model, dtype_of(asked.dtype, target)?, target)?;
         notes.extend(more);
-        let plan = Plan::new(&model, &buckets, with_cache(precision, self.kv_dtype)?)?;
+        let plan = Plan::new(&model, &buckets, with_cache(precision, asked.kv_dtype)?)?;
         let (longest, most) = (buckets.longest(), model.max_position_embeddings);
         if longest > most {
             notes.push(format!(
@@ -325,6 +314,7 @@ impl Templates {
         for folder in &self.templates {
             library.add_folder(folder)?;
         }
+        say(library.notes());
         Ok(library)
     }
 }

@@ -34,9 +34,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let buckets = &which.buckets;
     let model = ModelArgs {
         model,
-        dtype: buckets.dtype,
-        weights: buckets.weights,
-        kv_dtype: buckets.kv_dtype,
+        precision: buckets.precision.clone(),
         bundle: None,
         signer: Signer::default(),
         device: device.clone(),

@@ -191,7 +191,11 @@ fn open<'b>(bundle: &'b Bundle<'b>, path: &Path, device: DeviceId) -> Result<Ans
 
 /// What the bundle answers at sizes that it need not hold. Of those that are right only their number is shown.
 fn asked(verifier: &mut Verifier<'_>, answers: &Answers<'_>, args: &Args, seed: u64, watch: &Watch) -> Vec<Verified> {
-    let problems = [answers.every(args.every), answers.drawn(args.draw, seed)].concat();
+    let drawn = answers.drawn(args.draw, seed);
+    if drawn.len() < args.draw {
+        err!("jitune: note: {} sizes that differ were found, of the {} that --draw asks for", drawn.len(), args.draw);
+    }
+    let problems = [answers.every(args.every), drawn].concat();
     let bar = Live::new("{pos} of {len} sizes, {eta} left [{wide_bar}]");
     bar.set_length(problems.len() as u64);
     let one = |problem| {

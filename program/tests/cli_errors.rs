@@ -58,6 +58,9 @@ fn run(place: &Place, case: &Case) {
     expect(command, case.args, case.code, case.said);
 }
 
+/// The beginning of a configuration whose linear layers are quantised.
+const GPTQ: &str = r#"{"quantization_config":{"quant_method":"gptq","bits":4,"group_size":128,"sym":true},"#;
+
 #[test]
 fn models_problems_and_plans() {
     let place = Place::new();
@@ -77,6 +80,7 @@ fn models_problems_and_plans() {
     config("heads", ":4,", ":3,");
     config("missing", "\"vocab_size\":1000,", "");
     config("kind", "llama", "mamba");
+    place.file("gptq/config.json", &good.replacen('{', GPTQ, 1));
     place.file("list/config.json", "[1, 2, 3]");
     place.file("empty/config.json", "");
     std::fs::create_dir_all(place.path().join("binary")).unwrap();
@@ -113,6 +117,25 @@ fn models_problems_and_plans() {
         case("model ./heads --target cpu", 2, &["not a multiple"]),
         case("model ./missing --target cpu", 2, &["vocab_size is missing"]),
         case("model ./kind --target cpu", 2, &["'mamba' is not supported"]),
+        case(
+            "model ./gptq --target cpu --context 64",
+            2,
+            &["quantization_config says int4-g128", "model.safetensors", "--weights plain", "--weights int4-g128"],
+        ),
+        case("model ./gptq/config.json --target cpu --context 64", 2, &["quantization_config says int4-g128"]),
+        case("model ./gptq --target cpu --context 64 --weights plain", 0, &[]),
+        case("model ./gptq --target cpu --context 64 --weights int4-g128", 0, &[]),
+        case("model ./good/config.json --target cpu --context 64", 0, &[]),
+        case("model ./good --target cpu --kv-dtype fp8", 2, &["it is e4m3, or --dtype's own"]),
+        case("run --model ./good --target cpu --ids 1 --kv-dtype fp8", 2, &["it is e4m3, or --dtype's own"]),
+        case(
+            "tune --target cpu --db db --problem 'rmsnorm rows=1 cols=2 eps=1e-13'",
+            2,
+            &["rmsnorm: eps=1e-13 is impossible"],
+        ),
+        case("compile --problem 'gelu rows=4 cols=64' --top 0", 2, &["--top"]),
+        case("export --arch foo -o f", 2, &["--arch", "foo", "sm_90a", "x86_64-avx2"]),
+        case("model ./good --arch sm_100", 2, &["'sm_100' is not supported", "portable kernels run on later GPUs too"]),
         case("model llama-3.2-1b --target cpu --batch 0", 2, &["0"]),
         case("model llama-3.2-1b --target cpu --batch -1", 2, &["-1"]),
         case("model llama-3.2-1b --target cpu --batch=-1", 2, &["-1"]),
@@ -227,6 +250,37 @@ fn folders_of_weights_are_made_and_looked_at() {
     };
     done("model ./plain --init random:3 --dtype f16 -o made", "made: ./plain, 74,624 random");
     done("model ./made --check-weights", "25 tensors in 1 files, ");
+    let config = std::fs::read_to_string(place.path().join("made/config.json")).unwrap();
+    // Long before anything is compiled for it: there is no compiler, and nobody misses it.
+    for (args, said) in [
+        ("--ids 1,2,5000", "the prompt has the token 5000, and the model's go from 0 to 99"),
+        ("--ids 1,-1", "the prompt has the token -1"),
+        ("--ids 1 --temperature=-1", "temperature is -1"),
+    ] {
+        let list = words(&format!("run --model ./made --target cpu --db db {args}"));
+        let mut command = place.jitune(&list.iter().map(String::as_str).collect::<Vec<_>>());
+        command.env("JITUNE_CC", "/nonexistent");
+        expect(command, args, 2, &[said]);
+    }
+    // A window of 8: a prompt of 3 and an answer of 6 are nine tokens, the last of which no layer reads.
+    let mut slides: serde_json::Value = serde_json::from_str(&config).unwrap();
+    for (key, value) in
+        [("use_sliding_window", true.into()), ("sliding_window", 8.into()), ("max_window_layers", 0.into())]
+    {
+        slides[key] = value;
+    }
+    place.file("made/config.json", &slides.to_string());
+    for (tokens, code, said) in [
+        ("6", 3, "no C compiler"),
+        ("7", 2, "10 tokens of prompt and answer would be computed as another model; up to 9 together are exact"),
+    ] {
+        let list =
+            ["run", "--model", "./made", "--target", "cpu", "--db", "db", "--ids", "1,2,3", "--max-tokens", tokens];
+        let mut command = place.jitune(&list);
+        command.env("JITUNE_CC", "/nonexistent");
+        expect(command, tokens, code, &[said]);
+    }
+    place.file("made/config.json", &config);
     done("model ./made --check-weights --json", "\"tensors\":25");
     for c in [
         case("model ./made --init random:3 -o made", 2, &["config.json: it exists"]),
@@ -285,6 +339,9 @@ fn compile_goes_on_past_what_no_template_takes() {
     assert!(out.contains("gelu rows=4 cols=64 dtype=bf16") && out.contains(", 0 failed or spilled"), "{out}");
     assert!(err.contains(&format!("no cuda template takes '{odd}'")), "{err}");
     assert!(err.contains("problems that were not compiled: 1"), "{err}");
+    // An architecture that is named twice is compiled for once.
+    let (twice, _) = compile(&["--arch", "sm_80,sm_80"]);
+    assert_eq!(twice.matches("gelu").count(), out.matches("gelu").count(), "{twice}");
     let (out, _) = compile(&["--json"]);
     let lines: Vec<serde_json::Value> = out.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert!(lines.iter().any(|l| l["error"].as_str().is_some_and(|e| e.contains(odd))), "{out}");
