@@ -58,6 +58,12 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         (Some(file), None) => gguf(&weights, &model, &path, file, args.dtype.as_deref(), &mut notes)?,
         (None, None) => return Err(CliError::Usage("--gguf, --lmrs or --weights says which file".into())),
     };
+    if let (None, Some(tokens)) = (&args.weights, model.quantization.as_ref().and_then(|q| q.tokens.as_ref())) {
+        notes.push(format!(
+            "tokens are rounded to {tokens} in {}; the file cannot say so, and who runs it does not",
+            args.model
+        ));
+    }
     say(&notes);
     out!("{said}: {}, {} parameters", model.name, table::grouped(model.parameters()));
     Ok(())
