@@ -153,7 +153,9 @@ mod tests {
     #[test]
     fn winners_of_old_journals_are_taken() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tuning-db/winners");
-        let below = |folder: &std::path::Path| std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+        // Beside the folders lies what is said of them.
+        let below =
+            |folder: &std::path::Path| std::fs::read_dir(folder).into_iter().flatten().map(|e| e.unwrap().path());
         let files = below(&root)
             .flat_map(|kind| below(&kind).collect::<Vec<_>>())
             .flat_map(|day| below(&day).collect::<Vec<_>>());

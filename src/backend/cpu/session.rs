@@ -63,6 +63,8 @@ struct State {
     sets: Vec<Vec<Held>>,
     expected: Vec<Expected>,
     cold: bool,
+    /// Whether the first set holds other inputs than the seed's.
+    strange: bool,
 }
 
 struct Held {
@@ -300,14 +302,42 @@ impl CpuSession {
         Ok(tried)
     }
 
-    /// Whether what is loaded, and was right, computes its results of what its inputs hold: others come into the memory of the first set.
+    /// Whether what is loaded, and was right, computes its results of what its inputs hold: others come into the memory of the first set,
+    /// where the results of those before still are.
     fn renew(&mut self, loaded: &Loaded) -> Result<Option<Doubt>, BackendError> {
         let Some(state) = &mut self.state else { return Ok(None) };
         let seed = renewed(state.seed);
         let inputs = Inputs::new(&state.problem, seed);
+        state.put(&inputs);
+        state.strange = true;
+        // Where it writes follows from the inputs too, and what it must leave is seen on poison.
+        let sparse = state.tensors.iter().zip(&mut state.sets[0]).filter(|(t, _)| t.is_sparse());
+        sparse.for_each(|(_, held)| held.buffer.poison());
+        let others = expected(&state.problem, &inputs, seed, REFERENCE_BUDGET);
+        let own = std::mem::replace(&mut state.expected, others);
+        loaded.bound[0].run(&self.pool);
+        let mut check = Check::default();
+        self.compare(0, &mut check);
+        if let Some(state) = &mut self.state {
+            state.expected = own;
+        }
+        Ok(check.wrong.map(stale))
+    }
+
+    /// Puts back the inputs of the first set, where others came into their memory.
+    fn restore(&mut self) {
+        if let Some(state) = self.state.as_mut().filter(|state| state.strange) {
+            state.put(&Inputs::new(&state.problem, state.seed));
+            state.strange = false;
+        }
+    }
+}
+
+impl State {
+    /// Writes inputs into the memory of the first set.
+    fn put(&mut self, inputs: &Inputs) {
         let unused = inputs.unused();
-        let (first, rest) = state.sets.split_at_mut(1);
-        for (t, held) in state.tensors.iter().zip(&mut first[0]) {
+        for (t, held) in self.tensors.iter().zip(&mut self.sets[0]) {
             if let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) {
                 held.buffer.unseal();
                 write_to(&mut held.buffer, input, &unused);
@@ -315,31 +345,6 @@ impl CpuSession {
                 held.key = key_of(input, &unused);
             }
         }
-        let others = expected(&state.problem, &inputs, seed, REFERENCE_BUDGET);
-        let before = std::mem::replace(&mut state.expected, others);
-        let again = rest.first().map(|_| (before, state.seed));
-        state.seed = seed;
-        // On the results of the inputs before, which one that takes what it finds for its own does not write again; where it writes
-        // follows from the inputs too, and what it must leave is seen on poison.
-        let sparse = state.tensors.iter().zip(&mut first[0]).filter(|(t, _)| t.is_sparse());
-        sparse.for_each(|(_, held)| held.buffer.poison());
-        loaded.bound[0].run(&self.pool);
-        let mut check = Check::default();
-        self.compare(0, &mut check);
-        if let (Some((expected, seed)), Some(state)) = (again, &mut self.state) {
-            // All sets hold the same again.
-            (state.expected, state.seed) = (expected, seed);
-            let (first, rest) = state.sets.split_at_mut(1);
-            for ((t, held), like) in state.tensors.iter().zip(&mut first[0]).zip(&rest[0]) {
-                if t.role == Role::In {
-                    held.buffer.unseal();
-                    copy_to(&mut held.buffer, &like.buffer);
-                    held.buffer.seal();
-                    held.key = like.key;
-                }
-            }
-        }
-        Ok(check.wrong.map(stale))
     }
 }
 
@@ -411,17 +416,19 @@ impl Session for CpuSession {
             self.flush = Some(Buffer::new(rotated as usize)?);
         }
         let expected = expected(&problem, &inputs, setup.seed, REFERENCE_BUDGET);
-        self.state = Some(State { problem, seed: setup.seed, tensors, sets, expected, cold });
+        self.state = Some(State { problem, seed: setup.seed, tensors, sets, expected, cold, strange: false });
         Ok(())
     }
 
     fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, BackendError> {
         let begun = Instant::now();
+        self.restore();
         let loaded = self.load(candidate)?;
         self.tried(&loaded, begun, rounds)
     }
 
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Timed>, BackendError> {
+        self.restore();
         let loaded: Vec<Loaded> = candidates.iter().map(|c| self.load(c)).collect::<Result<_, _>>()?;
         let start = Instant::now();
         let begun: Vec<(usize, Series)> = loaded.iter().map(|l| self.passes(l)).collect::<Result<_, _>>()?;
@@ -448,6 +455,7 @@ impl Session for CpuSession {
 
     fn verify(&mut self, candidate: &Runnable, elements: &[Element]) -> Result<(Tried, Vec<f64>), BackendError> {
         let begun = Instant::now();
+        self.restore();
         let loaded = self.load(candidate)?;
         let mut tried = self.tried(&loaded, begun, 0)?;
         let state = self.state()?;

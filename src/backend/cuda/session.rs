@@ -71,6 +71,8 @@ struct State {
     references: Vec<Option<Reference>>,
     cold: bool,
     watched: Watched,
+    /// Whether the sets hold other inputs than the seed's.
+    strange: bool,
 }
 
 /// What an output should hold.
@@ -505,12 +507,11 @@ impl CudaSession {
     }
 
     /// Whether what is loaded, and was right, computes its results of what its inputs hold: others come into the same memory, where the
-    /// results of those before still are. One set
-    /// alone is not prepared any more afterwards; where there are several they hold again what they held.
+    /// results of those before still are.
     fn renew(&mut self, loaded: &Loaded) -> Result<Option<Doubt>, BackendError> {
         let Some(mut state) = self.state.take() else { return Ok(None) };
-        let seed = state.setup.seed;
-        state.setup.seed = renewed(seed);
+        let own = state.setup.seed;
+        state.setup.seed = renewed(own);
         let known: Vec<_> = state.references.iter_mut().map(|r| r.as_mut().and_then(|r| r.known.take())).collect();
         self.fill_inputs(&state)?;
         // Where it writes follows from the inputs too, and what it must leave is seen on poison.
@@ -518,22 +519,30 @@ impl CudaSession {
             // SAFETY: the tensor lies inside its set's memory.
             unsafe { super::driver::fill(*at, t.bytes(), 0xff, &self.stream) }?;
         }
+        state.setup.seed = own;
+        for (r, known) in state.references.iter_mut().zip(known) {
+            if let Some(r) = r {
+                r.known = known;
+            }
+        }
+        state.strange = true;
         self.state = Some(state);
         loaded.bound[0].launch(&self.stream)?;
         self.stream.synchronize()?;
         let mut check = Check::default();
         self.compare(0..1, &mut check)?;
-        if let Some(mut state) = self.state.take().filter(|state| state.sets.len() > 1) {
-            state.setup.seed = seed;
-            for (r, known) in state.references.iter_mut().zip(known) {
-                if let Some(r) = r {
-                    r.known = known;
-                }
-            }
-            self.fill(&state)?;
-            self.state = Some(state);
-        }
         Ok(check.wrong.map(stale))
+    }
+
+    /// Makes inputs and references again, where others came into their memory.
+    fn restore(&mut self) -> Result<(), BackendError> {
+        if let Some(state) = self.state.as_ref().filter(|state| state.strange) {
+            self.fill(state)?;
+        }
+        if let Some(state) = &mut self.state {
+            state.strange = false;
+        }
+        Ok(())
     }
 
     fn finalist(&self, candidate: &Runnable) -> Result<Finalist, BackendError> {
@@ -628,7 +637,8 @@ impl Session for CudaSession {
         };
         let references = tensors.iter().map(reference).collect::<Result<_, BackendError>>()?;
         let watched = Watched { ranges: Ranges::new(&self.context, &[])?, blame: Vec::new(), sums: Vec::new() };
-        let mut state = State { setup: setup.clone(), tensors, sets, memory, references, cold, watched };
+        let strange = false;
+        let mut state = State { setup: setup.clone(), tensors, sets, memory, references, cold, watched, strange };
         self.fill(&state)?;
         for r in state.references.iter_mut().flatten() {
             let mut known = [0; 16];
@@ -647,11 +657,13 @@ impl Session for CudaSession {
 
     fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, BackendError> {
         let begun = Instant::now();
+        self.restore()?;
         let loaded = self.load(candidate)?;
         self.tried(&loaded, begun, rounds)
     }
 
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Timed>, BackendError> {
+        self.restore()?;
         let mut timed = Vec::new();
         // Where something was changed in the rounds they are held once more, and after each replay it is looked who did it.
         for looking in [false, true] {
@@ -693,6 +705,7 @@ impl Session for CudaSession {
 
     fn verify(&mut self, candidate: &Runnable, elements: &[Element]) -> Result<(Tried, Vec<f64>), BackendError> {
         let begun = Instant::now();
+        self.restore()?;
         let loaded = self.load(candidate)?;
         let mut tried = self.tried(&loaded, begun, 0)?;
         let (state, _) = self.parts()?;
