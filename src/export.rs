@@ -158,9 +158,9 @@ struct Choice {
 }
 
 impl Choice {
-    /// The greatest that can be sealed is.
-    fn rank(&self) -> (bool, u64, &str) {
-        (self.against.is_none(), self.at, &self.winner.artifact)
+    /// The greatest that can be sealed is. Of records of one second that goes before which was measured later.
+    fn rank(&self) -> (bool, u64, u64, &str) {
+        (self.against.is_none(), self.at, self.winner.evidence.at, &self.winner.artifact)
     }
 
     /// What is sealed of it, or why nothing is.

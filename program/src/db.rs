@@ -99,12 +99,17 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
                 let file = File::open(path).map_err(|source| CliError::Io { path: path.clone(), source })?;
                 let merged = db.merge(BufReader::new(file));
                 let merged = merged.map_err(|source| CliError::Merge { path: path.clone(), source: source.into() })?;
+                let kept = match merged.kept {
+                    0 => String::new(),
+                    n => format!("{n} kept whose code is here, "),
+                };
                 let text = format!(
-                    "{}: {} added, {} there already, {} older, {} not taken",
+                    "{}: {} added, {} there already, {} older, {}{} not taken",
                     path.display(),
                     merged.added,
                     merged.same,
                     merged.older,
+                    kept,
                     merged.skipped
                 );
                 report(args, &serde_json::json!(merged), &text);

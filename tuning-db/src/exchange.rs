@@ -41,8 +41,10 @@ pub struct MergeReport {
     pub same: u64,
     /// Records passed over for a newer one of the same slot.
     pub older: u64,
-    /// Lines that were not taken: damaged, not of this store, dated in the future, without sense to the caller, or a winner in place
-    /// of one whose artifacts are here.
+    /// Winners that are newer than the one there, whose artifacts are here as theirs are not: it stays, until something is measured
+    /// that is newer still.
+    pub kept: u64,
+    /// Lines that were not taken: damaged, not of this store, dated in the future, or without sense to the caller.
     pub skipped: u64,
     /// The first hundred of them.
     pub bad_lines: Vec<SkippedLine>,
@@ -111,7 +113,7 @@ impl Db {
                         return Ok(());
                     }
                     if head.kind == Kind::Winner && old.kind == Kind::Winner && self.has_code(&mut state, &slot)? {
-                        report.skip(number, "the stored winner has its code here; tuning again may find a better one");
+                        report.kept += 1;
                         return Ok(());
                     }
                 }
