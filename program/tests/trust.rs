@@ -95,7 +95,7 @@ fn a_merged_record_that_is_not_what_it_says_takes_no_winner_away() {
     let expressions = |text: String| newer(&|r| r["body"]["description"]["when"] = text.clone().into());
     let nothing = "0".repeat(64);
     for (what, rec, code) in [
-        ("code that nobody has", newer(&|r| r["body"]["artifact"] = nothing.clone().into()), 1),
+        ("code that nobody has", newer(&|r| r["body"]["artifact"] = nothing.clone().into()), 0),
         ("a path", newer(&|r| r["body"]["artifact"] = "../../../../etc/passwd".into()), 4),
         ("no launch", newer(&|r| r["body"]["description"]["launch"] = serde_json::json!([])), 4),
         ("deep", expressions("(".repeat(25_000) + "1" + &")".repeat(25_000)), 4),
@@ -132,7 +132,7 @@ fn a_merged_record_that_is_not_what_it_says_takes_no_winner_away() {
     ] {
         place.file("new.jsonl", &sealed(&rec));
         let said = run(&place, "db merge new.jsonl --db db", code);
-        assert!(said.contains("new.jsonl:1: ") || said.contains("no line is a record"), "{what}: {said}");
+        assert!(said.contains("1 kept whose code is here") || said.contains("no line is a record"), "{what}: {said}");
         run(&place, "db gc --grace 0 --db db", 0);
         assert_eq!(run(&place, "db list --db db", 0), listed, "{what}");
         run(&place, "db verify --db db", 0);
