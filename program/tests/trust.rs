@@ -491,12 +491,8 @@ fn a_merged_winner_is_taken_over_when_it_is_what_it_says() {
         let out = place.jitune(&["db", "merge", "winners.jsonl", "--db", db]).output().unwrap();
         assert_eq!(out.status.code(), Some(0), "{}", text(&out));
     };
-    // Where it took longer than it says, since others used the machine, all is searched: so it has three tries.
-    let again = |db: &&str| {
-        merged(db, &won);
-        tune(db)
-    };
-    let (winner, tried) = ["same", "second", "third"].iter().map(again).find(|(_, tried)| *tried == 1).unwrap();
+    merged("same", &won);
+    let (winner, tried) = tune("same");
     let of = |rec: &serde_json::Value, what: &str| rec["body"]["evidence"][what].clone();
     assert_eq!((&winner["body"]["config"], tried), (&won["body"]["config"], 1), "{winner}");
     assert_eq!(of(&winner, "trials"), of(&won, "trials").as_u64().unwrap() + 1);
