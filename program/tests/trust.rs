@@ -491,7 +491,18 @@ fn a_merged_winner_is_taken_over_when_it_is_what_it_says() {
         let out = place.jitune(&["db", "merge", "winners.jsonl", "--db", db]).output().unwrap();
         assert_eq!(out.status.code(), Some(0), "{}", text(&out));
     };
-    merged("same", &won);
+    let told = |slower: f64| {
+        let mut rec = won.clone();
+        let times = |v: &serde_json::Value| serde_json::json!(v.as_f64().unwrap() * slower);
+        let evidence = &mut rec["body"]["evidence"];
+        evidence["median_us"] = times(&evidence["median_us"]);
+        let samples: Vec<_> = evidence["samples_us"].as_array().unwrap().iter().map(times).collect();
+        evidence["samples_us"] = samples.into();
+        evidence["roofline_share"] = (evidence["roofline_share"].as_f64().unwrap() / slower).into();
+        rec
+    };
+    // Neither a busy machine nor a calm one makes it slower than this by more than what is allowed.
+    merged("same", &told(100.0));
     let (winner, tried) = tune("same");
     let of = |rec: &serde_json::Value, what: &str| rec["body"]["evidence"][what].clone();
     assert_eq!((&winner["body"]["config"], tried), (&won["body"]["config"], 1), "{winner}");
@@ -499,13 +510,7 @@ fn a_merged_winner_is_taken_over_when_it_is_what_it_says() {
     assert_eq!(of(&winner, "space"), of(&won, "space"));
     assert_ne!(of(&winner, "samples_us"), of(&won, "samples_us"));
     // One that is not as fast as its record says is one among others.
-    let mut boast = won.clone();
-    let hundredth = |v: &serde_json::Value| serde_json::json!(v.as_f64().unwrap() / 100.0);
-    let evidence = &mut boast["body"]["evidence"];
-    evidence["median_us"] = hundredth(&evidence["median_us"]);
-    let samples: Vec<_> = evidence["samples_us"].as_array().unwrap().iter().map(hundredth).collect();
-    evidence["samples_us"] = samples.into();
-    merged("boast", &boast);
+    merged("boast", &told(0.01));
     let (_, tried) = tune("boast");
     assert!(tried > 1, "{tried}");
     let mut none = won.clone();

@@ -145,6 +145,7 @@ impl Tensor {
     }
 
     /// Whether it is an output of which some elements must stay as they were.
+    #[cfg(feature = "tuner")]
     pub(crate) fn is_sparse(&self) -> bool {
         self.role == Role::Out && self.touched < self.len()
     }

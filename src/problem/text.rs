@@ -372,6 +372,7 @@ impl FromStr for Problem {
 impl Problem {
     /// The number above 0 that a problem has where this one is asked for: the same, or the decimal of which it is the nearest f32.
     /// `what` names it in the error, which says what numbers there are.
+    #[cfg(any(feature = "tuner", feature = "engine"))]
     pub(crate) fn held(what: &str, value: f64) -> Result<f64, String> {
         let (step, most) = (REAL_UNIT, real(i32::MAX));
         let found = units(value).filter(|units| *units > 0).map(real);
