@@ -229,7 +229,8 @@ mod tests {
             let (head, rest) = problem.split_once('|').unwrap_or((problem, ""));
             for dtype in ["f32", "bf16", "f16"] {
                 let plain = head.starts_with("rope_kv").then_some("");
-                for kv in plain.into_iter().chain(["kv=e4m3"]) {
+                let halves = if dtype == "f32" { &["kv=f16", "kv=bf16"][..] } else { &[] };
+                for kv in plain.into_iter().chain(["kv=e4m3"]).chain(halves.iter().copied()) {
                     let text = format!("{head} dtype={dtype} {kv} | {rest}");
                     let taking = library.taking(&text.parse().unwrap(), &device).unwrap();
                     assert!(taking.iter().any(|t| t.recipe.description.portable), "{text}");
@@ -247,16 +248,19 @@ mod tests {
     /// nearest.
     #[test]
     fn planted_faults_of_caches_of_codes_are_caught() {
-        let code = |file: &str, header: &str| format!("{file}\n").replace("#include \"e4m3_cache.h\"\n", header);
-        let header = include_str!("../kernel-templates/cpu/include/e4m3_cache.h");
+        let header = include_str!("../kernel-templates/cpu/include/cache.h").replace(
+            "#include \"e4m3_vectors.h\"\n",
+            include_str!("../kernel-templates/cpu/include/e4m3_vectors.h"),
+        );
+        let code = |file: &str| format!("{file}\n").replace("#include \"cache.h\"\n", &header);
         let reads = (
-            "cpu_attention_codes_portable",
-            code(include_str!("../kernel-templates/cpu/cpu_attention_codes_portable.c"), header),
-            include_str!("../kernel-templates/cpu/cpu_attention_codes_portable.toml"),
+            "cpu_attention_portable",
+            code(include_str!("../kernel-templates/cpu/cpu_attention_portable.c")),
+            include_str!("../kernel-templates/cpu/cpu_attention_portable.toml"),
         );
         let writes = (
             "cpu_rope_kv",
-            code(include_str!("../kernel-templates/cpu/cpu_rope_kv.c"), header),
+            code(include_str!("../kernel-templates/cpu/cpu_rope_kv.c")),
             include_str!("../kernel-templates/cpu/cpu_rope_kv.toml"),
         );
         let decode = "decode batch=2 context=300 heads=4 kv_heads=2 head_dim=64 kv=e4m3";
@@ -289,10 +293,10 @@ mod tests {
     #[test]
     fn tokens_become_codes_right_and_planted_faults_are_caught() {
         let library = Library::built_in().unwrap();
-        let header = include_str!("../kernel-templates/cpu/include/e4m3_cache.h");
+        let header = include_str!("../kernel-templates/cpu/include/e4m3_vectors.h");
         let code = format!("{}\n", include_str!("../kernel-templates/cpu/cpu_quantize.c"));
         let (code, description) = (
-            code.replace("#include \"e4m3_cache.h\"\n", header),
+            code.replace("#include \"e4m3_vectors.h\"\n", header),
             include_str!("../kernel-templates/cpu/cpu_quantize.toml"),
         );
         for to in ["int8-row", "e4m3-row", "e4m3-g128"] {

@@ -4,6 +4,7 @@
 // that a block of K and V serves the whole group. Causal tasks run from the last rows, the longest, to the first.
 #include "base.h"
 #include "vmath.h"
+#include "cache.h"
 #include "attend.h"
 
 #define GROUP (HEADS / KV_HEADS)

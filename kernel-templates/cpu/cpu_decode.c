@@ -2,8 +2,10 @@
 //
 // A task owns one KV head of one sequence and CHUNK tokens of its context: the GROUP query heads that share the KV head
 // are the rows, so K and V are read once. With more than one chunk a sequence, each leaves its unnormalised output,
-// maximum and sum in the workspace, and `cpu_decode_combine` joins them.
+// maximum and sum in the workspace, and `cpu_decode_combine` joins them. A cache that is not of f32 becomes f32 as a page is read; where
+// it is codes, the scale of the keys is part of the queries, that of the values of the output.
 #include "base.h"
+#include "cache.h"
 #include "vmath.h"
 #define GROUP (HEADS / KV_HEADS)
 #define BQ ((GROUP + VL - 1) / VL * VL)
@@ -14,15 +16,17 @@
 #define PAGES_OF_BLOCK ((BK + PAGE - 1) / PAGE)
 // A block's first key starts a page, and keys in registers never straddle two.
 _Static_assert((BK % PAGE == 0 || PAGE % BK == 0) && PAGE % KR == 0 && CHUNK % BK == 0, "blocks of whole pages");
-#define IN_PLACE (DTYPE_F32 && HEAD_DIM == DP)
+#define IN_PLACE (DTYPE_KV_F32 && HEAD_DIM == DP)
 #define PARTIAL (HEAD_DIM + 2) // floats of a partial result: output, maximum, sum
 
 void cpu_decode(const jt_arg *args, long task, long tasks) {
-  const elem *q = args[0].p, *k_cache = args[1].p, *v_cache = args[2].p;
-  const int32_t *table = args[3].p, *lens = args[4].p;
-  elem *o = args[5].p;
-  float *partial = args[6].p;
-  long max_pages = args[7].i, splits = args[8].i;
+  const elem *q = args[0].p;
+  const kv_elem *k_cache = args[1].p, *v_cache = args[2].p;
+  const float *scales = args[3].p;
+  const int32_t *table = args[4].p, *lens = args[5].p;
+  elem *o = args[6].p;
+  float *partial = args[7].p;
+  long max_pages = args[8].i, splits = args[9].i;
   long split = task % splits, head = task / splits % KV_HEADS, b = task / splits / KV_HEADS;
   long begin = split * CHUNK, end = min_l(begin + CHUNK, lens[b]);
   long first = b * HEADS + head * GROUP; // row of q and o
@@ -36,17 +40,19 @@ void cpu_decode(const jt_arg *args, long task, long tasks) {
 
   attend_init(&a);
   for (long r = 0; r < BQ; r++) attend_query(&a, r, r < GROUP ? q + (first + r) * HEAD_DIM : 0);
+  if (scales)
+    for (long i = 0; i < HEAD_DIM * BQ; i++) a.q[i] *= scales[head];
   for (long t0 = begin; t0 < end; t0 += BK) {
     long keys = min_l(BK, end - t0), per = min_l(PAGE, BK);
     for (long j = 0; j < keys; j += per) {
       long n = min_l(per, keys - j), t = t0 + j, after = t + per < end ? t + per : t;
-      const elem *k = k_cache + ROW(t) * HEAD_DIM, *v = v_cache + ROW(t) * HEAD_DIM;
+      const kv_elem *k = k_cache + ROW(t) * HEAD_DIM, *v = v_cache + ROW(t) * HEAD_DIM;
 #if IN_PLACE
       runs_k[j / per] = k;
       runs_v[j / per] = v;
 #else
-      widen(kb + j * HEAD_DIM, k, n * HEAD_DIM, align_l(n, KR) * HEAD_DIM);
-      for (long i = 0; i < n; i++) widen(vb + (j + i) * DP, v + i * HEAD_DIM, HEAD_DIM, DP);
+      widen_kv(kb + j * HEAD_DIM, k, n * HEAD_DIM, align_l(n, KR) * HEAD_DIM);
+      for (long i = 0; i < n; i++) widen_kv(vb + (j + i) * DP, v + i * HEAD_DIM, HEAD_DIM, DP);
       runs_k[j / per] = kb + j * HEAD_DIM;
       runs_v[j / per] = vb + j * DP;
 #endif
@@ -57,6 +63,8 @@ void cpu_decode(const jt_arg *args, long task, long tasks) {
     attend_softmax(&a, keys);
     attend_values(&a, (GROUP + QR - 1) / QR * QR, runs_v, per, DP, keys);
   }
+  if (scales)
+    for (long i = 0; i < GROUP * DP; i++) a.o[i] *= scales[KV_HEADS + head];
   for (long r = 0; r < GROUP; r++) {
     if (splits == 1) {
       attend_store(&a, r, o + (first + r) * HEAD_DIM);

@@ -1,7 +1,7 @@
 // Rows as codes with scales, normed before or not, for every width: a task has a row. `codes` says which: 0 int8 by rows, 1 E4M3 by
 // rows, 2 E4M3 by groups of 128.
 #include "base.h"
-#include "e4m3_cache.h"
+#include "e4m3_vectors.h"
 
 enum { X, WEIGHT, Y, SCALES, COLS_, CODES_, EPS };
 

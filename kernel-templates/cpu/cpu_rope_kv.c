@@ -1,30 +1,10 @@
 // What stands behind the product of Q, K and V: RMS norm of every Q and K head over its own columns, RoPE of both, and the cache write of
-// K and V, as elements or as codes. A task takes a row.
+// K and V, as values or as codes. A task takes a row.
 #include "base.h"
 #include "shuffle.h"
-#include "e4m3_cache.h"
+#include "cache.h"
 
-#if DTYPE_KV_E4M3
-typedef uint8_t kv_elem;
-#else
-typedef elem kv_elem;
-#endif
 enum { X, Q_NORM, K_NORM, POSITIONS, SLOTS, COS_SIN, SCALES, Y, K_CACHE, V_CACHE, EPS };
-
-INLINE void store_kv(kv_elem *p, vf v, float per_code) {
-#if DTYPE_KV_E4M3
-  store_codes(p, v * per_code);
-#else
-  store(p, v);
-#endif
-}
-INLINE void put_kv(kv_elem *p, float v, float per_code) {
-#if DTYPE_KV_E4M3
-  put_code(p, v * per_code);
-#else
-  put(p, v);
-#endif
-}
 
 // What a head is multiplied by that is normed; 1 without.
 INLINE float norm_of(const elem *from, float eps) {
@@ -76,14 +56,14 @@ void cpu_rope_kv(const jt_arg *args, long task, long tasks) {
     kv_elem *k = k_cache + at, *v = v_cache + at;
     float scale = norm_of(from, eps), per_k = scales ? 1.0f / scales[h] : 1.0f, per_v = scales ? 1.0f / scales[KV_HEADS + h] : 1.0f;
     for (c = 0; c + VL <= HEAD_DIM; c += VL) {
-      store_kv(k + c, rotated(from, k_norm, cs, scale, c), per_k);
-      store_kv(v + c, load(values + c), per_v);
+      store_kv(k + c, rotated(from, k_norm, cs, scale, c) * per_k);
+      store_kv(v + c, load(values + c) * per_v);
     }
     for (; c < HEAD_DIM; c += 2) {
       rotate_pair(pair, from, k_norm, cs, scale, c);
       for (long i = 0; i < 2; i++) {
-        put_kv(k + c + i, pair[i], per_k);
-        put_kv(v + c + i, get(values + c + i), per_v);
+        put_kv(k + c + i, pair[i] * per_k);
+        put_kv(v + c + i, get(values + c + i) * per_v);
       }
     }
   }

@@ -1,14 +1,7 @@
 // `rope_kv` for every shape that it allows: all dimensions are arguments, a task takes a head of a row, pair by pair.
 #include "base.h"
-#include "e4m3_cache.h"
+#include "cache.h"
 
-#if DTYPE_KV_E4M3
-typedef uint8_t kv_elem;
-INLINE void put_kv(kv_elem *p, float v) { put_code(p, v); }
-#else
-typedef elem kv_elem;
-INLINE void put_kv(kv_elem *p, float v) { put(p, v); }
-#endif
 enum { X, Q_NORM, K_NORM, POSITIONS, SLOTS, COS_SIN, SCALES, Y, K_CACHE, V_CACHE, HEADS_, KV_HEADS_, DIM, PAGE_, EPS };
 
 void cpu_rope_kv_portable(const jt_arg *args, long task, long tasks) {

@@ -82,7 +82,7 @@ impl ModelArgs {
         notes.extend(more);
         let (precision, more) = asked.weights.precision(dtype, target, || Ok(weights.precision(dtype, target)))?;
         notes.extend(more);
-        let precision = with_cache(precision, asked.kv_dtype)?;
+        let precision = with_cache(precision, asked.kv_dtype, target)?;
         // What is rounded, tokens and cache too, is said wherever something is.
         let stored = precision.to_string();
         if stored != dtype.to_string() {

@@ -3,7 +3,7 @@
 use super::CliError;
 use jitune::device::Target;
 use jitune::model::{Model, Precision, WeightFormat};
-use jitune::problem::{Dtype, Granularity, ScaledFormat, Storage, XFormat, Zero};
+use jitune::problem::{Dtype, Granularity, ScaledFormat, Storage, Types, XFormat, Zero};
 use std::fmt;
 
 /// What the weights are stored as on the device.
@@ -66,8 +66,9 @@ pub struct PrecisionArgs {
     /// files have them not (docs/precision.md has all).
     #[arg(long, value_name = "stored|plain|FORMAT", value_parser = stored, default_value = "stored", hide_default_value = true)]
     pub weights: Stored,
-    /// What the KV cache is stored as: in --dtype, or e4m3, in half the memory or less (docs/precision.md).
-    #[arg(long, value_name = "e4m3", value_parser = kv_dtype)]
+    /// What the KV cache is stored as: in --dtype, in e4m3, in half the memory or less, or on a processor in f16 or bf16 beside --dtype f32
+    /// (docs/precision.md).
+    #[arg(long, value_name = "e4m3|f16|bf16", value_parser = kv_dtype)]
     pub kv_dtype: Option<Dtype>,
 }
 
@@ -76,9 +77,9 @@ pub fn dtype(text: &str) -> Result<Dtype, String> {
     Dtype::parse(text).ok_or_else(|| format!("it is one of {}", Dtype::names()))
 }
 
-/// Reads `--kv-dtype`; which of the dtypes may be said besides e4m3, `--dtype` decides.
+/// Reads `--kv-dtype`; which of the dtypes may be said besides e4m3, `--dtype` and the target decide.
 pub fn kv_dtype(text: &str) -> Result<Dtype, String> {
-    Dtype::parse(text).ok_or_else(|| "it is e4m3, or --dtype's own, which need not be said".into())
+    Dtype::parse(text).ok_or_else(|| "it is e4m3, f16, bf16, or --dtype's own, which need not be said".into())
 }
 
 /// Reads `--weights`.
@@ -101,20 +102,22 @@ pub fn names() -> String {
     format!("{}|{}", BOTH.each_ref().map(|codes| codes.name).join("|"), ScaledFormat::names())
 }
 
-/// A precision with the cache as `--kv-dtype` says: in the dtype, which need not be said, or in codes of e4m3.
-pub fn with_cache(precision: Precision, asked: Option<Dtype>) -> Result<Precision, CliError> {
+/// A precision with the cache as `--kv-dtype` says: in the dtype, which need not be said, in codes of e4m3, or in half of f32's bits.
+pub fn with_cache(precision: Precision, asked: Option<Dtype>, target: Target) -> Result<Precision, CliError> {
     let dtype = precision.dtype;
-    match asked {
-        Some(Dtype::E4m3) if matches!(dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32) => {
-            Ok(precision.with_cache(Some(Storage::E4m3)))
+    let not = |asked: Dtype, why: &str| Err(CliError::Usage(format!("--kv-dtype {asked}: {why}")));
+    let cache = match (asked, dtype) {
+        (None, _) => return Ok(precision),
+        (Some(same), _) if same == dtype && same != Dtype::E4m3 => return Ok(precision),
+        (Some(Dtype::E4m3), Dtype::Bf16 | Dtype::F16 | Dtype::F32) => Storage::E4m3,
+        (Some(Dtype::E4m3), _) => return not(Dtype::E4m3, &format!("--dtype is bf16, f16 or f32 then, not {dtype}")),
+        (Some(half @ (Dtype::F16 | Dtype::Bf16)), Dtype::F32) if target == Target::Cpu => Types::from(half).y,
+        (Some(half @ (Dtype::F16 | Dtype::Bf16)), Dtype::F32) => {
+            return not(half, "beside --dtype f32 only kernels of a processor have it; on a GPU it is e4m3, or --dtype");
         }
-        None => Ok(precision),
-        Some(same) if same == dtype && same != Dtype::E4m3 => Ok(precision),
-        Some(Dtype::E4m3) => {
-            Err(CliError::Usage(format!("--kv-dtype e4m3: --dtype is bf16, f16 or f32 then, not {dtype}")))
-        }
-        Some(other) => Err(CliError::Usage(format!("--kv-dtype {other}: it is e4m3, or --dtype, which is {dtype}"))),
-    }
+        (Some(other), _) => return not(other, &format!("it is e4m3, or --dtype, which is {dtype}")),
+    };
+    Ok(precision.with_cache(Some(cache)))
 }
 
 /// The dtype of a model's tensors, or the target's usual one.

@@ -1,7 +1,7 @@
 //! `jitune compare --precisions`: a model in several precisions on one device: time, memory, and what each does to its answers.
 
 use super::opened::{ModelArgs, Opened, failed};
-use super::precision::{PrecisionArgs, Stored, dtype_of, in_codes, names};
+use super::precision::{PrecisionArgs, Stored, dtype_of, in_codes, kv_dtype, names};
 use super::progress::Live;
 use super::select::{Store, Templates, Where, Which};
 use super::sign::Signer;
@@ -44,20 +44,20 @@ struct Asked {
     kv: Option<Dtype>,
 }
 
-/// What stands behind the name of a precision whose cache is codes.
-const IN_CODES: &str = "/kv-e4m3";
+/// What stands behind the name of a precision, before the dtype of its cache.
+const CACHE: &str = "/kv-";
 
 fn asked(name: &str, usual: Dtype) -> Result<Asked, CliError> {
     // What stands behind a stroke is the cache.
-    let (all, name) = (name, name.strip_suffix(IN_CODES).unwrap_or(name));
-    let kv = (all != name).then_some(Dtype::E4m3);
+    let (all, (name, kv)) = (name, name.split_once(CACHE).map_or((name, None), |(name, kv)| (name, Some(kv))));
+    let kv = kv.map(|kv| kv_dtype(kv).map_err(|why| CliError::Usage(format!("--precisions {all}: {kv}: {why}")))).transpose()?;
     let (dtype, weights) = match (Dtype::parse(name), in_codes(name), name) {
         (Some(dtype), ..) => (dtype, Stored::Plain),
         (_, Some(stored), _) => (usual, stored),
         (_, _, "stored") => (usual, Stored::AsTheyAre),
         _ => {
             let text = format!(
-                "--precisions {all}: it is one of {}, stored, {}, each with {IN_CODES} behind it for a cache in e4m3",
+                "--precisions {all}: it is one of {}, stored, {}, each with {CACHE}e4m3 behind it for a cache in e4m3 and the like",
                 Dtype::names(),
                 names()
             );

@@ -219,7 +219,7 @@ impl BucketArgs {
         let asked = &self.precision;
         let (precision, more) = asked.weights.of_named(name, &model, dtype_of(asked.dtype, target)?, target)?;
         notes.extend(more);
-        let plan = Plan::new(&model, &buckets, with_cache(precision, asked.kv_dtype)?)?;
+        let plan = Plan::new(&model, &buckets, with_cache(precision, asked.kv_dtype, target)?)?;
         let (longest, most) = (buckets.longest(), model.max_position_embeddings);
         if longest > most {
             notes.push(format!(

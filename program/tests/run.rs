@@ -304,17 +304,22 @@ fn a_cache_of_codes_is_run_where_it_is_asked_for() {
     };
     for weights in ["plain", "int8-row"] {
         let (plain, exact) = of(&["--dtype", "f32", "--weights", weights]);
-        let (coded, codes) = of(&["--dtype", "f32", "--weights", weights, "--kv-dtype", "e4m3"]);
-        let off = rms(&exact, &codes);
-        assert!((1e-4..0.2).contains(&off), "{weights}: {off}");
         let bytes = |v: &Value| v["memory_bytes"].as_u64().unwrap();
-        assert!(bytes(&coded) < bytes(&plain), "{} of {}", bytes(&coded), bytes(&plain));
+        let mut most = bytes(&plain);
+        for (cache, near) in [("bf16", 1e-5..2e-2), ("f16", 1e-6..2e-3), ("e4m3", 1e-4..0.2)] {
+            let (coded, codes) = of(&["--dtype", "f32", "--weights", weights, "--kv-dtype", cache]);
+            let off = rms(&exact, &codes);
+            assert!(near.contains(&off), "{weights}, {cache}: {off}");
+            assert!(bytes(&coded) < most || cache == "f16", "{cache}: {} of {most}", bytes(&coded));
+            most = bytes(&coded);
+        }
         assert_eq!(of(&["--dtype", "f32", "--weights", weights, "--kv-dtype", "f32"]).1, exact);
     }
     for (args, said) in [
-        (["--dtype", "f32", "--kv-dtype", "f16"], "it is e4m3, or --dtype, which is f32"),
+        (["--dtype", "bf16", "--kv-dtype", "f16"], "it is e4m3, or --dtype, which is bf16"),
+        (["--dtype", "f32", "--kv-dtype", "tf32"], "it is e4m3, or --dtype, which is f32"),
         (["--dtype", "tf32", "--kv-dtype", "e4m3"], "a processor has --dtype f32"),
-        (["--dtype", "f32", "--kv-dtype", "int8"], "it is e4m3, or --dtype"),
+        (["--dtype", "f32", "--kv-dtype", "int8"], "it is e4m3, f16, bf16, or --dtype"),
     ] {
         let args = [&["run", "--target", "cpu", "--model", "./qwen3", "--ids", "1"][..], &args].concat();
         let out = place.jitune(&args).output().unwrap();

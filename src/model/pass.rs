@@ -200,8 +200,8 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
         let w = at("qkv");
         step("norm", norm_for(&w), of_norm(&stream, &at("input_norm"), tokens(&normed, &w)))?;
         let (q, k_cache, v_cache) = (at("q"), at("k_cache"), at("v_cache"));
-        let coded = precision.cache().is_some();
-        let scales = when(coded, &at("kv_scales"));
+        let of_cache = precision.types_of_cache();
+        let scales = when(of_cache.has_codes_of_caches(), &at("kv_scales"));
         let caches = [one(State, &k_cache), one(State, &v_cache)].concat();
         let shape = [(h + 2 * hk) * d, hidden];
         let operands = [tokens(&normed, &w), weight(&w), when(m.qkv_bias, &at("qkv_bias"))].concat();
@@ -213,17 +213,17 @@ fn program(m: &Model, shape: Shape, cache: Cache, precision: &Precision) -> Resu
         ];
         let written = [one(Activation, &q), caches.clone()].concat();
         let of_rows = format!("qk_norm={qk_norm} pages={pages} max_pos={max_pos} eps={eps:e}");
-        match coded {
-            false => {
+        match of_cache.kv {
+            None => {
                 let types = precision.types(&w, shape);
                 let text = format!("qkv m={rows} k={hidden} {of_heads} bias={bias} {of_rows} dtype={types}");
                 step("qkv", text, [operands, rest.concat(), written].concat())?;
             }
-            true => {
+            Some(_) => {
                 let projected = one(Activation, &at("projected"));
                 let text = product(&w, rows, shape, [m.qkv_bias, false]);
                 step("qkv", text, [operands, projected.clone()].concat())?;
-                let text = format!("rope_kv m={rows} {of_heads} {of_rows} dtype={}", precision.types_of_cache());
+                let text = format!("rope_kv m={rows} {of_heads} {of_rows} dtype={of_cache}");
                 step("rope_kv", text, [projected, rest.concat(), scales.clone(), written].concat())?;
             }
         }

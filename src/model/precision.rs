@@ -85,12 +85,12 @@ impl Precision {
         self.tokens.filter(|tokens| self.format(name).is_some_and(|f| tokens.goes_with(f.format.codes)))
     }
 
-    /// The same with the cache in codes of that type, E4M3, or in the dtype.
+    /// The same with the cache in codes of that type, E4M3, in values of bf16 or f16 beside f32, or in the dtype.
     pub fn with_cache(self, cache: Option<Storage>) -> Precision {
         Precision { cache, ..self }
     }
 
-    /// The codes of the cache; none where it is in the dtype.
+    /// What the cache is stored as; none where it is in the dtype.
     pub fn cache(&self) -> Option<Storage> {
         self.cache
     }

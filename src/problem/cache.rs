@@ -1,4 +1,5 @@
-//! Caches of keys and values as codes: E4M3 with an f32 scale for the keys and one for the values of each KV head, `kv_scales [2, kv_heads]`.
+//! Caches of keys and values in a type of their own: values in bf16 or f16, or codes of E4M3 with an f32 scale for the keys and one for the
+//! values of each KV head, `kv_scales [2, kv_heads]`.
 
 use super::{Fill, Inputs, Problem, Storage, Tensor};
 
@@ -12,7 +13,7 @@ pub(super) fn storage(p: &Problem) -> Storage {
 
 /// How caches that are read are filled. Values have unit variance: of codes with the scales of [`scales`].
 pub(super) fn fill(p: &Problem) -> Fill {
-    Fill::Uniform { scale: if p.types.kv.is_some() { 448.0 } else { 3f32.sqrt() } }
+    Fill::Uniform { scale: if p.types.has_codes_of_caches() { 448.0 } else { 3f32.sqrt() } }
 }
 
 /// The scale that gives codes uniform in ±448, with scales uniform in [0.5, 1.5) times it, unit variance.
@@ -21,14 +22,14 @@ pub(super) const READ: f32 = 0.003_714_4;
 /// The scales of caches that are codes, uniform in [0.5, 1.5) times `unit`.
 pub(super) fn scales(p: &Problem, unit: f32) -> Option<Tensor> {
     let fill = Fill::Between { low: 0.5 * unit, high: 1.5 * unit };
-    p.types.kv.map(|_| Tensor::input(SCALES, Storage::F32, &[2, p.dim("kv_heads")], fill))
+    p.types.has_codes_of_caches().then(|| Tensor::input(SCALES, Storage::F32, &[2, p.dim("kv_heads")], fill))
 }
 
 /// What codes of keys and of values of a KV head are worth: 1 where caches are no codes.
 pub(super) fn worth(p: &Problem, inputs: &Inputs, head: u64) -> [f64; 2] {
-    match p.types.kv {
-        None => [1.0; 2],
-        Some(_) => [head, p.dim("kv_heads") as u64 + head].map(|at| inputs.get(SCALES).at(at)),
+    match p.types.has_codes_of_caches() {
+        false => [1.0; 2],
+        true => [head, p.dim("kv_heads") as u64 + head].map(|at| inputs.get(SCALES).at(at)),
     }
 }
 

@@ -71,8 +71,12 @@ impl Tolerance {
     /// The limits of a problem: a few roundings of its results, or of a factor in TF32 where that is coarser. f32 sums of
     /// thousands of terms lose some bits more.
     pub fn of(problem: &Problem) -> Tolerance {
-        let types = problem.types();
-        let (rms, max) = match (types.y, types.compute) {
+        Tolerance::of_values(problem, problem.types().y)
+    }
+
+    /// Those of values that are stored so.
+    fn of_values(problem: &Problem, storage: Storage) -> Tolerance {
+        let (rms, max) = match (storage, problem.types().compute) {
             (Storage::Bf16, _) => (4e-3, 2e-2),
             (Storage::F16, Compute::F32) => (6e-4, 4e-3),
             (Storage::F16 | Storage::F32, Compute::Tf32) => (1e-3, 6e-3),
@@ -89,6 +93,8 @@ impl Tolerance {
             Storage::E4m3 | Storage::Int8 => Tolerance { rms: 1e-6, max: 1e-5 },
             // Beside codes.
             Storage::F32 if problem.has("codes") => Tolerance { rms: 5e-6, max: 5e-5 },
+            // Caches in a type of their own.
+            Storage::Bf16 | Storage::F16 => Tolerance::of_values(problem, tensor.storage),
             _ => Tolerance::of(problem),
         }
     }
@@ -121,6 +127,8 @@ mod tests {
             "rope_kv m=9 heads=2 kv_heads=1 head_dim=4 page=4 kv=e4m3 padding=some",
             "rope_kv m=3 heads=2 kv_heads=1 head_dim=4 page=4 qk_norm=1",
             "decode batch=2 context=5 heads=2 kv_heads=1 head_dim=4 page=2 kv=e4m3 lens=mixed",
+            "rope_kv m=9 heads=2 kv_heads=1 head_dim=4 page=4 dtype=f32 kv=f16 padding=some",
+            "decode batch=2 context=5 heads=2 kv_heads=1 head_dim=4 page=2 dtype=f32 kv=bf16 lens=mixed",
         ] {
             let p: Problem = text.parse().unwrap();
             let all = expected(&p, &Inputs::new(&p, 1), 1, u64::MAX / 2);

@@ -97,7 +97,7 @@ impl Problem {
             return Err(impossible(format!("{} has no tokens of a scaled format", self.op().name)));
         }
         if self.types.kv.is_some() && !self.op().cached {
-            return Err(impossible(format!("{} has no caches of codes", self.op().name)));
+            return Err(impossible(format!("{} has no caches", self.op().name)));
         }
         let said_by_one = self.types.unscaled().dtype().is_some_and(|d| d != Dtype::E4m3);
         if !self.op().mixed && !said_by_one {
@@ -188,7 +188,7 @@ fn unknown_field(op: &super::OpDef, field: &str) -> ProblemError {
             } else {
                 String::new()
             },
-            if op.cached { " [kv=e4m3]" } else { "" }
+            if op.cached { " [kv=e4m3|f16|bf16]" } else { "" }
         ),
     }
 }
@@ -208,8 +208,8 @@ fn of_old_records(text: &str) -> Option<String> {
 /// What a tensor of a product may be stored as, and what scales may be.
 const PLAIN: [Storage; 4] = [Storage::Bf16, Storage::F16, Storage::F32, Storage::E4m3];
 const SCALES: [Storage; 3] = [Storage::F32, Storage::F16, Storage::Bf16];
-/// What codes of caches may be; what is not said is stored as results are.
-const CODES_OF_CACHES: [Storage; 1] = [Storage::E4m3];
+/// What caches may be stored as that are not what results are.
+const CACHES: [Storage; 3] = [Storage::E4m3, Storage::F16, Storage::Bf16];
 
 /// What `w=` says.
 enum Weights {
@@ -287,7 +287,7 @@ impl FromStr for Problem {
                 continue;
             }
             if def.cached && field == "kv" {
-                let read = stored(value, &CODES_OF_CACHES).map_err(bad)?;
+                let read = stored(value, &CACHES).map_err(bad)?;
                 if kv.replace(read).is_some() {
                     return Err(twice());
                 }
@@ -475,6 +475,8 @@ mod tests {
             "decode batch=8 context=8192 heads=32 kv_heads=8 head_dim=64 dtype=bf16 kv=e4m3",
             "paged_attention tokens=9 batch=3 context=99 heads=2 kv_heads=1 head_dim=4 dtype=f32 kv=e4m3 | lens=mixed",
             "rope_kv m=4 heads=32 kv_heads=8 head_dim=64 qk_norm=1 dtype=f16 kv=e4m3 | pages=16 eps=1e-5",
+            "rope_kv m=4 heads=32 kv_heads=8 head_dim=64 dtype=f32 kv=f16 | pages=16",
+            "decode batch=8 context=8192 heads=32 kv_heads=8 head_dim=64 dtype=f32 kv=bf16",
             "rope_kv m=4 heads=32 kv_heads=8 head_dim=64 dtype=bf16",
         ] {
             let p: Problem = text.parse().unwrap();
@@ -537,6 +539,9 @@ mod tests {
             ("decode batch=1 context=1 heads=1 kv_heads=1 head_dim=2 kv=int8", "it is one of e4m3"),
             ("decode batch=1 context=1 heads=1 kv_heads=1 head_dim=2 kv=e4m3 kv=e4m3", "given twice"),
             ("decode batch=1 context=1 heads=1 kv_heads=1 head_dim=2 dtype=e4m3 kv=e4m3", "one type"),
+            ("decode batch=1 context=1 heads=1 kv_heads=1 head_dim=2 dtype=bf16 kv=f16", "results in f32 alone"),
+            ("decode batch=1 context=1 heads=1 kv_heads=1 head_dim=2 dtype=f16 kv=f16", "results in f32 alone"),
+            ("decode batch=1 context=1 heads=1 kv_heads=1 head_dim=2 dtype=tf32 kv=e4m3", "not for tf32"),
             ("qkv m=1 k=2 heads=1 kv_heads=1 head_dim=2 kv=e4m3", "not a dimension"),
             ("rope_kv m=9 heads=1 kv_heads=1 head_dim=2 page=4 pages=2", "8 slots"),
             ("rope_kv m=1 heads=1 kv_heads=1 head_dim=3 kv=e4m3", "even"),

@@ -132,8 +132,8 @@ pub struct Types {
     pub scaling: Option<Scaling>,
     /// Of codes of x: what one of their scales is for, which are f32. None where x is stored as values.
     pub x_scales: Option<Granularity>,
-    /// Of the caches of keys and values where they are codes, each worth its head's f32 scale times what it is; E4M3. None where they
-    /// are stored as results are.
+    /// Of the caches of keys and values where they are not stored as results are: codes of E4M3, each worth its head's f32 scale times
+    /// what it is, or, beside results in f32, values in bf16 or f16.
     pub kv: Option<Storage>,
 }
 
@@ -159,6 +159,11 @@ impl Types {
         if self.x.bits() >= self.w.bits() || self.scaling.is_some() { self.x } else { self.w }
     }
 
+    /// Whether the caches are codes, with a scale a head.
+    pub fn has_codes_of_caches(self) -> bool {
+        self.kv == Some(Storage::E4m3)
+    }
+
     /// The same with operands and caches as the base dtype has them where they are of a scaled format.
     pub fn unscaled(self) -> Types {
         let base = Types::from(self.base());
@@ -177,8 +182,11 @@ impl Types {
             scaling.check(self.w)?;
         }
         scaled_x::check(self)?;
-        if let Some(kv) = self.kv.filter(|kv| *kv != Storage::E4m3) {
-            return Err(format!("codes of a cache are of e4m3, not {kv}"));
+        match self.kv {
+            Some(_) if self.compute == Compute::Tf32 => return Err("a cache with a type of its own is not for tf32".into()),
+            None | Some(Storage::E4m3) => {}
+            Some(Storage::Bf16 | Storage::F16) if self.y == Storage::F32 => {}
+            Some(kv) => return Err(format!("a cache in {kv} is for results in f32 alone, and these are in {}", self.y)),
         }
         if self.compute == Compute::Tf32 && (self.x, self.w) != (Storage::F32, Storage::F32) {
             return Err("tf32 is for products of f32 by f32".into());

@@ -191,7 +191,8 @@ impl Scope {
                 ("simd", count(device.simd)),
             ]),
         }
-        let kv = tensor(types.kv.unwrap_or(types.y));
+        let mut kv = tensor(types.kv.unwrap_or(types.y));
+        kv.push(("scale", if types.has_codes_of_caches() { "head" } else { "none" }.into()));
         let attributes = [("dev", dev), ("x", x), ("w", w), ("y", tensor(types.y)), ("kv", kv)];
         Scope { fixed, attributes, stack: RwLock::default() }
     }

@@ -85,6 +85,8 @@ pub struct Recipe {
     knows_layouts: bool,
     /// Whether its code is told what caches are stored as.
     pub(crate) knows_caches: bool,
+    /// Whether its code knows that a cache with a type of its own may have no scales.
+    knows_scales_of_caches: bool,
     pub(crate) when: Expr,
     pub(crate) derive: Vec<(Arc<str>, Expr)>,
     pub(crate) constraints: Vec<(String, Expr)>,
@@ -198,6 +200,7 @@ impl Recipe {
             knows_scales_of_x: named(&"x.scale"),
             knows_layouts: named(&"w.layout"),
             knows_caches,
+            knows_scales_of_caches: named(&"kv.scale"),
             when,
             derive: d.derive.iter().map(|(n, t)| Ok((n.as_str().into(), one(n, t)?))).collect::<Result<_, _>>()?,
             constraints: d
@@ -229,7 +232,9 @@ impl Recipe {
             return Ok(false);
         }
         let types = problem.types();
-        if !self.knows_caches && types.kv.is_some() {
+        // Code that knows a cache by its dtype alone takes it for codes where it is not as results are.
+        let knows_cache = self.knows_scales_of_caches || self.knows_caches && types.has_codes_of_caches();
+        if !knows_cache && types.kv.is_some() {
             return Ok(false);
         }
         // Code that knows one dtype has no names for the others.

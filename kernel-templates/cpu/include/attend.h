@@ -4,7 +4,7 @@
 // as they lie in memory, and the softmax (maximum, exp, sum) needs no movement between lanes. Q is transposed and
 // scaled once. The second product broadcasts s[key][row] against vectors of V. So neither K nor V is ever transposed.
 //
-// Expects HEAD_DIM, BQ (rows), BK (keys of a block), KR (keys in registers), QV (row vectors in registers),
+// Behind cache.h. Expects HEAD_DIM, BQ (rows), BK (keys of a block), KR (keys in registers), QV (row vectors in registers),
 // QR (rows in registers) and DV (vectors of V in registers).
 #define DP ((HEAD_DIM + DV * VL - 1) / (DV * VL) * (DV * VL)) // head_dim in whole register blocks
 _Static_assert(BQ % (QV * VL) == 0 && BQ % QR == 0 && BK % KR == 0, "attention blocks");
@@ -30,8 +30,8 @@ INLINE void attend_query(attend_t *a, long r, const elem *q) {
 }
 // s[key..key + keys] = K . Q^T; `keys` is a multiple of KR and every row of `k` is readable. Where they are given, as
 // many rows of K and V from `next_k` and `next_v` on are fetched meanwhile, a line of each every STEP elements.
-#define STEP (64 / (KR * ELEM_BYTES) > 1 && HEAD_DIM % (64 / (KR * ELEM_BYTES)) == 0 ? 64 / (KR * ELEM_BYTES) : 1)
-INLINE void attend_scores(attend_t *a, long key, const float *k, long keys, const elem *next_k, const elem *next_v) {
+#define STEP (64 / (KR * KV_BYTES) > 1 && HEAD_DIM % (64 / (KR * KV_BYTES)) == 0 ? 64 / (KR * KV_BYTES) : 1)
+INLINE void attend_scores(attend_t *a, long key, const float *k, long keys, const kv_elem *next_k, const kv_elem *next_v) {
   for (long j = 0; j < keys; j += KR)
     for (long r = 0; r < BQ; r += QV * VL) {
       vf acc[KR][QV];

@@ -72,41 +72,48 @@ INLINE uint16_t f32_to_bf16(float f) {
   return f != f ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-#if DTYPE_BF16
-typedef uint16_t elem;
-#define ELEM_BYTES 2
-INLINE float get(const elem *p) { return bf16_to_f32(*p); }
-INLINE void put(elem *p, float v) { *p = f32_to_bf16(v); }
-INLINE vf load(const elem *p) { return (vf)(__builtin_convertvector(*(const vh_any *)p, vu) << 16); }
-INLINE void store(elem *p, vf v) {
+INLINE vf load_bf16(const uint16_t *p) { return (vf)(__builtin_convertvector(*(const vh_any *)p, vu) << 16); }
+INLINE void store_bf16(uint16_t *p, vf v) {
   vu u = (vu)v;
   u = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   u = (u & ~(vu)(v != v)) | (0x7fc0 & (vu)(v != v));
   *(vh_any *)p = __builtin_convertvector(u, vh);
 }
+#if DTYPE_F16 || DTYPE_KV_F16
+#if defined(__F16C__) && SIMD == 32
+#include <immintrin.h>
+INLINE vf load_f16(const _Float16 *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE void store_f16(_Float16 *p, vf v) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, 0)); }
+#elif defined(__AVX512F__) && SIMD == 64
+#include <immintrin.h>
+INLINE vf load_f16(const _Float16 *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE void store_f16(_Float16 *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, 0)); }
+#else
+INLINE vf load_f16(const _Float16 *p) {
+  vf v;
+  UNROLL for (int i = 0; i < VL; i++) v[i] = (float)p[i];
+  return v;
+}
+INLINE void store_f16(_Float16 *p, vf v) {
+  UNROLL for (int i = 0; i < VL; i++) p[i] = (_Float16)v[i];
+}
+#endif
+#endif
+
+#if DTYPE_BF16
+typedef uint16_t elem;
+#define ELEM_BYTES 2
+INLINE float get(const elem *p) { return bf16_to_f32(*p); }
+INLINE void put(elem *p, float v) { *p = f32_to_bf16(v); }
+INLINE vf load(const elem *p) { return load_bf16(p); }
+INLINE void store(elem *p, vf v) { store_bf16(p, v); }
 #elif DTYPE_F16
 typedef _Float16 elem;
 #define ELEM_BYTES 2
 INLINE float get(const elem *p) { return (float)*p; }
 INLINE void put(elem *p, float v) { *p = (_Float16)v; }
-#if defined(__F16C__) && SIMD == 32
-#include <immintrin.h>
-INLINE vf load(const elem *p) { return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
-INLINE void store(elem *p, vf v) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v, 0)); }
-#elif defined(__AVX512F__) && SIMD == 64
-#include <immintrin.h>
-INLINE vf load(const elem *p) { return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-INLINE void store(elem *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)v, 0)); }
-#else
-INLINE vf load(const elem *p) {
-  vf v;
-  UNROLL for (int i = 0; i < VL; i++) v[i] = (float)p[i];
-  return v;
-}
-INLINE void store(elem *p, vf v) {
-  UNROLL for (int i = 0; i < VL; i++) p[i] = (_Float16)v[i];
-}
-#endif
+INLINE vf load(const elem *p) { return load_f16(p); }
+INLINE void store(elem *p, vf v) { store_f16(p, v); }
 #elif DTYPE_F32 || DTYPE_TF32
 typedef float elem;
 #define ELEM_BYTES 4

@@ -1,4 +1,4 @@
-// Caches that are codes of E4M3: vectors of codes from and to f32. Behind base.h.
+// Vectors of codes of E4M3 from and to f32. Behind base.h.
 typedef uint8_t vb __attribute__((vector_size(VL)));
 typedef uint8_t vb_any __attribute__((vector_size(VL), aligned(1), may_alias));
 
@@ -22,10 +22,6 @@ INLINE vf load_codes(const uint8_t *p) {
   vf v = pick((vi)(magnitude < 8), even, (vf)((magnitude << 20) + (120u << 23)));
   return (vf)((vu)v | (u & 0x80) << 24);
 }
-INLINE float get_code(const uint8_t *p) {
-  uint8_t all[VL] = {*p};
-  return load_codes(all)[0];
-}
 // The nearest codes, ties to even; what is beyond the largest becomes the largest, NaN stays NaN.
 INLINE vb codes_of(vf v) {
   vu bits = (vu)v, sign = bits >> 24 & 0x80;
@@ -38,10 +34,3 @@ INLINE vb codes_of(vf v) {
 }
 INLINE void store_codes(uint8_t *p, vf v) { *(vb_any *)p = codes_of(v); }
 INLINE void put_code(uint8_t *p, float v) { *p = codes_of(splat(v))[0]; }
-// `n` codes to f32; the tail up to `padded` becomes zero.
-INLINE void widen_codes(float *to, const uint8_t *from, long n, long padded) {
-  long i = 0;
-  for (; i + VL <= n; i += VL) store_f32(to + i, load_codes(from + i));
-  for (; i < n; i++) to[i] = get_code(from + i);
-  for (; i < padded; i++) to[i] = 0;
-}
