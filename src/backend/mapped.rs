@@ -18,18 +18,15 @@ impl Mapped {
         unsafe { Mmap::map(&file) }.map(Mapped)
     }
 
-    /// Says that these bytes are not read soon: what memory holds of them counts as the process's no more, and whoever reads them after all
-    /// has them from the file again.
-    pub fn let_go(&self, range: std::ops::Range<usize>) {
+    /// Says that nothing is read soon: what memory holds of the file counts as the process's no more, and whoever reads it after all has it
+    /// from the file again.
+    pub fn let_go(&self) {
         // SAFETY: the map is shared with the file and never written through, so pages that are dropped come back as they were.
         #[cfg(unix)]
-        let advised =
-            unsafe { self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        let advised = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         // Advice alone: where it is not taken, memory stays as it was.
         #[cfg(unix)]
         drop(advised);
-        #[cfg(not(unix))]
-        drop(range);
     }
 }
 

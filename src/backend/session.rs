@@ -241,6 +241,10 @@ pub trait Session {
     fn verify(&mut self, candidate: &Runnable, elements: &[Element]) -> Result<(Tried, Vec<f64>), BackendError>;
 }
 
+/// Launches without timing before a candidate is looked at again, and seconds that they may take: so many a winner has behind it in the
+/// process that verifies it, however slow the machine was when it was timed.
+pub(crate) const UNTIMED: (usize, f64) = (100, 0.05);
+
 /// The seed of the inputs that come into the memory of those of `seed`.
 pub(crate) fn renewed(seed: u64) -> u64 {
     seed.wrapping_add(0x0dd5)

@@ -152,11 +152,9 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// Says that a tensor is not read again soon.
-    pub(super) fn let_go(&self, name: &str) {
-        if let Some(place) = self.tensors.get(name) {
-            self.files[place.file].1.let_go(place.start..place.end);
-        }
+    /// Says that what was read so far is not read again soon, nor what the system brought in beside it.
+    pub(super) fn let_go(&self) {
+        self.files.iter().for_each(|(_, mapped)| mapped.let_go());
     }
 
     /// The shape and the bytes of a tensor of whatever type.

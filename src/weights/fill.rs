@@ -121,6 +121,7 @@ impl Weights {
         let mut parts = Vec::new();
         for n in &rows.of {
             parts.extend(self.quantised(n)?);
+            self.checkpoint.let_go();
         }
         if parts.len() == rows.of.len() {
             let alone = parts.len() == 1 && rows.in_order();
@@ -172,7 +173,7 @@ impl Weights {
             make(held[of].row(number), out)
         })?;
         // Each is read once, and what is made of it is in memory now.
-        rows.of.iter().for_each(|n| self.checkpoint.let_go(&n.name));
+        self.checkpoint.let_go();
         Ok(())
     }
 

@@ -6,10 +6,7 @@ use super::memory::Buffer;
 use super::pool::Pool;
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
-use crate::backend::session::{
-    Check, Doubt, Element, Runnable, Series, Session, Setup, TensorCheck, Timed, Tried, code, distance, renewed, stale,
-    unpredictable,
-};
+use crate::backend::session::{Check, Doubt, Element, Runnable, Series, Session, Setup, TensorCheck, Timed, Tried, code, distance, renewed, stale, unpredictable, UNTIMED};
 use crate::device::{Ceilings, Device};
 use crate::problem::{
     Expected, Input, Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected, hash_uniform,
@@ -38,8 +35,6 @@ const FLOOR_SHARE: (f64, f64) = (0.3, 0.1);
 const CACHE_LOADS: f64 = 3.0 * 6e9;
 /// What takes longer than this in seconds is not launched more often than timing it needs.
 const LONG_S: f64 = 0.1;
-/// Launches without timing before a candidate is looked at again, and seconds that they may take.
-const UNTIMED: (usize, f64) = (32, 0.05);
 /// One of so many elements is spoiled before a launch that must write it again.
 const SPOILED: usize = 16;
 

@@ -12,10 +12,7 @@ use super::nvml::Sensors;
 use super::support::{Ranges, Support};
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
-use crate::backend::session::{
-    Check, Doubt, Element, Runnable, Series, Session, Setup, Timed, Tried, code, gate_clocks, renewed, stale,
-    unpredictable,
-};
+use crate::backend::session::{Check, Doubt, Element, Runnable, Series, Session, Setup, Timed, Tried, code, gate_clocks, renewed, stale, unpredictable, UNTIMED};
 use crate::device::{Ceilings, Device};
 use crate::problem::{Input, Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected};
 use rayon::prelude::*;
@@ -40,8 +37,6 @@ const MATRIX_STEPS: u32 = 4096;
 const FLOOR_SHARE: f64 = 0.85;
 /// Bytes that a multiprocessor takes from the L2 a cycle, at most.
 const L2_BYTES: f64 = 64.0;
-/// Launches without timing before a candidate is looked at again, and seconds that they may take.
-const UNTIMED: (usize, f64) = (32, 0.05);
 /// Outputs up to this size come back whole where elements of them are asked for.
 const WHOLE_BYTES: u64 = 8 << 20;
 
