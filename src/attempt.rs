@@ -248,10 +248,8 @@ mod tests {
     /// nearest.
     #[test]
     fn planted_faults_of_caches_of_codes_are_caught() {
-        let header = include_str!("../kernel-templates/cpu/include/cache.h").replace(
-            "#include \"e4m3_vectors.h\"\n",
-            include_str!("../kernel-templates/cpu/include/e4m3_vectors.h"),
-        );
+        let header = include_str!("../kernel-templates/cpu/include/cache.h")
+            .replace("#include \"e4m3_vectors.h\"\n", include_str!("../kernel-templates/cpu/include/e4m3_vectors.h"));
         let code = |file: &str| format!("{file}\n").replace("#include \"cache.h\"\n", &header);
         let reads = (
             "cpu_attention_portable",

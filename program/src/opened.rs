@@ -63,6 +63,17 @@ impl ModelArgs {
         format!("--model {}{dtype}{weights}{cache}", self.model)
     }
 
+    /// Says how many of the kernels that an engine has bound nobody tuned, and what finds better ones.
+    pub fn say_portable(&self, engine: &Engine) {
+        let stats = engine.stats();
+        if stats.portable > 0 {
+            let (portable, kernels, tuned_by) = (stats.portable, stats.kernels, self.tuned_by());
+            err!(
+                "jitune: note: {portable} of {kernels} kernels are portable ones; `jitune tune {tuned_by}` finds better"
+            );
+        }
+    }
+
     /// The folder or file.
     pub fn path(&self) -> PathBuf {
         Model::place(&self.model)

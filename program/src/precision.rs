@@ -113,7 +113,10 @@ pub fn with_cache(precision: Precision, asked: Option<Dtype>, target: Target) ->
         (Some(Dtype::E4m3), _) => return not(Dtype::E4m3, &format!("--dtype is bf16, f16 or f32 then, not {dtype}")),
         (Some(half @ (Dtype::F16 | Dtype::Bf16)), Dtype::F32) if target == Target::Cpu => Types::from(half).y,
         (Some(half @ (Dtype::F16 | Dtype::Bf16)), Dtype::F32) => {
-            return not(half, "beside --dtype f32 only kernels of a processor have it; on a GPU it is e4m3, or --dtype");
+            return not(
+                half,
+                "beside --dtype f32 only kernels of a processor have it; on a GPU it is e4m3, or --dtype",
+            );
         }
         (Some(other), _) => return not(other, &format!("it is e4m3, or --dtype, which is {dtype}")),
     };

@@ -50,7 +50,9 @@ const CACHE: &str = "/kv-";
 fn asked(name: &str, usual: Dtype) -> Result<Asked, CliError> {
     // What stands behind a stroke is the cache.
     let (all, (name, kv)) = (name, name.split_once(CACHE).map_or((name, None), |(name, kv)| (name, Some(kv))));
-    let kv = kv.map(|kv| kv_dtype(kv).map_err(|why| CliError::Usage(format!("--precisions {all}: {kv}: {why}")))).transpose()?;
+    let kv = kv
+        .map(|kv| kv_dtype(kv).map_err(|why| CliError::Usage(format!("--precisions {all}: {kv}: {why}"))))
+        .transpose()?;
     let (dtype, weights) = match (Dtype::parse(name), in_codes(name), name) {
         (Some(dtype), ..) => (dtype, Stored::Plain),
         (_, Some(stored), _) => (usual, stored),

@@ -48,22 +48,22 @@ pub struct Args {
 #[derive(clap::Args)]
 struct SamplingArgs {
     /// Logits are divided by it before a token is drawn; 0 takes the most likely token each time.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
     /// Draw among so many of the most likely tokens alone; 0 for all.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     top_k: i32,
     /// Draw among the fewest of the most likely tokens whose probabilities add up to this.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
     /// Leave out tokens of less than this share of the most likely one's probability.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f32,
     /// Divide the logits of tokens that were said already by it, those below zero multiply.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     repetition_penalty: f32,
     /// What is drawn follows from it: the same seed gives the same answer.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
 }
 
@@ -75,6 +75,11 @@ impl SamplingArgs {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    if let Some(file) = &args.logits {
+        // What is there is kept until there is something to put in its place.
+        let there = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(file);
+        there.map_err(|source| CliError::Io { path: file.clone(), source })?;
+    }
     let (opened, path) = (args.open.open()?, args.open.path());
     let ends = if args.ignore_eos { Vec::new() } else { Model::ends(&path)? };
     let (tokenizer, ids) = match &args.prompt {
@@ -173,13 +178,5 @@ fn show(args: &Args, engine: &Engine, said: &Said, text: bool) {
         milliseconds(first),
         table::grouped(bytes),
     );
-    let stats = engine.stats();
-    if stats.portable > 0 {
-        err!(
-            "jitune: note: {} of {} kernels are portable ones; `jitune tune {}` finds better",
-            stats.portable,
-            stats.kernels,
-            args.open.tuned_by()
-        );
-    }
+    args.open.say_portable(engine);
 }

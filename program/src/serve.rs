@@ -54,7 +54,7 @@ pub struct Args {
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let stop = super::tune::on_signals()?;
-    let key = args.api_key.clone().or_else(|| std::env::var("JITUNE_API_KEY").ok()).filter(|key| !key.is_empty());
+    let key = key(args.api_key.as_deref())?;
     // Before all that takes long.
     let server = Server::bind(address(&args.host, args.port)?).map_err(not_served)?;
     let host = server.address().ip();
@@ -67,7 +67,14 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     if tokenizer.is_none() {
         err!("jitune: note: {} has no tokenizer.json; prompts and answers are lists of tokens", path.display());
     }
+    if ends.is_empty() {
+        err!(
+            "jitune: note: {} names no token that ends an answer; answers end at their stop texts and max_tokens",
+            path.display()
+        );
+    }
     let engine = engine(args, &opened)?;
+    args.open.say_portable(&engine);
     let name = args.name.clone().unwrap_or_else(|| name(&args.open.model));
     let mut options = serve::Options::default();
     options.key = key;
@@ -79,6 +86,24 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             err!("listening on http://{address}");
         })
         .map_err(not_served)
+}
+
+/// The key of an option or of the environment. An empty one is a secret that nobody filled in, and no open door.
+fn key(given: Option<&str>) -> Result<Option<String>, CliError> {
+    let (name, key) = match (given, std::env::var_os("JITUNE_API_KEY")) {
+        (Some(key), _) => ("--api-key", key.to_string()),
+        (None, Some(key)) => ("JITUNE_API_KEY", key.to_string_lossy().into_owned()),
+        (None, None) => return Ok(None),
+    };
+    match key.bytes().all(|b| b.is_ascii_graphic()) && !key.is_empty() {
+        true => Ok(Some(key)),
+        false if key.is_empty() => {
+            Err(CliError::Usage(format!("{name} is empty: leave it out for a server that has no key")))
+        }
+        false => Err(CliError::Usage(format!(
+            "{name}: a key is of printable ASCII without spaces and line ends, as headers carry it"
+        ))),
+    }
 }
 
 fn address(host: &str, port: u16) -> Result<SocketAddr, CliError> {

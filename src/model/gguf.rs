@@ -151,8 +151,8 @@ pub(super) fn read(name: &str, header: &Header, factors: Option<Vec<f64>>) -> Re
     let eps =
         Problem::held(&keys.name(eps), keys.number(eps)?.ok_or_else(|| format!("{} is missing", keys.name(eps)))?)?;
     let theta = keys.number("rope.freq_base")?.unwrap_or(1e4);
-    if theta.is_nan() || theta <= 1.0 {
-        return Err(format!("{} = {theta} must be above 1", keys.name("rope.freq_base")));
+    if !theta.is_finite() || theta <= 1.0 {
+        return Err(format!("{} = {theta} must be above 1, and a number", keys.name("rope.freq_base")));
     }
     let model = Model {
         name: name.into(),

@@ -240,8 +240,11 @@ impl Model {
         if path.is_file() {
             let bytes = Mapped::open(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
             let header = Header::read(&bytes).map_err(|e| bad(path, e.to_string()))?;
-            let id = header.int(&format!("tokenizer.ggml.{key}")).map_err(|why| bad(path, why))?;
-            return Ok(id.and_then(|id| id.try_into().ok()).into_iter().collect());
+            let key = format!("tokenizer.ggml.{key}");
+            // All ones stand for none in llama.cpp.
+            let id = header.int(&key).map_err(|why| bad(path, why))?.filter(|id| *id != i64::from(u32::MAX));
+            let id = id.map(|id| i32::try_from(id).map_err(|_| bad(path, format!("{key} = {id} is no token"))));
+            return Ok(id.transpose()?.into_iter().collect());
         }
         for file in ["generation_config.json", "config.json"].map(|name| path.join(name)) {
             let Ok(text) = file::text(&file, MAX_MODEL_TEXT_BYTES) else { continue };

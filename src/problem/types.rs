@@ -183,10 +183,14 @@ impl Types {
         }
         scaled_x::check(self)?;
         match self.kv {
-            Some(_) if self.compute == Compute::Tf32 => return Err("a cache with a type of its own is not for tf32".into()),
+            Some(_) if self.compute == Compute::Tf32 => {
+                return Err("a cache with a type of its own is not for tf32".into());
+            }
             None | Some(Storage::E4m3) => {}
             Some(Storage::Bf16 | Storage::F16) if self.y == Storage::F32 => {}
-            Some(kv) => return Err(format!("a cache in {kv} is for results in f32 alone, and these are in {}", self.y)),
+            Some(kv) => {
+                return Err(format!("a cache in {kv} is for results in f32 alone, and these are in {}", self.y));
+            }
         }
         if self.compute == Compute::Tf32 && (self.x, self.w) != (Storage::F32, Storage::F32) {
             return Err("tf32 is for products of f32 by f32".into());

@@ -7,6 +7,8 @@ use crate::tokenizer::{Message, Tokenizer, TokenizerError};
 use axum::http::StatusCode;
 use serde_json::Value;
 
+/// Log-probabilities that are told of all answers to a request: each is kept until it is written.
+const MOST_TOLD: u64 = 4 << 20;
 /// Most answers to one request: prompts times `n`.
 const MOST_ANSWERS: usize = 128;
 /// Most answers to one prompt.
@@ -174,6 +176,15 @@ impl Served<'_> {
                 requests.push(Request { prompt: prompt.clone(), most, sampling, ..request.clone() });
             }
         }
+        let top = request.sampling.logprobs.map_or(0, |top| top as u64 + 1);
+        let tokens: u64 = requests.iter().map(|r| r.most as u64).sum();
+        if tokens.saturating_mul(top) > MOST_TOLD {
+            let text = format!(
+                "{tokens} tokens with {top} log-probabilities each are more than the {MOST_TOLD} that are told at a time; ask for fewer \
+                 (max_tokens, n)"
+            );
+            return Err(Refusal::param("logprobs", text));
+        }
         Ok(Job { requests, each, stops, stream, usage: stream && usage, ids: ids || self.tokenizer.is_none(), named })
     }
 
@@ -194,6 +205,9 @@ impl Served<'_> {
     pub fn detokenize(&self, body: &[u8]) -> Result<String, Refusal> {
         let fields = Fields::read(body, KNOWN)?;
         self.named(&fields)?;
+        if fields.raw("tokens").is_none() {
+            return Err(Refusal::param("tokens", "it is missing"));
+        }
         let ids = fields.ids("tokens", self.vocab, self.context as usize)?;
         self.tokenizer("tokens")?.decode(&ids).map_err(|e| Refusal::param("tokens", e))
     }
@@ -434,6 +448,19 @@ mod tests {
         let [request] = &job.requests[..] else { panic!("{} requests", job.requests.len()) };
         assert_eq!((request.most, &request.ends[..], job.stream), (63, &[][..], false));
         assert_eq!(request.sampling, Sampling { temperature: 1.0, seed: 40, ..Sampling::default() });
+    }
+
+    /// All of it is kept until it is written.
+    #[test]
+    fn what_is_told_of_tokens_has_a_bound() {
+        let served = Served { context: 1 << 18, queue: 128, ..SERVED };
+        let asked = |n: u32, told: u32| {
+            let body = format!(r#"{{"prompt": [1], "n": {n}, "logprobs": {told}, "max_tokens": 200000}}"#);
+            served.job(Form::Completion, body.as_bytes(), 1).map(|job| job.requests.len()).map_err(|e| e.message)
+        };
+        assert_eq!((asked(1, 19), asked(16, 0)), (Ok(1), Ok(16)));
+        let refused = asked(16, 1).unwrap_err();
+        assert!(refused.starts_with("logprobs: 3200000 tokens with 2 log-probabilities each"), "{refused}");
     }
 
     #[test]

@@ -162,12 +162,15 @@ impl Shared {
             named,
             logprobs: job.requests.first().is_some_and(|r| r.sampling.logprobs.is_some()),
             usage,
-            at: vec![(0, false); job.requests.len()],
+            begun: vec![false; job.requests.len()],
         };
         let running = Running::begin(&self.engine, &self.metrics, self.tokenizer.as_ref(), job)?;
         match stream {
             true => Ok(sse::response(writer, running)),
-            false => Ok(Json(writer.whole(running).await?).into_response()),
+            false => {
+                let text = writer.whole(running).await?;
+                Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
+            }
         }
     }
 
@@ -214,6 +217,7 @@ async fn guard(State(shared): Here, request: Request, next: Next) -> Response {
         let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.as_bytes().split_at_checked(7));
         let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, given)| given);
         if given.map(blake3::hash) != Some(key) {
+            shared.metrics.refused(401);
             let text = "the API key is missing or wrong; it is sent as `Authorization: Bearer KEY`";
             return Refusal::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), text).into_response();
         }
@@ -223,6 +227,9 @@ async fn guard(State(shared): Here, request: Request, next: Next) -> Response {
         true => Refusal::stopping().into_response(),
         false => next.run(request).await,
     };
+    if response.status().is_client_error() || response.status().is_server_error() {
+        shared.metrics.refused(response.status().as_u16());
+    }
     if stopping {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -11,6 +11,9 @@ const BUCKETS: [f64; 20] = [
     500.0, 1000.0,
 ];
 
+/// Statuses of refusals that are counted each for itself.
+const STATUSES: [u16; 8] = [400, 401, 404, 408, 413, 429, 500, 503];
+
 /// Times by how long they are.
 #[derive(Default)]
 pub(super) struct Histogram {
@@ -74,9 +77,17 @@ pub(super) struct Metrics {
     pub whole: Histogram,
     pub waited: Histogram,
     ended: [AtomicU64; Reason::ALL.len()],
+    /// Requests that were refused, by the status that they were answered with.
+    refused: [AtomicU64; STATUSES.len() + 1],
 }
 
 impl Metrics {
+    /// Counts an answer that is none, by its status.
+    pub fn refused(&self, status: u16) {
+        let at = STATUSES.iter().position(|s| *s == status).unwrap_or(STATUSES.len());
+        self.refused[at].fetch_add(1, Ordering::Relaxed);
+    }
+
     pub fn ended(&self, reason: Reason) {
         self.ended[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -117,6 +128,13 @@ impl Metrics {
         for reason in Reason::ALL {
             let count = self.ended[reason as usize].load(Ordering::Relaxed);
             let _ = writeln!(text, "{name}{{{label},finished_reason=\"{}\"}} {count}", reason.name());
+        }
+        let name = "jitune:request_refused_total";
+        let _ = writeln!(text, "# HELP {name} Requests that were refused, by status.\n# TYPE {name} counter");
+        for (count, status) in
+            self.refused.iter().zip(STATUSES.map(|s| s.to_string()).into_iter().chain(["other".into()]))
+        {
+            let _ = writeln!(text, "{name}{{{label},status=\"{status}\"}} {}", count.load(Ordering::Relaxed));
         }
         for (histogram, name, what) in [
             (&self.first, "time_to_first_token_seconds", "From a request to its first token."),

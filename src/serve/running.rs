@@ -20,6 +20,8 @@ pub(super) struct Piece {
     pub text: String,
     pub token: i32,
     pub logprobs: Option<Logprobs>,
+    /// Characters of the answer before its own text.
+    pub offset: usize,
     /// Whether the answer ends with it.
     pub finish: Option<Reason>,
 }
@@ -127,13 +129,13 @@ impl Running {
         answer.count += 1;
         self.usage.answer += 1;
         let Token { id, logprobs } = token;
-        let (mut text, mut finish) = (String::new(), None);
+        let (mut text, mut finish, mut offset) = (String::new(), None, answer.text.known());
         if answer.ends.contains(&id) {
             // What ends an answer is no part of it.
             finish = Some(Reason::Stop);
         } else {
-            let (said, stopped) = answer.text.push(id).map_err(|e| Refusal::failed(e.to_string()))?;
-            text = said;
+            let (said, stopped, at) = answer.text.push(id).map_err(|e| Refusal::failed(e.to_string()))?;
+            (text, offset) = (said, at);
             if stopped {
                 finish = Some(Reason::Stop);
                 self.engine.cancel(answer.id);
@@ -147,7 +149,7 @@ impl Running {
             self.metrics.ended(reason);
             self.metrics.whole.add(answer.begun.elapsed());
         }
-        Ok(Some(Piece { answer: number, text, token: id, logprobs, finish }))
+        Ok(Some(Piece { answer: number, text, token: id, logprobs, offset, finish }))
     }
 
     fn end(&mut self, number: usize, why: Finish) -> Result<Option<Piece>, Refusal> {

@@ -7,19 +7,31 @@ pub(super) struct Text {
     /// None for a model without a tokenizer: its answers have no text.
     stream: Option<Stream>,
     stops: Stops,
+    /// Characters that are known, said or held back.
+    known: usize,
 }
 
 impl Text {
     pub fn new(stream: Option<Stream>, stops: Vec<String>) -> Text {
-        Text { stream, stops: Stops { list: stops, held: String::new() } }
+        Text { stream, stops: Stops { list: stops, held: String::new() }, known: 0 }
     }
 
-    /// What can be said after one more token, and whether that ends the answer.
-    pub fn push(&mut self, id: i32) -> Result<(String, bool), TokenizerError> {
-        match &mut self.stream {
-            Some(stream) => Ok(self.stops.push(&stream.push(id)?)),
-            None => Ok((String::new(), false)),
-        }
+    /// What can be said after one more token, whether that ends the answer, and where the token's own text begins: characters of the answer
+    /// before it, those held back among them. A part of a character begins where the character does.
+    pub fn push(&mut self, id: i32) -> Result<(String, bool, usize), TokenizerError> {
+        let Some(stream) = &mut self.stream else { return Ok((String::new(), false, 0)) };
+        let piece = stream.push(id)?;
+        let new = piece.chars().count();
+        self.known += new;
+        // What was not whole before is said with the token that follows it.
+        let own = if new > 1 { stream.own(id)?.chars().count().min(new) } else { new };
+        let (said, ends) = self.stops.push(&piece);
+        Ok((said, ends, self.known - own))
+    }
+
+    /// Characters that are known, said or held back.
+    pub fn known(&self) -> usize {
+        self.known
     }
 
     /// What was held back, once the answer has ended otherwise.

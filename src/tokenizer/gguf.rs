@@ -154,7 +154,6 @@ pub(super) fn json(
 }
 
 /// The character that stands for each byte in byte-level vocabularies: itself where it is printable, else one from U+0100 on.
-#[cfg(test)]
 pub(super) fn byte_names() -> Vec<char> {
     let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let mut next = 0x100;
@@ -162,11 +161,21 @@ pub(super) fn byte_names() -> Vec<char> {
         if printable(b) {
             return char::from(b);
         }
-        let name = char::from_u32(next).unwrap();
+        let name = char::from_u32(next).unwrap_or_default();
         next += 1;
         name
     };
     (0..=255).map(name).collect()
+}
+
+/// The bytes that a token of a part of a character is named after: of a byte-level tokenizer one a character, of SentencePiece's `<0xE2>`.
+pub(super) fn bytes_of(name: &str) -> Option<Vec<u8>> {
+    let one = name.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>')).filter(|hex| hex.len() == 2);
+    if let Some(byte) = one.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+        return Some(vec![byte]);
+    }
+    let names = byte_names();
+    name.chars().map(|c| names.iter().position(|name| *name == c).map(|byte| byte as u8)).collect()
 }
 
 #[cfg(test)]

@@ -103,6 +103,13 @@ impl Tokenizer {
         self.tokens.decode(&[id as u32], false).map_err(|e| TokenizerError::Tokens(e.to_string()))
     }
 
+    /// The bytes of one token's text; of a part of a character those that it is.
+    pub fn bytes(&self, id: i32) -> Result<Vec<u8>, TokenizerError> {
+        let text = self.token(id)?;
+        let name = if text.contains('\u{fffd}') { self.tokens.id_to_token(id as u32) } else { None };
+        Ok(name.and_then(|name| gguf::bytes_of(&name)).unwrap_or_else(|| text.into_bytes()))
+    }
+
     /// The most bytes of text that one token stands for, or more: texts of so many times as many bytes have more tokens.
     pub fn longest(&self) -> usize {
         self.tokens.get_vocab(true).keys().map(String::len).max().unwrap_or(1)
@@ -130,6 +137,11 @@ impl Stream {
     /// A text that begins.
     pub fn new(tokenizer: &Arc<Tokenizer>) -> Stream {
         Stream { tokenizer: Arc::clone(tokenizer), ids: Vec::new(), said: 0 }
+    }
+
+    /// The text of one token by itself.
+    pub(crate) fn own(&self, id: i32) -> Result<String, TokenizerError> {
+        self.tokenizer.token(id)
     }
 
     /// What is known of the text with one more token: nothing as long as a character is not complete. A token's text depends on
@@ -183,6 +195,11 @@ mod tests {
         let pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
         assert_eq!(pieces.concat(), text);
         assert!(pieces.iter().all(|p| !p.contains('\u{fffd}') && p.chars().count() <= 1), "{pieces:?}");
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.bytes(*id).unwrap()).collect();
+        assert_eq!(bytes, text.as_bytes());
+        assert_eq!(gguf::bytes_of("<0xE2>"), Some(vec![0xe2]));
+        assert_eq!(gguf::bytes_of("<0xE2"), Some(b"<0xE2".to_vec()));
+        assert_eq!(gguf::bytes_of("猫"), None);
     }
 
     #[test]

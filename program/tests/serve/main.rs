@@ -310,4 +310,17 @@ fn nobody_is_let_in_without_being_asked() {
     assert!(open.log().contains("warning: whoever reaches 0.0.0.0 can use the model"), "{}", open.log());
     let log = Server::start(&["--host", "0.0.0.0", "--api-key", "x"]).log();
     assert!(!log.contains("warning") && log.contains("memory: weights"), "{log}");
+    // A secret that nobody filled in, and one that no header carries.
+    let place = common::Place::new();
+    for key in ["", "abc\n", "a b", "é"] {
+        for option in [true, false] {
+            let args = ["serve", "--model", "./none", "--port", "0"];
+            let given = ["--api-key", key];
+            let mut command = place.jitune(&[&args[..], if option { &given } else { &[] }].concat());
+            let out = command.env("JITUNE_API_KEY", key).output().unwrap();
+            let name = if option { "--api-key" } else { "JITUNE_API_KEY" };
+            let said = common::text(&out);
+            assert!(out.status.code() == Some(2) && said.contains(name) && !said.contains("./none"), "{key:?}: {said}");
+        }
+    }
 }

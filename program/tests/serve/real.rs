@@ -84,6 +84,45 @@ fn texts_become_tokens_and_tokens_text() {
     assert!(long.0 == 400 && long.1.contains("leave nothing of the context of 1024"), "{long:?}");
 }
 
+/// Each byte of an answer is told with a token, parts of characters too, and where tokens begin depends on no text that might have ended it.
+#[test]
+fn tokens_are_told_with_their_bytes_and_places() {
+    let Some(server) = server(&[]) else { return };
+    let ask = |at: &str, more: Value| {
+        let mut asked = json!({ "max_tokens": 48, "temperature": 0.9, "top_p": 0.95, "ignore_eos": true, "seed": 5 });
+        asked.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        server.ask(at, &asked)["choices"][0].clone()
+    };
+    let messages = json!([{ "role": "user", "content": "Write ten different emojis: 🦀🐈" }]);
+    let chat = ask(CHAT, json!({ "messages": messages, "logprobs": true, "top_logprobs": 3 }));
+    let list = chat["logprobs"]["content"].as_array().unwrap();
+    let bytes = |told: &Value| -> Vec<u8> {
+        told["bytes"].as_array().unwrap().iter().map(|b| b.as_u64().unwrap() as u8).collect()
+    };
+    let all: Vec<u8> = list.iter().flat_map(bytes).collect();
+    let text = chat["message"]["content"].as_str().unwrap();
+    println!("{text}");
+    // What is not a whole character at the end is no part of the text.
+    assert!(all.starts_with(text.as_bytes()) && all.len() < text.len() + 4, "{chat}");
+    assert!(list.iter().all(|told| told["top_logprobs"].as_array().unwrap().len() == 3), "{chat}");
+
+    let prompt = json!({ "prompt": "Crabs 🦀, cats 🐈 and", "logprobs": 2 });
+    let plain = ask(COMPLETIONS, prompt.clone());
+    let text = plain["text"].as_str().unwrap();
+    let offsets = |choice: &Value| choice["logprobs"]["text_offset"].clone();
+    let first = text.chars().next().unwrap();
+    // It may begin at every place where the first character stands, and never goes on.
+    let mut stopped = prompt;
+    stopped["stop"] = json!([format!("{first}§§"), " §", "e§"]);
+    assert_eq!(offsets(&ask(COMPLETIONS, stopped)), offsets(&plain));
+    let (told, places) = (&plain["logprobs"]["tokens"], offsets(&plain));
+    for (token, at) in told.as_array().unwrap().iter().zip(places.as_array().unwrap()) {
+        let (token, at) = (token.as_str().unwrap(), at.as_u64().unwrap() as usize);
+        let there: String = text.chars().skip(at).collect();
+        assert!(token.contains('\u{fffd}') || there.starts_with(token), "{token:?} at {at} of {text:?}");
+    }
+}
+
 /// The package that most clients are made of.
 #[test]
 fn the_package_openai_is_served() {

@@ -6,7 +6,10 @@ use super::memory::Buffer;
 use super::pool::Pool;
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
-use crate::backend::session::{Check, Doubt, Element, Runnable, Series, Session, Setup, TensorCheck, Timed, Tried, code, distance, renewed, stale, unpredictable, UNTIMED};
+use crate::backend::session::{
+    Check, Doubt, Element, Runnable, Series, Session, Setup, TensorCheck, Timed, Tried, UNTIMED, code, distance,
+    renewed, stale, unpredictable,
+};
 use crate::device::{Ceilings, Device};
 use crate::problem::{
     Expected, Input, Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected, hash_uniform,

@@ -12,7 +12,10 @@ use super::nvml::Sensors;
 use super::support::{Ranges, Support};
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
-use crate::backend::session::{Check, Doubt, Element, Runnable, Series, Session, Setup, Timed, Tried, code, gate_clocks, renewed, stale, unpredictable, UNTIMED};
+use crate::backend::session::{
+    Check, Doubt, Element, Runnable, Series, Session, Setup, Timed, Tried, UNTIMED, code, gate_clocks, renewed, stale,
+    unpredictable,
+};
 use crate::device::{Ceilings, Device};
 use crate::problem::{Input, Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected};
 use rayon::prelude::*;
