@@ -140,6 +140,7 @@ impl Stream {
     }
 
     /// The text of one token by itself.
+    #[cfg(feature = "serve")]
     pub(crate) fn own(&self, id: i32) -> Result<String, TokenizerError> {
         self.tokenizer.token(id)
     }
