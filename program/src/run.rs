@@ -150,6 +150,12 @@ fn encoded(tokenizer: &Tokenizer, text: &str, raw: bool) -> Result<Vec<i32>, Tok
 
 fn unreadable(e: TokenizerError) -> CliError {
     match e {
+        TokenizerError::Io { path, source } if source.kind() == std::io::ErrorKind::NotFound => {
+            CliError::Usage(format!(
+                "{}: there is none, so texts become no tokens; --ids takes a prompt that is tokens",
+                path.display()
+            ))
+        }
         TokenizerError::Io { path, source } => CliError::Io { path, source },
         other => CliError::Usage(other.to_string()),
     }

@@ -108,7 +108,7 @@ fn models_problems_and_plans() {
         case("model ./cut --target cpu", 2, &["cut/config.json", "not a configuration"]),
         case("model ./empty --target cpu", 2, &["empty/config.json", "not a configuration"]),
         case("model ./list --target cpu", 2, &["list/config.json"]),
-        case("model ./binary --target cpu", 2, &["binary/config.json"]),
+        case("model ./binary --target cpu", 2, &["binary/config.json", "no text", ".gguf"]),
         case("model ./word --target cpu", 2, &["word/config.json", "hidden_size = \"wide\" is not a whole number"]),
         case("model ./negative --target cpu", 2, &["hidden_size = -256 must lie in"]),
         case("model ./huge --target cpu", 2, &["huge/config.json"]),

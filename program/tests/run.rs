@@ -447,7 +447,16 @@ fn what_cannot_be_run_is_said() {
     );
     refused(&["--model", "./m", "--ids", "1", "--dtype", "e4m3"], 2, "e4m3");
     // Without a tokenizer.json there is no text.
-    refused(&["--model", "./m", "--prompt", "a"], 4, "tokenizer.json");
+    refused(&["--model", "./m", "--prompt", "a"], 2, "tokenizer.json: there is none, so texts become no tokens; --ids");
+    // What cannot be written to costs no answer, and seeds have a range.
+    refused(&["--model", "./m", "--ids", "1", "--logits", "nowhere/l"], 4, "nowhere/l");
+    refused(&["--model", "./m", "--ids", "1", "--seed", "-1"], 2, "invalid value '-1' for '--seed");
+    refused(
+        &["--model", "./m", "--ids", "1", "--temperature", "-1"],
+        2,
+        "temperature is -1, and 0 or more is its range",
+    );
+    refused(&["--model", "nobody/nothing", "--ids", "1"], 2, "`hf download ORG/NAME`");
     std::fs::remove_file(place.path().join("m/model.safetensors")).unwrap();
     refused(&["--model", "./m", "--ids", "1"], 2, "neither model.safetensors nor");
 }

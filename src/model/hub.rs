@@ -11,10 +11,15 @@ fn cache(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     set("HF_HUB_CACHE").or_else(hub)
 }
 
+/// Whether it may be the name of a repository.
+pub(super) fn is_name(name: &str) -> bool {
+    let plain = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains('\\');
+    name.split('/').count() <= 2 && name.split('/').all(plain)
+}
+
 /// The snapshot of a repository that a cache has: of its main branch, or the only one there is.
 fn snapshot(cache: &Path, name: &str) -> Option<PathBuf> {
-    let plain = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains('\\');
-    if name.split('/').count() > 2 || !name.split('/').all(plain) {
+    if !is_name(name) {
         return None;
     }
     let repository = cache.join(format!("models--{}", name.replace('/', "--")));

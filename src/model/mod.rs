@@ -41,7 +41,7 @@ pub enum ModelError {
     /// Neither a preset nor a folder.
     #[error(
         "unknown model '{name}': it is neither a preset ({presets}), nor a folder with a config.json, nor a repository in the local \
-         Hugging Face cache"
+         Hugging Face cache, which `hf download ORG/NAME` fills"
     )]
     Unknown {
         /// What was asked for.
@@ -193,13 +193,19 @@ impl Model {
             return Model::of_gguf(path);
         }
         let file = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-        let looks_like_path = path.is_dir() || name.ends_with(".json") || name.contains('/');
+        let repository = hub::is_name(name) && !path.exists();
+        let looks_like_path = path.is_dir() || name.ends_with(".json") || name.contains('/') && !repository;
         if !looks_like_path {
             let presets = Model::presets().collect::<Vec<_>>().join(", ");
             return Err(ModelError::Unknown { name: name.into(), presets });
         }
-        let text =
-            file::text(&file, MAX_MODEL_TEXT_BYTES).map_err(|source| ModelError::Io { path: file.clone(), source })?;
+        let text = file::text(&file, MAX_MODEL_TEXT_BYTES).map_err(|source| match source.kind() {
+            std::io::ErrorKind::InvalidData => ModelError::Config {
+                path: file.clone(),
+                why: "it is no text; a model is a folder with a config.json, or a file whose name ends in .gguf".into(),
+            },
+            _ => ModelError::Io { path: file.clone(), source },
+        })?;
         config::read(name, &file, &text)
     }
 
