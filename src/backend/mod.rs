@@ -10,6 +10,8 @@ use std::path::PathBuf;
 pub mod cpu;
 pub mod cuda;
 mod elf;
+#[cfg(feature = "engine")]
+pub(crate) mod heap;
 mod machine;
 #[cfg(feature = "engine")]
 pub(crate) mod mapped;

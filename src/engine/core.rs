@@ -12,8 +12,9 @@ use super::schedule::{self, Id, Limits, Row, Scheduler, UNKNOWN};
 use super::step::{Choice, Stores, stream};
 use super::steps::{Given, Steps};
 use super::{EngineError, Options, Sink};
-use crate::backend::Tables;
+
 use crate::backend::cuda::Stream;
+use crate::backend::{Tables, heap};
 use crate::model::{Model, Pass, Precision, Shape, Tail};
 use crate::problem::hash;
 use crate::runtime::Runtime;
@@ -171,6 +172,7 @@ impl Core {
             published: Arc::default(),
         };
         core.publish();
+        heap::give_back();
         Ok((core, plan))
     }
 

@@ -9,5 +9,4 @@ mod look_up;
 mod make;
 mod production;
 mod sampling;
-#[cfg(jitune_asan)]
 mod sanitizer;

@@ -124,7 +124,6 @@ pub fn fill(p: &Problem, inputs: &Inputs, memory: &[Memory]) {
 /// The largest error of any output against the f64 reference, as a share of its limit.
 pub fn error(p: &Problem, inputs: &Inputs, memory: &[Memory]) -> f64 {
     let all = expected(p, inputs, 1, u64::MAX / 2);
-    let limit = Tolerance::of(p);
     let mut worst = 0f64;
     for (t, m) in p.tensors().iter().zip(memory).filter(|(t, _)| t.role == Role::Out) {
         let mut bytes = vec![0; t.bytes() as usize];
@@ -133,7 +132,7 @@ pub fn error(p: &Problem, inputs: &Inputs, memory: &[Memory]) -> f64 {
         let rms = (mine.iter().map(|e| e.value * e.value).sum::<f64>() / mine.len() as f64).sqrt();
         for e in mine {
             let scaled = (value(t, &bytes, e.index) - e.value).abs() / (rms + e.value.abs());
-            worst = worst.max(if scaled.is_finite() { scaled / limit.max } else { f64::INFINITY });
+            worst = worst.max(if scaled.is_finite() { scaled / Tolerance::of_tensor(p, t).max } else { f64::INFINITY });
         }
     }
     worst
