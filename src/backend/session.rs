@@ -241,9 +241,11 @@ pub trait Session {
     fn verify(&mut self, candidate: &Runnable, elements: &[Element]) -> Result<(Tried, Vec<f64>), BackendError>;
 }
 
-/// Launches without timing before a candidate is looked at again, and seconds that they may take: so many a winner has behind it in the
-/// process that verifies it, however slow the machine was when it was timed.
-pub(crate) const UNTIMED: (usize, f64) = (100, 0.05);
+/// Whether a candidate that is not timed is launched once more before it is looked at again, after so many launches in so many seconds.
+/// A hundred are behind a winner where that takes no time to speak of, however slow the machine was when it was timed.
+pub(crate) fn goes_on(launches: usize, seconds: f64) -> bool {
+    launches < 32 && seconds < 0.05 || launches < 100 && seconds < 0.03
+}
 
 /// The seed of the inputs that come into the memory of those of `seed`.
 pub(crate) fn renewed(seed: u64) -> u64 {

@@ -7,7 +7,7 @@ use super::pool::Pool;
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
 use crate::backend::session::{
-    Check, Doubt, Element, Runnable, Series, Session, Setup, TensorCheck, Timed, Tried, UNTIMED, code, distance,
+    Check, Doubt, Element, Runnable, Series, Session, Setup, TensorCheck, Timed, Tried, code, distance, goes_on,
     renewed, stale, unpredictable,
 };
 use crate::device::{Ceilings, Device};
@@ -288,7 +288,7 @@ impl CpuSession {
                 tried.series = Some(series);
             } else {
                 let (all, mut launches) = (loaded.bound.len(), 0);
-                while launches < UNTIMED.0 && start.elapsed().as_secs_f64() < UNTIMED.1 {
+                while goes_on(launches, start.elapsed().as_secs_f64()) {
                     loaded.bound[launches % all].run(&self.pool);
                     launches += 1;
                 }

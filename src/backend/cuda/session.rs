@@ -13,7 +13,7 @@ use super::support::{Ranges, Support};
 use crate::artifact::Artifact;
 use crate::backend::BackendError;
 use crate::backend::session::{
-    Check, Doubt, Element, Runnable, Series, Session, Setup, Timed, Tried, UNTIMED, code, gate_clocks, renewed, stale,
+    Check, Doubt, Element, Runnable, Series, Session, Setup, Timed, Tried, code, gate_clocks, goes_on, renewed, stale,
     unpredictable,
 };
 use crate::device::{Ceilings, Device};
@@ -486,7 +486,7 @@ impl CudaSession {
                 }
                 tried.series = Some(series);
             } else {
-                while ran < UNTIMED.0 && start.elapsed().as_secs_f64() < UNTIMED.1 {
+                while goes_on(ran, start.elapsed().as_secs_f64()) {
                     loaded.bound[ran % all].launch(&self.stream)?;
                     self.stream.synchronize()?;
                     ran += 1;
