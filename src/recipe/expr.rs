@@ -267,7 +267,8 @@ mod tests {
         assert_eq!(Expr::new("t", "x", &deep).unwrap().int(&scope()).unwrap(), 100);
         // As long as may be, on a thread with little stack.
         let long = "m+".repeat(999) + "m";
-        let small = std::thread::Builder::new().stack_size(512 << 10);
+        // AddressSanitizer's frames are several times as large.
+        let small = std::thread::Builder::new().stack_size(if cfg!(jitune_asan) { 4 << 20 } else { 512 << 10 });
         let sum = small.spawn(move || Expr::new("t", "x", &long).unwrap().int(&scope()).unwrap());
         assert_eq!(sum.unwrap().join().unwrap(), 100_000);
     }
