@@ -12,7 +12,6 @@ use super::schedule::{self, Id, Limits, Row, Scheduler, UNKNOWN};
 use super::step::{Choice, Stores, stream};
 use super::steps::{Given, Steps};
 use super::{EngineError, Options, Sink};
-
 use crate::backend::cuda::Stream;
 use crate::backend::{Tables, heap};
 use crate::model::{Model, Pass, Precision, Shape, Tail};

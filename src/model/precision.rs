@@ -39,7 +39,7 @@ pub struct Precision {
     named: Arc<BTreeMap<String, WeightFormat>>,
     /// What linear layers take their tokens as, where that is codes.
     tokens: Option<XFormat>,
-    /// The codes of the cache, where it has some.
+    /// What the cache is stored as, where that is not the dtype.
     cache: Option<Storage>,
     target: Target,
 }

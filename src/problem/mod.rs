@@ -111,7 +111,7 @@ pub struct OpDef {
     pub mixed: bool,
     /// Whether w may be of a scaled format.
     pub scaled: bool,
-    /// Whether its caches may be codes with a scale a head.
+    /// Whether its caches may be of a type of their own: codes with a scale a head, or values.
     pub cached: bool,
 }
 
