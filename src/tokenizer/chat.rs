@@ -3,15 +3,23 @@
 use super::TokenizerError;
 use crate::file;
 use crate::limits::MAX_MODEL_TEXT_BYTES;
+use jiff::ZonedDateTime;
+use jiff::fmt::strtime;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind, State, context};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
 
-/// Instructions of a template that are carried out, at most: what goes on for ever ends.
-const FUEL: u64 = 10_000_000;
+/// What a template may take: instructions, and 64 bytes of text that it makes for each; so a text that grows by doubling ends
+/// below 256 MB. Templates of Llama 3.2, Mistral Nemo and Qwen 3 take 39 to 69 thousand for a thousand short messages, and 230
+/// to 450 thousand for a thousand messages of 4 MiB together, which is the most that the server reads.
+///
+/// Some texts minijinja counts only once they are there: what a list becomes, the items that a list is joined of, and the widths
+/// of Python's `format`. A template that is made for it can take memory by these, since nothing in this process can stop a
+/// text half way.
+const FUEL: u64 = 4_000_000;
 
 /// A message of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +67,10 @@ impl Template {
     }
 
     pub fn render(&self, messages: &[Message]) -> Result<String, TokenizerError> {
-        let failed = |e: minijinja::Error| TokenizerError::Template(format!("{e:#}"));
+        let failed = |e: minijinja::Error| match e.kind() {
+            ErrorKind::OutOfFuel => TokenizerError::TemplateTooLong,
+            _ => TokenizerError::Template(format!("{e:#}")),
+        };
         let mut jinja = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
         jinja.set_syntax(syntax);
@@ -68,12 +79,21 @@ impl Template {
         jinja.add_function("raise_exception", |why: String| -> Result<String, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, why))
         });
+        jinja.add_function("strftime_now", now);
         jinja.add_template("chat", &self.text).map_err(failed)?;
         let values = context! {
             messages => Serde(messages), add_generation_prompt => true, bos_token => &self.begin, eos_token => &self.end,
         };
         jinja.get_template("chat").and_then(|t| t.render(values)).map_err(failed)
     }
+}
+
+/// The local time, written as a format of C's strftime says.
+fn now(state: &State, format: &str) -> Result<String, minijinja::Error> {
+    // Five bytes of it can ask for 255 of text.
+    state.consume_fuel(format.len() as u64)?;
+    let bad = |e: jiff::Error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}"));
+    strtime::format(format, &ZonedDateTime::now()).map_err(bad)
 }
 
 #[cfg(test)]
@@ -104,7 +124,58 @@ mod tests {
     fn what_a_template_refuses_is_said() {
         let why = said("{{ raise_exception('roles must alternate') }}", &[]).unwrap_err();
         assert!(why.contains("roles must alternate"), "{why}");
-        assert!(said("{% for i in range(100000000) %}x{% endfor %}", &[]).is_err());
         assert!(said("{% if %}", &[]).is_err());
+    }
+
+    #[test]
+    fn templates_are_told_the_time() {
+        let date = said("{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}", &[]).unwrap();
+        let parts: Vec<&str> = date.split(' ').collect();
+        let [day, month, year] = parts[..] else { panic!("{date}") };
+        let count = |text: &str, is: fn(&u8) -> bool| text.bytes().filter(is).count();
+        assert_eq!(count(day, u8::is_ascii_digit), 2, "{date}");
+        assert_eq!(count(month, u8::is_ascii_alphabetic), 3, "{date}");
+        assert!(year.parse::<u32>().unwrap() >= 2026, "{date}");
+        assert_eq!(said("{{ strftime_now('%H:%M:%S').split(':')|length }}", &[]).unwrap(), "3");
+        let why = said("{{ strftime_now('%!') }}", &[]).unwrap_err();
+        assert!(why.contains("strftime_now: "), "{why}");
+        assert!(said("{{ strftime_now('%255Y' * 1000000) }}", &[]).unwrap_err().contains("more time or memory"));
+    }
+
+    #[test]
+    fn what_goes_on_or_grows_for_ever_ends() {
+        let grows = |how: &str| {
+            format!(
+                "{{% set ns = namespace(x='ab') %}}{{% for i in range(60) %}}{how}{{% endfor %}}{{{{ ns.x|length }}}}"
+            )
+        };
+        for template in [
+            "{% for i in range(100000) %}{% for i in range(100000) %}{% endfor %}{% endfor %}".into(),
+            grows("{% set ns.x = ns.x ~ ns.x %}"),
+            grows("{% set ns.x = ns.x + ns.x %}"),
+            grows("{% set ns.x = ns.x * 2 %}"),
+            grows("{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}"),
+            grows("{% set ns.x = ns.x.replace('a', ns.x) %}"),
+            grows("{% set ns.x = ns.x|replace('a', ns.x) %}"),
+            grows("{{ 'a' * 10000000 }}"),
+        ] {
+            let e = Template::new(&template, Default::default()).render(&[]).unwrap_err();
+            assert!(matches!(e, TokenizerError::TemplateTooLong), "{template}: {e}");
+        }
+    }
+
+    /// As much as the server reads, in more messages than anybody sends.
+    #[test]
+    fn a_long_chat_has_room() {
+        let template = "{% for m in messages[::-1] %}{% if m.content.startswith('<x>') %}{% break %}{% endif %}{% endfor %}\
+                        {% for m in messages %}{% if '</think>' in m.content %}{% set content = \
+                        m.content.split('</think>')[-1].lstrip('\n') %}{% else %}{% set content = m.content|trim %}{% endif %}\
+                        {{ '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}{% endfor %}";
+        for (count, length) in [(1000, 4190), (20_000, 200)] {
+            let content = "word ".repeat(length / 5);
+            let messages = vec![("user", content.as_str()); count];
+            let text = said(template, &messages).unwrap();
+            assert!(text.len() > count * (length + 20), "{}", text.len());
+        }
     }
 }

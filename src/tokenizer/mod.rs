@@ -44,6 +44,12 @@ pub enum TokenizerError {
     /// A chat template that refuses the messages, or is wrong.
     #[error("the model's chat template: {0}")]
     Template(String),
+    /// A chat template that takes too much time or memory.
+    #[error(
+        "the model's chat template takes more time or memory for this chat than any should; ask with fewer or shorter \
+         messages, or check the template"
+    )]
+    TemplateTooLong,
 }
 
 /// A model's tokenizer.
