@@ -77,6 +77,8 @@ pub(super) struct Metrics {
     pub whole: Histogram,
     pub waited: Histogram,
     ended: [AtomicU64; Reason::ALL.len()],
+    /// Tokens that answers have, and so not those that the engine made before it heard that an answer had ended.
+    told: AtomicU64,
     /// Requests that were refused, by the status that they were answered with.
     refused: [AtomicU64; STATUSES.len() + 1],
 }
@@ -86,6 +88,11 @@ impl Metrics {
     pub fn refused(&self, status: u16) {
         let at = STATUSES.iter().position(|s| *s == status).unwrap_or(STATUSES.len());
         self.refused[at].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a token of an answer.
+    pub fn told(&self) {
+        self.told.fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn ended(&self, reason: Reason) {
@@ -99,6 +106,7 @@ impl Metrics {
         let mut text = String::with_capacity(8 << 10);
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let used = if stats.pages == 0 { 0.0 } else { stats.used as f64 / stats.pages as f64 };
+        let told = self.told.load(Ordering::Relaxed);
         // Tokens that were computed again after a preemption count again.
         let prompts = stats.prompt_tokens + stats.cached_tokens;
         for (name, kind, what, value) in [
@@ -109,7 +117,7 @@ impl Metrics {
             ("kv_cache_pages_used", "gauge", "Pages of the cache in use.", stats.used as f64),
             ("num_preemptions_total", "counter", "Times that a request gave up its pages.", stats.preempted as f64),
             ("prompt_tokens_total", "counter", "Tokens of prompts, computed or found in the cache.", prompts as f64),
-            ("generation_tokens_total", "counter", "Tokens of answers.", stats.answer_tokens as f64),
+            ("generation_tokens_total", "counter", "Tokens of answers.", told as f64),
             ("prefix_cache_queries_total", "counter", "Tokens looked for in the cache.", prompts as f64),
             ("prefix_cache_hits_total", "counter", "Tokens found in the cache.", stats.cached_tokens as f64),
             ("kernels", "gauge", "Kernels of the steps that are bound.", stats.kernels as f64),
@@ -159,7 +167,10 @@ mod tests {
             metrics.first.add(Duration::from_millis(milliseconds));
         }
         metrics.ended(Reason::Abort);
-        let stats = Stats { pages: 8, used: 2, prompt_tokens: 5, cached_tokens: 4, ..Stats::default() };
+        metrics.told();
+        // What the engine made of answers that had ended is no part of them.
+        let stats =
+            Stats { pages: 8, used: 2, prompt_tokens: 5, cached_tokens: 4, answer_tokens: 3, ..Stats::default() };
         let text = metrics.text("a\"b", &stats);
         let name = "jitune:time_to_first_token_seconds";
         for line in [
@@ -172,6 +183,7 @@ mod tests {
             format!("{name}_count{{model_name=\"a\\\"b\"}} 5"),
             "jitune:kv_cache_usage_perc{model_name=\"a\\\"b\"} 0.25".into(),
             "jitune:prompt_tokens_total{model_name=\"a\\\"b\"} 9".into(),
+            "jitune:generation_tokens_total{model_name=\"a\\\"b\"} 1".into(),
             "jitune:request_success_total{model_name=\"a\\\"b\",finished_reason=\"abort\"} 1".into(),
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");

@@ -128,6 +128,7 @@ impl Running {
         let Some(answer) = self.answers.get_mut(number).filter(|a| a.finish.is_none()) else { return Ok(None) };
         answer.count += 1;
         self.usage.answer += 1;
+        self.metrics.told();
         let Token { id, logprobs } = token;
         let (mut text, mut finish, mut offset) = (String::new(), None, answer.text.known());
         if answer.ends.contains(&id) {

@@ -84,6 +84,25 @@ fn texts_become_tokens_and_tokens_text() {
     assert!(long.0 == 400 && long.1.contains("leave nothing of the context of 1024"), "{long:?}");
 }
 
+/// The engine may have begun with another token when a text that ends an answer is found in the one before.
+#[test]
+fn as_many_tokens_are_counted_as_are_told() {
+    let Some(server) = server(&[]) else { return };
+    let asked = json!({
+        "prompt": "1 2 3 4 5 6 7 8 9 10 11", "max_tokens": 64, "temperature": 0, "n": 4, "stop": [" 14", "\n"],
+    });
+    let whole = server.ask(COMPLETIONS, &asked);
+    assert_eq!(whole["choices"][3]["finish_reason"], "stop", "{whole}");
+    let mut streamed = asked;
+    streamed["stream_options"] = json!({ "include_usage": true });
+    let mut chunks = server.stream(COMPLETIONS, &streamed);
+    let last = chunks.pop().unwrap();
+    assert_eq!(last["usage"]["completion_tokens"].as_u64().unwrap(), chunks.len() as u64, "a chunk a token");
+    server.rests();
+    let told: u64 = [&whole, &last].iter().map(|answer| answer["usage"]["completion_tokens"].as_u64().unwrap()).sum();
+    assert_eq!(server.metric("generation_tokens_total") as u64, told);
+}
+
 /// Each byte of an answer is told with a token, parts of characters too, and where tokens begin depends on no text that might have ended it.
 #[test]
 fn tokens_are_told_with_their_bytes_and_places() {
