@@ -54,6 +54,7 @@ mod weights;
 
 use clap::{Parser, Subcommand};
 use error::{CliError, EXIT_CODES};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// Generates, tunes and ships CUDA and CPU kernels, per shape and per machine.
@@ -137,8 +138,14 @@ fn command_line() -> String {
 /// Parses the arguments and runs the command.
 fn main() -> ExitCode {
     jitune::worker_main();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("JITUNE_LOG").unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("JITUNE_LOG");
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| "warn,jitune::serve=info".into()))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        // It would be said on standard error, which is what failed, by a macro that panics then.
+        .log_internal_errors(false)
+        .init();
     let cli = Cli::parse();
     if !goes_on(&cli.command) {
         // A closed pipe (`jitune model … | head`) ends the program quietly instead of in a panic.

@@ -12,13 +12,15 @@ use jitune::serve::{self, ServeError, Served, Server};
 use jitune::tokenizer::{Tokenizer, TokenizerError};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
+use std::time::Duration;
 
 /// Arguments.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  jitune serve --model ./my-model\n  \
     JITUNE_API_KEY=… jitune serve --model ./my-model.gguf --host 0.0.0.0 --port 8000\n\n\
     Answers /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize, /health and /metrics. SIGTERM or\n\
-    Ctrl-C lets the requests that run end, and takes no new ones; a second one ends at once.")]
+    Ctrl-C lets the requests that run end, and takes no new ones; a second one ends at once. Each request that has ended\n\
+    is a line on standard error; JITUNE_LOG=warn leaves these out.")]
 pub struct Args {
     #[command(flatten)]
     open: ModelArgs,
@@ -47,6 +49,10 @@ pub struct Args {
     /// Most requests that wait; those beyond are told to come again (429).
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
     queue: u32,
+    /// How long requests that run may go on after SIGTERM or Ctrl-C. Those that are left then end with an error, and the exit
+    /// code is 1. With 0 that is at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain_timeout: u32,
     /// Compute each prompt anew, also where one before it began alike.
     #[arg(long)]
     no_prefix_reuse: bool,
@@ -78,6 +84,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let name = args.name.clone().unwrap_or_else(|| name(&args.open.model));
     let mut options = serve::Options::default();
     options.key = key;
+    options.drain = Duration::from_secs(args.drain_timeout.into());
     let context = engine.options().context;
     let served = Served { name, engine, tokenizer, ends };
     server

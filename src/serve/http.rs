@@ -2,13 +2,13 @@
 
 use super::answer::Writer;
 use super::api::{Form, Job, Served};
+use super::log::{Line, Tally};
 use super::metrics::Metrics;
 use super::refusal::{Json, Refusal};
 use super::running::Running;
 use super::{Options, sse};
 use crate::engine::Engine;
 use crate::tokenizer::Tokenizer;
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
@@ -16,13 +16,16 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use std::hash::{BuildHasher, RandomState};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout_at;
 
 /// Bytes of bodies that are held at a time, of all requests: what is over it is told to come again.
@@ -48,6 +51,9 @@ pub(super) struct Shared {
     bodies: Arc<Semaphore>,
     random: RandomState,
     pub stopping: AtomicBool,
+    /// Whether what is in hand is to end now.
+    pub cut_off: watch::Sender<bool>,
+    pub in_hand: Arc<AtomicUsize>,
 }
 
 impl Shared {
@@ -68,6 +74,8 @@ impl Shared {
             bodies: Arc::new(Semaphore::new(BODIES)),
             random: RandomState::new(),
             stopping: AtomicBool::new(false),
+            cut_off: watch::Sender::new(false),
+            in_hand: Arc::default(),
         }
     }
 
@@ -87,6 +95,14 @@ impl Shared {
     /// Another number each time, which nobody can tell beforehand.
     fn number(&self) -> u64 {
         self.random.hash_one(Instant::now())
+    }
+
+    /// Ends when what is in hand is to end.
+    fn is_cut_off(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut cut_off = self.cut_off.subscribe();
+        async move {
+            let _ = cut_off.wait_for(|over| *over).await;
+        }
     }
 
     /// The body of a request, which is JSON.
@@ -147,7 +163,13 @@ impl Shared {
         task.await.map_err(|e| Refusal::failed(format!("the request cannot be read: {e}")))?
     }
 
-    async fn answer(self: &Arc<Self>, form: Form, headers: &HeaderMap, body: Body) -> Result<Response, Refusal> {
+    async fn answer(
+        self: &Arc<Self>,
+        form: Form,
+        tally: Arc<Tally>,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<Response, Refusal> {
         let number = self.number();
         let job = self.read(headers, body, move |shared, body| shared.served().job(form, body, number)).await?;
         let begins = if form == Form::Chat { "chatcmpl" } else { "cmpl" };
@@ -164,9 +186,9 @@ impl Shared {
             usage,
             begun: vec![false; job.requests.len()],
         };
-        let running = Running::begin(&self.engine, &self.metrics, self.tokenizer.as_ref(), job)?;
+        let running = Running::begin(&self.engine, &self.metrics, &tally, self.tokenizer.as_ref(), job)?;
         match stream {
-            true => Ok(sse::response(writer, running)),
+            true => Ok(sse::response(writer, running, tally, self.is_cut_off())),
             false => {
                 let text = writer.whole(running).await?;
                 Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
@@ -210,14 +232,24 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
 
 type Here = State<Arc<Shared>>;
 
+/// Has a line written of each request, and those that are refused counted.
+async fn guard(State(shared): Here, mut request: Request, next: Next) -> Response {
+    let line = Line::begin(&request, &shared.in_hand);
+    request.extensions_mut().insert(Arc::clone(&line.tally));
+    let response = admitted(&shared, request, next).await;
+    if response.status().is_client_error() || response.status().is_server_error() {
+        shared.metrics.refused(response.status().as_u16());
+    }
+    line.ends_with(response)
+}
+
 /// Who may ask, and when: anybody, always, whether the server is well; whoever has the key, the rest.
-async fn guard(State(shared): Here, request: Request, next: Next) -> Response {
+async fn admitted(shared: &Shared, request: Request, next: Next) -> Response {
     let (health, metrics) = (request.uri().path() == "/health", request.uri().path() == "/metrics");
     if let Some(key) = shared.key.filter(|_| !health) {
         let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.as_bytes().split_at_checked(7));
         let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, given)| given);
         if given.map(blake3::hash) != Some(key) {
-            shared.metrics.refused(401);
             let text = "the API key is missing or wrong; it is sent as `Authorization: Bearer KEY`";
             return Refusal::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), text).into_response();
         }
@@ -225,23 +257,39 @@ async fn guard(State(shared): Here, request: Request, next: Next) -> Response {
     let stopping = shared.stopping.load(Ordering::Relaxed);
     let mut response = match stopping && !metrics {
         true => Refusal::stopping().into_response(),
-        false => next.run(request).await,
+        false => {
+            let (mut answered, mut cut_off) = (pin!(next.run(request)), pin!(shared.is_cut_off()));
+            std::future::poll_fn(|cx| match answered.as_mut().poll(cx) {
+                Poll::Pending => cut_off.as_mut().poll(cx).map(|()| Refusal::cut_off().into_response()),
+                ready => ready,
+            })
+            .await
+        }
     };
-    if response.status().is_client_error() || response.status().is_server_error() {
-        shared.metrics.refused(response.status().as_u16());
-    }
     if stopping {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
 
-async fn completions(State(shared): Here, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
-    shared.answer(Form::Completion, &headers, body).await
+type Counts = Extension<Arc<Tally>>;
+
+async fn completions(
+    State(shared): Here,
+    Extension(tally): Counts,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    shared.answer(Form::Completion, tally, &headers, body).await
 }
 
-async fn chat(State(shared): Here, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
-    shared.answer(Form::Chat, &headers, body).await
+async fn chat(
+    State(shared): Here,
+    Extension(tally): Counts,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refusal> {
+    shared.answer(Form::Chat, tally, &headers, body).await
 }
 
 async fn models(State(shared): Here) -> Json {

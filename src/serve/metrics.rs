@@ -50,7 +50,7 @@ pub(super) enum Reason {
     Stop,
     /// As many tokens as were asked for.
     Length,
-    /// The client left.
+    /// The client left, or the server did not wait any longer.
     Abort,
     /// The engine cannot go on.
     Error,

@@ -8,6 +8,7 @@ mod answer;
 mod api;
 mod fields;
 mod http;
+mod log;
 mod metrics;
 mod refusal;
 mod running;
@@ -25,9 +26,10 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
 
 /// How often it is looked whether the server should stop.
 const LOOK: Duration = Duration::from_millis(50);
@@ -37,6 +39,8 @@ const THREADS: usize = 4;
 const HEAD: usize = 64 << 10;
 /// Files that the process keeps for all but connections.
 const OTHER_FILES: u64 = 128;
+/// How long clients have to be told that their requests were ended.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Why models cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +60,17 @@ pub enum ServeError {
     /// The engine has ended.
     #[error("the engine has ended: {0}")]
     Engine(String),
+    /// Requests were ended, since the time for them was over.
+    #[error(
+        "{requests} of the requests in hand were not answered {seconds} s after the server was told to stop, and were ended; \
+         --drain-timeout gives them longer"
+    )]
+    CutOff {
+        /// How many.
+        requests: usize,
+        /// What [`Options::drain`] gives them.
+        seconds: u64,
+    },
 }
 
 /// A model as it is served.
@@ -82,12 +97,15 @@ pub struct Options {
     pub connections: usize,
     /// How long a client may take for a request's head, for its body, and to read what it was sent.
     pub patience: Duration,
+    /// How long requests in hand may still run when the server is told to stop.
+    pub drain: Duration,
 }
 
 impl Default for Options {
-    /// No key, 4 MiB, 4096 connections, 30 s.
+    /// No key, 4 MiB, 4096 connections, 30 s, 30 s.
     fn default() -> Options {
-        Options { key: None, body: 4 << 20, connections: 4096, patience: Duration::from_secs(30) }
+        let patience = Duration::from_secs(30);
+        Options { key: None, body: 4 << 20, connections: 4096, patience, drain: patience }
     }
 }
 
@@ -124,8 +142,8 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop` is set: then it takes no more requests (503), and returns when those that run have been answered.
-    /// `listening` hears when clients can connect.
+    /// Serves until `stop` is set: then it takes no more requests (503), and returns when those that run have been answered, or
+    /// were ended after [`Options::drain`] ([`ServeError::CutOff`]). `listening` hears when clients can connect.
     pub fn run(
         self,
         served: Served,
@@ -134,7 +152,7 @@ impl Server {
         listening: impl FnOnce(SocketAddr),
     ) -> Result<(), ServeError> {
         let Server { runtime, socket, address } = self;
-        let (connections, patience) = (permitted(options.connections), options.patience);
+        let (connections, patience, most) = (permitted(options.connections), options.patience, options.drain);
         let shared = Arc::new(Shared::new(served, options));
         let done = runtime.block_on(async {
             let listener = socket.listen(1024).map_err(|source| ServeError::Listen { address, source })?;
@@ -148,16 +166,34 @@ impl Server {
             };
             let open = Arc::clone(&doors.open);
             tokio::spawn(doors.accept(listener));
+            tracing::info!(target: "jitune::serve", %address, connections, "started");
             listening(address);
             while !stop.load(Ordering::Relaxed) && shared.engine.failure().is_none() {
                 tokio::time::sleep(LOOK).await;
             }
+            let (begun, seconds) = (Instant::now(), most.as_secs());
+            let in_hand = || shared.in_hand.load(Ordering::Relaxed);
+            tracing::info!(target: "jitune::serve", requests = in_hand(), seconds, "drain begins");
             shared.stopping.store(true, Ordering::Relaxed);
             let _ = drain.send(true);
-            while open.load(Ordering::Relaxed) > 0 {
-                tokio::time::sleep(LOOK).await;
+            let none_left = async || {
+                while open.load(Ordering::Relaxed) > 0 {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            let mut requests = 0;
+            if timeout(most, none_left()).await.is_err() {
+                requests = in_hand();
+                shared.cut_off.send_replace(true);
+                let _ = timeout(LAST_WORDS, none_left()).await;
             }
-            shared.engine.failure().map_or(Ok(()), |why| Err(ServeError::Engine(why)))
+            let total_ms = begun.elapsed().as_millis() as u64;
+            tracing::info!(target: "jitune::serve", stopped = requests, total_ms, "drain ended");
+            match shared.engine.failure() {
+                Some(why) => Err(ServeError::Engine(why)),
+                None if requests > 0 => Err(ServeError::CutOff { requests, seconds }),
+                None => Ok(()),
+            }
         });
         // Texts that are still on their way to tokens have nobody to wait for them.
         runtime.shutdown_timeout(LOOK);

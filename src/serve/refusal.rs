@@ -54,9 +54,23 @@ impl Refusal {
         )
     }
 
+    /// The time for what was in hand is over.
+    pub fn cut_off() -> Refusal {
+        Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Some("stopped"),
+            "the server has stopped before the answer's end; ask again",
+        )
+    }
+
     /// The server cannot go on.
     pub fn failed(why: impl Into<String>) -> Refusal {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, Some("engine_failed"), why)
+    }
+
+    /// Why, in words of the server's own: a message may have some of what the client wrote.
+    pub fn reason(&self) -> &str {
+        self.code.or(self.param.as_deref()).or(self.status.canonical_reason()).unwrap_or_default()
     }
 
     /// The error object.
@@ -100,6 +114,7 @@ impl IntoResponse for Refusal {
             }
             _ => (),
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

@@ -1,12 +1,14 @@
 //! A job on its way: its requests in the engine, and what has come of them.
 
 use super::api::Job;
+use super::log::Tally;
 use super::metrics::{Metrics, Reason};
 use super::refusal::Refusal;
 use super::text::Text;
 use crate::engine::{Engine, Event, Finish, Logprobs, Token};
 use crate::tokenizer::{Stream, Tokenizer};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -38,6 +40,7 @@ pub(super) struct Usage {
 pub(super) struct Running {
     engine: Arc<Engine>,
     metrics: Arc<Metrics>,
+    tally: Arc<Tally>,
     /// Without a bound, since the engine waits for nobody; a request has at most as many events as it asks for tokens, and
     /// these are no more than the context. So a client that does not read costs some bytes a token and no page of the cache.
     events: UnboundedReceiver<(usize, Event)>,
@@ -66,15 +69,18 @@ impl Running {
     pub fn begin(
         engine: &Arc<Engine>,
         metrics: &Arc<Metrics>,
+        tally: &Arc<Tally>,
         tokenizer: Option<&Arc<Tokenizer>>,
         job: Job,
     ) -> Result<Running, Refusal> {
         let (said, events) = unbounded_channel();
         let Job { requests, each, stops, .. } = job;
         let prompt = requests.iter().step_by(each).map(|r| r.prompt.len()).sum();
+        tally.prompt.store(prompt, Ordering::Relaxed);
         let mut running = Running {
             engine: Arc::clone(engine),
             metrics: Arc::clone(metrics),
+            tally: Arc::clone(tally),
             events,
             answers: Vec::with_capacity(requests.len()),
             each,
@@ -129,6 +135,7 @@ impl Running {
         answer.count += 1;
         self.usage.answer += 1;
         self.metrics.told();
+        self.tally.first.get_or_init(Instant::now);
         let Token { id, logprobs } = token;
         let (mut text, mut finish, mut offset) = (String::new(), None, answer.text.known());
         if answer.ends.contains(&id) {
@@ -166,6 +173,7 @@ impl Running {
 
     /// Cancels what is not done.
     fn leave(&mut self, reason: Reason) {
+        self.tally.answer.store(self.usage.answer, Ordering::Relaxed);
         for answer in self.answers.iter_mut().filter(|a| !a.ended) {
             answer.ended = true;
             self.engine.cancel(answer.id);

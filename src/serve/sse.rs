@@ -1,6 +1,8 @@
 //! Answers as a stream of server-sent events: a chunk a token, and `[DONE]`.
 
 use super::answer::Writer;
+use super::log::Tally;
+use super::refusal::Refusal;
 use super::running::Running;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
@@ -8,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use http_body::Frame;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// Bytes of events that are sent together at most, when many tokens are there already.
@@ -17,12 +20,21 @@ const TOGETHER: usize = 16 << 10;
 struct Sse {
     writer: Writer,
     running: Running,
+    tally: Arc<Tally>,
+    /// When the server ends it.
+    cut_off: Pin<Box<dyn Future<Output = ()> + Send>>,
     done: bool,
 }
 
-/// Streams the answers to a job.
-pub(super) fn response(writer: Writer, running: Running) -> Response {
-    let mut response = Body::new(Sse { writer, running, done: false }).into_response();
+/// Streams the answers to a job, until `cut_off`.
+pub(super) fn response(
+    writer: Writer,
+    running: Running,
+    tally: Arc<Tally>,
+    cut_off: impl Future<Output = ()> + Send + 'static,
+) -> Response {
+    let sse = Sse { writer, running, tally, cut_off: Box::pin(cut_off), done: false };
+    let mut response = Body::new(sse).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -36,17 +48,24 @@ impl http_body::Body for Sse {
     type Error = Infallible;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let Sse { writer, running, done } = self.get_mut();
+        let Sse { writer, running, tally, cut_off, done } = self.get_mut();
         let mut text = String::new();
+        let mut over = !*done && cut_off.as_mut().poll(cx).is_ready();
         while !*done && text.len() < TOGETHER {
-            let chunks = match running.poll_next(cx) {
+            let next = match std::mem::take(&mut over) {
+                true => Poll::Ready(Some(Err(Refusal::cut_off()))),
+                false => running.poll_next(cx),
+            };
+            let chunks = match next {
                 Poll::Pending if text.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
                 Poll::Ready(Some(Ok(piece))) => writer.chunks(piece),
                 // The status is said already.
                 Poll::Ready(Some(Err(refusal))) => {
                     *done = true;
-                    vec![refusal.json()]
+                    let chunk = refusal.json();
+                    let _ = tally.error.set(refusal);
+                    vec![chunk]
                 }
                 Poll::Ready(None) => {
                     *done = true;
@@ -59,5 +78,9 @@ impl http_body::Body for Sse {
             }
         }
         Poll::Ready((!text.is_empty()).then(|| Ok(Frame::data(text.into()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.done
     }
 }

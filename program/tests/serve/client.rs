@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,12 @@ fn made() -> &'static Path {
     })
 }
 
+/// What serves the random model.
+pub fn random() -> [String; 6] {
+    let path = |name: &str| made().join(name).to_str().unwrap().to_string();
+    ["--model".into(), path("m"), "--bundle".into(), path("m.jitune"), "--memory".into(), "1G".into()]
+}
+
 /// The database with portable kernels for every model.
 pub fn database() -> String {
     made().join("db").to_str().unwrap().into()
@@ -54,19 +60,29 @@ pub struct Server {
 impl Server {
     /// Serves the random model.
     pub fn start(more: &[&str]) -> Server {
-        let (model, bundle) = (made().join("m"), made().join("m.jitune"));
-        let args = ["--model", model.to_str().unwrap(), "--bundle", bundle.to_str().unwrap(), "--memory", "1G"];
-        Server::of(&[&args[..], more].concat())
+        Server::changed(more, |_| ())
+    }
+
+    /// Serves the random model by a command that is changed before.
+    pub fn changed(more: &[&str], change: impl FnOnce(&mut Command)) -> Server {
+        let args = random();
+        let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        Server::begun(&args, change)
     }
 
     /// Serves what the arguments say, at any free port where they name none.
     pub fn of(args: &[&str]) -> Server {
+        Server::begun(args, |_| ())
+    }
+
+    fn begun(args: &[&str], change: impl FnOnce(&mut Command)) -> Server {
         let place = Place::new();
         let log = place.path().join("log");
         let port: &[&str] = if args.contains(&"--port") { &[] } else { &["--port", "0"] };
         let mut command = place.jitune(&[&["serve", "--target", "cpu"], port, args].concat());
         let file = std::fs::File::create(&log).unwrap();
         command.env_remove("JITUNE_API_KEY").stdout(Stdio::null()).stderr(file);
+        change(&mut command);
         let mut child = command.spawn().unwrap();
         let begun = Instant::now();
         loop {
@@ -84,12 +100,25 @@ impl Server {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
+    /// Waits for a line of the log that has these parts.
+    pub fn line(&self, parts: &[&str]) -> String {
+        let begun = Instant::now();
+        loop {
+            let log = self.log();
+            if let Some(line) = log.lines().find(|line| parts.iter().all(|part| line.contains(part))) {
+                return line.into();
+            }
+            assert!(begun.elapsed() < LONG, "no line with {parts:?}: {log}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
     pub fn signal(&self, signal: &str) {
-        let done = std::process::Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap();
+        let done = Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap();
         assert!(done.success());
     }
 

@@ -5,6 +5,8 @@ mod client;
 #[path = "../common/mod.rs"]
 mod common;
 mod hostile;
+mod limits;
+mod lines;
 mod load;
 mod real;
 

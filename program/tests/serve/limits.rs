@@ -1,0 +1,62 @@
+//! What a server does where something is over: its connections, or the time to end.
+
+use crate::client::{Events, Server, connect, read, request};
+use crate::{COMPLETIONS, body};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::time::Duration;
+
+/// Many answers that have to wait for each other.
+fn long() -> Value {
+    json!({ "prompt": vec![[1, 5]; 8], "n": 16, "temperature": 0, "ignore_eos": true, "stream": true })
+}
+
+#[test]
+fn what_still_runs_when_the_time_is_over_is_ended() {
+    let mut server = Server::start(&["--sequences", "1", "--drain-timeout", "0"]);
+    // A body that never comes, a stream, and an answer that is not streamed.
+    let mut half = connect(&server.address).unwrap();
+    let bytes = request(COMPLETIONS, body(&[1], 1).to_string().as_bytes(), "");
+    half.write_all(&bytes[..bytes.len() - 5]).unwrap();
+    let mut events = Events::begin(&server.address, COMPLETIONS, &long()).unwrap();
+    assert!(events.next().is_some());
+    let mut whole = long();
+    whole["stream"] = false.into();
+    let mut waits = connect(&server.address).unwrap();
+    waits.write_all(&request(COMPLETIONS, whole.to_string().as_bytes(), "")).unwrap();
+    while server.metric("num_requests_waiting") < 128.0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    server.signal("-TERM");
+    let error = events.last().unwrap()["error"].clone();
+    assert_eq!((error["code"].as_str(), error["type"].as_str()), (Some("stopped"), Some("server_error")), "{error}");
+    for stream in [waits, half] {
+        let reply = read(stream).unwrap();
+        assert!(reply.headers.contains("retry-after: 1"), "{}", reply.headers);
+        assert_eq!((reply.refusal().0, reply.json()["error"]["code"].as_str()), (503, Some("stopped")));
+    }
+    assert_eq!(server.ended().code(), Some(1), "{}", server.log());
+    let log = server.log();
+    assert!(log.contains("jitune: 3 of the requests in hand were not answered 0 s after"), "{log}");
+    let stopped: Vec<&str> = log.lines().filter(|line| line.contains(" stopped method=POST")).collect();
+    assert_eq!(stopped.len(), 3, "{log}");
+    assert!(stopped.iter().any(|line| line.contains("status=200")), "{log}");
+    let at = |part: &str| log.find(part).unwrap_or_else(|| panic!("{part}: {log}"));
+    assert!(
+        at("drain begins requests=3") < at(" stopped method") && at(" stopped method") < at("drain ended stopped=3")
+    );
+}
+
+#[test]
+fn nothing_in_hand_is_no_reason_to_wait() {
+    let mut server = Server::start(&["--drain-timeout", "0"]);
+    // One that has been answered and stays, and one that says nothing.
+    let mut idle = connect(&server.address).unwrap();
+    idle.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    idle.read_exact(&mut [0; 20]).unwrap();
+    let silent = connect(&server.address).unwrap();
+    server.signal("-INT");
+    assert_eq!(server.ended().code(), Some(0), "{}", server.log());
+    assert!(server.log().contains("drain ended stopped=0"), "{}", server.log());
+    drop((idle, silent));
+}
