@@ -230,6 +230,16 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
+/// What is answered where no connection is left for more.
+pub(super) fn spare_router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .fallback(async || Refusal::full())
+        .layer(from_fn_with_state(Arc::clone(&shared), guard))
+        .with_state(shared)
+}
+
 type Here = State<Arc<Shared>>;
 
 /// Has a line written of each request, and those that are refused counted.

@@ -37,8 +37,12 @@ const LOOK: Duration = Duration::from_millis(50);
 const THREADS: usize = 4;
 /// Bytes of a request's first line and headers.
 const HEAD: usize = 64 << 10;
-/// Files that the process keeps for all but connections.
+/// Files that the process keeps for all but connections; the spare ones are among these.
 const OTHER_FILES: u64 = 128;
+/// Connections beyond the most, on which nothing but `/health` and `/metrics` is answered.
+const SPARE: usize = 16;
+/// How long a client may take for a request's head on one of them.
+const SPARE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long clients have to be told that their requests were ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -93,7 +97,8 @@ pub struct Options {
     pub key: Option<String>,
     /// Most bytes of a body.
     pub body: usize,
-    /// Most connections at a time, and no more than the process may have files; others wait for one to end.
+    /// Most connections at a time, and no more than the process may have files. Beyond them only `/health` and `/metrics` are
+    /// answered.
     pub connections: usize,
     /// How long a client may take for a request's head, for its body, and to read what it was sent.
     pub patience: Duration,
@@ -159,9 +164,11 @@ impl Server {
             let (drain, draining) = watch::channel(false);
             let doors = Doors {
                 router: http::router(Arc::clone(&shared)),
+                spare_router: http::spare_router(Arc::clone(&shared)),
                 draining,
                 open: Arc::default(),
                 places: Arc::new(Semaphore::new(connections)),
+                spare: Arc::new(Semaphore::new(SPARE)),
                 patience,
             };
             let open = Arc::clone(&doors.open);
@@ -211,11 +218,21 @@ fn permitted(most: usize) -> usize {
 /// Where clients come in.
 struct Doors {
     router: Router,
+    spare_router: Router,
     draining: watch::Receiver<bool>,
     /// Connections from before it began to stop.
     open: Arc<AtomicUsize>,
     places: Arc<Semaphore>,
+    spare: Arc<Semaphore>,
     patience: Duration,
+}
+
+/// What a connection takes.
+enum Place {
+    /// One of the most.
+    Whole(#[expect(dead_code)] OwnedSemaphorePermit),
+    /// One beyond them.
+    Spare(#[expect(dead_code)] OwnedSemaphorePermit),
 }
 
 /// A connection that is waited for.
@@ -230,17 +247,31 @@ impl Drop for Open {
 impl Doors {
     async fn accept(self, listener: TcpListener) {
         loop {
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
             match listener.accept().await {
-                Ok((stream, _)) => self.connection(stream, place),
+                Ok((stream, _)) => {
+                    let Some(place) = self.place().await else { return };
+                    self.connection(stream, place);
+                }
                 // No more files, say. It passes, and there is nobody to tell.
                 Err(_) => tokio::time::sleep(LOOK).await,
             }
         }
     }
 
+    /// One of the most, or a spare one, which is soon free again. None when the server has ended.
+    async fn place(&self) -> Option<Place> {
+        let whole = || Arc::clone(&self.places).try_acquire_owned().ok().map(Place::Whole);
+        match whole() {
+            Some(place) => Some(place),
+            None => {
+                let spare = Arc::clone(&self.spare).acquire_owned().await.ok()?;
+                Some(whole().unwrap_or(Place::Spare(spare)))
+            }
+        }
+    }
+
     /// Serves a connection, which ends with its answer when the server stops.
-    fn connection(&self, stream: TcpStream, place: OwnedSemaphorePermit) {
+    fn connection(&self, stream: TcpStream, place: Place) {
         let mut draining = self.draining.clone();
         // One that comes later hears that it is too late, and nobody waits for it.
         let open = (!*draining.borrow()).then(|| {
@@ -252,9 +283,13 @@ impl Doors {
         // A client that reads nothing is left after a while; the system looks after that.
         #[cfg(target_os = "linux")]
         let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, self.patience.as_millis() as u32);
-        let service = TowerToHyperService::new(self.router.clone());
+        let (router, patience, stays) = match place {
+            Place::Whole(_) => (&self.router, self.patience, true),
+            Place::Spare(_) => (&self.spare_router, self.patience.min(SPARE_PATIENCE), false),
+        };
+        let service = TowerToHyperService::new(router.clone());
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(self.patience).max_buf_size(HEAD);
+        builder.timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(HEAD).keep_alive(stays);
         tokio::spawn(async move {
             let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
             if open.is_some() {

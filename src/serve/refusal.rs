@@ -63,6 +63,15 @@ impl Refusal {
         )
     }
 
+    /// No connection is left but those for `/health` and `/metrics`.
+    pub fn full() -> Refusal {
+        Refusal::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Some("connections_full"),
+            "all connections are in use, and this one is for /health and /metrics alone; try again later",
+        )
+    }
+
     /// The server cannot go on.
     pub fn failed(why: impl Into<String>) -> Refusal {
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, Some("engine_failed"), why)

@@ -1,10 +1,13 @@
 //! What a server does where something is over: its connections, or the time to end.
 
-use crate::client::{Events, Server, connect, read, request};
+use crate::client::{Events, Server, connect, read, request, send};
 use crate::{COMPLETIONS, body};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::time::{Duration, Instant};
 
 /// Many answers that have to wait for each other.
 fn long() -> Value {
@@ -59,4 +62,46 @@ fn nothing_in_hand_is_no_reason_to_wait() {
     assert_eq!(server.ended().code(), Some(0), "{}", server.log());
     assert!(server.log().contains("drain ended stopped=0"), "{}", server.log());
     drop((idle, silent));
+}
+
+#[test]
+fn health_is_told_when_all_connections_are_in_use() {
+    // As many files as leave some connections.
+    let most = Rlimit { current: Some(128 + 12), maximum: Some(128 + 12) };
+    let server = Server::changed(&[], |command| {
+        // What runs there is one system call.
+        unsafe { command.pre_exec(move || setrlimit(Resource::Nofile, most).map_err(Into::into)) };
+    });
+    server.line(&["started", "connections=12"]);
+    let get = |path: &str| {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        send(&server.address, head.as_bytes()).unwrap()
+    };
+    // Connections that stay are in use as long as they are not closed, which takes a while; they ask again before.
+    let stay = || -> TcpStream {
+        let mut stream = connect(&server.address).unwrap();
+        stream.write_all(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut begin = [0; 12];
+        stream.read_exact(&mut begin).unwrap();
+        assert_eq!(&begin, b"HTTP/1.1 200");
+        stream
+    };
+    let held: Vec<TcpStream> = (0..12).map(|_| stay()).collect();
+    assert_eq!((get("/health").status, get("/metrics").status), (200, 200));
+    let full = get("/v1/models");
+    assert_eq!((full.status, full.json()["error"]["code"].as_str()), (503, Some("connections_full")));
+    assert!(full.headers.contains("retry-after: 1") && full.headers.contains("connection: close"), "{}", full.headers);
+    // Whoever says nothing on a spare one is soon sent away.
+    let silent: Vec<TcpStream> = (0..40).map(|_| connect(&server.address).unwrap()).collect();
+    let begun = Instant::now();
+    assert_eq!(get("/health").status, 200);
+    assert!(begun.elapsed() < Duration::from_secs(28), "{:?}", begun.elapsed());
+    drop(silent);
+    // And what is free again is used again.
+    drop(held);
+    let begun = Instant::now();
+    while get("/v1/models").status != 200 {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
