@@ -236,6 +236,7 @@ pub(super) fn spare_router(shared: Arc<Shared>) -> Router {
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .fallback(async || Refusal::full())
+        .method_not_allowed_fallback(not_allowed)
         .layer(from_fn_with_state(Arc::clone(&shared), guard))
         .with_state(shared)
 }

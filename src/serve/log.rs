@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -34,7 +34,7 @@ pub(super) struct Line {
     begun: Instant,
     status: Option<StatusCode>,
     refusal: Option<Refusal>,
-    /// Whether all of the answer was given to the connection.
+    /// Whether the connection has all of the answer.
     whole: bool,
     pub tally: Arc<Tally>,
     in_hand: Arc<AtomicUsize>,
@@ -60,6 +60,8 @@ impl Line {
     pub fn ends_with(mut self, mut response: Response) -> Response {
         self.status = Some(response.status());
         self.refusal = response.extensions_mut().remove();
+        // Of neither anything is asked for.
+        self.whole = self.method == Method::HEAD || response.body().is_end_stream();
         response.map(|body| Body::new(Logged { body, line: self }))
     }
 }

@@ -90,6 +90,7 @@ fn health_is_told_when_all_connections_are_in_use() {
     assert_eq!((get("/health").status, get("/metrics").status), (200, 200));
     let full = get("/v1/models");
     assert_eq!((full.status, full.json()["error"]["code"].as_str()), (503, Some("connections_full")));
+    assert_eq!(server.post("/health", &json!({})).refusal().0, 405);
     assert!(full.headers.contains("retry-after: 1") && full.headers.contains("connection: close"), "{}", full.headers);
     // Whoever says nothing on a spare one is soon sent away.
     let silent: Vec<TcpStream> = (0..40).map(|_| connect(&server.address).unwrap()).collect();

@@ -46,6 +46,9 @@ fn each_request_that_ended_has_a_line() {
     };
     assert_eq!(get("/v1/models?a-query=secret"), 200);
     server.line(&["done", "path=\"/v1/models\""]);
+    let head = format!("HEAD /v1/models/m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{key}\r\n");
+    assert_eq!(send(&server.address, head.as_bytes()).unwrap().status, 200);
+    server.line(&["done method=HEAD", "status=200"]);
     // Control characters that HTTP lets pass, and a mark that turns what follows.
     assert_eq!(get("/a\u{9b}31m\u{202e}b"), 404);
     server.line(&["refused", "path=\"/a\\u{9b}31m\\u{202e}b\""]);
