@@ -18,8 +18,8 @@ use std::time::Duration;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  jitune serve --model ./my-model\n  \
     JITUNE_API_KEY=… jitune serve --model ./my-model.gguf --host 0.0.0.0 --port 8000\n\n\
-    Answers /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize, /health and /metrics. SIGTERM or\n\
-    Ctrl-C lets the requests that run end, and takes no new ones; a second one ends at once. Each request that has ended\n\
+    Answers /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize, /health and /metrics. SIGTERM or \
+    Ctrl-C lets the requests that run end, and takes no new ones; a second one ends at once. Each request that has ended \
     is a line on standard error; JITUNE_LOG=warn leaves these out.")]
 pub struct Args {
     #[command(flatten)]

@@ -2,7 +2,7 @@
 
 use super::answer::Writer;
 use super::api::{Form, Job, Served};
-use super::log::{Line, Tally};
+use super::log::{InHand, Line, Tally};
 use super::metrics::Metrics;
 use super::refusal::{Json, Refusal};
 use super::running::Running;
@@ -22,10 +22,10 @@ use serde_json::{Value, json};
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
 
 /// Bytes of bodies that are held at a time, of all requests: what is over it is told to come again.
@@ -51,9 +51,7 @@ pub(super) struct Shared {
     bodies: Arc<Semaphore>,
     random: RandomState,
     pub stopping: AtomicBool,
-    /// Whether what is in hand is to end now.
-    pub cut_off: watch::Sender<bool>,
-    pub in_hand: Arc<AtomicUsize>,
+    pub in_hand: Arc<InHand>,
 }
 
 impl Shared {
@@ -74,7 +72,6 @@ impl Shared {
             bodies: Arc::new(Semaphore::new(BODIES)),
             random: RandomState::new(),
             stopping: AtomicBool::new(false),
-            cut_off: watch::Sender::new(false),
             in_hand: Arc::default(),
         }
     }
@@ -99,7 +96,7 @@ impl Shared {
 
     /// Ends when what is in hand is to end.
     fn is_cut_off(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut cut_off = self.cut_off.subscribe();
+        let mut cut_off = self.in_hand.cut_off.subscribe();
         async move {
             let _ = cut_off.wait_for(|over| *over).await;
         }

@@ -12,9 +12,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Instant;
+use tokio::sync::watch;
 
-/// Characters of a path that are written.
+/// Characters of a method and of a path that are written.
 const SHOWN: usize = 200;
+
+/// Requests whose end is still to come.
+#[derive(Default)]
+pub(super) struct InHand {
+    pub count: AtomicUsize,
+    /// Whether they are to end now.
+    pub cut_off: watch::Sender<bool>,
+}
 
 /// What a line says of the answers to a request.
 #[derive(Default)]
@@ -29,7 +38,7 @@ pub(super) struct Tally {
 
 /// A request in hand. Its line is written when it is dropped.
 pub(super) struct Line {
-    method: Method,
+    method: String,
     path: String,
     begun: Instant,
     status: Option<StatusCode>,
@@ -37,16 +46,17 @@ pub(super) struct Line {
     /// Whether the connection has all of the answer.
     whole: bool,
     pub tally: Arc<Tally>,
-    in_hand: Arc<AtomicUsize>,
+    in_hand: Arc<InHand>,
 }
 
 impl Line {
     /// A request that came.
-    pub fn begin(request: &Request, in_hand: &Arc<AtomicUsize>) -> Line {
-        in_hand.fetch_add(1, Ordering::Relaxed);
+    pub fn begin(request: &Request, in_hand: &Arc<InHand>) -> Line {
+        in_hand.count.fetch_add(1, Ordering::Relaxed);
+        let shown = |text: &str| text.chars().take(SHOWN).collect();
         Line {
-            method: request.method().clone(),
-            path: request.uri().path().chars().take(SHOWN).collect(),
+            method: shown(request.method().as_str()),
+            path: shown(request.uri().path()),
             begun: Instant::now(),
             status: None,
             refusal: None,
@@ -61,14 +71,14 @@ impl Line {
         self.status = Some(response.status());
         self.refusal = response.extensions_mut().remove();
         // Of neither anything is asked for.
-        self.whole = self.method == Method::HEAD || response.body().is_end_stream();
+        self.whole = self.method == Method::HEAD.as_str() || response.body().is_end_stream();
         response.map(|body| Body::new(Logged { body, line: self }))
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.in_hand.fetch_sub(1, Ordering::Relaxed);
+        self.in_hand.count.fetch_sub(1, Ordering::Relaxed);
         let Line { method, path, begun, status, .. } = self;
         let ms = |until: Instant| until.duration_since(*begun).as_millis() as u64;
         let (status, total_ms) = (status.map(|status| status.as_u16()), ms(Instant::now()));
@@ -78,6 +88,8 @@ impl Drop for Line {
             Some(refusal) if refusal.status == StatusCode::INTERNAL_SERVER_ERROR => "failed",
             Some(_) => "refused",
             None if self.whole => "done",
+            // Of one that reads nothing.
+            None if *self.in_hand.cut_off.borrow() => "stopped",
             None => "cancelled",
         };
         // What asks every few seconds would hide the rest.

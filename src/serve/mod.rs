@@ -179,7 +179,7 @@ impl Server {
                 tokio::time::sleep(LOOK).await;
             }
             let (begun, seconds) = (Instant::now(), most.as_secs());
-            let in_hand = || shared.in_hand.load(Ordering::Relaxed);
+            let in_hand = || shared.in_hand.count.load(Ordering::Relaxed);
             tracing::info!(target: "jitune::serve", requests = in_hand(), seconds, "drain begins");
             shared.stopping.store(true, Ordering::Relaxed);
             let _ = drain.send(true);
@@ -191,7 +191,7 @@ impl Server {
             let mut requests = 0;
             if timeout(most, none_left()).await.is_err() {
                 requests = in_hand();
-                shared.cut_off.send_replace(true);
+                shared.in_hand.cut_off.send_replace(true);
                 let _ = timeout(LAST_WORDS, none_left()).await;
             }
             let total_ms = begun.elapsed().as_millis() as u64;
