@@ -12,7 +12,7 @@ use std::path::PathBuf;
 /// The exit codes, as `--help` prints them.
 pub const EXIT_CODES: &str = "Exit codes:
   0    done
-  1    done in part: a problem has no winner, or a verification found a difference
+  1    done in part: a problem has no winner, a verification found a difference, or a server ended requests
   2    the command line, a model, a problem or a line of a plan is wrong
   3    something is missing on this machine (driver, GPU, NVRTC, C compiler): see `jitune doctor`
   4    the database or a file cannot be used (missing, locked, full, read-only, damaged)

@@ -16,9 +16,9 @@ use std::path::Path;
 /// below 256 MB. Templates of Llama 3.2, Mistral Nemo and Qwen 3 take 39 to 69 thousand for a thousand short messages, and 230
 /// to 450 thousand for a thousand messages of 4 MiB together, which is the most that the server reads.
 ///
-/// Some texts minijinja counts only once they are there: what a list becomes, the items that a list is joined of, and the widths
-/// of Python's `format`. A template that is made for it can take memory by these, since nothing in this process can stop a
-/// text half way.
+/// Some texts minijinja counts only once they are there, such as those of lists in lists, of what a list is joined of, and of
+/// widths that `str.format` and `tojson` are asked for. A template that is made for it can take memory by these, since nothing
+/// in this process can stop a text half way.
 const FUEL: u64 = 4_000_000;
 
 /// A message of a chat.
