@@ -29,7 +29,7 @@ constexpr int CODE_BYTES = SLABS * CODE_SLAB;
 constexpr int WIDENERS = 3; // warps
 constexpr int OWN_BYTES = 256; // barriers and work of flash_wgmma.cuh and paged_work.cuh
 
-// What the producer fills: its rings of K and V are those of codes. A block is widened when each warp has done its part.
+// What the producer fills: its rings of K and V are those of codes.
 struct Codes : Smem {
   DEV u32 code_bars() const { return bars() + OWN_BYTES; }
   DEV u32 k(int stage) const { return code_bars() + OWN_BYTES + stage * CODE_BYTES; }
@@ -38,10 +38,8 @@ struct Codes : Smem {
   DEV u32 k_empty(int s) const { return k_full(KV_STAGES) + 8 * s; }
   DEV u32 v_full(int s) const { return k_empty(KV_STAGES) + 8 * s; }
   DEV u32 v_empty(int s) const { return v_full(KV_STAGES) + 8 * s; }
-  DEV u32 k_widened(int s) const { return v_empty(KV_STAGES) + 8 * s; }
-  DEV u32 v_widened(int s) const { return k_widened(KV_STAGES) + 8 * s; }
 };
-static_assert(8 * (2 * Q_STAGES + 4 * KV_STAGES) + WORK_BYTES * Q_STAGES <= OWN_BYTES && 48 * KV_STAGES <= OWN_BYTES, "room for barriers");
+static_assert(8 * (2 * Q_STAGES + 4 * KV_STAGES) + WORK_BYTES * Q_STAGES <= OWN_BYTES && 32 * KV_STAGES <= OWN_BYTES, "room for barriers");
 
 // ---- producer ------------------------------------------------------------------------------------------------------
 // By the whole warp. `entry`: the page of piece lane % PIECES.
@@ -72,31 +70,27 @@ DEV void st_shared4(u32 at, u32 a, u32 b, u32 c, u32 d) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
-// A block of codes as a block of elements, when its stage is free. Barriers: of the elements `full` and `empty`, of the codes theirs.
-struct Widened {
-  u32 to, full, empty, codes, codes_full, codes_empty, widened;
-};
-DEV void widen(const Widened b, u32 phase) {
-  mbar_wait(b.codes_full, phase);
-  mbar_wait(b.empty, phase ^ 1);
-  const int thread = threadIdx.x % 128 - (128 - 32 * WIDENERS);
+DEV void mbar_again(u32 bar, u32 arrivals) {
+  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
+  mbar_init(bar, arrivals);
+}
+
+// A block of codes as a block of elements, when its stage is free.
+DEV void widen(u32 to, u32 full, u32 empty, u32 phase, u32 codes, u32 codes_full, u32 codes_empty) {
+  mbar_wait(codes_full, phase);
+  mbar_wait(empty, phase ^ 1);
 #pragma unroll 2
-  for (int i = thread; i < CODE_BYTES / 16; i += 32 * WIDENERS) {
-    const uint4 c = ld_shared4(b.codes + 16 * i);
-    const u32 at = b.to + swizzled<128>(32 * i);
+  for (int i = threadIdx.x % 128 - (128 - 32 * WIDENERS); i < CODE_BYTES / 16; i += 32 * WIDENERS) {
+    const uint4 c = ld_shared4(codes + 16 * i);
+    const u32 at = to + swizzled<128>(32 * i);
     st_shared4(at, first_halves(c.x), last_halves(c.x), first_halves(c.y), last_halves(c.y));
     st_shared4(at ^ 16, first_halves(c.z), last_halves(c.z), first_halves(c.w), last_halves(c.w));
   }
   fence_proxy_async();
   __syncwarp();
-  if (thread % 32 == 0) {
-    mbar_arrive(b.codes_empty);
-    mbar_arrive(b.widened);
-  }
-  // The elements' barrier counts one arrival, as where the copy engine brings them.
-  if (thread / 32 == 0) {
-    mbar_wait(b.widened, phase);
-    if (thread == 0) mbar_arrive(b.full);
+  if (lane_id() == 0) {
+    mbar_arrive(full);
+    mbar_arrive(codes_empty);
   }
 }
 
@@ -105,13 +99,8 @@ DEV void widen_tiles(const Smem sm, const Codes codes) {
   Ring<KV_STAGES> ks, vs;
   auto widen_k = [&] {
     const int s = ks.stage;
-    widen({sm.k(s), sm.k_full(s), sm.k_empty(s), codes.k(s), codes.k_full(s), codes.k_empty(s), codes.k_widened(s)}, ks.phase);
+    widen(sm.k(s), sm.k_full(s), sm.k_empty(s), ks.phase, codes.k(s), codes.k_full(s), codes.k_empty(s));
     ks.next();
-  };
-  auto widen_v = [&] {
-    const int s = vs.stage;
-    widen({sm.v(s), sm.v_full(s), sm.v_empty(s), codes.v(s), codes.v_full(s), codes.v_empty(s), codes.v_widened(s)}, vs.phase);
-    vs.next();
   };
   for (;;) {
     mbar_wait(sm.q_full(qs.stage), qs.phase);
@@ -120,7 +109,9 @@ DEV void widen_tiles(const Smem sm, const Codes codes) {
     widen_k();
     for (int n = t.end - 1; n >= t.begin; n--) {
       if (n > t.begin) widen_k();
-      widen_v();
+      const int s = vs.stage;
+      widen(sm.v(s), sm.v_full(s), sm.v_empty(s), vs.phase, codes.v(s), codes.v_full(s), codes.v_empty(s));
+      vs.next();
     }
     if (!DYNAMIC) break;
     qs.next();
@@ -223,11 +214,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, WARPGROUPS == 1 ? 2 : 1)
       mbar_init(codes.v_full(s), 1);
       mbar_init(codes.k_empty(s), WIDENERS);
       mbar_init(codes.v_empty(s), WIDENERS);
-      mbar_init(codes.k_widened(s), WIDENERS);
-      mbar_init(codes.v_widened(s), WIDENERS);
     }
   }
   prepare(sm);
+  // Elements come from three warps, each of which arrives, and not from the copy engine.
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < KV_STAGES; s++) {
+      mbar_again(sm.k_full(s), WIDENERS);
+      mbar_again(sm.v_full(s), WIDENERS);
+    }
+    fence_mbar_init();
+  }
+  __syncthreads();
   const int group = warp_uniform(threadIdx.x / 128), warp = warp_uniform(threadIdx.x / 32);
   if (group == 0) {
     setmaxnreg_dec<PRODUCER_REGS>();
