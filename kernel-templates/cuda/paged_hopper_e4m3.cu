@@ -75,17 +75,25 @@ DEV void mbar_again(u32 bar, u32 arrivals) {
   mbar_init(bar, arrivals);
 }
 
-// A block of codes as a block of elements, when its stage is free.
-DEV void widen(u32 to, u32 full, u32 empty, u32 phase, u32 codes, u32 codes_full, u32 codes_empty) {
+// A block of codes as a block of elements, when its stage is free. Rows from `rows` on become 0.
+DEV void widen(u32 to, u32 full, u32 empty, u32 phase, u32 codes, u32 codes_full, u32 codes_empty, int rows) {
   mbar_wait(codes_full, phase);
   mbar_wait(empty, phase ^ 1);
+  const int first = threadIdx.x % 128 - (128 - 32 * WIDENERS);
 #pragma unroll 2
-  for (int i = threadIdx.x % 128 - (128 - 32 * WIDENERS); i < CODE_BYTES / 16; i += 32 * WIDENERS) {
+  for (int i = first; i < CODE_BYTES / 16; i += 32 * WIDENERS) {
     const uint4 c = ld_shared4(codes + 16 * i);
     const u32 at = to + swizzled<128>(32 * i);
     st_shared4(at, first_halves(c.x), last_halves(c.x), first_halves(c.y), last_halves(c.y));
     st_shared4(at ^ 16, first_halves(c.z), last_halves(c.z), first_halves(c.w), last_halves(c.w));
   }
+  if (rows < KV_TILE)
+#pragma unroll 1
+    for (int i = first; i < CODE_BYTES / 16; i += 32 * WIDENERS)
+      if (i / 4 % KV_TILE >= rows) {
+        st_shared4(to + swizzled<128>(32 * i), 0, 0, 0, 0);
+        st_shared4((to + swizzled<128>(32 * i)) ^ 16, 0, 0, 0, 0);
+      }
   fence_proxy_async();
   __syncwarp();
   if (lane_id() == 0) {
@@ -99,7 +107,8 @@ DEV void widen_tiles(const Smem sm, const Codes codes) {
   Ring<KV_STAGES> ks, vs;
   auto widen_k = [&] {
     const int s = ks.stage;
-    widen(sm.k(s), sm.k_full(s), sm.k_empty(s), ks.phase, codes.k(s), codes.k_full(s), codes.k_empty(s));
+    widen(sm.k(s), sm.k_full(s), sm.k_empty(s), ks.phase, codes.k(s), codes.k_full(s), codes.k_empty(s),
+          KV_TILE);
     ks.next();
   };
   for (;;) {
@@ -110,7 +119,9 @@ DEV void widen_tiles(const Smem sm, const Codes codes) {
     for (int n = t.end - 1; n >= t.begin; n--) {
       if (n > t.begin) widen_k();
       const int s = vs.stage;
-      widen(sm.v(s), sm.v_full(s), sm.v_empty(s), vs.phase, codes.v(s), codes.v_full(s), codes.v_empty(s));
+      // Behind the last key V may be anything; its probability is 0 and must not meet a NaN.
+      widen(sm.v(s), sm.v_full(s), sm.v_empty(s), vs.phase, codes.v(s), codes.v_full(s), codes.v_empty(s),
+            n == t.end - 1 ? t.tail : KV_TILE);
       vs.next();
     }
     if (!DYNAMIC) break;
@@ -180,7 +191,7 @@ DEV void consume(const Smem sm, const CUtensorMap *om, const float *kv_scales, c
     const u32 q_smem = sm.q(qs.stage) + w * Q_GROUP;
     const float *scales = kv_scales + t.head / (HEADS / KV_HEADS);
     c.scale_q(q_smem, w, scales[0]);
-    c.attend(sm, q_smem, w, t.begin, t.end, t.tail, [&](int i) {
+    c.attend(sm, q_smem, w, t.begin, t.end, KV_TILE, [&](int i) {
       const int position = w * GROUP_POSITIONS;
       return position < t.count ? t.visible + min(position + i, t.count - 1) : 0;
     });
