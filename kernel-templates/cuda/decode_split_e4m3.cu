@@ -3,20 +3,20 @@
 //
 // A block takes SPLIT tokens of one sequence and one KV head, and all the query heads that read it; its warps take
 // tiles of TILE tokens in turn and need no barrier before the end. Codes of K and V go from global memory to registers, and become
-// 16-bit elements there, by their bits, as the matrix instruction wants them: the order of the summed dimensions is free as long as both
-// operands agree on it, so nothing moves between lanes.
+// f16 there, which holds every code exactly, as the matrix instruction wants them: the order of the summed dimensions is free as long as
+// both operands agree on it, so nothing moves between lanes.
 //
 //   S[16 heads × 8 tokens] = q · Kᵀ    A = q, padded to 16 heads. B = Kᵀ: lane (g, c) = (lane/4, lane%4) holds 16 codes
-//                                      of every 64 of the row of token g, at c·16. A word of four codes is an operand: its even
-//                                      codes are one pair, its odd ones the other, and q has its dimensions in that order.
+//                                      of every 64 of the row of token g, at c·16. A word of four codes is an operand of two pairs,
+//                                      and q has its dimensions in that order.
 //   Oᵀ[16 dims × 8 heads] += Vᵀ · Pᵀ   A = Vᵀ: lane (g, c) loads tokens 2c, 2c+1, 2c+8, 2c+9, 16 codes of every 128 at
-//                                      g·16. A byte permutation puts two codes of two tokens in a word, whose even codes are a pair
-//                                      of one dimension and whose odd codes one of the next. B = Pᵀ: what S leaves in the
+//                                      g·16. A byte permutation puts two codes of two tokens in a word, one pair of which is of one
+//                                      dimension and the other of the next. B = Pᵀ: what S leaves in the
 //                                      lane, tokens 2c and 2c+1 of head g, is the operand as it stands.
 //
-// An element is its code's value over E4M3_UNIT. In bf16 that is so small that sums of products would leave the range of f32: q and P are
-// larger by 2^60 there. These powers of two and the scales of the head are part of the softmax scale and of the output, so that no code
-// costs more than its bits.
+// q is in f16 too. Of a head in bf16 the largest element becomes one in [2^14, 2^15) by a power of two: what is too small for f16 then is
+// less than 2^-38 of it. P is in f16 and larger by 2^LARGER, for the same reason. These powers of two and the scales of the head are part of
+// the softmax scale and of the output.
 //
 // Loads of the next tile are issued as soon as the registers are free: K's after the
 // scores, V's after the product. The running maximum is raised only when a score exceeds it by 2^LAZY, so the usual
@@ -41,13 +41,7 @@
 #define OUTS (HEAD_DIM / 16)                                // pairs of dimensions of the output in one lane
 #define Q_SHARED (HEAD_DIM > 128)
 #define LAZY 8.0f
-#if DTYPE_BF16
-#define LARGER 60                                           // q and P are, in powers of two
-#define LARGER_BY 0x1p60f
-#else
-#define LARGER 0
-#define LARGER_BY 1.0f
-#endif
+#define LARGER 7                                            // P is, in powers of two: it is under 2^(LAZY + LARGER)
 #include "split_softmax.cuh"
 
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256, "head_dim");
@@ -76,17 +70,43 @@ DEV void load_k_row(u32 (&r)[K_WORDS], const u8 *row, int c) {
   for (int i = 0; i < HEAD_DIM / 64; i++) load_words<4, WHOLE_LINES>(r + 4 * i, row + 64 * i + 16 * c);
   if (HEAD_DIM % 64) load_words<2>(r + HEAD_DIM / 64 * 4, row + HEAD_DIM / 64 * 64 + 8 * c);
 }
-// Eight dimensions of q that meet words 2 · part and 2 · part + 1 of K: of each four the even ones, then the odd ones.
+// Eight dimensions of q that meet words 2 · part and 2 · part + 1 of K, as they are stored.
 DEV void load_q_part(u32 *r, const elem *row, int part, int c) {
-  u32 w[4];
-  load_words<4>(w, row + (part / 2 < HEAD_DIM / 64 ? part / 2 * 64 + 16 * c + part % 2 * 8 : HEAD_DIM / 64 * 64 + 8 * c));
+  load_words<4>(r, row + (part / 2 < HEAD_DIM / 64 ? part / 2 * 64 + 16 * c + part % 2 * 8 : HEAD_DIM / 64 * 64 + 8 * c));
+}
+// The exponent's field of a power of two that brings the largest of a head's elements to [2^14, 2^15), of which a lane has seen `most`.
+DEV u32 larger_field(float most) {
+#if DTYPE_BF16
+  most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+  most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+  return min(268 - (__float_as_uint(most) >> 23), 253u);
+#else
+  return 127;
+#endif
+}
+DEV float largest(const u32 (&r)[4], float most) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    float a, b;
+    unpack2(elem{}, r[i], a, b);
+    most = fmaxf(most, fmaxf(fabsf(a), fabsf(b)));
+  }
+  return most;
+}
+// Eight dimensions as pairs of f16, in the order of a word's pairs of codes.
+DEV void q_halves(u32 *to, const u32 (&r)[4], u32 field) {
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
+#if DTYPE_F16 && E4M3_NEIGHBOURS
+    to[i] = r[i], to[i + 1] = r[i + 1];
+#else
+    const float by = __uint_as_float(field << 23);
     float a, b, d, e;
-    unpack2(elem{}, w[i], a, b);
-    unpack2(elem{}, w[i + 1], d, e);
-    r[i] = pack2(elem{}, a * LARGER_BY, d * LARGER_BY);
-    r[i + 1] = pack2(elem{}, b * LARGER_BY, e * LARGER_BY);
+    unpack2(elem{}, r[i], a, b);
+    unpack2(elem{}, r[i + 1], d, e);
+    to[i] = pack2(f16_t{}, a * by, (E4M3_NEIGHBOURS ? b : d) * by);
+    to[i + 1] = pack2(f16_t{}, (E4M3_NEIGHBOURS ? d : b) * by, e * by);
+#endif
   }
 }
 // The first of the four dimensions of word w of a lane's part of a row of V: 16 of every 128, 8 of a rest of 64, 4 of a rest of 32.
@@ -103,8 +123,9 @@ DEV void load_v_row(u32 (&r)[V_WORDS], const u8 *row, int g) {
   if (HEAD_DIM % 128 >= 64) load_words<2>(r + HEAD_DIM / 128 * 4, row + HEAD_DIM / 128 * 128 + 8 * g);
   if (HEAD_DIM % 64) load_words<1>(r + V_WORDS - 1, row + HEAD_DIM / 64 * 64 + 4 * g);
 }
-DEV u32 low_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
-DEV u32 high_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
+// Two codes each of two tokens' words, so that each pair is of one dimension.
+DEV u32 low_pairs(u32 a, u32 b) { return __byte_perm(a, b, E4M3_NEIGHBOURS ? 0x5140 : 0x5410); }
+DEV u32 high_pairs(u32 a, u32 b) { return __byte_perm(a, b, E4M3_NEIGHBOURS ? 0x7362 : 0x7632); }
 
 // ---- the split -----------------------------------------------------------------------------------------------------
 extern "C" __global__ void __launch_bounds__(THREADS) decode_split_e4m3(
@@ -144,23 +165,43 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split_e4m3(
   fetch_entries(0);
 
   // q, in registers or, when those are short, in shared memory in the order of the lanes.
+  u32 field[HEAD_TILES];
 #if Q_SHARED
   __shared__ uint4 q_shared[HEAD_TILES][Q_WORDS / 4][32];
-  for (int i = warp; i < HEAD_TILES * Q_WORDS / 4; i += WARPS) {
-    const int h = i / (Q_WORDS / 4), part = i % (Q_WORDS / 4);
-    u32 r[4] = {};
-    if (h * 8 + g < heads) load_q_part(r, q + (head0 + h * 8 + g) * HEAD_DIM, part, c);
-    q_shared[h][part][lane] = make_uint4(r[0], r[1], r[2], r[3]);
+#pragma unroll
+  for (int h = 0; h < HEAD_TILES; h++) {
+    const elem *row = q + (head0 + h * 8 + g) * HEAD_DIM;
+    float most = 0.0f;
+    u32 raw[4] = {};
+    if (h * 8 + g < heads)
+      for (int part = 0; part < Q_WORDS / 4; part++) {
+        load_q_part(raw, row, part, c);
+        most = largest(raw, most);
+      }
+    field[h] = larger_field(most);
+    for (int part = warp; part < Q_WORDS / 4; part += WARPS) {
+      u32 r[4];
+      if (h * 8 + g < heads) load_q_part(raw, row, part, c);
+      q_halves(r, raw, field[h]);
+      q_shared[h][part][lane] = make_uint4(r[0], r[1], r[2], r[3]);
+    }
   }
   __syncthreads();
 #else
-  u32 qf[HEAD_TILES][Q_WORDS] = {};
+  u32 qf[HEAD_TILES][Q_WORDS];
 #pragma unroll
-  for (int h = 0; h < HEAD_TILES; h++)
+  for (int h = 0; h < HEAD_TILES; h++) {
+    u32 raw[Q_WORDS / 4][4] = {};
+    float most = 0.0f;
     if (h * 8 + g < heads)
 #pragma unroll
-      for (int part = 0; part < Q_WORDS / 4; part++)
-        load_q_part(qf[h] + 4 * part, q + (head0 + h * 8 + g) * HEAD_DIM, part, c);
+      for (int part = 0; part < Q_WORDS / 4; part++) load_q_part(raw[part], q + (head0 + h * 8 + g) * HEAD_DIM, part, c);
+#pragma unroll
+    for (int part = 0; part < Q_WORDS / 4; part++) most = largest(raw[part], most);
+    field[h] = larger_field(most);
+#pragma unroll
+    for (int part = 0; part < Q_WORDS / 4; part++) q_halves(qf[h] + 4 * part, raw[part], field[h]);
+  }
 #endif
   if (begin >= len && split > 0) return;
   const int end = min(len, begin + SPLIT);
@@ -196,10 +237,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split_e4m3(
   };
 
   // Of head g of each head tile; the sum is of this lane's tokens.
-  float top[HEAD_TILES], sum[HEAD_TILES] = {}, out[OUTS][HEAD_TILES][4] = {};
+  float top[HEAD_TILES], scale[HEAD_TILES], sum[HEAD_TILES] = {}, out[OUTS][HEAD_TILES][4] = {};
 #pragma unroll
-  for (int h = 0; h < HEAD_TILES; h++) top[h] = NEG_INF;
-  const float scale = SCALE * LOG2E * (E4M3_UNIT / LARGER_BY) * kv_scales[kv_head];
+  for (int h = 0; h < HEAD_TILES; h++) {
+    top[h] = NEG_INF;
+    scale[h] = SCALE * LOG2E * E4M3_HALF_UNIT * kv_scales[kv_head] * __uint_as_float((254 - field[h]) << 23);
+  }
 
   // Takes the tile of a step from the registers and refills them. `more` is a constant at both calls: under a branch the
   // compiler would copy the loaded registers at its end, which waits for the loads.
@@ -222,8 +265,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split_e4m3(
       for (int u = 0; u < SUB; u++)
 #pragma unroll
         for (int t = 0; t < 2; t++) {
-          const u32 b[2] = {even_codes(k[u][t][i]), odd_codes(k[u][t][i])};
-          mma_16816(elem{}, s[u][t], a, b);
+          const u32 b[2] = {first_halves(k[u][t][i]), last_halves(k[u][t][i])};
+          mma_16816(f16_t{}, s[u][t], a, b);
         }
     }
     if (more) {
@@ -239,7 +282,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split_e4m3(
       for (int t = 0; t < 2; t++)
 #pragma unroll
         for (int e = 0; e < 2 * HEAD_TILES; e++) {
-          s[u][t][e] = t * 8 + e % 2 < left ? s[u][t][e] * scale : NEG_INF;
+          // A step that another follows has all its tokens.
+          s[u][t][e] = more || t * 8 + e % 2 < left ? s[u][t][e] * scale[e / 2] : NEG_INF;
           grows |= s[u][t][e] > top[e / 2] + LAZY;
         }
     }
@@ -273,20 +317,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split_e4m3(
           const float least = top[h] - LARGER; // p is 2^LARGER where a score is the maximum
           const float p0 = exp2_approx(s[u][t][2 * h] - least), p1 = exp2_approx(s[u][t][2 * h + 1] - least);
           sum[h] += p0 + p1;
-          p[u][h][t] = pack2(elem{}, p0, p1);
+          p[u][h][t] = pack2(f16_t{}, p0, p1);
         }
 #pragma unroll
     for (int u = 0; u < SUB; u++)
 #pragma unroll
       for (int w = 0; w < V_WORDS; w++) {
-        const u32 first[2] = {low_halves(v[u][0][w], v[u][1][w]), low_halves(v[u][2][w], v[u][3][w])};
-        const u32 last[2] = {high_halves(v[u][0][w], v[u][1][w]), high_halves(v[u][2][w], v[u][3][w])};
-        const u32 a[4] = {even_codes(first[0]), odd_codes(first[0]), even_codes(first[1]), odd_codes(first[1])};
-        const u32 b[4] = {even_codes(last[0]), odd_codes(last[0]), even_codes(last[1]), odd_codes(last[1])};
+        const u32 first[2] = {low_pairs(v[u][0][w], v[u][1][w]), low_pairs(v[u][2][w], v[u][3][w])};
+        const u32 last[2] = {high_pairs(v[u][0][w], v[u][1][w]), high_pairs(v[u][2][w], v[u][3][w])};
+        const u32 a[4] = {first_halves(first[0]), last_halves(first[0]), first_halves(first[1]), last_halves(first[1])};
+        const u32 b[4] = {first_halves(last[0]), last_halves(last[0]), first_halves(last[1]), last_halves(last[1])};
 #pragma unroll
         for (int h = 0; h < HEAD_TILES; h++) {
-          mma_16816(elem{}, out[2 * w][h], a, p[u][h]);
-          mma_16816(elem{}, out[2 * w + 1][h], b, p[u][h]);
+          mma_16816(f16_t{}, out[2 * w][h], a, p[u][h]);
+          mma_16816(f16_t{}, out[2 * w + 1][h], b, p[u][h]);
         }
       }
     if (more) load_v(step + 1);
@@ -331,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_split_e4m3(
       }
       all_top[h][j] = m, all_sum[h][j] = total;
       // The unit first: a scale by it could be too much for a float.
-      const float shrink = exp2_below(warp_ms[warp][head].x, m) * E4M3_UNIT;
+      const float shrink = exp2_below(warp_ms[warp][head].x, m) * E4M3_HALF_UNIT;
 #pragma unroll
       for (int w = 0; w < OUTS; w++) {
         out[w][h][j] = out[w][h][j] * shrink * of_v;

@@ -67,8 +67,8 @@ DEV void widen_tile(unsigned char *to, const unsigned char *codes) {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       // The odd bytes of a word are codes of two neighbours, its even ones 0.
-      pairs[2 * j] = in_units(odd_codes(__byte_perm(words[j], 0, 0x1404)));
-      pairs[2 * j + 1] = in_units(odd_codes(__byte_perm(words[j], 0, 0x3424)));
+      pairs[2 * j] = odd_codes(__byte_perm(words[j], 0, 0x1404));
+      pairs[2 * j + 1] = odd_codes(__byte_perm(words[j], 0, 0x3424));
     }
     uint4 *const row = reinterpret_cast<uint4 *>(to + i / CODE_CHUNKS * PITCH + i % CODE_CHUNKS * 32);
     row[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);

@@ -3,6 +3,9 @@
 use super::{Compute, Inputs, Problem, Storage, Tensor, hash_uniform};
 use rayon::prelude::*;
 
+/// Input reads that one thread does in a few milliseconds.
+const LITTLE: u64 = 1 << 20;
+
 /// One output element as the reference has it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Expected {
@@ -23,7 +26,12 @@ impl Expected {
 /// The reference of the whole problem where that costs at most `budget` input reads, else of a sample that always has
 /// the first and the last units and otherwise depends on `seed`.
 pub fn expected(problem: &Problem, inputs: &Inputs, seed: u64, budget: u64) -> Vec<Expected> {
-    units(problem, seed, budget).into_par_iter().flat_map_iter(|unit| of_unit(problem, inputs, unit)).collect()
+    let units = units(problem, seed, budget);
+    // Where compilers have every core, waking threads takes longer than little work.
+    if (problem.op().unit_cost)(problem).saturating_mul(units.len() as u64) <= LITTLE {
+        return units.into_iter().flat_map(|unit| of_unit(problem, inputs, unit)).collect();
+    }
+    units.into_par_iter().flat_map_iter(|unit| of_unit(problem, inputs, unit)).collect()
 }
 
 /// The same, computed by this thread alone: a process that only tells others what to do need not have more.
