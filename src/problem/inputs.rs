@@ -65,6 +65,15 @@ impl Input {
         }
     }
 
+    /// The seed whose words its bytes are.
+    #[cfg(feature = "tuner")]
+    pub(crate) fn words(&self) -> Option<u64> {
+        match self.values {
+            Values::Codes { seed, bits, stored } if u64::from(bits) == stored.bits() => Some(seed),
+            _ => None,
+        }
+    }
+
     /// Writes elements `start..` to `bytes` in storage form. Where a byte holds two, `start` is even.
     pub fn write(&self, start: u64, bytes: &mut [u8]) {
         let from = start as usize;

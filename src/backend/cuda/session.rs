@@ -417,15 +417,12 @@ impl CudaSession {
         let unused = inputs.unused();
         for input in inputs.iter() {
             let Some(i) = tensors.iter().position(|t| t.name == input.tensor.name) else { continue };
-            // The support code knows f32 and what results are stored as.
-            let known = [Storage::F32, problem.types().y].contains(&input.tensor.storage);
-            let device = input.uniform().filter(|_| known);
-            let host = if device.is_some() { Vec::new() } else { written(input) };
+            let mut host = None;
             for set in sets {
-                match device {
-                    Some((seed, scale)) => support.fill(&input.tensor, set[i], seed, scale, &self.stream)?,
+                if !support.fill(input, problem.types().y, set[i], &self.stream)? {
+                    let host = host.get_or_insert_with(|| written(input));
                     // SAFETY: the tensor lies inside its set's memory.
-                    None => unsafe { super::driver::copy_in(&self.context, set[i], &host) }?,
+                    unsafe { super::driver::copy_in(&self.context, set[i], host) }?;
                 }
                 for range in if input.tensor.layout == Layout::Paged { &unused[..] } else { &[] } {
                     let bytes = |elements| input.tensor.storage.bytes(elements);
@@ -468,15 +465,12 @@ impl CudaSession {
     /// Checks what is loaded, and times it where `rounds` are asked for.
     fn tried(&self, loaded: &Loaded, begun: Instant, rounds: u32) -> Result<Tried, BackendError> {
         let mut check = self.check(loaded)?;
-        // A memory checker makes each launch so slow that those which it is to see are enough.
-        let enough = self.exact && rounds == 0;
-        if check.wrong.is_some() || enough {
-            // What it did to others says more than what came of it.
-            check.wrong = self.look_after()?.or(check.wrong);
-        }
+        // What it did to others says more than what came of it.
+        check.wrong = self.look_after()?.or(check.wrong);
         let blocks_per_sm = loaded.executable.blocks_per_sm()?;
         let mut tried = Tried { check, doubt: None, series: None, blocks_per_sm, verifying_s: 0.0, measuring_s: 0.0 };
-        if tried.check.wrong.is_none() && !enough {
+        // A memory checker makes each launch so slow that those which it is to see are enough.
+        if tried.check.wrong.is_none() && !(self.exact && rounds == 0) {
             self.poison_all()?;
             let start = Instant::now();
             let (all, mut ran) = (loaded.bound.len(), 0);

@@ -5,7 +5,7 @@ use super::context::Context;
 use super::driver::{Buffer, Module, Stream, check};
 use crate::backend::BackendError;
 use crate::backend::session::TensorCheck;
-use crate::problem::{Role, Storage, Tensor};
+use crate::problem::{Input, Role, Storage, Tensor};
 use cudarc::driver::sys;
 use std::ffi::c_void;
 use std::ptr;
@@ -19,9 +19,11 @@ const THREADS: u32 = 256;
 const STATS_BYTES: u64 = 48;
 
 /// The helpers.
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 18] = [
     "fill_uniform",
     "fill_uniform_f32",
+    "fill_uniform_e4m3",
+    "fill_words",
     "sum_squares",
     "compare",
     "compare_f32",
@@ -90,10 +92,28 @@ impl Support {
         check("cuLaunchKernel", code)
     }
 
-    /// Fills an input with the uniform stream of `seed`. It is stored as f32, or as the results are.
-    pub(super) fn fill(&self, t: &Tensor, at: u64, seed: u64, scale: f32, stream: &Stream) -> Result<(), BackendError> {
-        let name = if t.storage == Storage::F32 { "fill_uniform_f32" } else { "fill_uniform" };
-        self.run(name, &[at, t.len(), seed, u64::from(scale.to_bits())], stream)
+    /// Makes an input where it lies, if it is one that this code can make; results are stored as `results`.
+    pub(super) fn fill(&self, input: &Input, results: Storage, at: u64, stream: &Stream) -> Result<bool, BackendError> {
+        let t = &input.tensor;
+        let (name, args) = match (input.uniform(), input.words()) {
+            (Some((seed, scale)), _) => {
+                let name = match t.storage {
+                    Storage::F32 => "fill_uniform_f32",
+                    Storage::E4m3 => "fill_uniform_e4m3",
+                    stored if stored == results => "fill_uniform",
+                    _ => return Ok(false),
+                };
+                (name, vec![at, t.len(), seed, u64::from(scale.to_bits())])
+            }
+            (None, Some(seed)) => ("fill_words", vec![at, t.bytes(), seed]),
+            (None, None) => return Ok(false),
+        };
+        // Bundles of an older jitune have other code.
+        let known = self.module.function(name).is_ok();
+        if known {
+            self.run(name, &args, stream)?;
+        }
+        Ok(known)
     }
 
     /// Sum of squares and count of the reference's finite elements, written to 16 bytes at `out` (zeroed before).
