@@ -128,7 +128,12 @@ DEV u32 low_pairs(u32 a, u32 b) { return __byte_perm(a, b, E4M3_NEIGHBOURS ? 0x5
 DEV u32 high_pairs(u32 a, u32 b) { return __byte_perm(a, b, E4M3_NEIGHBOURS ? 0x7362 : 0x7632); }
 
 // ---- the split -----------------------------------------------------------------------------------------------------
-extern "C" __global__ void __launch_bounds__(THREADS) decode_split_e4m3(
+#if ARCH == 890
+#define BOUNDS __launch_bounds__(THREADS, 1) // else ptxas spills for a second block of eight warps
+#else
+#define BOUNDS __launch_bounds__(THREADS)
+#endif
+extern "C" __global__ void BOUNDS decode_split_e4m3(
     const elem *__restrict__ q, const u8 *__restrict__ k_cache, const u8 *__restrict__ v_cache,
     const float *__restrict__ kv_scales, const int *block_table, const int *lens, elem *__restrict__ o, void *workspace, int batch,
     int max_pages, int pages, int max_parts) {
