@@ -2,7 +2,7 @@
 // bytes, and the two bandwidth ceilings. No template: Rust compiles this once per dtype and calls it by these signatures.
 //
 // Every kernel is a grid-stride loop, so any grid is right. Buffers of `uint4` are 16-byte aligned.
-#include "e4m3.cuh"
+#include "common.cuh"
 
 // What a comparison found, summed over all of its blocks; zeroed by the caller before the launch.
 struct check_stats {
@@ -18,15 +18,14 @@ DEV u64 thread_index() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 DEV u64 thread_count() { return (u64)gridDim.x * blockDim.x; }
 
 // ---- inputs --------------------------------------------------------------------------------------------------------
-// Word i of a seed's stream, from a counter (splitmix64): it does not depend on the launch geometry.
-DEV u64 word(u64 seed, u64 i) {
+// Uniform in [-1, 1) with 24 bits, from a counter (splitmix64): element i does not depend on the launch geometry.
+DEV float uniform(u64 seed, u64 i) {
   u64 z = seed + (i + 1) * 0x9E3779B97F4A7C15ull;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
-  return z ^ (z >> 31);
+  z ^= z >> 31;
+  return (float)(u32)(z >> 40) * 0x1p-23f - 1.0f;
 }
-// Uniform in [-1, 1) with 24 bits.
-DEV float uniform(u64 seed, u64 i) { return (float)(u32)(word(seed, i) >> 40) * 0x1p-23f - 1.0f; }
 
 template <class T> DEV void fill(T *p, u64 n, u64 seed, float scale) {
   for (u64 i = thread_index(); i < n; i += thread_count()) p[i] = from_f32<T>(__fmul_rn(uniform(seed, i), scale));
@@ -34,12 +33,8 @@ template <class T> DEV void fill(T *p, u64 n, u64 seed, float scale) {
 extern "C" __global__ void fill_uniform(elem *p, u64 n, u64 seed, float scale) { fill(p, n, seed, scale); }
 extern "C" __global__ void fill_uniform_f32(float *p, u64 n, u64 seed, float scale) { fill(p, n, seed, scale); }
 
-extern "C" __global__ void fill_uniform_e4m3(u8 *p, u64 n, u64 seed, float scale) {
-  for (u64 i = thread_index(); i < n; i += thread_count()) p[i] = (u8)e4m3_from_f32(__fmul_rn(uniform(seed, i), scale));
-}
-// Codes that fill their bytes are the words of the stream as they are.
-extern "C" __global__ void fill_words(u8 *p, u64 bytes, u64 seed) {
-  for (u64 i = thread_index(); i < bytes; i += thread_count()) p[i] = (u8)(word(seed, i / 8) >> i % 8 * 8);
+extern "C" __global__ void fill_bytes(uint4 *p, u64 n16, u32 word) {
+  for (u64 i = thread_index(); i < n16; i += thread_count()) p[i] = make_uint4(word, word, word, word);
 }
 
 // ---- comparison ----------------------------------------------------------------------------------------------------

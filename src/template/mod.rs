@@ -19,9 +19,9 @@ use std::sync::Arc;
 /// Where each target's support code is among the built-in files.
 const SUPPORT: [(Target, &str); 2] = [(Target::Cuda, "cuda/support.cu"), (Target::Cpu, "cpu/support.c")];
 
-/// What a session on a GPU needs beside what judges: it looks after memory, and measures the rate of products. Compiled behind
-/// the support code.
-const BESIDE: [&str; 3] = ["cuda/watch.cu", "cuda/rate.cu", CODES];
+/// What a session on a GPU needs beside what judges: it looks after memory, measures the rate of products, and makes inputs.
+/// Compiled behind the support code.
+const BESIDE: [&str; 4] = ["cuda/watch.cu", "cuda/rate.cu", "cuda/fill.cu", CODES];
 
 /// What compares outputs that are codes: the judge of these alone.
 const CODES: &str = "cuda/codes.cu";
