@@ -29,7 +29,7 @@ pub fn expected(problem: &Problem, inputs: &Inputs, seed: u64, budget: u64) -> V
     let units = units(problem, seed, budget);
     // Where compilers have every core, waking threads takes longer than little work.
     if (problem.op().unit_cost)(problem).saturating_mul(units.len() as u64) <= LITTLE {
-        return units.into_iter().flat_map(|unit| of_unit(problem, inputs, unit)).collect();
+        return here(problem, inputs, units);
     }
     units.into_par_iter().flat_map_iter(|unit| of_unit(problem, inputs, unit)).collect()
 }
@@ -37,7 +37,11 @@ pub fn expected(problem: &Problem, inputs: &Inputs, seed: u64, budget: u64) -> V
 /// The same, computed by this thread alone: a process that only tells others what to do need not have more.
 #[cfg(feature = "tuner")]
 pub(crate) fn expected_here(problem: &Problem, inputs: &Inputs, seed: u64, budget: u64) -> Vec<Expected> {
-    units(problem, seed, budget).into_iter().flat_map(|unit| of_unit(problem, inputs, unit)).collect()
+    here(problem, inputs, units(problem, seed, budget))
+}
+
+fn here(problem: &Problem, inputs: &Inputs, units: Vec<u64>) -> Vec<Expected> {
+    units.into_iter().flat_map(|unit| of_unit(problem, inputs, unit)).collect()
 }
 
 fn of_unit(problem: &Problem, inputs: &Inputs, unit: u64) -> Vec<Expected> {
