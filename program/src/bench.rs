@@ -28,8 +28,8 @@ use std::time::Instant;
 #[command(after_help = "Examples:\n  jitune bench --model ./my-model --workload sustained,chat,documents,code\n  \
     jitune bench --model ./my-model --engines jitune,jitune,candle --quick\n  \
     jitune bench --model ./my-model --workload batch-1,batch-32 --engines jitune,vllm --set vllm.max_num_seqs=32\n\n\
-    Every engine gets the same weights and the same token ids, and its logits are checked before it is measured. Rows are\n\
-    stored as they are measured; --resume goes on with a run that was cut off, or adds engines and workloads to one on the\n\
+    Every engine gets the same weights and the same token ids, and its logits are checked before it is measured. Rows are \
+    stored as they are measured; --resume goes on with a run that was cut off, or adds engines and workloads to one on the \
     same device. Exit code 1 when jitune's own cells are wrong or missing, 130 after Ctrl-C.")]
 pub struct Args {
     /// A folder as Hugging Face has it (config.json and safetensors), a repository in its local cache (ORG/NAME), or a GGUF

@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
     jitune compare --model ./my-model --precisions\n  \
     jitune compare --model ./my-model --precisions=f32,bf16,int4-g128\n  \
     jitune compare --problem 'matmul m=32 n=4096 k=4096' --peers cublaslt --counters\n\n\
-    Problems without a winner are tuned first. Every peer's numbers are checked; rounds are interleaved. Rows are stored\n\
-    as they are measured, so Ctrl-C keeps what there is. Exit code 1 when a result of ours is wrong or missing, 130 after\n\
+    Problems without a winner are tuned first. Every peer's numbers are checked; rounds are interleaved. Rows are stored \
+    as they are measured, so Ctrl-C keeps what there is. Exit code 1 when a result of ours is wrong or missing, 130 after \
     Ctrl-C. `jitune report --from FOLDER/rows.jsonl` makes the report again; --resume goes on with a run that was cut off.")]
 pub struct Args {
     #[command(flatten)]

@@ -16,8 +16,8 @@ use rayon::prelude::*;
 /// Arguments.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  jitune compile --model llama-3.2-1b --arch sm_80,sm_86,sm_89,sm_90a\n\n\
-    Compiles, for every problem and every template that takes it, the configs that the analytic cost puts first, and\n\
-    prints registers, spills, shared memory and predicted occupancy. Exit code 1 when one does not compile or spills, or\n\
+    Compiles, for every problem and every template that takes it, the configs that the analytic cost puts first, and \
+    prints registers, spills, shared memory and predicted occupancy. Exit code 1 when one does not compile or spills, or \
     when no template takes a problem.")]
 pub struct Args {
     #[command(flatten)]

@@ -4,6 +4,7 @@ use super::select::Store;
 use super::{CliError, table};
 use jitune::backend::cpu::{self, cc};
 use jitune::backend::cuda::{self, nvrtc};
+use nvml_wrapper::error::NvmlError;
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -64,7 +65,10 @@ fn look(args: &Args) -> Vec<Finding> {
             (0..n).map(name).collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())
         }
     });
-    let nvml = nvml_wrapper::Nvml::init().and_then(|n| n.sys_driver_version()).map_err(|e| e.to_string());
+    let nvml = nvml_wrapper::Nvml::init().and_then(|n| n.sys_driver_version()).map_err(|e| match e {
+        NvmlError::LibloadingError(_) => "libnvidia-ml is not found".to_string(),
+        e => e.to_string(),
+    });
     let host = cpu::describe(None);
     let cache = |v: u64| format!("{} KiB", v >> 10);
     vec![

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  jitune export -o model.jitune\n  \
     jitune export --model llama-3.2-1b --arch sm_90a,sm_80 -o model.jitune\n\n\
-    Without problems it takes every stored winner of this machine's architecture. A winner whose templates were edited\n\
-    since, or that was tuned with --templates which are not given here, is left out. Exit code 1 when a winner had to be\n\
+    Without problems it takes every stored winner of this machine's architecture. A winner whose templates were edited \
+    since, or that was tuned with --templates which are not given here, is left out. Exit code 1 when a winner had to be \
     left out or an asked problem has none: the file holds the rest, and is not written where there is no rest.")]
 pub struct Args {
     #[command(flatten)]

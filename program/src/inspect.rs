@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Arguments.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  jitune inspect model.jitune\n\n\
-    Reads the whole file and checks every hash; needs neither a device nor a database. Exit code 4 when the file is damaged,\n\
+    Reads the whole file and checks every hash; needs neither a device nor a database. Exit code 4 when the file is damaged, \
     or with --public-key when it is not signed by that key: a hash says that a file is whole, not who made it.")]
 pub struct Args {
     /// The bundle.

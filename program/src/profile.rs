@@ -19,7 +19,7 @@ use std::path::PathBuf;
 /// Arguments.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  jitune profile 'matmul m=32 n=16384 k=2048 epilogue=swiglu'\n\n\
-    Needs a stored winner. Counters need ncu (Nsight Compute) in PATH and the right to read them; the instruction mix\n\
+    Needs a stored winner. Counters need ncu (Nsight Compute) in PATH and the right to read them; the instruction mix \
     needs nvdisasm or cuobjdump. What is not here is said and left out. Exit code 1 without a winner.")]
 pub struct Args {
     /// The problem.

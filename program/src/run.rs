@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 #[command(after_help = "Examples:\n  jitune run --model ./my-model --prompt 'Why is the sky blue?'\n  \
     jitune run --model ./my-model.gguf --raw --prompt 'Once upon a time' --max-tokens 200\n  \
     jitune run --model ./my-model --ids 1,5,7 --ignore-eos --json --logits logits.f32\n\n\
-    Runs on the winners of the database, or of a bundle. What is not tuned runs on portable kernels, which are compiled\n\
+    Runs on the winners of the database, or of a bundle. What is not tuned runs on portable kernels, which are compiled \
     first where they are not there yet; `jitune tune --model` finds better ones.")]
 pub struct Args {
     #[command(flatten)]

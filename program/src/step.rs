@@ -10,9 +10,9 @@ use jitune::problem::MAX_DIM;
 #[command(
     after_help = "Examples:\n  jitune step --model ./my-model --batch 1,4,16 --context 512,4096 --prefill 512\n  \
     jitune step --model ./my-model --kernels --json > steps.jsonl\n\n\
-    A step is timed from what its kernels are told to the tokens on the host, each step of a decode with the tokens of the one\n\
-    before it; on a GPU as the engine runs it, each launched while the one before it runs. Its kernels are timed in the same run,\n\
-    kind by kind: those of all layers in a row, each on its own weights, on a GPU 32 launches or\n\
+    A step is timed from what its kernels are told to the tokens on the host, each step of a decode with the tokens of the one \
+    before it; on a GPU as the engine runs it, each launched while the one before it runs. Its kernels are timed in the same run, \
+    kind by kind: those of all layers in a row, each on its own weights, on a GPU 32 launches or \
     more and half a millisecond. The floor is what the device's ceilings allow for the bytes and operations of the kernels."
 )]
 pub struct Args {

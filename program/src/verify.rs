@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 /// Arguments.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  jitune verify model.jitune\n\n\
-    Needs the driver alone: what a GPU needs to fill and compare is in the bundle. Winners of other architectures are\n\
-    skipped. Exit code 0 when every winner for this machine is right and about as fast as stored, 1 when one is wrong,\n\
-    fails or is slower, or none is for this machine, 3 without the device, 4 when the file is damaged, or with --public-key\n\
+    Needs the driver alone: what a GPU needs to fill and compare is in the bundle. Winners of other architectures are \
+    skipped. Exit code 0 when every winner for this machine is right and about as fast as stored, 1 when one is wrong, \
+    fails or is slower, or none is for this machine, 3 without the device, 4 when the file is damaged, or with --public-key \
     not signed by that key. Verifying runs the bundle's code: a bundle is a program, and its hashes do not say whose.")]
 pub struct Args {
     /// The bundle.

@@ -5,11 +5,14 @@ use super::quant::{Method, Packed, QuantError, from_ggml, quantize};
 use super::{Stored, Unpacked, Weights, WeightsError, finite, put};
 use crate::device::Target;
 use crate::model::{LINEAR, Precision, Quantization, SCALES, WeightFormat, ZEROS};
-use crate::problem::{CodeLayout, Dtype, Storage};
+use crate::problem::{CodeLayout, Dtype, Granularity, SCALE_BLOCK, Storage};
 use crate::program::Named;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
+/// Values that are quantised at a time: 32 MiB of them.
+const VALUES: u64 = 8 << 20;
 /// How weights that a checkpoint has not in a format are brought into it.
 const METHOD: Method = Method::Search;
 
@@ -107,12 +110,28 @@ impl Weights {
         {
             return Ok(packed.with_scales_in_f32(wanted.scale == Storage::F32));
         }
-        let mut bytes = vec![0; (shape[0] * shape[1] * 4) as usize];
-        self.each_row(&rows, &mut bytes, |row, out| row.put(Storage::F32, out))?;
-        let values: Vec<f32> =
-            bytes.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        drop(bytes);
-        quantize(name, &values, shape, (wanted.format, wanted.scale), METHOD).map_err(bad)
+        // Some rows at a time where they share no scale, so that few are there in f32.
+        let some = match wanted.format.per {
+            Granularity::Tensor => shape[0],
+            _ => (VALUES / shape[1].max(1)).next_multiple_of(SCALE_BLOCK as u64).clamp(1, shape[0].max(1)),
+        };
+        let held = self.all_held(&rows)?;
+        let mut whole: Option<Packed> = None;
+        for first in (0..shape[0].max(1)).step_by(some as usize) {
+            let range = first..shape[0].min(first + some);
+            let part = [range.end - range.start, shape[1]];
+            let mut bytes = vec![0; (part[0] * part[1] * 4) as usize];
+            self.some_rows((&rows, &held), range, &mut bytes, |row, out| row.put(Storage::F32, out))?;
+            let values: Vec<f32> =
+                bytes.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            drop(bytes);
+            let part = quantize(name, &values, part, (wanted.format, wanted.scale), METHOD).map_err(bad)?;
+            match &mut whole {
+                Some(whole) => whole.append(part),
+                None => whole = Some(part),
+            }
+        }
+        whole.ok_or_else(|| WeightsError::Unknown { model: self.model.name.clone(), name: name.into() })
     }
 
     /// A weight of the programs as the checkpoint has it, in the order of its rows.
@@ -165,11 +184,26 @@ impl Weights {
         out: &mut [u8],
         make: impl Fn(Row<'_>, &mut [u8]) -> Result<(), WeightsError> + Sync,
     ) -> Result<(), WeightsError> {
-        let held = rows.of.iter().map(|n| self.held(n)).collect::<Result<Vec<_>, _>>()?;
+        self.some_rows((rows, &self.all_held(rows)?), 0..rows.count(), out, make)
+    }
+
+    /// The tensors of the checkpoint that rows are of.
+    fn all_held<'s>(&'s self, rows: &'s Rows) -> Result<Vec<Held<'s>>, WeightsError> {
+        rows.of.iter().map(|n| self.held(n)).collect()
+    }
+
+    /// Makes some of the rows of a weight.
+    fn some_rows(
+        &self,
+        (rows, held): (&Rows, &[Held<'_>]),
+        range: Range<u64>,
+        out: &mut [u8],
+        make: impl Fn(Row<'_>, &mut [u8]) -> Result<(), WeightsError> + Sync,
+    ) -> Result<(), WeightsError> {
         let paired = self.checkpoint.is_paired();
-        let each = out.len() / rows.count().max(1) as usize;
+        let each = out.len() / (range.end - range.start).max(1) as usize;
         out.par_chunks_exact_mut(each.max(1)).enumerate().try_for_each(|(at, out)| {
-            let (of, number) = rows.row(at as u64, paired);
+            let (of, number) = rows.row(range.start + at as u64, paired);
             make(held[of].row(number), out)
         })?;
         // Each is read once, and what is made of it is in memory now.

@@ -160,6 +160,14 @@ impl Packed {
         }
     }
 
+    /// Rows of the same format and columns behind these; of 4-bit codes a row is whole bytes.
+    pub(super) fn append(&mut self, below: Packed) {
+        self.n += below.n;
+        self.codes.extend(below.codes);
+        self.scales.extend(below.scales);
+        self.zeros.extend(below.zeros);
+    }
+
     /// The rows of several weights in another order: the weight and its row that each is.
     pub(super) fn of_rows(parts: &[Packed], n: u64, row: impl Fn(u64) -> (usize, u64)) -> Option<Packed> {
         let first = parts.first()?;

@@ -4,6 +4,7 @@ use super::{Fault, Packed, QuantError, SCALES, count, size, too_large, unheld};
 use crate::problem::{Granularity, SCALE_BLOCK, ScaledFormat, Storage, Zero, e4m3_from_f32};
 use half::{bf16, f16};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// How a scale is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum Method {
 /// Scales that a search tries, as shares of that of the largest magnitude, in hundredths.
 const SHARES: std::ops::RangeInclusive<u32> = 40..=105;
 const E4M3_MAX: f32 = 448.0;
+/// Elements of one scale beyond which all threads look at them.
+const LONG: usize = 1 << 16;
 
 /// What a scale and its codes are for some elements.
 struct Fit {
@@ -96,12 +99,25 @@ impl Quantizer {
     }
 
     /// The squared error of codes at a scale and a least value, as [`Quantizer::fit`] has it but for the order of sums: the same
-    /// rounding without a branch for each element, since a search looks at each dozens of times.
-    fn loss(&self, values: &[f32], scale: f32, low: f32) -> f64 {
+    /// rounding without a branch for each element, since a search looks at each dozens of times. None once it is above `limit`.
+    fn loss(&self, values: &[f32], (scale, low): (f32, f32), limit: f64) -> Option<f64> {
         let scale = self.scale.round(scale);
         let over = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         let (least, most) = self.ends();
-        let sum = |error: &dyn Fn(&[f32]) -> f32| values.chunks(64).map(|part| f64::from(error(part))).sum::<f64>();
+        let sum = |error: &(dyn Fn(&[f32]) -> f32 + Sync)| {
+            let of = |values: &[f32]| values.chunks(64).map(|part| f64::from(error(part))).sum::<f64>();
+            if values.len() > LONG {
+                // The sums of parts are added in their order, so that the bits are always the same.
+                let parts: Vec<f64> = values.par_chunks(LONG).map(of).collect();
+                return Some(parts.into_iter().sum());
+            }
+            let mut all = 0.0;
+            values.chunks(64).map(|part| f64::from(error(part))).all(|part| {
+                all += part;
+                all <= limit
+            });
+            (all <= limit).then_some(all)
+        };
         match (self.format.codes, self.format.zero) {
             (Storage::E4m3, _) => sum(&|part| squares(part, |v| rounded_e4m3((v * over).clamp(least, most)) * scale)),
             (_, Zero::None) => sum(&|part| squares(part, |v| rounded(v * over).clamp(least, most) * scale)),
@@ -127,11 +143,15 @@ impl Quantizer {
             let share = share as f32 / 100.0;
             (scale * share, low + scale * 7.5 * (1.0 - share))
         };
-        let losses = SHARES.map(|share| {
-            let (scale, low) = shrunk(share);
-            (self.loss(values, scale, low), share)
-        });
-        let Some((_, share)) = losses.min_by(|a, b| a.0.total_cmp(&b.0)) else { return whole };
+        // From the largest magnitude downwards, where the best is near, so that most of the others are soon given up.
+        let (mut least, mut best) = (f64::INFINITY, None);
+        for share in SHARES.rev() {
+            match self.loss(values, shrunk(share), least) {
+                Some(loss) if loss <= least => (least, best) = (loss, Some(share)),
+                _ => {}
+            }
+        }
+        let Some(share) = best else { return whole };
         let (scale, low) = shrunk(share);
         let found = self.fit(values, scale, low);
         if found.error < whole.error { found } else { whole }
@@ -189,14 +209,41 @@ pub fn quantize(
         let instead = format!("formats are {}, scales f32, f16 or bf16", ScaledFormat::names());
         return Err(unheld(name, "a product", &packed, &instead));
     }
-    if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+    if format.codes == Storage::Int4 && k % 2 != 0 {
+        return Err(QuantError::new(name, Fault::Multiple { what: "k", found: k, of: 2 }));
+    }
+    if let Some(index) = values.par_iter().position_first(|v| !v.is_finite()) {
         let fault = Fault::NotFinite { index: index as u64, value: values[index].into() };
         return Err(QuantError::new(name, fault));
     }
     let quantizer = Quantizer { format, scale, method };
-    let scales = count(format.per, n, k);
-    let fits: Vec<Fit> = (0..scales).into_par_iter().map(|i| quantizer.best(&part(values, &packed, i))).collect();
-    let mut codes = vec![0; (n * k) as usize];
+    // Rows that share a scale with no other, and their scales.
+    let rows = match format.per {
+        Granularity::Tensor => n,
+        Granularity::Block => SCALE_BLOCK as u64,
+        Granularity::Row | Granularity::Group(_) => 1,
+    };
+    let runs = count(format.per, rows, k);
+    let mut codes = vec![0; format.codes.bytes(n * k) as usize];
+    let each = format.codes.bytes(rows * k) as usize;
+    let bands = codes.par_chunks_mut(each).enumerate().map(|(band, out)| {
+        let (scales, first) = (band as u64 * runs..(band as u64 + 1) * runs, band as u64 * rows * k);
+        let mut codes = vec![0; (out.len() as u64 * 8 / format.codes.bits()) as usize];
+        let of_scale = |i| {
+            let fit = quantizer.best(&part(values, &packed, i));
+            let places = rows_of(&packed, i).flat_map(|(row, from, to)| row * k + from..row * k + to);
+            places.zip(&fit.codes).for_each(|(at, code)| codes[(at - first) as usize] = *code);
+            Fit { codes: Vec::new(), ..fit }
+        };
+        let fits: Vec<Fit> = scales.map(of_scale).collect();
+        match format.codes {
+            Storage::Int4 => codes.chunks(2).zip(out).for_each(|(pair, out)| *out = pair[0] | pair[1] << 4),
+            _ => out.copy_from_slice(&codes),
+        }
+        fits
+    });
+    let fits: Vec<Fit> = bands.flatten_iter().collect();
+    packed.codes = codes;
     for (i, fit) in (0..).zip(&fits) {
         if !fit.scale.is_finite() || !fit.zero.is_finite() {
             let value = f64::from(if fit.scale.is_finite() { fit.zero } else { fit.scale });
@@ -208,13 +255,7 @@ pub fn quantize(
             Zero::Zero => packed.zeros.push(fit.zero as u8),
             Zero::Min => store(&mut packed.zeros, scale, fit.zero),
         }
-        let places = rows_of(&packed, i).flat_map(|(row, from, to)| row * k + from..row * k + to);
-        places.zip(&fit.codes).for_each(|(at, code)| codes[at as usize] = *code);
     }
-    packed.codes = match format.codes {
-        Storage::Int4 => codes.chunks(2).map(|pair| pair[0] | pair.get(1).map_or(0, |high| high << 4)).collect(),
-        _ => codes,
-    };
     packed.check(name)?;
     Ok(packed)
 }
@@ -235,9 +276,14 @@ fn rows_of(p: &Packed, i: u64) -> impl Iterator<Item = (u64, u64, u64)> + use<> 
     rows.map(move |row| (row, from, to))
 }
 
-fn part(values: &[f32], p: &Packed, i: u64) -> Vec<f32> {
-    let of = |(row, from, to)| &values[(row * p.k + from) as usize..(row * p.k + to) as usize];
-    rows_of(p, i).flat_map(of).copied().collect()
+/// The values that share scale `i`.
+fn part<'v>(values: &'v [f32], p: &Packed, i: u64) -> Cow<'v, [f32]> {
+    let of = |(row, from, to): (u64, u64, u64)| &values[(row * p.k + from) as usize..(row * p.k + to) as usize];
+    match p.format.per {
+        Granularity::Tensor => values.into(),
+        Granularity::Block => rows_of(p, i).flat_map(of).copied().collect(),
+        Granularity::Row | Granularity::Group(_) => rows_of(p, i).next().map(of).unwrap_or_default().into(),
+    }
 }
 
 fn store(to: &mut Vec<u8>, storage: Storage, v: f32) {
@@ -303,9 +349,11 @@ mod tests {
             values.extend([0.0, -0.0, 1e-9, 1e-3, -2e-3]);
             let (scale, low) = quantizer.whole(&values);
             for share in [0.4, 0.73, 1.0, 1.05] {
-                let (error, loss) =
-                    (quantizer.fit(&values, scale * share, low).error, quantizer.loss(&values, scale * share, low));
-                assert!((error - loss).abs() <= 1e-4 * error + 1e-12, "{format} {share}: {error} {loss}");
+                let error = quantizer.fit(&values, scale * share, low).error;
+                let loss = |limit| quantizer.loss(&values, (scale * share, low), limit);
+                let whole = loss(f64::INFINITY).unwrap();
+                assert!((error - whole).abs() <= 1e-4 * error + 1e-12, "{format} {share}: {error} {whole}");
+                assert_eq!((loss(whole), loss(whole * 0.999)), (Some(whole), None), "{format} {share}");
             }
         }
         for v in
