@@ -163,7 +163,8 @@ fn show(report: &Report) {
     report.kinds.iter().for_each(of_kind);
     let cut_off = report.winners().filter(|w| w.evidence.cut_off).count();
     if cut_off > 0 {
-        let searches = if cut_off == 1 { "1 winner's search was" } else { &format!("{cut_off} winners' searches were") };
+        let searches =
+            if cut_off == 1 { "1 winner's search was" } else { &format!("{cut_off} winners' searches were") };
         out!("{searches} cut off, by time or by compilers or workers that failed; run again to go on");
     }
     let tried: u32 = report.winners().map(|w| w.evidence.trials).sum();

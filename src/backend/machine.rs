@@ -62,6 +62,8 @@ pub(crate) struct Executable {
     kind: Ready,
     operands: Vec<Operand>,
     workspace: u64,
+    /// Whether it wants zeros there, and leaves zeros.
+    zeroed: bool,
     machine: Machine,
 }
 
@@ -96,7 +98,8 @@ impl Executable {
             indices: t.index_range(),
         };
         let operands = tensors.iter().map(operand).collect();
-        Ok(Executable { kind, operands, workspace: launch.workspace, machine: module.machine.clone() })
+        let (workspace, zeroed, machine) = (launch.workspace, launch.zero, module.machine.clone());
+        Ok(Executable { kind, operands, workspace, zeroed, machine })
     }
 
     /// Binds it to memory for each tensor, in order, and to a workspace.
@@ -114,7 +117,8 @@ impl Executable {
         let addresses: Vec<u64> = views.tensors.iter().map(View::address).collect();
         // SAFETY: each view is of this machine and at least of its tensor's size, what is written is apart from all else, and
         // indices are in range, by `check` and `apart`, or by the promise of who made the view. The views are kept as long as
-        // the launch and as a graph that captures it; on the processor copies take turns with launches.
+        // the launch and as a graph that captures it. The workspace is written by one launch at a time alone: on the processor whole
+        // launches take turns with each other and with copies, and on a GPU `Order` sees to it.
         let kind = unsafe {
             match &self.kind {
                 Ready::Cuda(e) => Kind::Cuda(e.bind(&addresses, views.workspace.address())?),
@@ -129,11 +133,14 @@ impl Executable {
             let why = format!("it has {} tensors, and tensor {tensor} is given", self.operands.len());
             return Err(BackendError::Bind { why });
         };
+        if view.is_workspace() {
+            return Err(BackendError::Bind { why: format!("{}: a workspace stands for no tensor", operand.name) });
+        }
         named(operand.name, view.check(&self.machine, operand.bytes, operand.written, operand.indices))
     }
 
     fn check_workspace(&self, view: &View) -> Result<(), BackendError> {
-        named("workspace", view.check(&self.machine, self.workspace, true, None))
+        named("workspace", view.check_workspace(&self.machine, self.workspace, self.zeroed))
     }
 }
 
@@ -215,7 +222,7 @@ impl Bound {
         set
     }
 
-    /// Puts another workspace in the place of the one it has. A workspace serves one launch at a time.
+    /// Puts another workspace in the place of the one it has.
     pub fn set_workspace(&mut self, view: impl Into<View>) -> Result<(), BackendError> {
         let view = view.into();
         self.views.executable.check_workspace(&view)?;
@@ -252,8 +259,8 @@ impl Bound {
     fn enqueue(&self, queue: Queue<'_>, early: bool) -> Result<(), BackendError> {
         match (&self.kind, queue) {
             (Kind::Cuda(bound), Queue::Cuda(stream)) => {
-                stream.keep(|| Box::new(self.views.clone()));
-                bound.enqueue(stream, early)
+                let order = self.views.workspace.order().filter(|_| self.views.executable.workspace > 0);
+                stream.enter(order, || Box::new(self.views.clone()), || bound.enqueue(stream, early))
             }
             (Kind::Cpu(bound), Queue::Host) => {
                 let Machine::Cpu(pool) = &self.views.executable.machine else { return Ok(()) };

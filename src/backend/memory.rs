@@ -24,7 +24,8 @@ enum Kind {
 impl Memory {
     /// Memory with undefined contents.
     pub(crate) fn new(machine: &Machine, bytes: u64) -> Result<Memory, BackendError> {
-        Memory::made(machine, bytes, |b| cuda::Buffer::new(b, bytes), cpu::Buffer::new)
+        // The host's pages are taken when they are first written, as a GPU's would not be.
+        Memory::made(machine, bytes, |b| cuda::Buffer::new(b, bytes), cpu::Buffer::zeroed)
     }
 
     /// Memory that holds zeros.
@@ -89,7 +90,8 @@ impl Memory {
 
     /// All of it.
     pub fn view(&self) -> View {
-        View { memory: Some(self.clone()), address: self.address(), bytes: self.len(), in_range: false, checked: None }
+        let (address, bytes) = (self.address(), self.len());
+        View { memory: Some(self.clone()), address, bytes, in_range: false, checked: None, scratch: None }
     }
 
     /// All of it, where it holds inputs that [`crate::problem::Inputs`] made.
@@ -122,8 +124,9 @@ impl Memory {
             }
             Kind::Cpu(b, pool) => {
                 let to = (b.address() + at) as *mut u8;
+                let _turn = pool.turn();
                 // SAFETY: inside the buffer, whose contents nobody borrows; no kernel runs meanwhile.
-                pool.alone(|| unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) });
+                unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
                 Ok(())
             }
         }
@@ -143,8 +146,9 @@ impl Memory {
             }
             Kind::Cpu(b, pool) => {
                 let from = b.address() as *const u8;
-                // SAFETY: as in `upload`.
-                pool.alone(|| unsafe { data.as_mut_ptr().copy_from_nonoverlapping(from, data.len()) });
+                let _turn = pool.turn();
+                // SAFETY: as in `write`.
+                unsafe { data.as_mut_ptr().copy_from_nonoverlapping(from, data.len()) };
                 Ok(())
             }
         }
@@ -199,6 +203,60 @@ pub struct View {
     in_range: bool,
     /// Where its values were checked. Kernels may read it alone.
     checked: Option<Checked>,
+    /// Where it is a workspace.
+    scratch: Option<Scratch>,
+}
+
+/// What is known of a workspace.
+#[derive(Clone)]
+struct Scratch {
+    zeroed: bool,
+    order: Arc<cuda::Order>,
+}
+
+/// Scratch of kernels. What stands there may say where they read and write, so it is theirs alone: nothing is copied to it, and it
+/// stands for no tensor. Kernels may share one, also as clones, where all or none of them want it zeroed. Launches that use it take
+/// turns: on a processor all launches do; on a GPU those of one [`Stream`](crate::backend::cuda::Stream), and of graphs that
+/// it replays, follow each other, and a launch on another stream waits on the host for the work before it.
+#[derive(Clone)]
+pub struct Workspace {
+    memory: Memory,
+    scratch: Scratch,
+}
+
+impl Workspace {
+    /// For kernels that want zeros and leave zeros, or for those that take it as it is.
+    pub(crate) fn new(machine: &Machine, bytes: u64, zeroed: bool) -> Result<Workspace, BackendError> {
+        let made = if zeroed { Memory::zeroed } else { Memory::new };
+        Ok(Workspace { memory: made(machine, bytes)?, scratch: Scratch { zeroed, order: Arc::default() } })
+    }
+
+    /// Its size in bytes.
+    pub fn len(&self) -> u64 {
+        self.memory.len()
+    }
+
+    /// True for no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.memory.is_empty()
+    }
+
+    /// Its address on the device, for those who bind by addresses.
+    pub fn address(&self) -> u64 {
+        self.memory.address()
+    }
+}
+
+impl From<Workspace> for View {
+    fn from(workspace: Workspace) -> View {
+        (&workspace).into()
+    }
+}
+
+impl From<&Workspace> for View {
+    fn from(workspace: &Workspace) -> View {
+        View { scratch: Some(workspace.scratch.clone()), ..workspace.memory.view() }
+    }
 }
 
 /// What is known of values that were checked.
@@ -226,14 +284,16 @@ impl View {
     ///   processor, in this process;
     /// * nothing else writes it while a launch runs, or reads what the launch writes there;
     /// * where it stands for a tensor of indices (pages, slots, ids, positions, lengths), its values are within their range
-    ///   at every launch: [`View::assume_in_range`] is part of this promise.
+    ///   at every launch: [`View::assume_in_range`] is part of this promise;
+    /// * where it is a workspace, it serves one launch at a time, on a GPU to its end, and no one else writes it; it holds zeros
+    ///   before the first launch of a kernel that wants that.
     pub unsafe fn from_raw(address: u64, bytes: u64) -> View {
-        View { memory: None, address, bytes, in_range: true, checked: None }
+        View { memory: None, address, bytes, in_range: true, checked: None, scratch: None }
     }
 
     /// No memory: the workspace of a kernel that needs none.
     pub fn none() -> View {
-        View { memory: None, address: 0, bytes: 0, in_range: true, checked: None }
+        View { memory: None, address: 0, bytes: 0, in_range: true, checked: None, scratch: None }
     }
 
     /// Says that the integers it holds are good indices. Kernels that gather and scatter do not check them: an id, a page
@@ -310,6 +370,34 @@ impl View {
             );
         }
         Ok(())
+    }
+
+    /// Whether it can be the workspace of a kernel on a machine; `zeroed` says whether that wants zeros.
+    pub(crate) fn check_workspace(&self, machine: &Machine, bytes: u64, zeroed: bool) -> Result<(), BackendError> {
+        self.check(machine, bytes, true, None)?;
+        let refused = |why: &str| Err(BackendError::Bind { why: why.into() });
+        match (&self.memory, &self.scratch) {
+            _ if bytes == 0 => Ok(()),
+            (Some(_), None) => refused(
+                "what stands in it says where memory is read and written, so it is made by Runtime::workspace, or promised by \
+                 View::from_raw",
+            ),
+            (_, Some(scratch)) if scratch.zeroed != zeroed => refused(match zeroed {
+                true => "the kernel wants one of zeros, and others leave it as they like; make one for this kernel",
+                false => "the kernel would leave it as it likes, and others want zeros there; make one for this kernel",
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it is a workspace, which stands for no tensor.
+    pub(crate) fn is_workspace(&self) -> bool {
+        self.scratch.is_some()
+    }
+
+    /// In which order launches that have it for a workspace run on a GPU.
+    pub(crate) fn order(&self) -> Option<&Arc<cuda::Order>> {
+        self.scratch.as_ref().map(|scratch| &scratch.order)
     }
 
     /// Whether both hold indices that were checked, but not together: what one says of the other is not known.

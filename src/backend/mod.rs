@@ -23,7 +23,7 @@ pub mod session;
 
 pub use machine::{Bound, Queue};
 pub(crate) use machine::{Executable, Machine, Module};
-pub use memory::{Memory, View};
+pub use memory::{Memory, View, Workspace};
 #[cfg(feature = "engine")]
 pub(crate) use metadata::{Bounds, Metadata, Tables};
 

@@ -11,7 +11,7 @@ use crate::device::Target;
 use crate::model::{Cache, Model, ModelError, Pass, Shape, Tail, with_norms_in_products};
 use crate::problem::{Dtype, Problem, SETTINGS, Storage};
 use crate::program::{self, Life, Named, Program};
-use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View};
+use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View, Workspace};
 use crate::weights::Filler;
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -45,7 +45,7 @@ pub(super) struct Stores {
     tables: Memory,
     there: Arc<AtomicU64>,
     /// Scratch of kernels: what they leave as they found it is zeros in the second.
-    workspaces: [Memory; 2],
+    workspaces: [Workspace; 2],
 }
 
 impl Stores {
@@ -83,7 +83,10 @@ impl Stores {
             said: runtime.shared(said)?,
             tables: runtime.allocate(plan.tables)?,
             there: Arc::new(AtomicU64::new(u64::MAX)),
-            workspaces: [runtime.allocate(plan.workspaces[0])?, runtime.zeroed(plan.workspaces[1])?],
+            workspaces: [
+                runtime.workspace_of(plan.workspaces[0], false)?,
+                runtime.workspace_of(plan.workspaces[1], true)?,
+            ],
         })
     }
 
@@ -266,7 +269,7 @@ impl Step {
             let views = step.tensors.iter().map(|&t| view(t)).collect::<Result<Vec<View>, _>>()?;
             let workspace = match kernel.workspace_bytes() {
                 0 => View::none(),
-                _ => stores.workspaces[usize::from(kernel.needs_zeroed_workspace())].view(),
+                _ => (&stores.workspaces[usize::from(kernel.needs_zeroed_workspace())]).into(),
             };
             kernels.push(kernel.bind(views, workspace)?);
         }
@@ -275,7 +278,7 @@ impl Step {
         let advance = runtime.lookup(&advance(words, ids, last, pass)?)?;
         let workspace = match advance.workspace_bytes() {
             0 => View::none(),
-            _ => stores.workspaces[usize::from(advance.needs_zeroed_workspace())].view(),
+            _ => (&stores.workspaces[usize::from(advance.needs_zeroed_workspace())]).into(),
         };
         let told = stores.told.view().slice(0..tables.len())?;
         let advance = advance.bind([told, stores.results[TOKENS].view(), tables, stores.said.view()], workspace)?;

@@ -168,8 +168,8 @@ impl Kernel {
         &self.launch
     }
 
-    /// Binds it to memory for each tensor of its problem, in order, and to a workspace ([`View::none`] where none is
-    /// needed), which serves one launch at a time. Each must be of the runtime's device and at least of the size that
+    /// Binds it to memory for each tensor of its problem, in order, and to a [`Workspace`](super::Workspace) ([`View::none`] where
+    /// none is needed). Each must be of the runtime's device and at least of the size that
     /// [`Kernel::tensors`] says; what is written shares no byte with anything else; indices are promised to be in range
     /// ([`View::assume_in_range`]). Memory of others comes in by [`View::from_raw`].
     pub fn bind<V: Into<View>>(

@@ -27,7 +27,7 @@ mod kernel;
 mod ladder;
 mod table;
 
-pub use crate::backend::{Bound, Memory, Queue, View};
+pub use crate::backend::{Bound, Memory, Queue, View, Workspace};
 pub use error::{Refusal, RuntimeError};
 pub use fit::{launch_on, served_on};
 pub use kernel::{Kernel, Match};
@@ -234,10 +234,13 @@ impl Runtime {
         problem.tensors().iter().map(|t| self.allocate(t.bytes())).collect()
     }
 
-    /// The scratch memory that a kernel needs, zeroed if it asks for that. One launch at a time may use it.
-    pub fn workspace(&self, kernel: &Kernel) -> Result<Memory, RuntimeError> {
-        let bytes = kernel.workspace_bytes();
-        let made = if kernel.needs_zeroed_workspace() { Memory::zeroed } else { Memory::new };
-        Ok(made(&self.machine, bytes)?)
+    /// The scratch that a kernel needs, zeroed if it asks for that. Launches that share it take turns.
+    pub fn workspace(&self, kernel: &Kernel) -> Result<Workspace, RuntimeError> {
+        self.workspace_of(kernel.workspace_bytes(), kernel.needs_zeroed_workspace())
+    }
+
+    /// Scratch of so many bytes for several kernels, which all want it zeroed ([`Kernel::needs_zeroed_workspace`]) or all do not.
+    pub fn workspace_of(&self, bytes: u64, zeroed: bool) -> Result<Workspace, RuntimeError> {
+        Ok(Workspace::new(&self.machine, bytes, zeroed)?)
     }
 }

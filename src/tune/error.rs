@@ -22,6 +22,9 @@ pub enum TuneError {
     /// The device does not recover.
     #[error("the device no longer works: {0}; a driver reset or reboot may be needed")]
     Sick(String),
+    /// Candidate after candidate is neither right nor wrong.
+    #[error("{0}; see what stands in the way, such as by `jitune doctor`, and run again: nothing of it is remembered")]
+    Unjudged(String),
     /// No candidate was right.
     #[error("no candidate of '{problem}' is right: {rejected}")]
     NoneRight {

@@ -146,9 +146,8 @@ impl Measurer {
         }
     }
 
-    /// Checks a candidate and times it. What may be the machine's doing is tried again, with twice the time, in another
-    /// worker, where a candidate that is known to be right has just run. An error means that the device itself no longer
-    /// works.
+    /// Checks a candidate and times it. What may be the machine's doing, or that of a candidate before it, is tried again, with twice the
+    /// time, in another worker, where nothing ran before. An error means that the device itself no longer works.
     pub(crate) fn attempt(
         &mut self,
         candidate: &Runnable,
@@ -156,18 +155,19 @@ impl Measurer {
         deadline: Duration,
     ) -> Result<Judged, TuneError> {
         self.alive()?;
-        let first = match self.once(candidate, rounds, deadline) {
-            // One before it may have used up what the process has.
-            Err(TuneError::Device(f)) => Judged::from(f),
-            other => other?,
+        let once = |m: &mut Measurer, deadline| match m.once(candidate, rounds, deadline) {
+            // It, or one before it, may have used up what the process has.
+            Err(TuneError::Device(f)) => Ok(Judged::from(f)),
+            other => other,
         };
+        let first = once(self, deadline)?;
         if first.standing != Standing::Open {
             return Ok(first);
         }
-        self.recover()?;
-        let second = self.once(candidate, rounds, deadline * 2)?;
+        self.recover(Canary::None)?;
+        let second = once(self, deadline * 2)?;
         if second.standing == Standing::Open {
-            self.recover()?;
+            self.recover(Canary::First)?;
         }
         Ok(first.again(second))
     }
@@ -216,7 +216,7 @@ impl Measurer {
             Err(TuneError::Lost(lost)) => Judged::from(lost),
             Err(e) => return Err(e),
         };
-        self.recover()?;
+        self.recover(Canary::First)?;
         Ok(Err(judged))
     }
 
@@ -280,7 +280,7 @@ impl Measurer {
 
     /// Makes the problem ready in a new worker where the last one had to go.
     fn alive(&mut self) -> Result<(), TuneError> {
-        if self.worker.is_none() && self.setup.is_some() { self.recover() } else { Ok(()) }
+        if self.worker.is_none() && self.setup.is_some() { self.recover(Canary::First) } else { Ok(()) }
     }
 
     /// Asks; where there is no worker it starts one, with the ceilings that are known.
@@ -300,10 +300,10 @@ impl Measurer {
         Ok(answer?)
     }
 
-    /// Starts a new worker, makes the problem ready again and runs a candidate that is known to be right. While that does
-    /// not succeed the device may still be busy killing the old work, so it is tried a few times. One that was right and
+    /// Starts a new worker, makes the problem ready again and runs a candidate that is known to be right, where one is to be. While
+    /// that does not succeed the device may still be busy killing the old work, so it is tried a few times. One that was right and
     /// never is again was no measure.
-    fn recover(&mut self) -> Result<(), TuneError> {
+    fn recover(&mut self, canary: Canary) -> Result<(), TuneError> {
         let start = std::time::Instant::now();
         self.lost += 1;
         if self.lost > LOST_IN_A_ROW {
@@ -321,7 +321,7 @@ impl Measurer {
                 if self.halt.load(Ordering::Relaxed) {
                     return Err(TuneError::Interrupted);
                 }
-                last = self.revive();
+                last = self.revive(canary);
                 match &last {
                     Ok(()) => {
                         self.spent.recovering += start.elapsed().as_secs_f64();
@@ -339,14 +339,14 @@ impl Measurer {
     }
 
     /// A new worker with the problem, where a canary is right; what speaks against the canary is [`TuneError::Sick`].
-    fn revive(&mut self) -> Result<(), TuneError> {
+    fn revive(&mut self, canary: Canary) -> Result<(), TuneError> {
         self.worker = None;
         if let Some(setup) = self.setup.clone()
             && let Answer::Failed(f) = self.ask(&Request::Prepare(Box::new(setup)), SLOW)?
         {
             return Err(TuneError::Device(f));
         }
-        if let Some(canary) = self.canaries.first().cloned() {
+        if let Some(canary) = self.canaries.first().filter(|_| canary == Canary::First).cloned() {
             let request = Request::Attempt { candidate: Box::new(canary), rounds: 0 };
             match self.ask(&request, SLOW) {
                 Ok(Answer::Tried(t)) => match Judged::from(*t).verdict {
@@ -361,6 +361,15 @@ impl Measurer {
         }
         Ok(())
     }
+}
+
+/// What a new worker runs before all else.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Canary {
+    /// Nothing: whatever ran there could leave something behind.
+    None,
+    /// A candidate that was right, which shows that the device works.
+    First,
 }
 
 /// A worker that is lost over one problem costs that problem alone.

@@ -465,7 +465,13 @@ impl Tuner<'_> {
             Err(TuneError::Interrupted) if self.stopped() => Ok(None),
             Err(TuneError::Interrupted) => failed(&TuneError::NoTime { problem }),
             Err(TuneError::Device(f)) if f.is_of_the_machine() => Err(TuneError::Device(f)),
-            Err(e @ (TuneError::Sick(_) | TuneError::Db(_) | TuneError::Io { .. } | TuneError::Lost(_))) => Err(e),
+            Err(
+                e @ (TuneError::Sick(_)
+                | TuneError::Unjudged(_)
+                | TuneError::Db(_)
+                | TuneError::Io { .. }
+                | TuneError::Lost(_)),
+            ) => Err(e),
             Err(e) => failed(&e),
         }
     }

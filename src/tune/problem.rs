@@ -377,7 +377,9 @@ impl<'a> Tuning<'a> {
                 Verdict::NotJudged { why } => why.clone(),
                 other => format!("{other:?}"),
             };
-            return Err(TuneError::Sick(format!("{UNJUDGED_IN_A_ROW} candidates in a row could not be judged: {why}")));
+            return Err(TuneError::Unjudged(format!(
+                "{UNJUDGED_IN_A_ROW} candidates in a row could not be judged: {why}"
+            )));
         }
         match standing {
             Standing::Own => self.write(point, &verdict)?,

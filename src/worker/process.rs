@@ -43,8 +43,14 @@ pub enum Lost {
 impl Lost {
     /// Whether somebody else may have ended it: a user, or a system that is out of memory.
     pub fn from_outside(&self) -> bool {
-        // SIGHUP, SIGINT, SIGQUIT, SIGKILL and SIGTERM, which no fault of the process raises.
-        matches!(self, Lost::Interrupted | Lost::Start { .. } | Lost::Ended { signal: Some(1 | 2 | 3 | 9 | 15), .. })
+        // SIGHUP, SIGINT, SIGQUIT, SIGKILL and SIGTERM, which no fault of the process raises, and SIGXCPU and SIGXFSZ, which
+        // limits do that somebody set.
+        let outside = [1, 2, 3, 9, 15, 24, 25];
+        match self {
+            Lost::Interrupted | Lost::Start { .. } => true,
+            Lost::Ended { signal, .. } => signal.is_some_and(|signal| outside.contains(&signal)),
+            _ => false,
+        }
     }
 }
 

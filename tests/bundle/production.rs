@@ -148,6 +148,29 @@ fn one_runtime_serves_many_threads() {
     });
 }
 
+/// One launch has the workspace from its first kernel to its last, whatever else is launched and copied.
+#[test]
+fn a_workspace_is_shared_between_threads() {
+    let runtime = runtime();
+    let p = problem("matmul m=64 n=48 k=64 dtype=f32");
+    let kernel = runtime.lookup(&p).unwrap();
+    let workspace = runtime.workspace(&kernel).unwrap();
+    std::thread::scope(|s| {
+        for thread in 0..3 {
+            let (runtime, kernel, workspace, p) = (&runtime, &kernel, &workspace, &p);
+            s.spawn(move || {
+                let (memory, inputs) = (runtime.allocate_all(p).unwrap(), Inputs::new(p, thread));
+                fill(p, &inputs, &memory);
+                let bound = kernel.bind(&memory, workspace).unwrap();
+                for _ in 0..300 {
+                    bound.launch(Queue::Host).unwrap();
+                    assert!(error(p, &inputs, &memory) <= 1.0);
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn other_numbers_of_threads_run_the_same_code() {
     for threads in [1, 3, 8] {
@@ -211,10 +234,11 @@ fn memory_that_does_not_fit_is_refused() {
     let [x, w, y]: [Memory; 3] = runtime.allocate_all(&p).unwrap().try_into().ok().unwrap();
     let workspace = runtime.workspace(&kernel).unwrap();
     let whole = runtime.allocate(1 << 17).unwrap();
+    let other_workspace = |zeroed| View::from(runtime.workspace_of(1 << 17, zeroed).unwrap());
     let part = |from: u64, bytes: u64| whole.view().slice(from..from + bytes).unwrap();
     // SAFETY: addresses that are refused, or that nothing is launched on.
     let raw = |address: u64, bytes: u64| unsafe { View::from_raw(address, bytes) };
-    let (x_, w_, y_, ws) = (x.view(), w.view(), y.view(), workspace.view());
+    let (x_, w_, y_, ws) = (x.view(), w.view(), y.view(), View::from(&workspace));
     for (views, workspace, says) in [
         (vec![x_.clone(), w_.clone()], ws.clone(), "3 tensors"),
         (vec![x_.clone(), raw(0, 1 << 20), y_.clone()], ws.clone(), "w: its address is null"),
@@ -232,7 +256,14 @@ fn memory_that_does_not_fit_is_refused() {
             "y: it was allocated by another",
         ),
         (vec![part(0, x.len()), w_.clone(), part(x.len() - 16, y.len())], ws.clone(), "share memory"),
-        (vec![x_.clone(), w_.clone(), part(16, y.len())], whole.view(), "y and the workspace share memory"),
+        (
+            vec![x_.clone(), w_.clone(), part(16, y.len())],
+            raw(whole.address(), whole.len()),
+            "y and the workspace share memory",
+        ),
+        (vec![x_.clone(), w_.clone(), y_.clone()], whole.view(), "workspace: what stands in it says where"),
+        (vec![x_.clone(), w_.clone(), y_.clone()], other_workspace(true), "others want zeros there"),
+        (vec![x_.clone(), w_.clone(), other_workspace(false)], ws.clone(), "y: a workspace stands for no tensor"),
     ] {
         let refused = match kernel.bind(&views, workspace) {
             Err(e) => e.to_string(),

@@ -45,7 +45,8 @@ fn hostile(p: &Problem, seed: u64) -> Inputs {
         let temperature = one(&[0.0, 1.0, 0.7, 1e-6, 1e6, 1e-40, f64::NAN, f64::INFINITY, -1.0], seed, 10 * row);
         let top_p = one(&[1.0, 1.0, 0.9, 0.5, 0.0, 1e-6, 0.999_999, f64::NAN, 2.0, -1.0], seed, 10 * row + 1);
         let min_p = one(&[0.0, 0.0, 0.05, 1.0, 1e-9, 2.0, f64::NAN], seed, 10 * row + 2);
-        let penalty = one(&[1.0, 1.3, 0.8, 2.0], seed, 10 * row + 3);
+        let penalty =
+            one(&[1.0, 1.3, 0.8, 2.0, -0.5, 0.0, f64::NEG_INFINITY, f64::INFINITY, f64::NAN], seed, 10 * row + 3);
         let u = one(&[0.0, 0.3, 0.7, f64::from(1f32.next_down()), f64::NAN, 1.0], seed, 10 * row + 4);
         [temperature, top_p, min_p, penalty, u, 0.0]
     };

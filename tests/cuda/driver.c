@@ -51,7 +51,7 @@ typedef struct work {
 static context contexts[GPUS] = {{0, 0}, {1, 0}}, foreign = {-1, 1};
 static handle *all;
 static launch launches[LOG];
-static int launched, faults, looked_up;
+static int launched, faults, looked_up, synchronized;
 static char failing[64];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static __thread context *stack[STACK];
@@ -157,6 +157,7 @@ int fake_count(int kind, int ordinal) {
 }
 int fake_faults(void) { return faults; }
 int fake_looked_up(void) { return looked_up; }
+int fake_synchronized(void) { return synchronized; }
 int fake_launched(void) { return launched; }
 const launch *fake_launch(int i) { return &launches[i % LOG]; }
 void fake_fail(const char *name) { strncpy(failing, name, sizeof failing - 1); }
@@ -234,6 +235,7 @@ result cuCtxSynchronize(void) {
   if (!current()) return fault(INVALID_CONTEXT);
   LOCKED;
   int broke = captures(1);
+  synchronized++;
   UNLOCK;
   return broke ? CAPTURE_UNSUPPORTED : OK;
 }

@@ -90,6 +90,10 @@ impl Driver {
         self.launch(self.launched() - 1)
     }
 
+    fn synchronized(&self) -> i32 {
+        self.ask("fake_synchronized", ())
+    }
+
     fn looked_up(&self) -> i32 {
         self.ask("fake_looked_up", ())
     }
@@ -183,6 +187,44 @@ fn ready(runtime: &Runtime, text: &str) -> (Arc<Kernel>, Vec<Memory>, Bound) {
     (kernel, memory, bound)
 }
 
+/// Streams that share a workspace wait for each other, graphs that use it too; one stream alone waits for nothing.
+#[test]
+fn uses_of_a_workspace_follow_each_other() {
+    let driver = driver();
+    let text = "argmax rows=4 cols=128256 dtype=bf16";
+    let (zeroed, launch) = winner_of("argmax", text, |launch| launch.workspace > 0 && launch.zero);
+    let runtime = Runtime::cuda(&Bundle::seal([sealed(zeroed, cubin(&launch))]).unwrap(), 0).unwrap();
+    let (kernel, memory, mut bound) = ready(&runtime, text);
+    let [one, other] = [(); 2].map(|()| runtime.stream().unwrap());
+    let waits = |work: &dyn Fn()| {
+        let before = driver.synchronized();
+        work();
+        driver.synchronized() - before
+    };
+    let launched = |stream: &Stream| bound.launch(stream).unwrap();
+    assert_eq!(waits(&|| launched(&one)) + waits(&|| launched(&one)), 0);
+    assert_eq!((waits(&|| launched(&other)), waits(&|| launched(&other))), (1, 0));
+    let graph = Graph::capture(&one, || bound.launch(&one)).unwrap();
+    assert_eq!((waits(&|| graph.launch(&other).unwrap()), waits(&|| graph.launch(&one).unwrap())), (0, 1));
+    assert_eq!((waits(&|| launched(&one)), waits(&|| launched(&other))), (0, 1));
+    // A stream that is made where another was is another.
+    drop(other);
+    let new = runtime.stream().unwrap();
+    assert_eq!(waits(&|| launched(&new)), 1);
+    // One that is shared by clones is one; a graph is no part of another.
+    let shared = kernel.bind(&memory, runtime.workspace(&kernel).unwrap()).unwrap();
+    assert_eq!((waits(&|| shared.launch(&one).unwrap()), waits(&|| launched(&one))), (0, 1));
+    assert!(Graph::capture(&one, || graph.launch(&one)).is_err());
+    for (workspace, says) in [
+        (View::from(runtime.workspace_of(1 << 20, false).unwrap()), "wants one of zeros"),
+        (runtime.allocate(1 << 20).unwrap().into(), "made by Runtime::workspace"),
+    ] {
+        let refused = bound.set_workspace(workspace).unwrap_err().to_string();
+        assert!(refused.contains(says), "{refused}");
+    }
+    bound.set_workspace(runtime.workspace_of(1 << 20, true).unwrap()).unwrap();
+}
+
 #[test]
 fn two_runtimes_keep_to_their_gpus() {
     let driver = driver();
@@ -193,8 +235,8 @@ fn two_runtimes_keep_to_their_gpus() {
     for (ordinal, runtime) in runtimes.iter().enumerate() {
         let (kernel, memory, bound) = ready(runtime, NORM);
         let workspace = runtime.workspace(&kernel).unwrap();
-        for m in memory.iter().chain([&workspace]) {
-            assert_eq!(driver.gpu_of(m.address()), Some(ordinal as i32));
+        for address in memory.iter().map(Memory::address).chain([workspace.address()]) {
+            assert_eq!(driver.gpu_of(address), Some(ordinal as i32));
         }
         let stream = runtime.stream().unwrap();
         bound.launch(&stream).unwrap();

@@ -9,7 +9,7 @@ use burn::backend::ndarray::NdArrayTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive, backend};
 use jitune::bundle::Bundle;
 use jitune::problem::{Problem, Tensor as Described};
-use jitune::runtime::{Memory, Queue, Runtime, View};
+use jitune::runtime::{Queue, Runtime, View, Workspace};
 use std::collections::HashMap;
 use std::error::Error;
 use std::path::Path;
@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Kernels {
     runtime: Runtime,
     /// The scratch memory of each problem, which one launch at a time may use.
-    workspaces: Mutex<HashMap<Problem, Memory>>,
+    workspaces: Mutex<HashMap<Problem, Workspace>>,
 }
 
 type Res<T> = Result<T, Box<dyn Error + Send + Sync>>;

@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Error, Layout, Result, Shape, Tensor};
 use jitune::bundle::Bundle;
 use jitune::problem::{Problem, Tensor as Described};
-use jitune::runtime::{Memory, Queue, Runtime, View};
+use jitune::runtime::{Queue, Runtime, View, Workspace};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Kernels {
     runtime: Runtime,
     /// The scratch memory of each problem, which one launch at a time may use.
-    workspaces: Mutex<HashMap<Problem, Memory>>,
+    workspaces: Mutex<HashMap<Problem, Workspace>>,
 }
 
 impl Kernels {

@@ -59,11 +59,12 @@ INLINE vf logits(const row_t *r, long i) {
   for (int l = 0; l < VL; l++) t[l] = i + l < r->cols ? get(r->x + i + l) : LOW;
   return load_f32(t);
 }
-// The same after the penalty. i is a multiple of VL, which divides 32.
+// The same after the penalty. i is a multiple of VL, which divides 32. Flags beyond the row are nobody's.
 INLINE vf penalised(const row_t *r, long i, vf v) {
   if (r->penalty == 1 || i >= r->cols) return v;
   int32_t flags = (int32_t)(r->seen[i / 32] >> i % 32);
-  if (VL < 32) flags &= (1 << VL % 32) - 1;
+  long inside = min_l(VL, r->cols - i);
+  if (inside < 32) flags &= (1 << inside % 32) - 1;
   if (flags == 0) return v;
   vi seen = ((flags >> (vi)IOTA) & 1) != 0;
   return pick(seen, pick(v > 0, v / r->penalty, v * r->penalty), v);

@@ -5,6 +5,7 @@ use crate::backend::BackendError;
 use crate::source::Source;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use std::ffi::OsStr;
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -56,16 +57,19 @@ const FULL: [&str; 4] = ["No space left on device", "Disk quota exceeded", "File
 /// Finds the compiler once for the process.
 pub fn open() -> Result<&'static Compiler, BackendError> {
     static FOUND: OnceLock<Option<Compiler>> = OnceLock::new();
-    let tried = || match std::env::var_os("JITUNE_CC") {
-        Some(path) => format!("{} as JITUNE_CC says", PathBuf::from(path).display()),
+    let tried = || match named() {
+        Some(path) => format!("{} as JITUNE_CC says", path.display()),
         None => NAMES.join(", "),
     };
     FOUND.get_or_init(find).as_ref().ok_or_else(|| BackendError::NoCompiler { tried: tried() })
 }
 
+fn named() -> Option<PathBuf> {
+    std::env::var_os("JITUNE_CC").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
 fn find() -> Option<Compiler> {
-    let named = std::env::var_os("JITUNE_CC").map(PathBuf::from);
-    let candidates = match named {
+    let candidates = match named() {
         Some(path) => vec![path],
         None => NAMES.map(PathBuf::from).to_vec(),
     };
@@ -172,21 +176,53 @@ fn diagnosis(line: &str) -> bool {
         || of_a_line()
 }
 
+/// What any compiler that works takes: the headers of the system that templates use, and its linker.
+const PROBE: &str = "#include <stdint.h>\n#include <string.h>\n#include <math.h>\n\
+    #ifdef __x86_64__\n#include <immintrin.h>\n#endif\n\
+    double probe(double x) { uint64_t bits; memcpy(&bits, &x, sizeof bits); return exp(x) + (double)bits; }\n";
+
 /// Compiles a source to a shared object, in `folder` for its two files.
 pub fn compile(source: &Source, folder: &Path) -> Result<(Vec<u8>, ArtifactInfo), BackendError> {
     let cc = open()?;
     let start = std::time::Instant::now();
     let stem = format!("k{}-{}", std::process::id(), &source.hash()[..16]);
+    let compiled = run(cc, &source.text, &options(source), folder, &stem);
+    let bytes = match compiled {
+        // It speaks against the source, if nothing but the source is the matter.
+        Err(BackendError::Compile { log }) => {
+            return Err(match run(cc, PROBE, &BASE_OPTIONS, folder, &format!("{stem}-probe")) {
+                Ok(_) => BackendError::Compile { log },
+                Err(_) => {
+                    let said = log.lines().find(|line| diagnosis(line)).unwrap_or_default();
+                    BackendError::Compiler { why: format!("it refuses what any compiler takes too: {said}") }
+                }
+            });
+        }
+        compiled => compiled?,
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    let info = ArtifactInfo { bytes: bytes.len() as u64, seconds, ..ArtifactInfo::default() };
+    Ok((bytes, info))
+}
+
+/// Runs the compiler on a text; its two files are called `stem`.
+fn run(
+    cc: &Compiler,
+    text: &str,
+    options: &[impl AsRef<OsStr>],
+    folder: &Path,
+    stem: &str,
+) -> Result<Vec<u8>, BackendError> {
     let (code, object) = (folder.join(format!("{stem}.c")), folder.join(format!("{stem}.so")));
     let io = |path: &Path| {
         let path = path.to_path_buf();
         move |source| BackendError::Io { path, source }
     };
-    std::fs::write(&code, &source.text).map_err(io(&code))?;
+    std::fs::write(&code, text).map_err(io(&code))?;
     let mut command = Command::new(&cc.path);
-    command.args(options(source)).arg(&code).arg("-o").arg(&object).arg("-lm");
+    command.args(options).arg(&code).arg("-o").arg(&object).arg("-lm");
     // Where the compiler is killed, what it leaves goes with the folder.
-    command.env("TMPDIR", folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env("TMPDIR", folder).env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut runs = || {
         let mut child = command.spawn()?;
         let Some(pipe) = child.stderr.take() else { return Ok(None) };
@@ -215,12 +251,14 @@ pub fn compile(source: &Source, folder: &Path) -> Result<(Vec<u8>, ArtifactInfo)
         let log: String = log.lines().take(40).collect::<Vec<_>>().join("\n");
         return Err(BackendError::Compile { log });
     }
-    let bytes = std::fs::read(&object).map_err(io(&object));
+    let bytes = match std::fs::read(&object) {
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return Err(BackendError::Compiler { why: "it ended well and wrote nothing".into() });
+        }
+        bytes => bytes.map_err(io(&object)),
+    };
     let _ = std::fs::remove_file(&object);
-    let bytes = bytes?;
-    let seconds = start.elapsed().as_secs_f64();
-    let info = ArtifactInfo { bytes: bytes.len() as u64, seconds, ..ArtifactInfo::default() };
-    Ok((bytes, info))
+    bytes
 }
 
 #[cfg(test)]

@@ -188,12 +188,14 @@ impl Bound {
         }
     }
 
-    /// Runs its kernels, one after another, on `pool`; returns when they are done.
+    /// Runs its kernels, one after another, on `pool`; returns when they are done. Nothing else runs there between them: what one
+    /// leaves in the workspace may say where the next reads.
     pub fn run(&self, pool: &Pool) {
+        let mut turn = pool.turn();
         for ((entry, k), args) in self.executable.kernels.iter().zip(&self.args) {
             let tasks = i64::from(k.grid[0]);
             let args = Args(args.as_ptr());
-            pool.run(tasks, k.block as usize, &|task| {
+            turn.run(tasks, k.block as usize, &|task| {
                 let args = &args;
                 // SAFETY: the entry lives in the library that the executable holds; the addresses are the promise that
                 // `bind` was given, and a run of the pool is over before the slots can change.

@@ -5,7 +5,7 @@ use crate::sync::lock;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// Times a waiting helper looks before it sleeps: some hundreds of microseconds, so that launches in a row find it awake.
@@ -46,7 +46,7 @@ struct Job {
     stop: bool,
 }
 
-// SAFETY: the pointer is only used by helpers inside the gate, which `Pool::run` does not leave, by a panic either,
+// SAFETY: the pointer is only used by helpers inside the gate, which `Turn::run` does not leave, by a panic either,
 // before it is shut and empty.
 unsafe impl Send for Job {}
 
@@ -87,36 +87,14 @@ impl Pool {
         self.handles.len() + 1
     }
 
-    /// Calls `work` while no job runs.
-    pub fn alone<R>(&self, work: impl FnOnce() -> R) -> R {
-        let _turn = lock(&self.turn);
-        work()
+    /// The pool for one caller until the result is dropped: jobs of others wait, those between two jobs of this caller too.
+    pub fn turn(&self) -> Turn<'_> {
+        Turn { pool: self, _alone: lock(&self.turn) }
     }
 
-    /// Calls `task` once for every number in `0..tasks` on at most `threads` threads; returns when all are done. A helper
-    /// that does not get to run in time is not waited for. A task must not call its own pool.
-    ///
-    /// # Panics
-    /// When a task panics, on whatever thread, once no other is running; what was not begun is left out.
+    /// As [`Turn::run`], in a turn of its own.
     pub fn run(&self, tasks: i64, threads: usize, task: &(dyn Fn(i64) + Sync)) {
-        let _turn = lock(&self.turn);
-        let helpers = threads.clamp(1, self.threads()).min(tasks.max(1) as usize) - 1;
-        let s = &self.shared;
-        s.next.store(0, Ordering::Relaxed);
-        if helpers == 0 {
-            return claim(&s.next, tasks, task);
-        }
-        // SAFETY: only the lifetime is erased. A helper touches the closure only while it is inside the gate, which is
-        // shut and empty before this call returns or unwinds.
-        let run = unsafe { std::mem::transmute::<*const (dyn Fn(i64) + Sync + '_), *const Task>(task) };
-        self.publish(Job { run, tasks, threads: helpers + 1, stop: false });
-        let inside = Inside { shared: s, tasks };
-        claim(&s.next, tasks, task);
-        drop(inside);
-        let panic = lock(&s.panic).take();
-        if let Some(panic) = panic {
-            resume_unwind(panic);
-        }
+        self.turn().run(tasks, threads, task);
     }
 
     fn publish(&self, job: Job) {
@@ -126,6 +104,39 @@ impl Pool {
         self.shared.gate.store((number * NUMBER) | OPEN, Ordering::Release);
         if desk.asleep > 0 {
             self.shared.wake.notify_all();
+        }
+    }
+}
+
+/// One caller's turn on a pool.
+pub struct Turn<'p> {
+    pool: &'p Pool,
+    _alone: MutexGuard<'p, ()>,
+}
+
+impl Turn<'_> {
+    /// Calls `task` once for every number in `0..tasks` on at most `threads` threads; returns when all are done. A helper
+    /// that does not get to run in time is not waited for. A task must not call its own pool.
+    ///
+    /// # Panics
+    /// When a task panics, on whatever thread, once no other is running; what was not begun is left out.
+    pub fn run(&mut self, tasks: i64, threads: usize, task: &(dyn Fn(i64) + Sync)) {
+        let helpers = threads.clamp(1, self.pool.threads()).min(tasks.max(1) as usize) - 1;
+        let s = &self.pool.shared;
+        s.next.store(0, Ordering::Relaxed);
+        if helpers == 0 {
+            return claim(&s.next, tasks, task);
+        }
+        // SAFETY: only the lifetime is erased. A helper touches the closure only while it is inside the gate, which is
+        // shut and empty before this call returns or unwinds.
+        let run = unsafe { std::mem::transmute::<*const (dyn Fn(i64) + Sync + '_), *const Task>(task) };
+        self.pool.publish(Job { run, tasks, threads: helpers + 1, stop: false });
+        let inside = Inside { shared: s, tasks };
+        claim(&s.next, tasks, task);
+        drop(inside);
+        let panic = lock(&s.panic).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
         }
     }
 }
@@ -185,7 +196,7 @@ fn helper(shared: &Shared, index: usize) {
     loop {
         let job = enter(shared, &mut seen);
         if index < job.threads {
-            // SAFETY: this helper is inside the gate, so `Pool::run` keeps the closure alive.
+            // SAFETY: this helper is inside the gate, so `Turn::run` keeps the closure alive.
             let task = unsafe { &*job.run };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| claim(&shared.next, job.tasks, task))) {
                 shared.next.store(job.tasks, Ordering::Relaxed);

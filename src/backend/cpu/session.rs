@@ -50,6 +50,8 @@ pub struct CpuSession {
     state: Option<State>,
     /// Inputs of earlier problems, the latest last: the buckets of a model share its weights.
     kept: Vec<Held>,
+    /// Whether code of a candidate was loaded: it reaches the whole process.
+    touched: bool,
 }
 
 struct State {
@@ -68,6 +70,8 @@ struct State {
 struct Held {
     buffer: Buffer,
     key: Option<InputKey>,
+    /// Of what an input holds.
+    sum: u64,
 }
 
 /// Seed, scale, bytes and type: what a uniform input holds.
@@ -83,7 +87,7 @@ impl CpuSession {
     pub fn open(threads: Option<usize>) -> Result<CpuSession, BackendError> {
         let device = super::describe(threads);
         let pool = Pool::new(device.units as usize)?;
-        Ok(CpuSession { device, pool, gauge: None, flush: None, state: None, kept: Vec::new() })
+        Ok(CpuSession { device, pool, gauge: None, flush: None, state: None, kept: Vec::new(), touched: false })
     }
 
     fn state(&self) -> Result<&State, BackendError> {
@@ -102,7 +106,8 @@ impl CpuSession {
         self.kept.drain(..from);
     }
 
-    fn load(&self, candidate: &Runnable) -> Result<Loaded, BackendError> {
+    fn load(&mut self, candidate: &Runnable) -> Result<Loaded, BackendError> {
+        self.touched = true;
         let state = self.state()?;
         // SAFETY: a candidate may do anything; it is tried where it costs a process that can be spared.
         let module = unsafe { Module::load(&candidate.bytes()?) }?;
@@ -322,6 +327,26 @@ impl CpuSession {
         Ok(check.wrong.map(stale))
     }
 
+    /// The name of an input that holds something else than it should; it is sealed, and code that means harm can break that.
+    fn disturbed(&self) -> Result<Option<&'static str>, BackendError> {
+        let state = self.state()?;
+        let all = state.sets.iter().flat_map(|set| state.tensors.iter().zip(set));
+        let mut inputs = all.filter(|(t, _)| t.role == Role::In);
+        Ok(inputs.find(|(_, held)| sum(&held.buffer) != held.sum).map(|(t, _)| t.name))
+    }
+
+    /// What speaks against a candidate, less what the inputs are to blame for: where one is not what it was, and `before` says that other
+    /// candidates ran, nobody knows who did it.
+    fn believed(&self, wrong: String, before: bool) -> Result<String, BackendError> {
+        match self.disturbed()? {
+            None => Ok(wrong),
+            Some(name) if before => Err(BackendError::Measurement(format!(
+                "{name}: an input was changed, by this candidate or one before it"
+            ))),
+            Some(name) => Ok(format!("{name}: an input was changed")),
+        }
+    }
+
     /// Puts back the inputs of the first set, where others came into their memory.
     fn restore(&mut self) {
         if let Some(state) = self.state.as_mut().filter(|state| state.strange) {
@@ -340,7 +365,7 @@ impl State {
                 held.buffer.unseal();
                 write_to(&mut held.buffer, input, &unused);
                 held.buffer.seal();
-                held.key = key_of(input, &unused);
+                (held.key, held.sum) = (key_of(input, &unused), sum(&held.buffer));
             }
         }
     }
@@ -390,19 +415,25 @@ impl Session for CpuSession {
         let kept = &mut self.kept;
         let mut hold = |t: &Tensor, like: Option<&Held>| -> Result<Held, BackendError> {
             let Some(input) = inputs.iter().find(|i| i.tensor.name == t.name) else {
-                return Ok(Held { buffer: Buffer::new(t.bytes() as usize)?, key: None });
+                return Ok(Held { buffer: Buffer::new(t.bytes() as usize)?, key: None, sum: 0 });
             };
             let key = key_of(input, &unused);
             if let Some(at) = kept.iter().position(|h| key.is_some() && h.key == key) {
                 return Ok(kept.remove(at));
             }
             let mut buffer = Buffer::zeroed(t.bytes() as usize)?;
-            match like {
-                Some(like) => copy_to(&mut buffer, &like.buffer),
-                None => write_to(&mut buffer, input, &unused),
-            }
+            let sum = match like {
+                Some(like) => {
+                    copy_to(&mut buffer, &like.buffer);
+                    like.sum
+                }
+                None => {
+                    write_to(&mut buffer, input, &unused);
+                    sum(&buffer)
+                }
+            };
             buffer.seal();
-            Ok(Held { buffer, key })
+            Ok(Held { buffer, key, sum })
         };
         let first = tensors.iter().map(|t| hold(t, None)).collect::<Result<Vec<Held>, _>>()?;
         // All hold the same: copies cost a fraction of what values do.
@@ -419,10 +450,16 @@ impl Session for CpuSession {
     }
 
     fn attempt(&mut self, candidate: &Runnable, rounds: u32) -> Result<Tried, BackendError> {
-        let begun = Instant::now();
+        let (begun, before) = (Instant::now(), self.touched);
         self.restore();
         let loaded = self.load(candidate)?;
-        self.tried(&loaded, begun, rounds)
+        let mut tried = self.tried(&loaded, begun, rounds)?;
+        if let Some(wrong) = tried.check.wrong.take() {
+            tried.check.wrong = Some(self.believed(wrong, before)?);
+        } else if let Some(Doubt::Unstable(wrong)) = &tried.doubt {
+            tried.doubt = Some(Doubt::Unstable(self.believed(wrong.clone(), before)?));
+        }
+        Ok(tried)
     }
 
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Timed>, BackendError> {
@@ -448,6 +485,10 @@ impl Session for CpuSession {
                 break;
             }
         }
+        if let Some(Doubt::Unstable(wrong)) = doubts.iter().flatten().find(|doubt| matches!(doubt, Doubt::Unstable(_)))
+        {
+            self.believed(wrong.clone(), true)?;
+        }
         Ok(series.into_iter().zip(doubts).map(|(series, doubt)| Timed { series, doubt }).collect())
     }
 
@@ -464,6 +505,9 @@ impl Session for CpuSession {
         let values = elements.iter().map(value).collect();
         if tried.check.wrong.is_none() && tried.doubt.is_none() {
             tried.doubt = self.renew(&loaded)?;
+        }
+        if let (None, None, Some(name)) = (&tried.check.wrong, &tried.doubt, self.disturbed()?) {
+            tried.doubt = unstable(Check { wrong: Some(format!("{name}: an input was changed")), ..Check::default() });
         }
         tried.verifying_s = begun.elapsed().as_secs_f64();
         Ok((tried, values))
@@ -486,6 +530,17 @@ fn write_to(buffer: &mut Buffer, input: &Input, unused: &[Range<u64>]) {
     for range in if t.layout == Layout::Paged { unused } else { &[] } {
         buffer.bytes_mut()[t.storage.bytes(range.start) as usize..t.storage.bytes(range.end) as usize].fill(0xff);
     }
+}
+
+/// A number that follows from every byte and its place.
+fn sum(buffer: &Buffer) -> u64 {
+    let of = |(at, chunk): (usize, &[u8])| {
+        let mix = |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        let (words, rest) = chunk.as_chunks::<8>();
+        let rest = rest.iter().fold(at as u64, |sum, byte| mix(sum, u64::from(*byte)));
+        words.iter().fold(rest, |sum, word| mix(sum, u64::from_le_bytes(*word)))
+    };
+    buffer.bytes().par_chunks(1 << 18).enumerate().map(of).reduce(|| 0, u64::wrapping_add)
 }
 
 fn copy_to(buffer: &mut Buffer, like: &Buffer) {

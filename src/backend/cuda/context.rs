@@ -84,6 +84,11 @@ impl Context {
         check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
     }
 
+    /// Whether this thread captures one of its streams.
+    pub(super) fn captures_here(&self) -> bool {
+        lock(&self.gate.threads).contains(&std::thread::current().id())
+    }
+
     /// Notes that this thread captures a stream, until the result is dropped.
     pub(super) fn capturing(&self) -> Capturing<'_> {
         lock(&self.gate.threads).push(std::thread::current().id());

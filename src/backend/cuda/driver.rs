@@ -1,7 +1,7 @@
 //! Wrappers over the driver calls that jitune makes. Each owns its handle with the context that it lives in: calls and
 //! drops, on whatever thread, go to the right GPU and leave the caller's own context current.
 
-use super::context::{Capturing, Context, Relaxed};
+use super::context::{self, Context, Relaxed};
 use crate::backend::{BackendError, elf};
 use crate::sync::lock;
 use cudarc::driver::sys;
@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 
 /// Turns a driver result into ours, with the call's name.
 pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<(), BackendError> {
@@ -398,8 +398,43 @@ pub(crate) type Kept = Box<dyn Any + Send + Sync>;
 pub struct Stream {
     pub(super) handle: sys::CUstream,
     pub(super) context: Arc<Context>,
-    capturing: AtomicBool,
-    kept: Mutex<Vec<Kept>>,
+    /// Its own, where a handle may come again.
+    number: u64,
+    state: Mutex<Capturing>,
+}
+
+/// What a stream captures, while it does.
+#[derive(Default)]
+struct Capturing {
+    open: bool,
+    kept: Vec<Kept>,
+    orders: Vec<Arc<Order>>,
+}
+
+/// Which stream used a workspace last, so that its uses follow each other: those of one stream do by themselves.
+#[derive(Default)]
+pub(crate) struct Order(Mutex<Option<u64>>);
+
+impl Order {
+    /// Waits for the work of another stream than the one of that number, where that used it last; until the result is dropped nobody
+    /// else enqueues work that uses it.
+    fn turn(&self, number: u64, context: &Context) -> Result<MutexGuard<'_, Option<u64>>, BackendError> {
+        let mut last = match self.0.try_lock() {
+            // Whoever has it may wait for this thread's capture to end.
+            Err(TryLockError::WouldBlock) if context.captures_here() => {
+                let why = "its workspace is in use elsewhere, and this thread captures a stream; do it before or after"
+                    .into();
+                return Err(BackendError::Launch { why });
+            }
+            Ok(last) => last,
+            Err(_) => lock(&self.0),
+        };
+        if last.is_some_and(|of| of != number) {
+            context.synchronize()?;
+        }
+        *last = Some(number);
+        Ok(last)
+    }
 }
 
 // SAFETY: as for `Module`.
@@ -414,8 +449,9 @@ impl Stream {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: writes the handle.
         check("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut handle, flags) })?;
-        let context = Arc::clone(context);
-        Ok(Stream { handle, context, capturing: AtomicBool::new(false), kept: Mutex::default() })
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let (context, number) = (Arc::clone(context), NUMBER.fetch_add(1, Ordering::Relaxed));
+        Ok(Stream { handle, context, number, state: Mutex::default() })
     }
 
     /// Waits until its work is done.
@@ -475,7 +511,8 @@ impl StreamRef<'_> {
     /// # Safety
     /// `handle` is a `CUstream` of the primary context of the GPU that it's used with, or null for that context's default
     /// stream. It exists as long as the result is used. Where it captures, what is launched on it (the [`Bound`], and with
-    /// it code and memory) outlives the captured graph.
+    /// it code and memory) outlives the captured graph. What is launched on it, and on other streams or in graphs at the same time,
+    /// shares no workspace.
     ///
     /// [`Bound`]: crate::runtime::Bound
     pub unsafe fn from_raw(handle: *mut c_void) -> Self {
@@ -492,12 +529,34 @@ impl StreamRef<'_> {
         }
     }
 
-    /// Where it is one of ours and captures: keeps what is launched on it, from now on, as long as the graph.
-    pub(crate) fn keep(&self, what: impl FnOnce() -> Kept) {
-        if let Some(stream) = self.owner
-            && stream.capturing.load(Ordering::Acquire)
-        {
-            lock(&stream.kept).push(what());
+    /// Enqueues a launch by `enqueue`. Where the stream is one of ours and captures, what `kept` gives is held as long as the graph, which
+    /// takes the turns of `order` whenever it is replayed; otherwise the launch takes its turn now.
+    pub(crate) fn enter(
+        &self,
+        order: Option<&Arc<Order>>,
+        kept: impl FnOnce() -> Kept,
+        enqueue: impl FnOnce() -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        let Some(stream) = self.owner else { return enqueue() };
+        loop {
+            let captures = lock(&stream.state).open;
+            let turn = match order.filter(|_| !captures) {
+                Some(order) => Some(order.turn(stream.number, &stream.context)?),
+                None => None,
+            };
+            let mut state = lock(&stream.state);
+            match (state.open, order) {
+                (true, order) => {
+                    state.kept.push(kept());
+                    if let Some(order) = order.filter(|o| !state.orders.iter().any(|other| Arc::ptr_eq(o, other))) {
+                        state.orders.push(Arc::clone(order));
+                    }
+                }
+                // A capture that another thread has ended since.
+                (false, Some(_)) if turn.is_none() => continue,
+                (false, _) => {}
+            }
+            return enqueue();
         }
     }
 }
@@ -557,6 +616,8 @@ impl Drop for Event {
 pub struct Graph {
     exec: sys::CUgraphExec,
     context: Arc<Context>,
+    /// Of the workspaces that it uses, always in the same order.
+    orders: Vec<Arc<Order>>,
     /// Dropped after the graph itself.
     _kept: Vec<Kept>,
 }
@@ -582,9 +643,15 @@ impl Graph {
         check("cuGraphUpload", unsafe { sys::cuGraphUpload(self.exec, stream.handle) })
     }
 
-    /// Replays it on `stream`.
+    /// Replays it on `stream`, which captures nothing.
     pub fn launch(&self, stream: &Stream) -> Result<(), BackendError> {
         StreamRef::from(stream).of(&self.context)?;
+        let turns = self.orders.iter().map(|order| order.turn(stream.number, &self.context));
+        let _turns = turns.collect::<Result<Vec<_>, _>>()?;
+        let state = lock(&stream.state);
+        if state.open {
+            return Err(BackendError::Launch { why: "a graph is not captured into another".into() });
+        }
         let _current = self.context.bind()?;
         // SAFETY: both handles are valid, and what the graph uses is kept with it.
         check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(self.exec, stream.handle) })
@@ -603,28 +670,28 @@ impl Drop for Graph {
 struct Capture<'s> {
     stream: &'s Stream,
     open: bool,
-    _known: Capturing<'s>,
+    _known: context::Capturing<'s>,
 }
 
 impl<'s> Capture<'s> {
     fn begin(stream: &'s Stream) -> Result<Capture<'s>, BackendError> {
         let _current = stream.context.bind()?;
-        if stream.capturing.swap(true, Ordering::AcqRel) {
+        let mut state = lock(&stream.state);
+        if state.open {
             return Err(BackendError::Launch { why: "the stream captures already".into() });
         }
         let known = stream.context.capturing();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is valid.
         let begun = check("cuStreamBeginCapture", unsafe { sys::cuStreamBeginCapture_v2(stream.handle, mode) });
-        if begun.is_err() {
-            stream.capturing.store(false, Ordering::Release);
-        }
+        state.open = begun.is_ok();
         begun.map(|()| Capture { stream, open: true, _known: known })
     }
 
     /// Ends the capture: its graph, and what was launched on the way.
-    fn end(&mut self) -> (Result<Captured, BackendError>, Vec<Kept>) {
+    fn end(&mut self) -> (Result<Captured, BackendError>, Capturing) {
         self.open = false;
+        let mut state = lock(&self.stream.state);
         let ended = self.stream.context.bind().and_then(|_current| {
             let mut graph = ptr::null_mut();
             // SAFETY: the stream is capturing; ending it also after a failure puts it back in order.
@@ -632,13 +699,12 @@ impl<'s> Capture<'s> {
             let captured = Captured(graph);
             check("cuStreamEndCapture", code).map(|()| captured)
         });
-        self.stream.capturing.store(false, Ordering::Release);
-        let kept = std::mem::take(&mut *lock(&self.stream.kept));
-        (ended, kept)
+        (ended, std::mem::take(&mut *state))
     }
 
     fn finish(mut self) -> Result<Graph, BackendError> {
-        let (captured, kept) = self.end();
+        let (captured, Capturing { kept, mut orders, .. }) = self.end();
+        orders.sort_by_key(Arc::as_ptr);
         let (captured, context) = (captured?, Arc::clone(&self.stream.context));
         let _current = context.bind()?;
         let mut exec = ptr::null_mut();
@@ -646,7 +712,7 @@ impl<'s> Capture<'s> {
         let code = unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, captured.0, 0) };
         check("cuGraphInstantiate", code)?;
         drop(_current);
-        Ok(Graph { exec, context, _kept: kept })
+        Ok(Graph { exec, context, orders, _kept: kept })
     }
 }
 

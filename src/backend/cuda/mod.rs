@@ -24,7 +24,7 @@ fn present(names: &[&str]) -> bool {
 pub(crate) use context::Context;
 pub(crate) use device::open;
 pub use device::{describe, driver_version, gpu_count, gpu_uuid};
-pub(crate) use driver::{Buffer, Module};
+pub(crate) use driver::{Buffer, Module, Order};
 pub use driver::{Event, Graph, Stream, StreamRef};
 #[cfg(feature = "engine")]
 pub(crate) use driver::{HostBuffer, available};
