@@ -191,8 +191,7 @@ fn row(runtime: &Runtime, problem: &Problem) -> Result<bool, Box<dyn Error>> {
         Target::Cuda => on_stream(&runtime.stream()?, &bound, || poison(problem, &memory))?,
     };
     checks.push("launches");
-    let rms = compare(problem, &expected, &memory)?;
-    let right = rms <= Tolerance::of(problem).rms;
+    let (rms, right) = compare(problem, &expected, &memory)?;
     println!(
         "{:<74} {:<7} {:<18} {rms:>9.1e} {us:>10.2} {:>10.2} {:>5.0} ns{}",
         problem.to_string(),
@@ -288,9 +287,9 @@ fn poison(problem: &Problem, memory: &[Memory]) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The root mean square error over that of the reference, the worst output tensor.
-fn compare(problem: &Problem, expected: &[Expected], memory: &[Memory]) -> Result<f64, Box<dyn Error>> {
-    let mut worst = 0f64;
+/// The root mean square error over that of the reference, of the worst output tensor, and whether each is within its limits.
+fn compare(problem: &Problem, expected: &[Expected], memory: &[Memory]) -> Result<(f64, bool), Box<dyn Error>> {
+    let (mut worst, mut right) = (0f64, true);
     for (t, m) in problem.tensors().iter().zip(memory) {
         if t.role != Role::Out {
             continue;
@@ -299,13 +298,13 @@ fn compare(problem: &Problem, expected: &[Expected], memory: &[Memory]) -> Resul
         m.download(&mut bytes)?;
         let (mut errors, mut squares) = (0.0, 0.0);
         for e in expected.iter().filter(|e| e.tensor == t.name) {
-            errors += (value(t, &bytes, e.index) - e.value).powi(2);
+            errors += e.error(t.storage, value(t, &bytes, e.index)).powi(2);
             squares += e.value * e.value;
         }
         let rms = (errors / f64::max(squares, f64::MIN_POSITIVE)).sqrt();
-        worst = if rms.is_nan() { f64::INFINITY } else { worst.max(rms) };
+        (worst, right) = (worst.max(rms), right && rms <= Tolerance::of_tensor(problem, t).rms);
     }
-    Ok(worst)
+    Ok((worst, right))
 }
 
 fn value(t: &Tensor, bytes: &[u8], index: u64) -> f64 {

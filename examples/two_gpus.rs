@@ -247,12 +247,11 @@ fn wrong(problem: &Problem, inputs: &Inputs, memory: &[Memory]) -> Res<Option<St
         m.download(&mut bytes)?;
         let (mut errors, mut squares) = (0.0, 0.0);
         for e in sample.iter().filter(|e| e.tensor == t.name) {
-            let value = t.storage.value(&bytes, e.index);
-            errors += (value - e.value).powi(2);
+            errors += e.error(t.storage, t.storage.value(&bytes, e.index)).powi(2);
             squares += e.value * e.value;
         }
         let rms = (errors / f64::max(squares, f64::MIN_POSITIVE)).sqrt();
-        if rms.is_nan() || rms > Tolerance::of(problem).rms {
+        if rms > Tolerance::of_tensor(problem, t).rms {
             return Ok(Some(format!("{} is off by {rms:.1e}", t.name)));
         }
     }

@@ -19,7 +19,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 fn main() {
-    jitune::worker_main();
+    if std::env::var_os(FORGETS).is_none() {
+        jitune::worker_main();
+        a_program_that_forgets_its_workers_is_told();
+        println!("test a_program_that_forgets_its_workers_is_told ... ok");
+    }
     let folder = tempfile::tempdir().unwrap();
     let (report, found) = example::tune(folder.path()).unwrap();
     assert!(report.failed().next().is_none() && report.stored() == 0, "{report:?}");
@@ -37,6 +41,16 @@ fn main() {
     kinds_share_the_time_and_keep_their_reports(&folder.path().join("kinds"));
     println!("test kinds_share_the_time_and_keep_their_reports ... ok");
     println!("test sizes_between_try_what_was_measured_for_others ... ok");
+}
+
+/// Says that this program is not to call `worker_main`.
+const FORGETS: &str = "JITUNE_TEST_FORGETS";
+
+/// Its worker is the program again, which would start a worker.
+fn a_program_that_forgets_its_workers_is_told() {
+    let out = std::process::Command::new(std::env::current_exe().unwrap()).env(FORGETS, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && said.contains("calls jitune::worker_main() at the start of its main"), "{said}");
 }
 
 /// Describing a device may take long, as a GPU does, and then nothing is tried.

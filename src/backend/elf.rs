@@ -11,6 +11,8 @@ const HOST: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
 const CUDA: u16 = 190;
 /// Most memory that the segments of a shared object span.
 const MAX_SPAN: u64 = 1 << 30;
+/// Bytes of the smallest pages.
+const PAGE: u64 = 4096;
 /// Most bytes of thread-local memory.
 const MAX_TLS: u64 = 64 << 10;
 
@@ -145,6 +147,7 @@ mod kind {
     pub const DYNAMIC: u32 = 2;
     pub const NOTE: u32 = 4;
     pub const TLS: u32 = 7;
+    pub const READ_ONLY_AFTER: u32 = 0x6474_e552;
     pub const PROPERTY: u32 = 0x6474_e553;
 }
 
@@ -176,6 +179,7 @@ mod tag {
     pub const RELR_SIZE: u64 = 35;
     pub const RELR: u64 = 36;
     pub const GNU_HASH: u64 = 0x6fff_fef5;
+    pub const RELATIVE_COUNT: u64 = 0x6fff_fff9;
     pub const VERSIONS: u64 = 0x6fff_fff0;
     pub const VERSIONS_DEFINED: u64 = 0x6fff_fffc;
     pub const VERSIONS_NEEDED: u64 = 0x6fff_fffe;
@@ -211,6 +215,10 @@ impl<'f> Checked<'f> {
                         "it has {} bytes of thread-local memory, and {MAX_TLS} are the most",
                         p.memory
                     ));
+                }
+                // The loader takes the right to write there away, page by page, after it has relocated.
+                kind::READ_ONLY_AFTER if !object.is_in_writable_pages(&p) => {
+                    return Err(format!("its memory at {:#x} that is to be read-only is not all its own", p.address));
                 }
                 kind::TLS | kind::PROPERTY | kind::NOTE => {
                     object.part("a segment of notes", p.address, p.file)?;
@@ -289,6 +297,16 @@ impl<'f> Checked<'f> {
     fn is_writable(&self, address: u64, len: u64) -> bool {
         let end = address.checked_add(len);
         let inside = |p: &Program| p.address <= address && end.is_some_and(|end| end <= p.address + p.memory);
+        self.loaded.iter().any(|p| p.flags & WRITABLE != 0 && inside(p))
+    }
+
+    /// Whether a part lies in the pages of a segment that is written.
+    fn is_in_writable_pages(&self, part: &Program) -> bool {
+        let end = part.address.checked_add(part.memory);
+        let inside = |p: &Program| {
+            let past = (p.address + p.memory).next_multiple_of(p.align.max(PAGE));
+            p.address <= part.address && end.is_some_and(|end| end <= past)
+        };
         self.loaded.iter().any(|p| p.flags & WRITABLE != 0 && inside(p))
     }
 
@@ -384,6 +402,14 @@ impl<'f> Checked<'f> {
             self.table("its relocations", tag::PLT, tag::PLT_SIZE)?,
         ];
         let [plain, resolved] = if cfg!(target_arch = "x86_64") { [8, 37] } else { [1027, 1032] };
+        // So many of the first ones are taken for relative without a look at their kind.
+        let first = self.dynamic.get(&tag::RELATIVE_COUNT).copied().unwrap_or_default();
+        let of_kind = |r: &[u8]| u32_at(r, 8) == plain;
+        if first > (tables[0].len() / SYMBOL) as u64
+            || !tables[0].chunks_exact(SYMBOL).take(first as usize).all(of_kind)
+        {
+            return Err(format!("its first {first} relocations are not all relative"));
+        }
         for r in tables.iter().flat_map(|t| t.chunks_exact(SYMBOL)) {
             let (at, kind, symbol) = (u64_at(r, 0), u32_at(r, 8), u32_at(r, 12) as usize);
             if !self.is_writable(at, 16) && !self.is_writable(at, 8) {
@@ -542,6 +568,34 @@ mod tests {
         for len in (0..bytes.len()).rev().step_by(7) {
             let why = SharedObject::read(&bytes[..len]).err().unwrap_or_else(|| panic!("{len} bytes are taken"));
             assert!(!why.is_empty());
+        }
+    }
+
+    /// What the loader takes for granted: it would make other memory read-only, or end the process.
+    #[test]
+    fn what_the_loader_believes_is_looked_at() {
+        let bytes = compiled();
+        let headers = u64_at(&bytes, 32) as usize;
+        let of_kind = |kind| {
+            (0..usize::from(u16_at(&bytes, 56))).map(|i| headers + i * 56).find(|at| u32_at(&bytes, *at) == kind)
+        };
+        let put = |at: usize, value: u64| {
+            let mut bad = bytes.clone();
+            bad[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            SharedObject::read(&bad).err().unwrap_or_default()
+        };
+        let read_only = of_kind(kind::READ_ONLY_AFTER).unwrap();
+        for more in [0x2000, 1 << 20, u64::MAX] {
+            let memory = u64_at(&bytes, read_only + 40).wrapping_add(more);
+            assert!(put(read_only + 40, memory).contains("read-only"), "{more:#x}");
+        }
+        assert!(put(read_only + 16, 0).contains("read-only"));
+        let dynamic = u64_at(&bytes, of_kind(kind::DYNAMIC).unwrap() + 8) as usize;
+        let entry = (0..).map(|i| dynamic + i * 16).find(|at| u64_at(&bytes, *at) == tag::RELATIVE_COUNT).unwrap();
+        let first = u64_at(&bytes, entry + 8);
+        assert!(first > 0 && put(entry + 8, first - 1).is_empty());
+        for count in [first + 1, first + 1000, u64::MAX] {
+            assert!(put(entry + 8, count).contains("not all relative"), "{count}");
         }
     }
 

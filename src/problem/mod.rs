@@ -44,7 +44,6 @@ pub use tensor::{Fill, IndexFill, Layout, Role, Tensor};
 pub use text::{ProblemError, Variable};
 #[cfg(feature = "engine")]
 pub(crate) use types::e4m3_from_f32;
-#[cfg(feature = "tuner")]
 pub(crate) use types::error_of;
 pub use types::{Compute, Dtype, Storage, Types};
 

@@ -1,6 +1,6 @@
 //! The f64 reference: which outputs are computed, and how far a result may be from them.
 
-use super::{Compute, Inputs, Problem, Storage, Tensor, hash_uniform};
+use super::{Compute, Inputs, Problem, Storage, Tensor, error_of, hash_uniform};
 use rayon::prelude::*;
 
 /// Input reads that one thread does in a few milliseconds.
@@ -20,6 +20,17 @@ pub struct Expected {
 impl Expected {
     pub(super) fn new(tensor: &'static str, index: u64, value: f64) -> Expected {
         Expected { tensor, index, value }
+    }
+
+    /// How far a result that is stored so is from it, for a [`Tolerance`]. Integers are right or not. A code is held to what was rounded
+    /// to it: 0 where the value rounds to it, whatever becomes of ties, and infinite where the two are more than a code apart.
+    pub fn error(&self, storage: Storage, got: f64) -> f64 {
+        match storage {
+            Storage::I32 if got == self.value => 0.0,
+            Storage::I32 => f64::INFINITY,
+            _ if !got.is_finite() => f64::INFINITY,
+            _ => error_of(storage, got, self.value),
+        }
     }
 }
 

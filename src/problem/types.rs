@@ -310,7 +310,6 @@ pub fn e4m3_from_f32(v: f32) -> u8 {
 
 /// How far a result is from what it should be. A code is held to what was rounded to it: 0 where the value rounds to it, whatever becomes of
 /// ties, and infinite where the two are more than a code apart.
-#[cfg(feature = "tuner")]
 pub(crate) fn error_of(storage: Storage, got: f64, value: f64) -> f64 {
     match storage {
         Storage::E4m3 => e4m3_error(got, value),
@@ -324,7 +323,6 @@ pub(crate) fn error_of(storage: Storage, got: f64, value: f64) -> f64 {
 
 /// How far a value was from what was rounded to the E4M3 value `got` at least: 0 where `got` is what it rounds to, whatever becomes of ties,
 /// and infinite where the two are more than a code apart. What is beyond the largest rounds to it.
-#[cfg(feature = "tuner")]
 fn e4m3_error(got: f64, value: f64) -> f64 {
     // Codes without their sign number the values from 0 on, evenly in each power of two.
     let number = |v: f64| {

@@ -120,7 +120,7 @@ pub struct OfKind {
     pub devices: Vec<Device>,
     /// The winner of each problem, where there is one, in the order of the plan.
     pub winners: Vec<Option<Winner>>,
-    /// Winners that were stored before.
+    /// Winners that were stored before and whose search had ended.
     pub stored: usize,
     /// Problems that have no winner.
     pub failed: Vec<Failed>,

@@ -6,7 +6,7 @@ use crate::backend::session::{Element, Runnable, Setup, Timed, Tried};
 use crate::device::{Ceilings, Device, DeviceId, Target};
 use crate::sync::lock;
 use crate::verdict::{Judged, Standing, Verdict};
-use crate::worker::{Answer, Duty, Failure, FailureKind, Lost, Request, Worker};
+use crate::worker::{Answer, Duty, Failure, FailureKind, Lost, MAIN, Request, Worker};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -77,7 +77,13 @@ impl Measurer {
     /// [`TuneError::Interrupted`], and the worker with it.
     pub fn start(exe: PathBuf, id: DeviceId, halt: Arc<AtomicBool>) -> Result<Measurer, TuneError> {
         let mut worker = Worker::start(&exe, Duty::Measure(id))?;
-        let device = match worker.ask(&Request::Device, SLOW, &halt)? {
+        let asked = worker.ask(&Request::Device, SLOW, &halt).map_err(|lost| match lost {
+            Lost::Ended { .. } if !lost.from_outside() => {
+                Lost::Start { why: format!("{} ended when it was to be one ({lost}); {MAIN}", exe.display()) }
+            }
+            lost => lost,
+        });
+        let device = match asked? {
             Answer::Device(d) => *d,
             Answer::Failed(f) => return Err(TuneError::Device(f)),
             _ => return Err(unexpected()),

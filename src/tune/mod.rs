@@ -327,11 +327,6 @@ impl Tuner<'_> {
             .collect();
         let stored = queues.iter().map(|(_, queue)| lock(&queue.report).stored).sum();
         self.tell(Event::Plan { problems: problems.len() * queues.len(), stored });
-        // The report counts those too whose search goes on.
-        for (_, queue) in &queues {
-            let mut report = lock(&queue.report);
-            report.stored = report.winners.iter().flatten().count();
-        }
         // All devices work at the same time, those of other kinds too: they share the time and the compilers.
         let at_work = queues.iter().filter(|(_, queue)| !lock(&queue.waiting).is_empty());
         let places = at_work.flat_map(|(ids, queue)| ids.iter().map(move |id| (*id, queue)));

@@ -20,7 +20,7 @@ pub use process::Lost;
 pub(crate) use process::Process;
 #[cfg(feature = "engines")]
 pub(crate) use process::{below, family};
-pub(crate) use supervisor::Worker;
+pub(crate) use supervisor::{MAIN, Worker};
 
 use crate::artifact::Artifact;
 use crate::backend::BackendError;

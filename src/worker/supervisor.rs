@@ -8,6 +8,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// What a program whose workers do not work is told.
+pub(crate) const MAIN: &str = "a program that tunes calls jitune::worker_main() at the start of its main";
+
 /// A running worker. Any thread may start, use and drop it: it ends when its pipe does, with all of this process.
 pub(crate) struct Worker {
     process: Process<Numbered<Answer>>,
@@ -16,6 +19,10 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts the program at `exe`, which calls [`worker_main`](super::worker_main) first, as a worker.
     pub fn start(exe: &Path, duty: Duty) -> Result<Worker, Lost> {
+        if std::env::args_os().nth(1).is_some_and(|word| word == WORD) {
+            // Its own would start again what it does, and so on without end.
+            return Err(Lost::Start { why: format!("this process is one itself; {MAIN}") });
+        }
         let errors = if std::env::var_os("JITUNE_WORKER_STDERR").is_some() { Stdio::inherit() } else { Stdio::null() };
         let mut command = Command::new(exe);
         command.args([WORD, &duty.to_string()]).stderr(errors);

@@ -18,13 +18,14 @@ pub const THREADS: usize = 2;
 pub static LIBRARY: LazyLock<Library> = LazyLock::new(|| Library::built_in().unwrap());
 
 /// What the compiled winners are for: small, and of several templates.
-pub const COMPILED: [(&str, &str); 6] = [
+pub const COMPILED: [(&str, &str); 7] = [
     ("cpu_rmsnorm", "rmsnorm rows=4 cols=96 dtype=f32"),
     ("cpu_rmsnorm", "rmsnorm rows=64 cols=96 residual=1 dtype=bf16"),
     ("cpu_gemv", "matmul m=1 n=48 k=64 dtype=f32"),
     ("cpu_gemv", "matmul m=4 n=48 k=64 dtype=f32"),
     ("cpu_gemm", "matmul m=64 n=48 k=64 dtype=f32"),
     ("cpu_gemm", "matmul m=16 n=48 k=64 epilogue=swiglu dtype=f32"),
+    ("cpu_quantize", "quantize rows=5 cols=96 to=int8-row dtype=f32"),
 ];
 
 pub fn device() -> Device {
@@ -131,7 +132,7 @@ pub fn error(p: &Problem, inputs: &Inputs, memory: &[Memory]) -> f64 {
         let mine: Vec<&Expected> = all.iter().filter(|e| e.tensor == t.name).collect();
         let rms = (mine.iter().map(|e| e.value * e.value).sum::<f64>() / mine.len() as f64).sqrt();
         for e in mine {
-            let scaled = (value(t, &bytes, e.index) - e.value).abs() / (rms + e.value.abs());
+            let scaled = e.error(t.storage, value(t, &bytes, e.index)) / (rms + e.value.abs()).max(f64::MIN_POSITIVE);
             worst = worst.max(if scaled.is_finite() { scaled / Tolerance::of_tensor(p, t).max } else { f64::INFINITY });
         }
     }
