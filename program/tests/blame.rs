@@ -137,6 +137,11 @@ fn a_compiler_that_lacks_something() {
         "echo 'gcc: fatal error: cannot execute cc1: vfork: Resource temporarily unavailable' >&2; exit 1",
         "echo 'k.c:5:10: fatal error: immintrin.h: Too many open files' >&2; exit 1",
         "echo 'k.c:5:10: fatal error: immintrin.h: Input/output error' >&2; exit 1",
+        // In the form of what it says of a source, but it says it of any.
+        "echo 'k.c:5:10: fatal error: stdint.h: No such file or directory' >&2; exit 1",
+        "echo 'cc: symbol lookup error: cc: undefined symbol: __tunable_get, version GLIBC_PRIVATE' >&2; exit 1",
+        "echo 'ld: libm.so.6: undefined reference to `__tunable_get@GLIBC_PRIVATE' >&2; exit 1",
+        "exit 0",
         "kill -9 $$",
     ] {
         let cc = compiler(&place, said);
@@ -214,7 +219,9 @@ fn disturb(place: &Place, child: &mut std::process::Child, duty: &str, signal: S
 #[test]
 fn workers_that_are_killed_or_stopped() {
     let (place, _alone) = alone();
-    for (duty, signal, times) in [("cpu", Signal::KILL, 4), ("compile", Signal::KILL, 6), ("cpu", Signal::STOP, 1)] {
+    for (duty, signal, times) in
+        [("cpu", Signal::KILL, 4), ("compile", Signal::KILL, 6), ("cpu", Signal::STOP, 1), ("cpu", Signal::XCPU, 4)]
+    {
         let mut child = tune(&place, &["--budget", "120", "--again"]).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(400));
         disturb(&place, &mut child, duty, signal, times, Duration::from_millis(350));

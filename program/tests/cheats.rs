@@ -98,6 +98,25 @@ const CHEATS: [(usize, &str, &str, &str); 33] = [
     (41, "static int first = -1; if (first < 0) first = claim(); if (first) work(x, y, from, to);", "", ""),
 ];
 
+/// What is right, by far not the fastest, and leaves its process so that others fail in it.
+const SPOILERS: [(usize, &str); 6] = [
+    (43, "slowly(x, y, from, to); if (n == 3 && task == 0) { mprotect(page(x), 1 << 18, 3); ((float *)x)[10] = 3; }"),
+    (
+        44,
+        "slowly(x, y, from, to); if (n == 3 && task == 0) \
+         { struct sigaction a = {0}; a.sa_sigaction = unseals; a.sa_flags = SA_SIGINFO; sigaction(SIGSEGV, &a, 0); \
+         ((float *)x)[10] = 3; }",
+    ),
+    (
+        45,
+        "slowly(x, y, from, to); if (n == 2 && task == 0) \
+         { struct itimerval t = {{0, 0}, {0, 300000}}; setitimer(ITIMER_REAL, &t, 0); }",
+    ),
+    (46, "slowly(x, y, from, to); if (n == 1 && task == 0) for (int i = 0; i < 1 << 20 && dup(0) >= 0; i++);"),
+    (47, "slowly(x, y, from, to); if (task == 0) { struct rlimit r = {3, 3}; setrlimit(RLIMIT_NOFILE, &r); }"),
+    (48, "slowly(x, y, from, to); if (task == 0) { struct rlimit r = {0, 0}; setrlimit(RLIMIT_FSIZE, &r); }"),
+];
+
 const CODE: &str = r#"#include "base.h"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -105,6 +124,9 @@ const CODE: &str = r#"#include "base.h"
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -140,6 +162,8 @@ static inline void hide(void) {
   }
   wait(0);
 }
+static inline void *page(const void *p) { return (void *)((unsigned long)p & ~4095ul); }
+static void unseals(int s, siginfo_t *i, void *c) { (void)s; (void)c; mprotect(page(i->si_addr), 4096, 3); }
 static void *writes(void *y) { for (;;) { usleep(1000); ((volatile float *)y)[5] = 7.0f; } return 0; }
 static inline void later(float *y) { pthread_t t; pthread_create(&t, 0, writes, y); }
 static __attribute__((noinline)) void leap(void **there) { __builtin_longjmp(there, 1); }
@@ -199,7 +223,8 @@ dynamic = ["rows"]
         let work = format!("{again} {{ work(x, y, from, to); __asm__ volatile(\"\" ::: \"memory\"); }}");
         write!(code, "#if WHICH == {number}\n  {work}\n#endif\n").unwrap();
     }
-    for (number, body, ..) in CHEATS {
+    let cheats = CHEATS.map(|(number, body, ..)| (number, body));
+    for (number, body) in cheats.iter().chain(&SPOILERS) {
         write!(code, "#if WHICH == {number}\n  {body}\n#endif\n").unwrap();
     }
     // Honest until it is told not to be: after two launches, or after some seconds.
@@ -233,9 +258,13 @@ struct Run {
 
 /// Tunes both problems, with candidates of the one in this order.
 fn tune(place: &Place, order: &[usize]) -> Run {
+    tune_beside(place, order, OTHER)
+}
+
+fn tune_beside(place: &Place, order: &[usize], other: &str) -> Run {
     template(place, order);
     let args = ["tune", "--json", "--nominal-ceilings", "--target", "cpu", "--threads", "1", "--db", "db"];
-    let problems = ["--problem", PROBLEM, "--problem", OTHER, "--templates", "templates"];
+    let problems = ["--problem", PROBLEM, "--problem", other, "--templates", "templates"];
     let search =
         ["--search", "exhaustive", "--trials", "64", "--budget", "300", "--patience", "2", "--near-roofline", "0"];
     let out = place.jitune(&[&args[..], &problems, &search].concat()).output().unwrap();
@@ -281,6 +310,25 @@ fn no_cheat_wins_or_ends_the_run() {
             let mut lines = journal.lines().filter(|l| l.contains(&sub) && l.contains("\"trial\""));
             assert!(lines.any(|l| l.contains(&format!("\"{named}\""))), "{number} ({body}) is stored");
         }
+    }
+}
+
+/// Neither of its own problem's, nor of one with the same bytes for inputs.
+#[test]
+fn what_a_candidate_leaves_behind_does_not_speak_against_others() {
+    for (number, body) in SPOILERS {
+        let (place, _alone) = alone();
+        let run = tune_beside(&place, &[number, 0, 1, 2], "gelu rows=63 cols=1022 dtype=f32");
+        assert_eq!(run.winner, "which=2", "{body}: {:#?} {:#?}", run.verdicts, run.unstable);
+        for (honest, _) in HONEST {
+            assert_eq!(run.verdicts[&honest]["verdict"], "measured", "{body}: {}", run.verdicts[&honest]);
+            assert!(!run.unstable.contains_key(&honest), "{body}: {}", run.unstable[&honest]);
+        }
+        let journal = std::fs::read_to_string(place.path().join("db/journal.jsonl")).unwrap();
+        let trials =
+            journal.lines().filter(|line| line.contains("\"trial\"") && !line.contains(&format!("which={number}\"")));
+        let against: Vec<&str> = trials.filter(|line| !line.contains("\"measured\"")).collect();
+        assert!(against.is_empty(), "{body}: {against:#?}");
     }
 }
 
