@@ -123,6 +123,21 @@ mod tests {
     }
 
     #[test]
+    fn the_first_template_of_the_document_is_right() {
+        let document = include_str!("../docs/templates.md");
+        let block = |kind: &str| {
+            let (_, rest) = document.split_once(&format!("\n```{kind}\n")).unwrap();
+            rest.split_once("```\n").unwrap().0
+        };
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("my_gelu.toml"), block("toml")).unwrap();
+        std::fs::write(folder.path().join("my_gelu.c"), block("c")).unwrap();
+        let mut library = Library::built_in().unwrap();
+        library.add_folder(folder.path()).unwrap();
+        assert_eq!(wrong(&library, Some("my_gelu"), "gelu rows=64 cols=4097 dtype=f32"), None);
+    }
+
+    #[test]
     fn products_of_every_scaled_format_are_right_by_portable_code() {
         let library = Library::built_in().unwrap();
         let products = [

@@ -26,7 +26,9 @@ pub enum TuneError {
     #[error("{0}; see what stands in the way, such as by `jitune doctor`, and run again: nothing of it is remembered")]
     Unjudged(String),
     /// No candidate was right.
-    #[error("no candidate of '{problem}' is right: {rejected}")]
+    #[error(
+        "no candidate of '{problem}' is right: {rejected}; `jitune try` shows why, and `jitune tune --again` tries them anew"
+    )]
     NoneRight {
         /// The problem.
         problem: Problem,
