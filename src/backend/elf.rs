@@ -585,9 +585,9 @@ mod tests {
             SharedObject::read(&bad).err().unwrap_or_default()
         };
         let read_only = of_kind(kind::READ_ONLY_AFTER).unwrap();
-        for more in [0x2000, 1 << 20, u64::MAX] {
-            let memory = u64_at(&bytes, read_only + 40).wrapping_add(more);
-            assert!(put(read_only + 40, memory).contains("read-only"), "{more:#x}");
+        let memory = u64_at(&bytes, read_only + 40);
+        for more in [memory + 0x2000, memory + (1 << 20), u64::MAX] {
+            assert!(put(read_only + 40, more).contains("read-only"), "{more:#x}");
         }
         assert!(put(read_only + 16, 0).contains("read-only"));
         let dynamic = u64_at(&bytes, of_kind(kind::DYNAMIC).unwrap() + 8) as usize;
