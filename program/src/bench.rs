@@ -151,7 +151,9 @@ fn price(text: &str) -> Result<(String, f64), String> {
 const ROWS: &str = "engines.jsonl";
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    files::outside(&args.output, Some(&args.store))?;
+    for output in [&args.output, &args.output.join(ROWS)] {
+        files::outside(output, Some(&args.store))?;
+    }
     let target = args.device.target()?;
     let device = args.device.describe()?;
     let (model, _) = Model::load(&args.model)?;

@@ -97,11 +97,15 @@ pub struct Args {
     text: Option<PathBuf>,
 }
 
+/// The rows' file.
+const ROWS: &str = "rows.jsonl";
 /// The peers whose counters are read.
 const COUNTED: [&str; 2] = [compare::OURS, "cublaslt"];
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    files::outside(&args.output, Some(&args.store))?;
+    for output in [&args.output, &args.output.join(ROWS)] {
+        files::outside(output, Some(&args.store))?;
+    }
     #[cfg(feature = "engine")]
     if let Some(precisions) = &args.precisions {
         let asked = &args.which.buckets.precision;
@@ -174,7 +178,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         seed: jitune_db::now(),
         profiler,
         counted: COUNTED.map(String::from).to_vec(),
-        done: if args.resume { earlier(&args.output.join("rows.jsonl"), &device)? } else { None },
+        done: if args.resume { earlier(&args.output.join(ROWS), &device)? } else { None },
     };
     let run = Run {
         at: jitune_db::now(),
@@ -189,7 +193,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         quick: args.quick,
         peers: Vec::new(),
     };
-    let rows = args.output.join("rows.jsonl");
+    let rows = args.output.join(ROWS);
     let mut teller = Teller {
         json: args.json,
         live: Live::new("{elapsed_precise}  {wide_msg}"),

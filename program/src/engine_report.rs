@@ -133,7 +133,7 @@ pub(super) fn import(rows: &Path, others: &Others) -> Result<(), CliError> {
             |path: &str| Path::new(path).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         let (workload, path) = given.split_once('=').map_or_else(|| (stem(given), &given[..]), |(w, p)| (w.into(), p));
         let path = PathBuf::from(path);
-        let text = files::text(&path, files::MAX_ROWS_BYTES)?;
+        let text = files::text(&path, files::MAX_REPORT_BYTES)?;
         let read = Imported::read(&text, &others.label, &workload);
         found.push(read.map_err(|source| CliError::Imported { path, source })?);
     }

@@ -11,8 +11,11 @@ use std::path::{Path, PathBuf};
 
 /// Most bytes of a text that people write: a plan, a README.
 pub const MAX_TEXT_BYTES: u64 = 16 << 20;
-/// Most bytes of the rows of a run, and of what other tools report.
-pub const MAX_ROWS_BYTES: u64 = 2 << 30;
+/// Most bytes of what another tool reports.
+#[cfg(feature = "bench")]
+pub const MAX_REPORT_BYTES: u64 = 256 << 20;
+/// Most bytes of the rows of a run.
+const MAX_ROWS_BYTES: u64 = 2 << 30;
 /// Most bytes of one line of them.
 const MAX_LINE_BYTES: usize = 64 << 20;
 /// Bytes that are read at a time.

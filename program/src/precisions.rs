@@ -272,7 +272,7 @@ pub(super) fn are(path: &Path) -> bool {
 
 /// Prints the table of rows that are stored, and writes it.
 pub(super) fn report(path: &Path, folder: &Path, json: bool) -> Result<(), CliError> {
-    let text = files::text(path, files::MAX_ROWS_BYTES)?;
+    let text = String::from_utf8(files::rows(path)?).map_err(|e| io(path, std::io::Error::other(e)))?;
     let row = |(number, line): (usize, &str)| {
         let row: Result<Row, _> = serde_json::from_str(line).map_err(|e| e.to_string());
         row.and_then(|row| row.check().map(|()| row))

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 /// Keeps the rows of an earlier run, which a new one's would take the place of, under a name with their date, and says so.
 pub(super) fn set_aside(path: &Path) -> Result<(), CliError> {
+    files::outside(path, None)?;
     let io = files::io(path);
     let place = jitune::file::place(path).map_err(&io)?;
     let modified = match std::fs::metadata(&place) {

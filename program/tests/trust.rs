@@ -189,6 +189,8 @@ fn outputs_replace_neither_a_database_nor_what_they_fail_to_replace() {
         }
     }
     assert!(run(&place, "report --from rows.jsonl -o out", 2).contains("lies in the tuning database"));
+    link("../db/journal.jsonl", "out/rows.jsonl");
+    run(&place, "compare --target cpu --db nowhere --no-tune --problem gelu_rows=4_ -o out", 2);
     // A copy that nobody wrote to is one where it is asked for.
     place.file("copy/journal.jsonl", std::str::from_utf8(&journal).unwrap());
     run(&place, "db export-journal copy/journal.jsonl --winners --db copy", 2);
@@ -263,9 +265,12 @@ fn a_repair_leaves_a_sound_database() {
 #[test]
 fn what_has_no_end_is_not_read_for_ever() {
     let place = Place::new();
+    std::fs::create_dir(place.path().join("endless")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", place.path().join("endless/precisions.jsonl")).unwrap();
     let begun = Instant::now();
     for (line, said) in [
         ("report --from /dev/zero", "/dev/zero: a line of it has more than"),
+        ("report --from endless/precisions.jsonl", "precisions.jsonl: a line of it has more than"),
         ("tune --target cpu --db db --plan /dev/zero", "/dev/zero: it has more than 16777216 bytes"),
         ("db merge /dev/zero --db db", "/dev/zero: more than"),
         ("db merge /dev/urandom --db db", "/dev/urandom: more than"),
