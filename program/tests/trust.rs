@@ -281,6 +281,14 @@ fn what_has_no_end_is_not_read_for_ever() {
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
 }
 
+/// Why there is no winner is said behind the problem, which is named once.
+#[test]
+fn a_problem_without_a_winner_is_named_once() {
+    let said = run(&Place::new(), &format!("{TUNE} --db db").replace("--budget 20", "--budget 0"), 1);
+    let lines = said.lines().filter(|line| line.contains("the time was up"));
+    assert!(lines.clone().count() == 2 && lines.clone().all(|l| l.matches("gelu rows=4").count() == 1), "{said}");
+}
+
 /// What peers say is shown in terminals and pages, and moves neither.
 #[test]
 fn reports_hold_no_control_characters() {
