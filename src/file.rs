@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const MAX_LINKS: u32 = 40;
 
 /// Opens a file to read. A pipe, whose reader waits for whoever would write, and a device are refused.
-pub(crate) fn open(path: &Path) -> io::Result<File> {
+pub fn open(path: &Path) -> io::Result<File> {
     match fs::metadata(path)?.is_file() {
         true => File::open(path),
         false => Err(irregular()),
@@ -18,7 +18,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
 
 /// The text of a file of at most `most` bytes.
 #[cfg(any(feature = "tuner", feature = "engine"))]
-pub(crate) fn text(path: &Path, most: u64) -> io::Result<String> {
+pub fn text(path: &Path, most: u64) -> io::Result<String> {
     use std::io::Read;
     let mut text = String::new();
     // One byte more shows that there is more.
@@ -29,14 +29,15 @@ pub(crate) fn text(path: &Path, most: u64) -> io::Result<String> {
     }
 }
 
+/// The error of a file that is larger than what is read.
 #[cfg(any(feature = "tuner", feature = "engine"))]
-pub(crate) fn too_large(why: String) -> io::Error {
+pub fn too_large(why: String) -> io::Error {
     io::Error::new(ErrorKind::FileTooLarge, why)
 }
 
 /// The file that a name leads to through symbolic links, whether it is there yet or not. Where something else than a regular file
 /// is, nothing is to be written.
-pub(crate) fn place(path: &Path) -> io::Result<PathBuf> {
+pub fn place(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_path_buf();
     for _ in 0..MAX_LINKS {
         match fs::symlink_metadata(&path) {
@@ -57,29 +58,37 @@ fn irregular() -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, "it is no regular file; give one")
 }
 
-/// Bytes on the disk beside the file that they are to become.
-pub(crate) struct Staged {
+/// A file that is written beside the one that it is to become. Where it does not come to that, nothing is left of it.
+#[derive(Debug)]
+pub struct Staged {
     temp: PathBuf,
     path: PathBuf,
+    file: File,
 }
 
 impl Staged {
-    /// Writes and syncs them. Where it fails, nothing is left.
-    pub(crate) fn new(path: &Path, bytes: &[u8]) -> io::Result<Staged> {
+    /// One that holds nothing yet.
+    pub fn create(path: &Path) -> io::Result<Staged> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let path = place(path)?;
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let temp = path.with_file_name(format!(".{name}.{}-{number}.tmp", std::process::id()));
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&temp)?;
-        let staged = Staged { temp, path };
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&temp)?;
+        Ok(Staged { temp, path, file })
+    }
+
+    /// One with these bytes, which are on the disk.
+    pub fn new(path: &Path, bytes: &[u8]) -> io::Result<Staged> {
+        let mut staged = Staged::create(path)?;
+        staged.write_all(bytes)?;
+        staged.file.sync_all()?;
         Ok(staged)
     }
 
-    /// Puts them in the place of the file: it holds the old bytes or these, whatever happens.
-    pub(crate) fn commit(self) -> io::Result<()> {
+    /// Puts it in the place of the other: there are the old bytes or these, whatever happens.
+    pub fn commit(self) -> io::Result<()> {
+        self.file.sync_all()?;
         fs::rename(&self.temp, &self.path)?;
         // The rename is durable once the folder is; a file system that cannot sync one has no better way.
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -87,6 +96,16 @@ impl Staged {
             let _ = folder.sync_all();
         }
         Ok(())
+    }
+}
+
+impl Write for Staged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
     }
 }
 

@@ -17,7 +17,10 @@ pub mod bundle;
 pub mod device;
 #[cfg(feature = "engine")]
 pub mod engine;
+#[cfg(not(feature = "tuner"))]
 mod file;
+#[cfg(feature = "tuner")]
+pub mod file;
 #[cfg(feature = "engine")]
 pub mod gguf;
 mod limits;

@@ -1,6 +1,8 @@
 /* A product with a tuned kernel, from C: run BUNDLE M N K.
  *
- *   cc -O2 run.c -I ../include -L ../../target/release -ljitune_c -o run
+ *   cc -O2 run.c -I ../include -L ../../target/release -ljitune_c -Wl,-rpath,"$PWD/../../target/release" -o run
+ *
+ * The program finds the library by its rpath; without one, LD_LIBRARY_PATH has to name the folder.
  */
 #include <jitune.h>
 #include <math.h>

@@ -209,9 +209,13 @@ pub unsafe extern "C" fn jitune_workspace_zeroed(kernel: *const Kernel) -> c_int
 }
 
 /// Memory of the caller's, of as many bytes as a kernel touches there.
-fn view(address: u64, bytes: u64) -> View {
+fn view(address: u64, bytes: u64) -> Result<View, Failure> {
+    if address.checked_add(bytes).is_none() {
+        let text = format!("{bytes} bytes at {address:#x} go beyond the last address");
+        return Err(Failure { status: Status::Bind, text });
+    }
     // SAFETY: of that size, alive and in nobody else's hands while launches run, its indices in range, as the header asks.
-    unsafe { View::from_raw(address, bytes) }
+    Ok(unsafe { View::from_raw(address, bytes) })
 }
 
 /// Binds a kernel to addresses.
@@ -232,7 +236,7 @@ pub unsafe extern "C" fn jitune_bind(
         // SAFETY: not null, and of as many elements as the caller says.
         let addresses = unsafe { std::slice::from_raw_parts(addresses, count) };
         let views = addresses.iter().zip(&kernel.tensors).map(|(address, tensor)| view(*address, tensor.bytes));
-        kernel.bind(views.collect(), view(workspace, kernel.kernel.workspace_bytes()))
+        kernel.bind(views.collect::<Result<_, _>>()?, view(workspace, kernel.kernel.workspace_bytes())?)
     })
 }
 
@@ -245,7 +249,7 @@ pub unsafe extern "C" fn jitune_set_tensor(bound: *mut Bound, index: usize, addr
         let tensor = tensors
             .get(index)
             .ok_or_else(|| Failure::argument(format!("there is no tensor {index} of {}", tensors.len())))?;
-        Ok(bound.set_tensor(index, view(address, tensor.bytes()))?)
+        Ok(bound.set_tensor(index, view(address, tensor.bytes())?)?)
     })
 }
 
@@ -254,7 +258,7 @@ pub unsafe extern "C" fn jitune_set_tensor(bound: *mut Bound, index: usize, addr
 pub unsafe extern "C" fn jitune_set_workspace(bound: *mut Bound, workspace: u64) -> Status {
     status(|| {
         let Bound { kernel, bound } = taken(bound, "bound")?;
-        Ok(bound.set_workspace(view(workspace, kernel.workspace_bytes()))?)
+        Ok(bound.set_workspace(view(workspace, kernel.workspace_bytes())?)?)
     })
 }
 

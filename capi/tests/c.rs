@@ -125,7 +125,12 @@ fn wrong_arguments_are_answered() {
         assert_eq!(jitune_bind(kernel, null(), 3, 0, &mut bound), Status::Argument);
         assert_eq!(jitune_bind(kernel, addresses.as_ptr(), 2, 0, &mut bound), Status::Argument);
         assert_eq!(jitune_bind(kernel, [0, 0, 0].as_ptr(), 3, 0, &mut bound), Status::Bind);
+        // Memory that would begin again at zero.
+        let last = u64::MAX - 15;
+        assert_eq!(jitune_bind(kernel, [addresses[0], last, addresses[2]].as_ptr(), 3, 0, &mut bound), Status::Bind);
+        assert!(text(jitune_last_error()).contains("beyond the last address"), "{}", text(jitune_last_error()));
         assert_eq!(jitune_bind(kernel, addresses.as_ptr(), 3, 0, &mut bound), Status::Ok);
+        assert_eq!(jitune_set_tensor(bound, 0, last), Status::Bind);
         jitune_kernel_free(kernel);
         assert_eq!(jitune_launch_cuda(bound, null_mut()), Status::Bind);
         assert_eq!(jitune_launch_host(null()), Status::Argument);

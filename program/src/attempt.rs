@@ -1,7 +1,7 @@
 //! `jitune try`: candidates of one problem, compiled, checked and timed in this very process, so that a debugger, a
 //! profiler or a memory checker sees them. Stores nothing.
 
-use super::select::{Templates, Where};
+use super::select::{Templates, Where, at_least_one};
 use super::{CliError, table};
 use jitune::attempt::{self, Attempt};
 use jitune::backend::cuda::CudaSession;
@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long, requires = "template")]
     config: Option<String>,
     /// Configs of each template, the cheapest by prediction first.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one())]
     top: usize,
     /// Rounds of timing; 0 only checks.
     #[arg(long, default_value_t = 5)]

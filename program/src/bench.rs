@@ -3,9 +3,11 @@
 use super::CliError;
 use super::compare::{host, on, scratch, settings};
 use super::engine_report;
+use super::files;
 use super::precision::dtype;
 use super::progress::{Live, left};
 use super::select::{Store, Templates, Where, bytes};
+use clap::builder::NonEmptyStringValueParser;
 use jitune::device::Target;
 use jitune::engines::http::Words;
 use jitune::engines::known::{KNOWN, Known, Places};
@@ -50,7 +52,7 @@ pub struct Args {
     workload: String,
     /// Engines: jitune, candle, burn, transformers, transformers-serve, llama-cpp, vllm, or programs jitune-engine-NAME; one that stands twice shows the
     /// noise. By default jitune twice, and all that the device could run.
-    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", value_parser = NonEmptyStringValueParser::new())]
     engines: Option<Vec<String>>,
     /// A server that speaks OpenAI's HTTP API and is there already; may be given several times.
     #[arg(long, value_name = "LABEL=URL")]
@@ -63,7 +65,7 @@ pub struct Args {
     #[arg(long)]
     http: bool,
     /// Precisions: bf16 on a GPU and f32 on a CPU by default.
-    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", value_parser = NonEmptyStringValueParser::new())]
     dtypes: Option<Vec<String>>,
     /// Scaled down: what all engines do on two cores in ten minutes.
     #[arg(long)]
@@ -149,6 +151,9 @@ fn price(text: &str) -> Result<(String, f64), String> {
 const ROWS: &str = "engines.jsonl";
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    for output in [&args.output, &args.output.join(ROWS)] {
+        files::outside(output, Some(&args.store))?;
+    }
     let target = args.device.target()?;
     let device = args.device.describe()?;
     let (model, _) = Model::load(&args.model)?;
@@ -235,6 +240,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         first: None,
         bad: 0,
     };
+    if !args.resume {
+        super::rows::set_aside(&rows)?;
+    }
     let ran = running::run(&setup, run, &rows, &mut teller, &stop);
     teller.live.finish_and_clear();
     ran.map_err(|e| match e {
@@ -246,7 +254,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         engine_report::export(&rows, format, &args.output)?;
     }
     if stop.load(Ordering::Relaxed) {
-        return Err(CliError::Interrupted);
+        return Err(CliError::Cut);
     }
     match teller.bad {
         0 => Ok(()),

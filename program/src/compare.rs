@@ -4,7 +4,8 @@ use super::export::failed as not_exported;
 use super::progress::{Live, Progress, left};
 use super::select::{Store, Templates, Where, Which, within};
 use super::sign::unusable;
-use super::{CliError, table};
+use super::{CliError, files, table};
+use clap::builder::NonEmptyStringValueParser;
 use jitune::bench::Folder;
 use jitune::compare::{self, Asked, Chain, CompareError, KNOWN, Options, Places, Profiler};
 use jitune::device::{Device, DeviceId, Target};
@@ -43,7 +44,7 @@ pub struct Args {
     templates: Templates,
     /// Peers beside jitune: cublaslt, torch, candle, burn, cpu, or programs jitune-peer-NAME; by default all that the
     /// device could run.
-    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", value_parser = NonEmptyStringValueParser::new())]
     peers: Option<Vec<String>>,
     /// The Python that runs the torch peer.
     #[arg(long, default_value = "python3")]
@@ -96,10 +97,15 @@ pub struct Args {
     text: Option<PathBuf>,
 }
 
+/// The rows' file.
+const ROWS: &str = "rows.jsonl";
 /// The peers whose counters are read.
 const COUNTED: [&str; 2] = [compare::OURS, "cublaslt"];
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    for output in [&args.output, &args.output.join(ROWS)] {
+        files::outside(output, Some(&args.store))?;
+    }
     #[cfg(feature = "engine")]
     if let Some(precisions) = &args.precisions {
         let asked = &args.which.buckets.precision;
@@ -172,7 +178,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         seed: jitune_db::now(),
         profiler,
         counted: COUNTED.map(String::from).to_vec(),
-        done: if args.resume { earlier(&args.output.join("rows.jsonl"), &device)? } else { None },
+        done: if args.resume { earlier(&args.output.join(ROWS), &device)? } else { None },
     };
     let run = Run {
         at: jitune_db::now(),
@@ -187,7 +193,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         quick: args.quick,
         peers: Vec::new(),
     };
-    let rows = args.output.join("rows.jsonl");
+    let rows = args.output.join(ROWS);
     let mut teller = Teller {
         json: args.json,
         live: Live::new("{elapsed_precise}  {wide_msg}"),
@@ -197,6 +203,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         begun: None,
         bad: 0,
     };
+    // Rows of problems that are not asked for now do not come to stand in the new file.
+    let asks = |rows: &Rows| rows.problems.iter().all(|p| asked.iter().any(|a| a.problem.to_string() == p.problem));
+    if !options.done.as_ref().is_some_and(asks) {
+        super::rows::set_aside(&rows)?;
+    }
     let compared = compare::run(&asked, &options, run, &rows, &mut teller, &stop);
     teller.live.finish_and_clear();
     compared.map_err(failed)?;
@@ -207,7 +218,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         out!("written: {}", files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
     }
     if stop.load(Ordering::Relaxed) {
-        return Err(CliError::Interrupted);
+        return Err(CliError::Cut);
     }
     match teller.bad {
         0 => Ok(()),

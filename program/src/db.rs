@@ -1,16 +1,18 @@
 //! `jitune db`: the tuning database.
 
 use super::select::Store;
-use super::{CliError, table};
+use super::{CliError, files, table};
 use crate::out::lossy;
 use clap::Subcommand;
 use jitune::journal;
 use jitune::setting::Serving;
 use jitune::winner::Winner;
-use jitune_db::{GcOptions, Kind, Record};
-use std::fs::File;
-use std::io::{BufReader, BufWriter};
-use std::path::PathBuf;
+use jitune_db::{GcOptions, GcReport, Kind, Record};
+use std::fs::{File, Metadata};
+use std::io::{BufReader, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Arguments.
@@ -41,7 +43,7 @@ enum Command {
     /// Write the records as a journal that can be read, compared, committed and merged.
     #[command(after_help = "Example:\n  jitune db export-journal --winners winners.jsonl")]
     ExportJournal {
-        /// The file.
+        /// The file; `-` is standard output.
         file: PathBuf,
         /// Winners alone, without the history of trials.
         #[arg(long)]
@@ -70,7 +72,7 @@ enum Command {
     /// Check every line, every artifact and the index.
     #[command(after_help = "Example:\n  jitune db verify --repair")]
     Verify {
-        /// Rebuild what is damaged.
+        /// Move what is damaged to the folder `quarantine`, and rebuild the index.
         #[arg(long)]
         repair: bool,
     },
@@ -80,18 +82,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     match &args.command {
         Command::List => list(args),
         Command::Show { text } => show(args, text),
-        Command::ExportJournal { file, winners } => {
-            let io = |source| CliError::Io { path: file.clone(), source };
-            let out = BufWriter::new(File::create(file).map_err(io)?);
-            let keep = |r: &Record| !*winners || r.kind != Kind::Trial;
-            let count = args.store.read()?.export_journal(out, keep)?;
-            report(
-                args,
-                &serde_json::json!({"records": count, "file": lossy(file)}),
-                &format!("{count} records written"),
-            );
-            Ok(())
-        }
+        Command::ExportJournal { file, winners } => export_journal(args, file, *winners),
         Command::Merge { files } => {
             let db = args.store.open()?;
             let mut skipped = 0;
@@ -127,17 +118,70 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             }
         }
         Command::Gc { dry_run, trials_older_than, grace } => {
-            let db = args.store.open()?;
+            let db = args.store.existing()?;
             let before = trials_older_than.map(|days| jitune_db::now().saturating_sub(days.saturating_mul(86400)));
             let options =
                 GcOptions { trials_before: before, artifact_grace: Duration::from_secs(*grace), dry_run: *dry_run };
             let done = db.gc(options)?;
-            let value = serde_json::json!(done);
-            report(args, &value, &value.to_string());
+            report(args, &serde_json::json!(done), &collected(&done, *dry_run));
             Ok(db.close()?)
         }
         Command::Verify { repair } => verify(args, *repair),
     }
+}
+
+fn export_journal(args: &Args, file: &Path, winners: bool) -> Result<(), CliError> {
+    let named = file.as_os_str() != "-";
+    if named {
+        files::outside(file, Some(&args.store))?;
+    }
+    let mut bytes = Vec::new();
+    let count = args.store.read()?.export_journal(&mut bytes, |r: &Record| !winners || r.kind != Kind::Trial)?;
+    let (value, text) =
+        (serde_json::json!({"records": count, "file": lossy(file)}), format!("{count} records written"));
+    let there = std::fs::metadata(file).ok().filter(|_| named);
+    let to_output = !named || there.as_ref().is_some_and(is_output);
+    if !to_output && there.is_none_or(|there| there.is_file()) {
+        files::write(file, &bytes)?;
+        report(args, &value, &text);
+        return Ok(());
+    }
+    match to_output {
+        true => crate::out::bytes(&bytes),
+        // A pipe or a device is nothing that a file could take the place of.
+        false => {
+            File::options().write(true).open(file).and_then(|mut to| to.write_all(&bytes)).map_err(files::io(file))?
+        }
+    }
+    // Standard output may be where they went.
+    if args.json {
+        err!("{value}")
+    } else {
+        err!("{text}")
+    }
+    Ok(())
+}
+
+/// Whether standard output is this very file.
+fn is_output(there: &Metadata) -> bool {
+    let output = std::io::stdout().as_fd().try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
+    output.is_ok_and(|output| (output.dev(), output.ino()) == (there.dev(), there.ino()))
+}
+
+/// What a collection dropped, in words.
+fn collected(done: &GcReport, dry_run: bool) -> String {
+    format!(
+        "{}{} lines dropped and {} kept, the journal from {} bytes to {}; {} artifacts ({} bytes) dropped and {} kept, {} leftovers dropped",
+        if dry_run { "it would be: " } else { "" },
+        done.lines_dropped,
+        done.lines_kept,
+        done.journal_bytes_before,
+        done.journal_bytes_after,
+        done.artifacts_dropped,
+        done.artifact_bytes_dropped,
+        done.artifacts_kept,
+        done.temp_files_dropped
+    )
 }
 
 fn report(args: &Args, value: &serde_json::Value, text: &str) {
@@ -244,9 +288,15 @@ fn show(args: &Args, text: &str) -> Result<(), CliError> {
 }
 
 fn verify(args: &Args, repair: bool) -> Result<(), CliError> {
-    let db = if repair { args.store.open()? } else { args.store.read()? };
+    let db = if repair { args.store.existing()? } else { args.store.read()? };
     if repair {
-        db.repair()?;
+        let done = db.repair()?;
+        for line in &done.bad_lines {
+            err!("jitune: note: {line}");
+        }
+        for path in &done.bad_artifacts {
+            err!("jitune: note: a damaged artifact was moved to {}", path.display());
+        }
     }
     let v = db.verify()?;
     let text = format!(
@@ -260,9 +310,15 @@ fn verify(args: &Args, repair: bool) -> Result<(), CliError> {
         v.missing_artifacts.len()
     );
     report(args, &serde_json::json!(v), &text);
+    if !v.missing_artifacts.is_empty() {
+        err!("jitune: note: `jitune tune` makes missing artifacts again, for the problems that it is given");
+    }
     if v.is_clean() {
         return Ok(db.close()?);
     }
-    let hint = if repair { "" } else { "; `jitune db verify --repair` sets it right" };
+    let hint = match repair {
+        true => "; what is left is in the way of its repair: look at the paths that --json names",
+        false => "; `jitune db verify --repair` moves what is damaged out of the way",
+    };
     Err(CliError::Partly(format!("the database is damaged{hint}")))
 }

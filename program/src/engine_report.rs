@@ -2,11 +2,12 @@
 //! among the rows.
 
 use super::CliError;
+use super::files;
 use jitune::engines::report::{self as engine_report, Baseline, Runs};
 use jitune::engines::rows::{Line, Run};
 use jitune::engines::trtllm::Imported;
 use jitune::engines::vllm;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// What a report of engines takes besides.
@@ -68,8 +69,7 @@ pub(super) fn of_engines(path: &Path) -> Result<bool, CliError> {
 
 /// Reads the rows of a run of engines.
 pub(super) fn read(path: &Path) -> Result<Runs, CliError> {
-    let bytes = std::fs::read(path).map_err(|source| CliError::Io { path: path.to_path_buf(), source })?;
-    Runs::read(&bytes).map_err(|source| CliError::Runs { path: path.to_path_buf(), source })
+    Runs::read(&files::rows(path)?).map_err(|source| CliError::Runs { path: path.to_path_buf(), source })
 }
 
 /// The tables of a README.
@@ -84,13 +84,13 @@ pub(super) fn write(rows: &Path, folder: &Path, beside: &Beside, json: bool) -> 
     let baseline = beside.baseline.as_deref().map(read).transpose()?;
     let baseline = Baseline { runs: baseline.as_ref(), engine: beside.baseline_engine.as_deref() };
     let report = engine_report::make(&runs, kernels.as_ref(), baseline);
-    let mut files = vec![
+    let mut list = vec![
         ("report.md", engine_report::markdown(&report)),
         ("report.html", engine_report::html(&report, &runs).map_err(|e| CliError::Partly(e.to_string()))?),
         ("report.json", engine_report::json(&report).map_err(|e| CliError::Partly(e.to_string()))?),
     ];
-    files.extend(engine_report::files(&report));
-    let written = put(folder, files)?;
+    list.extend(engine_report::files(&report));
+    let written = files::put(folder, list)?;
     if json {
         out!("{}", serde_json::json!({ "report": report, "files": crate::out::lossy_all(&written) }));
         return Ok(());
@@ -105,7 +105,7 @@ pub(super) fn export(rows: &Path, Format::Vllm: Format, to: &Path) -> Result<(),
     let results = vllm::results(&read(rows)?);
     let results = results.map_err(|e| CliError::Partly(format!("{}: {e}", rows.display())))?;
     let file = to.extension().is_some_and(|e| e == "json");
-    let (folder, files) = match (&results[..], to.file_name()) {
+    let (folder, list) = match (&results[..], to.file_name()) {
         ([], _) => {
             return Err(CliError::Partly(format!(
                 "{}: no cell of it has figures, so there is nothing to write",
@@ -121,7 +121,7 @@ pub(super) fn export(rows: &Path, Format::Vllm: Format, to: &Path) -> Result<(),
         }
         (list, _) => (to, list.iter().map(|r| (r.name.clone(), r.json.to_string())).collect()),
     };
-    said(&put(folder, files)?);
+    said(&files::put(folder, list)?);
     Ok(())
 }
 
@@ -133,7 +133,7 @@ pub(super) fn import(rows: &Path, others: &Others) -> Result<(), CliError> {
             |path: &str| Path::new(path).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         let (workload, path) = given.split_once('=').map_or_else(|| (stem(given), &given[..]), |(w, p)| (w.into(), p));
         let path = PathBuf::from(path);
-        let text = std::fs::read_to_string(&path).map_err(|source| CliError::Io { path: path.clone(), source })?;
+        let text = files::text(&path, files::MAX_REPORT_BYTES)?;
         let read = Imported::read(&text, &others.label, &workload);
         found.push(read.map_err(|source| CliError::Imported { path, source })?);
     }
@@ -150,12 +150,7 @@ pub(super) fn import(rows: &Path, others: &Others) -> Result<(), CliError> {
     let all = text_of(runs.lines().into_iter().chain(new)).map_err(io)?;
     // Read again, what was imported before is replaced.
     let all = Runs::read(all.as_bytes()).map_err(|source| CliError::Runs { path: rows.into(), source })?;
-    // A link leads to the rows: they are replaced, and not it.
-    let rows = if rows.exists() { &rows.canonicalize().map_err(io)? } else { rows };
-    let part = rows.with_extension("part");
-    let mut file = std::fs::File::create(&part).map_err(io)?;
-    file.write_all(text_of(all.lines()).map_err(io)?.as_bytes()).map_err(io)?;
-    file.sync_all().and_then(|()| std::fs::rename(&part, rows)).map_err(io)
+    files::write(rows, text_of(all.lines()).map_err(io)?.as_bytes())
 }
 
 /// Lines as they stand in a file.
@@ -174,18 +169,6 @@ fn begun(found: &[Imported]) -> Run {
         rounds: 1,
         ..Run::default()
     }
-}
-
-fn put<N: AsRef<Path>>(folder: &Path, files: Vec<(N, String)>) -> Result<Vec<PathBuf>, CliError> {
-    if !folder.as_os_str().is_empty() {
-        std::fs::create_dir_all(folder).map_err(|source| CliError::Io { path: folder.to_path_buf(), source })?;
-    }
-    let one = |(name, text): (N, String)| {
-        let path = folder.join(name);
-        std::fs::write(&path, text).map_err(|source| CliError::Io { path: path.clone(), source })?;
-        Ok(path)
-    };
-    files.into_iter().map(one).collect()
 }
 
 fn said(written: &[PathBuf]) {

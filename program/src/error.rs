@@ -73,6 +73,14 @@ pub enum CliError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// An output that would be one of a database's files.
+    #[error("{path}: it lies in the tuning database {database}, where nothing else is written; give another place")]
+    InDatabase {
+        /// The output.
+        path: PathBuf,
+        /// The database.
+        database: PathBuf,
+    },
     /// The rows of a comparison.
     #[error("{path}: {source}")]
     Rows {
@@ -119,6 +127,11 @@ pub enum CliError {
     /// The user stopped it.
     #[error("interrupted; what was finished is stored, and the same command goes on from there")]
     Interrupted,
+    /// The user stopped a run that keeps rows.
+    #[error(
+        "interrupted; the rows that were measured are stored, and the same command with --resume goes on from there"
+    )]
+    Cut,
 }
 
 impl CliError {
@@ -130,7 +143,11 @@ impl CliError {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            CliError::Usage(_) | CliError::Model(_) | CliError::Problem(_) | CliError::PlanLine { .. } => 2,
+            CliError::Usage(_)
+            | CliError::Model(_)
+            | CliError::Problem(_)
+            | CliError::PlanLine { .. }
+            | CliError::InDatabase { .. } => 2,
             CliError::Template(e) => template(e),
             CliError::Target(e) => target(e),
             CliError::Tune(e) => tune(e),
@@ -147,7 +164,7 @@ impl CliError {
             CliError::Runs { .. } | CliError::Imported { .. } => 4,
             CliError::Partly(_) => 1,
             CliError::Said(code) => *code,
-            CliError::Interrupted => 130,
+            CliError::Interrupted | CliError::Cut => 130,
         }
     }
 }

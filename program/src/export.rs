@@ -2,13 +2,14 @@
 
 use super::select::{Store, Templates, Where, Which};
 use super::sign::{SecretKey, unusable};
-use super::{CliError, table};
-use jitune::bundle::Bundle;
+use super::{CliError, files, table};
+use jitune::bundle::{Bundle, signature_path};
 use jitune::device::{Device, Target};
 use jitune::export::{self, ExportError, Options};
 use jitune::problem::Problem;
 use jitune::winner::Winner;
 use std::collections::HashSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Arguments.
@@ -67,6 +68,7 @@ pub(super) fn failed(path: &Path, e: ExportError) -> CliError {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    files::outside(&args.output, Some(&args.store))?;
     let key = args.sign.as_deref().map(SecretKey::read).transpose()?;
     let library = args.templates.library()?;
     let arches = match args.arch.as_slice() {
@@ -100,7 +102,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let signature = match key {
         Some(key) => Some(key.sign(bundle, &args.output)?),
         None => {
+            let beside = signature_path(&args.output);
+            let left_over = beside.is_file() && !holds(&args.output, bundle.as_bytes());
             bundle.write(&args.output).map_err(|e| unusable(&args.output, e))?;
+            if left_over {
+                std::fs::remove_file(&beside).map_err(files::io(&beside))?;
+                err!("jitune: note: {} was of the file that was there before, and is removed", beside.display());
+            }
             None
         }
     };
@@ -109,6 +117,14 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         0 => Ok(()),
         n => Err(CliError::Partly(format!("{n} problems were left out"))),
     }
+}
+
+/// Whether a file has these bytes.
+fn holds(path: &Path, bytes: &[u8]) -> bool {
+    let mut found = Vec::new();
+    // One byte more shows that there is more.
+    let read = jitune::file::open(path).and_then(|file| file.take(bytes.len() as u64 + 1).read_to_end(&mut found));
+    read.is_ok() && found == bytes
 }
 
 /// The asked problems; `None` for all that are stored.

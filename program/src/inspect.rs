@@ -3,6 +3,7 @@
 use super::sign::Signer;
 use super::{CliError, table};
 use jitune::bundle::{ArtifactRole, Bundle, Held, VERSION};
+use jitune::report::text::date;
 use std::path::PathBuf;
 
 /// Arguments.
@@ -29,7 +30,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     use crate::out::one_line;
     let arches: Vec<String> = bundle.arches().iter().map(|(t, a)| format!("{} {a}", t.name())).collect();
     out!("file        {}, {} bytes, format {VERSION}", args.file.display(), bundle.as_bytes().len());
-    out!("sealed by   jitune {}, newest winner of {} (Unix seconds)", one_line(bundle.sealed_by()), bundle.created());
+    out!("sealed by   jitune {}, newest winner of {}", one_line(bundle.sealed_by()), date(bundle.created()));
     out!("signature   {}", args.signer.said());
     out!("holds       {} winners for {}", bundle.len(), one_line(&arches.join(", ")));
     for (role, name) in

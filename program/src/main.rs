@@ -19,6 +19,7 @@ mod engine_report;
 mod error;
 mod explain;
 mod export;
+mod files;
 mod inspect;
 mod model;
 #[cfg(feature = "engine")]
@@ -52,7 +53,7 @@ mod verify;
 #[cfg(feature = "engine")]
 mod weights;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use error::{CliError, EXIT_CODES};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -146,7 +147,14 @@ fn main() -> ExitCode {
         // It would be said on standard error, which is what failed, by a macro that panics then.
         .log_internal_errors(false)
         .init();
-    let cli = Cli::parse();
+    let cli = match parsed() {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() => e.exit(),
+        Err(e) => {
+            jitune::backend::default_sigpipe();
+            return ended(e.print().map_err(out::failed).and_then(|()| out::finish()));
+        }
+    };
     if !goes_on(&cli.command) {
         // A closed pipe (`jitune model … | head`) ends the program quietly instead of in a panic.
         jitune::backend::default_sigpipe();
@@ -181,7 +189,22 @@ fn main() -> ExitCode {
         Command::Engine(args) => return engine::run(args),
         Command::Peer => return jitune_peer::serve(jitune::compare::Ours::default()),
     };
-    match done.and_then(|()| out::finish()) {
+    ended(done.and_then(|()| out::finish()))
+}
+
+/// The command line, or what is to be said of it. A number below zero is a value, whose option says what is allowed.
+fn parsed() -> Result<Cli, clap::Error> {
+    fn signed(command: clap::Command) -> clap::Command {
+        let takes = |arg: &clap::Arg| !arg.is_positional() && arg.get_action().takes_values();
+        let command = command.mut_args(|arg| if takes(&arg) { arg.allow_negative_numbers(true) } else { arg });
+        command.mut_subcommands(signed)
+    }
+    Cli::from_arg_matches(&signed(Cli::command()).try_get_matches()?)
+}
+
+/// Says what went wrong, once, and decides the exit code.
+fn ended(done: Result<(), CliError>) -> ExitCode {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             if !e.is_quiet() {

@@ -54,8 +54,13 @@ pub fn lossy_all(paths: &[PathBuf]) -> Vec<String> {
 
 /// Writes to standard output.
 pub fn write(text: Arguments<'_>) {
+    bytes(escaped(&text.to_string()).as_bytes());
+}
+
+/// Writes bytes to standard output as they are.
+pub fn bytes(bytes: &[u8]) {
     if FAILED.get().is_none()
-        && let Err(e) = std::io::stdout().lock().write_all(escaped(&text.to_string()).as_bytes())
+        && let Err(e) = std::io::stdout().lock().write_all(bytes)
     {
         let _ = FAILED.set(e);
     }
@@ -78,14 +83,16 @@ pub fn error(text: Arguments<'_>) {
     let _ = std::io::stderr().lock().write_all(escaped(&text).as_bytes());
 }
 
+/// A failure of standard output as the program's error.
+pub fn failed(source: Error) -> CliError {
+    CliError::Io { path: "standard output".into(), source }
+}
+
 /// Writes what is still held back, and says whether all was written.
 pub fn finish() -> Result<(), CliError> {
     let flushed = std::io::stdout().lock().flush();
     let failed = FAILED.get().map(|e| Error::from(e.kind()));
-    match failed.map_or(flushed, Err) {
-        Err(source) => Err(CliError::Io { path: "standard output".into(), source }),
-        Ok(()) => Ok(()),
-    }
+    failed.map_or(flushed, Err).map_err(self::failed)
 }
 
 /// Prints a line on standard output.

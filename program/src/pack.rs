@@ -4,7 +4,7 @@ use super::error::not_usable;
 use super::precision::{Stored, in_codes};
 use super::select::say;
 use super::weights::{place, written};
-use super::{CliError, table};
+use super::{CliError, files, table};
 use jitune::model::Model;
 use jitune::problem::{Dtype, Granularity, ScaledFormat, Storage};
 use jitune::tokenizer::{TokenizerError, Vocabulary};
@@ -48,6 +48,9 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    for output in [&args.gguf, &args.lmrs, &args.out].into_iter().flatten() {
+        files::outside(output, None)?;
+    }
     let path = place(&args.model)?;
     let (model, mut notes) = Model::load(&args.model)?;
     let (weights, more) = Weights::open(&path, &model).map_err(not_usable)?;

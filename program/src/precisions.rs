@@ -5,14 +5,14 @@ use super::precision::{PrecisionArgs, Stored, dtype_of, in_codes, kv_dtype, name
 use super::progress::Live;
 use super::select::{Store, Templates, Where, Which};
 use super::sign::Signer;
-use super::{CliError, table};
+use super::{CliError, files, table};
 use jitune::engine::{Engine, Event, Finish, Request};
 use jitune::logits::{Divergence, log_sum};
 use jitune::problem::{Dtype, hash_uniform};
 use jitune::report::precisions::{self, Row};
 use jitune::tokenizer::Tokenizer;
 use jitune::weights::natural;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The files of the rows, of the table and of the page.
@@ -148,7 +148,8 @@ pub(super) fn run(args: &Arguments<'_>) -> Result<(), CliError> {
     line.finish_and_clear();
     let text: String = rows.iter().map(|r| serde_json::to_string(r).unwrap_or_default() + "\n").collect();
     let path = args.output.join(ROWS);
-    std::fs::write(&path, text).map_err(|e| io(&path, e))?;
+    super::rows::set_aside(&path)?;
+    files::write(&path, text.as_bytes())?;
     show(&rows, args.output, args.json)
 }
 
@@ -158,7 +159,7 @@ fn io(path: &Path, source: std::io::Error) -> CliError {
 
 /// The tokens of a text; of a model without a tokenizer, some drawn ones.
 fn text(model: &Path, file: Option<&Path>, vocab: i64) -> Result<Vec<i32>, CliError> {
-    let given = file.map(|path| std::fs::read_to_string(path).map_err(|e| io(path, e))).transpose()?;
+    let given = file.map(|path| files::text(path, files::MAX_TEXT_BYTES)).transpose()?;
     match (Tokenizer::open(model), given) {
         (Ok(tokenizer), given) => {
             let mut ids =
@@ -271,7 +272,7 @@ pub(super) fn are(path: &Path) -> bool {
 
 /// Prints the table of rows that are stored, and writes it.
 pub(super) fn report(path: &Path, folder: &Path, json: bool) -> Result<(), CliError> {
-    let text = std::fs::read_to_string(path).map_err(|e| io(path, e))?;
+    let text = String::from_utf8(files::rows(path)?).map_err(|e| io(path, std::io::Error::other(e)))?;
     let row = |(number, line): (usize, &str)| {
         let row: Result<Row, _> = serde_json::from_str(line).map_err(|e| e.to_string());
         row.and_then(|row| row.check().map(|()| row))
@@ -294,11 +295,7 @@ fn show(rows: &[Row], folder: &Path, json: bool) -> Result<(), CliError> {
         rows.iter().map(|r| r.positions).max().unwrap_or(0)
     );
     let page = precisions::html(rows, &said).map_err(|e| CliError::Partly(e.to_string()))?;
-    std::fs::create_dir_all(folder).map_err(|e| io(folder, e))?;
-    for (name, text) in [(TABLE, precisions::markdown(rows, &said)), (PAGE, page)] {
-        let path: PathBuf = folder.join(name);
-        std::fs::write(&path, text).map_err(|e| io(&path, e))?;
-    }
+    files::put(folder, vec![(TABLE, precisions::markdown(rows, &said)), (PAGE, page)])?;
     if json {
         rows.iter().for_each(|row| out!("{}", serde_json::json!(row)));
     } else {

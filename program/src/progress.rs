@@ -137,7 +137,7 @@ impl Human {
             }
             Event::Failed { problem, error, .. } => {
                 self.line.inc(1);
-                self.line.say(&format!("    failed  {problem}: {error}"));
+                self.line.say(&format!("    failed  {problem}: {}", super::tune::why(problem, error)));
             }
             // What was stored before, and what a later version tells.
             _ => {}

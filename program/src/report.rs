@@ -2,8 +2,8 @@
 
 #[cfg(feature = "bench")]
 use super::engine_report;
-use super::{CliError, table};
-use crate::out::lossy_all;
+use super::{CliError, files, table};
+use crate::out::{escaped, lossy_all};
 use jitune::report::{Rows, Summary, html, markdown, markers, readme, terminal};
 use std::path::{Path, PathBuf};
 
@@ -39,6 +39,10 @@ pub struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
+    // `--readme` replaces the file that it names.
+    if let Some(file) = args.readme.iter().flatten().chain(&args.output).next() {
+        files::outside(file, None)?;
+    }
     let beside = args.from.parent().unwrap_or(Path::new(""));
     let folder = args.output.as_deref().unwrap_or(beside);
     #[cfg(feature = "bench")]
@@ -70,13 +74,16 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     if let Some(file) = &args.readme {
         return tables(file.as_deref(), &args.from, &readme::tables(&rows));
     }
-    let files = write(folder, &rows)?;
+    let written = write(folder, &rows)?;
     if args.json {
-        out!("{}", serde_json::json!({ "summary": Summary::of(&rows), "cut": rows.cut(), "files": lossy_all(&files) }));
+        out!(
+            "{}",
+            serde_json::json!({ "summary": Summary::of(&rows), "cut": rows.cut(), "files": lossy_all(&written) })
+        );
         return Ok(());
     }
     show(&rows);
-    out!("written: {}", files.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
+    out!("written: {}", written.iter().map(|f| f.display().to_string()).collect::<Vec<_>>().join(", "));
     Ok(())
 }
 
@@ -86,13 +93,12 @@ fn tables(readme: Option<&Path>, rows: &Path, tables: &str) -> Result<(), CliErr
         crate::out::write(format_args!("{tables}"));
         return Ok(());
     };
-    let io = |source| CliError::Io { path: path.into(), source };
-    let before = std::fs::read_to_string(path).map_err(io)?;
-    let placed = markers::placed(&before, &rows.to_string_lossy(), tables)
+    let before = files::text(path, files::MAX_TEXT_BYTES)?;
+    let placed = markers::placed(&before, &rows.to_string_lossy(), &escaped(tables))
         .map_err(|source| CliError::Readme { path: path.into(), source })?;
     let same = placed == before;
     if !same {
-        std::fs::write(path, placed).map_err(io)?;
+        files::write(path, placed.as_bytes())?;
     }
     out!("{} {}", if same { "nothing new for" } else { "written:" }, path.display());
     Ok(())
@@ -100,16 +106,7 @@ fn tables(readme: Option<&Path>, rows: &Path, tables: &str) -> Result<(), CliErr
 
 /// Writes both reports to a folder, and says which files they are.
 pub(super) fn write(folder: &Path, rows: &Rows) -> Result<Vec<PathBuf>, CliError> {
-    if !folder.as_os_str().is_empty() {
-        std::fs::create_dir_all(folder).map_err(|source| CliError::Io { path: folder.to_path_buf(), source })?;
-    }
-    let reports = [("report.md", markdown::report(rows)), ("report.html", html::report(rows)?)];
-    let put = |(name, text): (&str, String)| {
-        let path = folder.join(name);
-        std::fs::write(&path, text).map_err(|source| CliError::Io { path: path.clone(), source })?;
-        Ok(path)
-    };
-    reports.into_iter().map(put).collect()
+    files::put(folder, vec![("report.md", markdown::report(rows)), ("report.html", html::report(rows)?)])
 }
 
 /// Prints the short table and what follows it.

@@ -1,10 +1,12 @@
 //! `jitune run`: a model's answer to a prompt.
 
 use super::opened::{ModelArgs, failed};
-use super::{CliError, out, table};
+use super::{CliError, files, out, table};
 use jitune::engine::{Engine, Event, Finish, Request, Sampling};
+use jitune::file::Staged;
 use jitune::model::Model;
 use jitune::tokenizer::{Message, Stream, Tokenizer, TokenizerError};
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,11 +77,12 @@ impl SamplingArgs {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    if let Some(file) = &args.logits {
-        // What is there is kept until there is something to put in its place.
-        let there = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(file);
-        there.map_err(|source| CliError::Io { path: file.clone(), source })?;
-    }
+    let staged = |file: &PathBuf| -> Result<_, CliError> {
+        files::outside(file, Some(&args.open.store))?;
+        Ok((file.clone(), Staged::create(file).map_err(files::io(file))?))
+    };
+    // What is there is kept until there is something to put in its place.
+    let staged = args.logits.as_ref().map(staged).transpose()?;
     let (opened, path) = (args.open.open()?, args.open.path());
     let ends = if args.ignore_eos { Vec::new() } else { Model::ends(&path)? };
     let (tokenizer, ids) = match &args.prompt {
@@ -122,8 +125,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             },
         }
     }
-    if let Some(file) = &args.logits {
-        std::fs::write(file, rows).map_err(|source| CliError::Io { path: file.clone(), source })?;
+    if let Some((file, mut staged)) = staged {
+        staged.write_all(&rows).and_then(|()| staged.commit()).map_err(files::io(&file))?;
     }
     show(args, &engine, &said, tokenizer.is_some());
     Ok(())

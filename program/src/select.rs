@@ -1,7 +1,9 @@
 //! Arguments that several subcommands share: which problems, which device, which database, which templates.
 
 use super::CliError;
+use super::files;
 use super::precision::{PrecisionArgs, dtype_of, with_cache};
+use clap::builder::RangedU64ValueParser;
 use jitune::backend::{cpu, cuda};
 use jitune::device::{Device, DeviceId, Target};
 use jitune::journal;
@@ -74,7 +76,7 @@ pub struct Where {
     #[arg(long, default_value = "0", value_name = "LIST", value_parser = gpus)]
     pub gpus: Gpus,
     /// Threads of the CPU target; all by default.
-    #[arg(long)]
+    #[arg(long, value_parser = at_least_one())]
     pub threads: Option<usize>,
 }
 
@@ -105,6 +107,11 @@ pub fn within(least: f64, most: f64) -> impl Fn(&str) -> Result<f64, String> + C
         Ok(value) if (least..=most).contains(&value) => Ok(value),
         _ => Err(format!("it must lie in {least}..={most}")),
     }
+}
+
+/// A count, of which zero would mean nothing.
+pub fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 /// A number of bytes, with K, M, G or T for powers of 1024.
@@ -178,10 +185,10 @@ impl Which {
     pub fn problems(&self, target: Target) -> Result<Vec<Problem>, CliError> {
         if let Some(path) = &self.plan {
             let read = match path.as_os_str().to_str() {
-                Some("-") => std::io::read_to_string(std::io::stdin()),
-                _ => std::fs::read_to_string(path),
+                Some("-") => files::text_of(std::io::stdin(), path, files::MAX_TEXT_BYTES),
+                _ => files::text(path, files::MAX_TEXT_BYTES),
             };
-            let text = read.map_err(|source| CliError::Io { path: path.clone(), source })?;
+            let text = read?;
             let list = Plan::problems_of_text(&text).map_err(|(line, source)| CliError::PlanLine {
                 path: path.clone(),
                 line,
@@ -297,7 +304,16 @@ impl Store {
 
     /// Opens the database to write.
     pub fn open(&self) -> Result<Db, CliError> {
-        let options = OpenOptions { wait: Duration::from_secs(self.db_wait), ..journal::options() };
+        self.opened(true)
+    }
+
+    /// The same of one that is there.
+    pub fn existing(&self) -> Result<Db, CliError> {
+        self.opened(false)
+    }
+
+    fn opened(&self, create: bool) -> Result<Db, CliError> {
+        let options = OpenOptions { wait: Duration::from_secs(self.db_wait), create, ..journal::options() };
         Ok(Db::open(&self.path()?, options)?)
     }
 

@@ -1,10 +1,10 @@
 //! Signing bundles, and the keys that they are checked with.
 
 use super::CliError;
+use super::files;
 use ct_codecs::{Base64, Decoder};
 use jitune::bundle::{Bundle, BundleError, PublicKey, signature_path};
-use std::fs::File;
-use std::io::{Cursor, Error, ErrorKind, Read};
+use std::io::{Cursor, Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// A bundle's error as the program's: the file cannot be used.
@@ -20,13 +20,14 @@ const MOST: u64 = 64 << 10;
 
 /// The text of a key's file, which may be a pipe, and endless.
 fn text(path: &Path) -> Result<String, CliError> {
-    let failed = |source| CliError::Io { path: path.into(), source };
-    let mut text = String::new();
-    File::open(path).and_then(|file| file.take(MOST + 1).read_to_string(&mut text)).map_err(failed)?;
-    match text.len() as u64 > MOST {
-        true => Err(failed(Error::new(ErrorKind::FileTooLarge, "it is no key of minisign's: it has no end in sight"))),
-        false => Ok(text),
-    }
+    let no_key = |e| match e {
+        CliError::Io { path, source } if source.kind() == ErrorKind::FileTooLarge => {
+            let why = "it is no key of minisign's: it has no end in sight";
+            CliError::Io { path, source: Error::new(ErrorKind::FileTooLarge, why) }
+        }
+        other => other,
+    };
+    files::text(path, MOST).map_err(no_key)
 }
 
 /// Who must have signed a bundle.

@@ -53,10 +53,10 @@ pub struct Args {
     #[arg(long, value_name = "BUNDLE")]
     beside: Option<PathBuf>,
     /// With --beside: how many times a winner's time the other's answer may take.
-    #[arg(long, default_value_t = 1.25, value_name = "RATIO")]
+    #[arg(long, default_value_t = 1.25, value_name = "RATIO", value_parser = within(0.001, 1000.0))]
     worst: f64,
     /// With --beside: the same in geometric mean.
-    #[arg(long, default_value_t = 1.1, value_name = "RATIO")]
+    #[arg(long, default_value_t = 1.1, value_name = "RATIO", value_parser = within(0.001, 1000.0))]
     mean: f64,
     /// Seconds after which a problem counts as hanging.
     #[arg(long, default_value_t = 300.0, value_name = "SECONDS", value_parser = within(0.05, 86_400.0))]

@@ -3,7 +3,7 @@
 use super::error::not_usable;
 use super::progress::Live;
 use super::select::say;
-use super::{CliError, table};
+use super::{CliError, files, table};
 use jitune::model::Model;
 use jitune::problem::Dtype;
 use jitune::weights::{self, Weights, WeightsError};
@@ -44,6 +44,7 @@ fn seed(text: &str) -> Result<u64, String> {
 
 /// Writes a folder of random weights, in the type that is asked for, or that of the configuration.
 fn init(name: &str, dtype: Option<Dtype>, seed: u64, folder: &Path) -> Result<(), CliError> {
+    files::outside(folder, None)?;
     let (model, notes) = Model::load(name)?;
     say(&notes);
     let dtype = dtype.or(model.dtype).unwrap_or(Dtype::Bf16);

@@ -125,6 +125,14 @@ fn engines_that_go_wrong_are_called_what_they_are() {
         .unwrap();
     assert!(run.status.code() == Some(2) && text(&run).contains("another model"), "{}", text(&run));
     assert_eq!(of_kind(&more, "run").len(), 1);
+    // One of its own takes no rows away.
+    let before = std::fs::read(place.path().join("out/engines.jsonl")).unwrap();
+    let (out, lines) = bench(&place, &["--engines", "nobody", "--workload", workload, "--no-check"]);
+    assert!(out.status.success() && text(&out).contains("are kept in"), "{}", text(&out));
+    assert_eq!(of_kind(&lines, "cell").len(), 1);
+    let names = std::fs::read_dir(place.path().join("out")).unwrap().map(|e| e.unwrap().path());
+    let aside: Vec<_> = names.filter(|p| p.to_string_lossy().contains("/engines-20")).collect();
+    assert!(aside.len() == 1 && std::fs::read(&aside[0]).unwrap() == before, "{aside:?}");
 }
 
 #[test]

@@ -88,6 +88,7 @@ fn models_problems_and_plans() {
     std::fs::create_dir_all(place.path().join("nothing")).unwrap();
     place.file("op.txt", "# a comment\ngelu rows=4 cols=64\nnorm rows=3\n");
     place.file("shape.txt", "gelu rows=4 cols=64\ngelu rows=-4 cols=64\n");
+    place.file("long.txt", &"x".repeat(1_000_000));
     place.file("void.txt", "\n# nothing\n");
     place.file("none/precisions.jsonl", "");
     place.file("bad/precisions.jsonl", "{bad\n");
@@ -166,6 +167,7 @@ fn models_problems_and_plans() {
         ),
         case("tune --target cpu --db db --plan op.txt", 2, &["op.txt:3:", "unknown op 'norm'"]),
         case("tune --target cpu --db db --plan shape.txt", 2, &["shape.txt:2:", "rows=-4"]),
+        case("tune --target cpu --db db --plan long.txt", 2, &["long.txt:1:", "unknown op 'xxx", "… (1000000 bytes)'"]),
         case("tune --target cpu --db db --plan void.txt", 2, &["void.txt"]),
         case("tune --target cpu --db db --plan nowhere.txt", 4, &["nowhere.txt"]),
         case("tune --target cpu --db db --plan -", 2, &["-: no problem in it"]),
@@ -194,6 +196,8 @@ fn models_problems_and_plans() {
         case("report --from bad/precisions.jsonl -o out", 4, &["line 1"]),
         case("report --from untrue/precisions.jsonl -o out", 4, &["line 1", "token_ms is -5"]),
         case("report --from bad/precisions.jsonl --readme", 2, &["--readme", "precisions"]),
+        case("compare --target cpu --problem 'gelu rows=4 cols=4' --peers ''", 2, &["a value is required", "--peers"]),
+        case("inspect op.txt", 4, &["op.txt: not a jitune bundle: it begins with \"# a comm\""]),
         case("", 2, &["Usage"]),
         case("dance", 2, &["dance"]),
     ];

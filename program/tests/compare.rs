@@ -153,7 +153,8 @@ fn an_interrupt_does_not_wait_for_a_peer_that_is_stuck() {
 #[test]
 fn what_was_measured_before_an_interrupt_is_kept_and_gone_on_with() {
     let bench = Bench::new();
-    let mut child = bench.command("slow", &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let said = std::fs::File::create(bench.folder.path().join("said")).unwrap();
+    let mut child = bench.command("slow", &[]).stdout(Stdio::null()).stderr(said).spawn().unwrap();
     let measured = || {
         let text = std::fs::read_to_string(bench.out().join("rows.jsonl")).unwrap_or_default();
         text.lines().any(|l| l.contains("\"kind\":\"row\"") && l.contains("\"slow\""))
@@ -165,6 +166,8 @@ fn what_was_measured_before_an_interrupt_is_kept_and_gone_on_with() {
     }
     Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    let said = std::fs::read_to_string(bench.folder.path().join("said")).unwrap();
+    assert!(said.contains("the same command with --resume goes on from there"), "{said}");
     let rows = bench.rows();
     assert!(rows.cut());
     assert_eq!(row(&rows, FIRST, "slow").state, State::Ok);
@@ -178,6 +181,16 @@ fn what_was_measured_before_an_interrupt_is_kept_and_gone_on_with() {
     assert_eq!(row(&rows, FIRST, "slow").called, before, "kept as it was");
     assert_eq!(row(&rows, SECOND, "right").state, State::Ok);
     assert!(rows.rows.iter().all(|r| r.problem != FIRST || r.peer != "right"), "not measured again");
+
+    // A run of its own in the same folder takes nothing away either.
+    let before = std::fs::read(bench.out().join("rows.jsonl")).unwrap();
+    let output = bench.run("absent", &["--no-tune"]);
+    assert!(output.status.success() && text(&output).contains("are kept in"), "{}", text(&output));
+    assert!(bench.rows().rows.iter().all(|r| r.peer == "jitune"));
+    let names = std::fs::read_dir(bench.out()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let aside: Vec<String> = names.filter(|n| n.starts_with("rows-20") && n.ends_with(".jsonl")).collect();
+    assert_eq!(aside.len(), 1, "{aside:?}");
+    assert_eq!(std::fs::read(bench.out().join(&aside[0])).unwrap(), before);
 }
 
 #[test]

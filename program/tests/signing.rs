@@ -196,6 +196,13 @@ fn an_export_writes_over_files_alone() {
     std::fs::remove_dir(at("m.jitune.minisig")).unwrap();
     assert_eq!(export("m.jitune", &["--sign", "s.key"]).0, 0);
     assert_eq!(jitune(path, &["inspect", "m.jitune", "--public-key", "p.pub"]).0, 0);
+    // The same bytes keep their signature; of others it would not be.
+    assert_eq!(export("m.jitune", &[]).0, 0);
+    assert_eq!(jitune(path, &["inspect", "m.jitune", "--public-key", "p.pub"]).0, 0);
+    std::fs::write(at("m.jitune"), "another").unwrap();
+    let (code, text) = export("m.jitune", &[]);
+    assert!(code == 0 && text.contains("m.jitune.minisig was of the file that was there before"), "{text}");
+    assert!(!at("m.jitune.minisig").exists());
     let left = std::fs::read_dir(path).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     assert_eq!(left.filter(|name| name.ends_with(".tmp")).count(), 0);
 }

@@ -154,6 +154,156 @@ fn a_merged_record_that_is_not_what_it_says_takes_no_winner_away() {
     assert_eq!(std::fs::read(place.path().join("b.jitune")).unwrap(), good);
 }
 
+/// What the program writes never takes the place of a database's own files, whatever links lead there, and what is there stays until
+/// something whole takes its place.
+#[test]
+fn outputs_replace_neither_a_database_nor_what_they_fail_to_replace() {
+    let place = Place::new();
+    tuned(&place);
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, place.path().join(name)).unwrap();
+    link("db/journal.jsonl", "to-journal");
+    link("db", "to-db");
+    link("db/none-yet", "to-nothing");
+    let row = r#"{"kind":"run","at":0,"jitune":"0","command":"c","model":null,"device":null,"rounds":1}"#;
+    place.file("rows.jsonl", &format!("{row}\n"));
+    place.file("out/kept", "");
+    link("../db/LOCK", "out/report.md");
+    let journal = std::fs::read(place.path().join("db/journal.jsonl")).unwrap();
+    let outputs = ["db/journal.jsonl", "db/LOCK", "db", "./db/../db/deep/er", "to-journal", "to-db/new", "to-nothing"];
+    for output in outputs {
+        for line in [
+            format!("db export-journal {output} --db db"),
+            format!("export --target cpu --db db -o {output}"),
+            format!("compare --target cpu --db db --problem gelu_rows=4_ -o {output}"),
+            format!("compare --target cpu --db db --model nothing --precisions -o {output}"),
+            format!("bench --model nothing --db db -o {output}"),
+            format!("run --model nothing --ids 1 --db db --logits {output}"),
+            format!("report --from rows.jsonl -o {output}"),
+            format!("report --from rows.jsonl --readme {output}"),
+            format!("pack nothing --gguf {output}"),
+            format!("pack nothing --lmrs {output}"),
+            format!("pack nothing --weights int4-g128 -o {output}"),
+            format!("model llama-3.2-1b --init random:1 -o {output}"),
+        ] {
+            assert!(run(&place, &line, 2).contains("lies in the tuning database"), "{line}");
+        }
+    }
+    assert!(run(&place, "report --from rows.jsonl -o out", 2).contains("lies in the tuning database"));
+    link("../db/journal.jsonl", "out/rows.jsonl");
+    run(&place, "compare --target cpu --db nowhere --no-tune --problem gelu_rows=4_ -o out", 2);
+    // A copy that nobody wrote to is one where it is asked for.
+    place.file("copy/journal.jsonl", std::str::from_utf8(&journal).unwrap());
+    run(&place, "db export-journal copy/journal.jsonl --winners --db copy", 2);
+    assert_eq!(std::fs::read(place.path().join("copy/journal.jsonl")).unwrap(), journal);
+    run(&place, "db verify --db db", 0);
+    assert_eq!(std::fs::read(place.path().join("db/journal.jsonl")).unwrap(), journal);
+    place.file("backup.jsonl", "old");
+    run(&place, "db export-journal backup.jsonl --db nowhere", 4);
+    assert_eq!(std::fs::read_to_string(place.path().join("backup.jsonl")).unwrap(), "old");
+    run(&place, "db export-journal backup.jsonl --db db", 0);
+    assert_ne!(std::fs::read_to_string(place.path().join("backup.jsonl")).unwrap(), "old");
+    // Nothing that was begun is left beside them.
+    let names = std::fs::read_dir(place.path()).unwrap().map(|e| e.unwrap().file_name());
+    assert_eq!(names.filter(|n| n.to_string_lossy().starts_with('.')).count(), 0);
+}
+
+/// On standard output there is the journal alone, however it is called; the count is said beside it.
+#[test]
+fn a_journal_on_standard_output_is_whole() {
+    let place = Place::new();
+    tuned(&place);
+    run(&place, "db export-journal all.jsonl --db db", 0);
+    let whole = std::fs::read(place.path().join("all.jsonl")).unwrap();
+    for (to, more) in [("-", ""), ("/dev/stdout", ""), ("-", " --json")] {
+        let line = format!("db export-journal {to} --db db{more}");
+        let piped = place.jitune(&words(&line)).output().unwrap();
+        assert_eq!((piped.status.code(), &piped.stdout), (Some(0), &whole), "{line}: {}", text(&piped));
+        let said = String::from_utf8_lossy(&piped.stderr).into_owned();
+        assert!(said.contains("2 records written") || said.contains("\"records\":2"), "{line}: {said}");
+        let file = std::fs::File::create(place.path().join("redirected")).unwrap();
+        assert!(place.jitune(&words(&line)).stdout(file).status().unwrap().success(), "{line}");
+        assert_eq!(std::fs::read(place.path().join("redirected")).unwrap(), whole, "{line}");
+    }
+    assert!(run(&place, "db export-journal /dev/full --db db", 4).contains("/dev/full"));
+}
+
+/// Only what tunes or merges makes a database.
+#[test]
+fn a_database_that_is_not_there_is_not_made_to_be_looked_after() {
+    let place = Place::new();
+    for line in ["db gc --db typo", "db gc --dry-run --db typo", "db verify --repair --db typo"] {
+        assert!(run(&place, line, 4).contains("no tuning database at typo"), "{line}");
+        assert!(!place.path().join("typo").exists(), "{line}");
+    }
+    tuned(&place);
+    let said = run(&place, "db gc --db db", 0);
+    assert!(said.contains("0 lines dropped and 2 kept") && !said.contains('{'), "{said}");
+    assert!(run(&place, "db gc --db db --json", 0).contains("\"lines_kept\":2"));
+}
+
+/// A damaged artifact is put away by a repair, and tuning makes it again.
+#[test]
+fn a_repair_leaves_a_sound_database() {
+    let place = Place::new();
+    tuned(&place);
+    let folder = std::fs::read_dir(place.path().join("db/artifacts")).unwrap().next().unwrap().unwrap().path();
+    let artifact = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&artifact, "rotten").unwrap();
+    place.file("db/artifacts/none", "no artifact");
+    assert!(run(&place, "db verify --db db", 1).contains("2 damaged artifacts"));
+    let said = run(&place, "db verify --repair --db db", 0);
+    assert!(said.contains("was moved to db/quarantine/artifact-") && said.contains("`jitune tune`"), "{said}");
+    assert!(!artifact.exists() && place.path().join("db/quarantine/artifact-none").exists());
+    assert!(run(&place, "db verify --db db", 0).contains("1 missing"));
+    let said = run(&place, &format!("{TUNE} --db db"), 0);
+    assert!(said.contains("1 of 1 problems have winners (0 stored before)"), "{said}");
+    assert!(run(&place, "db verify --db db", 0).contains("0 missing"));
+    run(&place, "export --target cpu --db db -o again.jitune", 0);
+}
+
+/// What has no end is read in part, and refused.
+#[test]
+fn what_has_no_end_is_not_read_for_ever() {
+    let place = Place::new();
+    std::fs::create_dir(place.path().join("endless")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", place.path().join("endless/precisions.jsonl")).unwrap();
+    let begun = Instant::now();
+    for (line, said) in [
+        ("report --from /dev/zero", "/dev/zero: a line of it has more than"),
+        ("report --from endless/precisions.jsonl", "precisions.jsonl: a line of it has more than"),
+        ("tune --target cpu --db db --plan /dev/zero", "/dev/zero: it has more than 16777216 bytes"),
+        ("db merge /dev/zero --db db", "/dev/zero: more than"),
+        ("db merge /dev/urandom --db db", "/dev/urandom: more than"),
+    ] {
+        let found = run(&place, line, 4);
+        assert!(found.contains(said), "{line}: {found}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+/// Why there is no winner is said behind the problem, which is named once.
+#[test]
+fn a_problem_without_a_winner_is_named_once() {
+    let said = run(&Place::new(), &format!("{TUNE} --db db").replace("--budget 20", "--budget 0"), 1);
+    let lines = said.lines().filter(|line| line.contains("the time was up"));
+    assert!(lines.clone().count() == 2 && lines.clone().all(|l| l.matches("gelu rows=4").count() == 1), "{said}");
+}
+
+/// What peers say is shown in terminals and pages, and moves neither.
+#[test]
+fn reports_hold_no_control_characters() {
+    let place = Place::new();
+    let run_line = r#"{"kind":"run","at":0,"jitune":"0","command":"c\u001b[2J","model":null,"device":null,"rounds":1,"peers":[{"peer":"p\u001b]0;x\u0007","here":false,"why":"\u001b[31m\u202e"}]}"#;
+    place.file("rows.jsonl", &format!("{run_line}\n"));
+    run(&place, "report --from rows.jsonl", 0);
+    for name in ["report.html", "report.md"] {
+        let report = std::fs::read_to_string(place.path().join(name)).unwrap();
+        assert!(!report.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{name}: {report}");
+    }
+    let page = std::fs::read_to_string(place.path().join("report.html")).unwrap();
+    assert!(page.contains("\\u001b[31m\\u202e"), "{page}");
+}
+
 const NORM_PRODUCT: &str = "norm_matmul m=1 n=64 k=64 dtype=f32";
 
 /// A description under the key of templates from a folder is held against those, and what differs is neither served nor sealed.
@@ -240,6 +390,10 @@ fn an_output_that_takes_nothing_is_an_error_and_no_panic() {
         "doctor --db db --json",
         "report --from rows.jsonl",
         "report --from rows.jsonl --readme",
+        "db export-journal - --db db",
+        "--help",
+        "tune --help",
+        "--version",
         &format!("{TUNE} --db db"),
         &format!("{TUNE} --db db --json"),
         &format!("{TUNE} --db db2"),
@@ -437,6 +591,15 @@ fn numbers_that_mean_nothing_are_refused_by_name() {
         ("verify b.jitune --gpus ,".into(), 2, "--gpus"),
         ("model llama-3.2-1b --target cpu --gpus=-1".into(), 2, "--gpus"),
         ("verify b.jitune --slack inf".into(), 2, "--slack"),
+        ("verify b.jitune --slack -1".into(), 2, "it must lie in 1..=1000"),
+        ("verify b.jitune --mean nan".into(), 2, "--mean"),
+        ("verify b.jitune --mean 0".into(), 2, "--mean"),
+        ("verify b.jitune --worst nan".into(), 2, "--worst"),
+        ("verify b.jitune --worst -1".into(), 2, "--worst <RATIO>': it must lie in"),
+        ("verify b.jitune --threads 0".into(), 2, "--threads"),
+        ("try gelu_rows=4_ --target cpu --top 0".into(), 2, "--top"),
+        (format!("{TUNE} --db db").replace("--trials 1", "--trials 0"), 2, "--trials"),
+        (format!("{TUNE} --db db --seed -1"), 2, "'-1' for '--seed"),
         ("db gc --db db --grace 18446744073709551615".into(), 0, ""),
     ] {
         let out = place.jitune(&words(&line)).output().unwrap();

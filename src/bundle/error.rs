@@ -9,7 +9,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum BundleError {
     /// The first bytes are not a bundle's.
-    #[error("not a jitune bundle: it starts with {found:02x?}; give a file that `jitune export` wrote")]
+    #[error("not a jitune bundle: it begins with \"{}\"; give a file that `jitune export` wrote", found.escape_ascii())]
     NotABundle {
         /// Its first bytes.
         found: Vec<u8>,

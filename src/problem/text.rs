@@ -4,7 +4,7 @@ use super::{
     CodeLayout, DimDef, DimKind, Dtype, LEVEL, MAX_DIM, MAX_DIMS, MAX_TENSOR_ELEMENTS, OPS, Part, Problem, REAL_UNIT,
     ScaledFormat, Scaling, Storage, Types, XFormat,
 };
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 /// A problem that cannot be: unknown words, missing or impossible dimensions.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,10 +14,10 @@ pub enum ProblemError {
     #[error("a problem is written like 'matmul m=1 n=2048 k=2048 dtype=bf16'; this one is empty")]
     Empty,
     /// No op of that name.
-    #[error("unknown op '{0}'; ops are: {list}", list = OPS.iter().map(|o| o.name).collect::<Vec<_>>().join(", "))]
+    #[error("unknown op '{name}'; ops are: {list}", name = short(.0), list = OPS.iter().map(|o| o.name).collect::<Vec<_>>().join(", "))]
     UnknownOp(String),
     /// A field is not `name=value` of this op.
-    #[error("'{field}' is not a dimension of {op}; it takes: {takes}")]
+    #[error("'{field}' is not a dimension of {op}; it takes: {takes}", field = short(.field))]
     UnknownField {
         /// The op.
         op: &'static str,
@@ -27,7 +27,7 @@ pub enum ProblemError {
         takes: String,
     },
     /// A value is not allowed.
-    #[error("{op}: {field}={value} is impossible: {why}")]
+    #[error("{op}: {field}={value} is impossible: {why}", value = short(.value))]
     BadValue {
         /// The op.
         op: &'static str,
@@ -62,6 +62,15 @@ pub enum ProblemError {
         /// Why not.
         why: String,
     },
+}
+
+/// As much of a text as a message has room for.
+fn short(text: &str) -> Cow<'_, str> {
+    const MOST: usize = 100;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()).into(),
+        None => text.into(),
+    }
 }
 
 impl Problem {

@@ -9,6 +9,7 @@ use crate::{
     artifacts::{self, Loaded},
     disk::Disk,
     error::io_at,
+    files,
     index::{self, Fault, Index},
     journal::Journal,
     line,
@@ -73,6 +74,9 @@ impl Db {
         let dir = path.as_ref().to_path_buf();
         if options.read_only {
             return Self::open_read_only(dir, options.reader);
+        }
+        if !options.create && !dir.join(files::JOURNAL).exists() {
+            return Err(Error::Missing { path: dir });
         }
         create_folder(&dir)?;
         let lock = Lock::take(&dir, options.wait)?;
@@ -208,13 +212,16 @@ impl Db {
         self.state().journal.sync()
     }
 
-    /// Reads the whole journal again, moves what is bad to quarantine and
-    /// rebuilds the index. [`Db::verify`] says whether it is needed.
+    /// Reads the whole journal and every artifact again, moves what is bad to
+    /// quarantine and rebuilds the index. [`Db::verify`] says whether it is needed.
     pub fn repair(&self) -> Result<OpenReport> {
         self.writable("repair it")?;
-        let mut state = self.state();
-        self.reload(&mut state, "a repair was asked for".into())?;
-        Ok(state.report.clone())
+        self.reload(&mut self.state(), "a repair was asked for".into())?;
+        for path in self.check_artifacts()?.bad {
+            let moved = artifacts::quarantine(&self.dir, &self.disk, &path)?;
+            self.state().report.bad_artifacts.push(moved);
+        }
+        Ok(self.report())
     }
 
     /// Sizes and counts.

@@ -51,7 +51,7 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// Read-only mode found no database.
+    /// There is no database, and none is to be made.
     #[error("no tuning database at {} (it has no {}); run `jitune tune` first, or point --db or JITUNE_DB at one", path.display(), files::JOURNAL)]
     Missing {
         /// The folder that was asked for.
@@ -129,6 +129,15 @@ pub enum Error {
         line: u64,
         /// What is wrong with that.
         why: String,
+    },
+
+    /// What was to be merged goes on without a record.
+    #[error(
+        "more than {bytes} bytes of it hold no record that this version reads, and what follows was not looked at; `jitune db export-journal` writes a file that merges"
+    )]
+    Endless {
+        /// How many bytes were looked at in vain.
+        bytes: u64,
     },
 
     /// What was to be merged is empty.

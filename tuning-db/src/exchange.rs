@@ -17,6 +17,7 @@ use crate::{
 };
 use serde::Serialize;
 use std::{
+    cell::Cell,
     collections::{BTreeMap, HashSet},
     io::{self, BufReader, Read, Write},
 };
@@ -52,8 +53,28 @@ pub struct MergeReport {
 
 /// How far ahead of this machine's clock a merged record may be dated: clocks differ, and time zones are mistaken.
 const CLOCKS_DIFFER: u64 = 86_400;
+/// Most bytes of a merged file that may go by without a record: a file without end is none of ours.
+const MOST_WITHOUT: u64 = 256 << 20;
 /// Most skipped lines that are told one by one.
 const TOLD: usize = 100;
+
+/// A stream that ends where nothing of it was of use for long.
+struct Patient<'a, R> {
+    reader: R,
+    /// Bytes since the last record.
+    without: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Patient<'_, R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.without.get() > MOST_WITHOUT {
+            return Ok(0);
+        }
+        let read = self.reader.read(bytes)?;
+        self.without.set(self.without.get() + read as u64);
+        Ok(read)
+    }
+}
 
 impl MergeReport {
     fn skip(&mut self, line: u64, why: &str) {
@@ -71,7 +92,8 @@ impl Db {
     /// comes from elsewhere takes away nothing that can be used.
     /// Everything added is durable when it returns. A stream in which no line is a
     /// record that this program reads is no journal: [`Error::NotAJournal`], or
-    /// [`Error::NoRecord`] where there is no line at all.
+    /// [`Error::NoRecord`] where there is no line at all. One that goes on for long without
+    /// a record is not read to its end: [`Error::Endless`].
     pub fn merge(&self, reader: impl Read) -> Result<MergeReport> {
         self.writable("merge into it")?;
         let mut state = self.state();
@@ -80,7 +102,8 @@ impl Db {
         let mut records = 0;
         let mut failed = None;
         let latest = now().saturating_add(CLOCKS_DIFFER);
-        let mut reader = BufReader::new(reader);
+        let without = Cell::new(0);
+        let mut reader = BufReader::new(Patient { reader, without: &without });
         let walked = walk_lines(&mut reader, 0, |raw| {
             number += 1;
             if failed.is_some() {
@@ -100,6 +123,7 @@ impl Db {
                 Err(why) => return report.skip(number, why),
             };
             records += 1;
+            without.set(0);
             let slot = index::slot_of(head.kind, &head.key.id(), head.sub.as_deref());
             let mut take = || -> Result<()> {
                 let old = state.entry(&slot);
@@ -129,6 +153,9 @@ impl Db {
         }
         walked.map_err(io_at("read the file to merge into", &self.dir))?;
         state.journal.sync()?;
+        if without.get() > MOST_WITHOUT {
+            return Err(Error::Endless { bytes: MOST_WITHOUT });
+        }
         match report.bad_lines.first() {
             _ if records > 0 => Ok(report),
             Some(first) => Err(Error::NotAJournal { lines: report.skipped, line: first.line, why: first.why.clone() }),

@@ -111,7 +111,7 @@ pub use record::{FieldDiff, Key, KeyPart, Kind, MAX_DATE, Reader, Record};
 pub use recover::BadLine;
 pub use verify::{MissingArtifact, VerifyReport};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where the database goes when the caller was not told: `JITUNE_DB`, else
 /// `$XDG_DATA_HOME/jitune`, else `~/.local/share/jitune`.
@@ -120,6 +120,11 @@ use std::path::PathBuf;
 /// absolute, as its specification asks.
 pub fn default_dir() -> Result<PathBuf> {
     default_dir_from(|name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from))
+}
+
+/// Whether a folder is a database that something was written to.
+pub fn is_database(folder: &Path) -> bool {
+    [files::JOURNAL, files::LOCK].iter().all(|name| folder.join(name).is_file())
 }
 
 fn default_dir_from(var: impl Fn(&str) -> Option<PathBuf>) -> Result<PathBuf> {

@@ -27,13 +27,15 @@ pub struct OpenOptions {
     /// access and beside a running writer. It sees the journal as it was at the
     /// moment of opening.
     pub read_only: bool,
+    /// Whether a database is made where there is none; [`Error::Missing`](crate::Error::Missing) otherwise.
+    pub create: bool,
     /// Which records the caller can make sense of; every one by default.
     pub reader: Reader,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { wait: Duration::from_secs(10), read_only: false, reader: Reader::default() }
+        Self { wait: Duration::from_secs(10), read_only: false, create: true, reader: Reader::default() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Owns [`Db::verify`]: reading every byte of a database and saying what is wrong.
 //!
-//! It changes nothing: [`Db::repair`] mends the journal and the index, and a
-//! corrupt artifact goes to quarantine when it is next asked for.
+//! It changes nothing: [`Db::repair`] mends the journal and the index, and moves
+//! corrupt artifacts to quarantine.
 
 use crate::{
     ArtifactHash, Db, KeyId, Kind, Result,
@@ -48,6 +48,14 @@ pub struct VerifyReport {
     pub missing_artifacts: Vec<MissingArtifact>,
 }
 
+/// What lies under `artifacts/`.
+#[derive(Default)]
+pub(crate) struct Checked {
+    good: HashSet<ArtifactHash>,
+    pub(crate) bad: Vec<PathBuf>,
+    read: u64,
+}
+
 impl VerifyReport {
     /// Whether nothing is damaged.
     pub fn is_clean(&self) -> bool {
@@ -71,13 +79,14 @@ impl Db {
             ..VerifyReport::default()
         };
         drop(state);
-        let good = self.check_artifacts(&mut report)?;
+        let found = self.check_artifacts()?;
+        (report.artifacts, report.bad_artifacts) = (found.read, found.bad);
         for winner in self.winners()? {
             let winner = winner?;
             debug_assert_eq!(winner.kind, Kind::Winner);
             let mut named = HashSet::new();
             artifact_names(&winner.body, false, &mut named);
-            let mut missing: Vec<_> = named.difference(&good).copied().collect();
+            let mut missing: Vec<_> = named.difference(&found.good).copied().collect();
             missing.sort();
             let key = winner.key.id();
             let missing = missing.into_iter().map(|artifact| MissingArtifact { key, artifact });
@@ -86,24 +95,24 @@ impl Db {
         Ok(report)
     }
 
-    fn check_artifacts(&self, report: &mut VerifyReport) -> Result<HashSet<ArtifactHash>> {
-        let mut good = HashSet::new();
+    pub(crate) fn check_artifacts(&self) -> Result<Checked> {
+        let mut checked = Checked::default();
         for file in artifacts::list(&self.dir)? {
             let Some(hash) = file.hash else {
                 if !file.temp {
-                    report.bad_artifacts.push(file.path);
+                    checked.bad.push(file.path);
                 }
                 continue;
             };
-            report.artifacts += 1;
+            checked.read += 1;
             match artifacts::load(&self.dir, &hash)? {
                 Loaded::Good(_) => {
-                    good.insert(hash);
+                    checked.good.insert(hash);
                 }
-                Loaded::Corrupt => report.bad_artifacts.push(file.path),
+                Loaded::Corrupt => checked.bad.push(file.path),
                 Loaded::Missing => (),
             }
         }
-        Ok(good)
+        Ok(checked)
     }
 }

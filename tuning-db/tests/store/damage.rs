@@ -260,6 +260,15 @@ fn a_corrupt_artifact_reads_as_missing_and_is_stored_again() {
         assert_eq!(db.artifact(&hash).unwrap().as_deref(), Some(&bytes[..]));
     }
     assert_eq!(db.artifact(&other).unwrap().as_deref(), Some(&b"another"[..]));
+    // A repair puts away what nobody asked for, and what is no artifact at all.
+    fs::write(&path, "bad").unwrap();
+    let stray = temp.path().join("artifacts/stray");
+    fs::write(&stray, "stray").unwrap();
+    assert_eq!(db.verify().unwrap().bad_artifacts.len(), 2);
+    let before = db.report().bad_artifacts.len();
+    assert_eq!(db.repair().unwrap().bad_artifacts.len(), before + 2);
+    assert!(db.verify().unwrap().is_clean() && !path.exists() && !stray.exists());
+    db.put_artifact(bytes).unwrap();
     // Storing over a corrupt file mends it.
     fs::write(&path, "bad").unwrap();
     db.put_artifact(bytes).unwrap();

@@ -146,6 +146,29 @@ fn sealed(rec: &str) -> String {
     format!("{{\"crc\":\"{}\",\"rec\":{rec}}}\n", &blake3::hash(rec.as_bytes()).to_hex()[..16])
 }
 
+#[test]
+fn a_file_without_end_is_not_merged_for_ever() {
+    let temp = tempfile::tempdir().unwrap();
+    let db = open(temp.path());
+    for byte in [b'\0', b'\n'] {
+        let endless = sealed(&winner(1, 7).canonical()).into_bytes();
+        let merged = db.merge(std::io::Read::chain(&endless[..], std::io::repeat(byte)));
+        assert!(matches!(merged, Err(Error::Endless { .. })), "{merged:?}");
+        // What came before is in it.
+        assert!(db.winner(&key(1)).unwrap().is_some());
+    }
+}
+
+#[test]
+fn a_database_is_made_only_where_that_is_asked_for() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("db");
+    let existing = || Db::open(&dir, OpenOptions { create: false, ..OpenOptions::default() });
+    assert!(matches!(existing(), Err(Error::Missing { .. })) && !dir.exists() && !jitune_db::is_database(&dir));
+    open(&dir).put_winner(&winner(1, 7)).unwrap();
+    assert!(existing().unwrap().winner(&key(1)).unwrap().is_some() && jitune_db::is_database(&dir));
+}
+
 /// Opens as a caller whose bodies are objects with a `config`.
 fn open_reading(dir: &Path) -> Db {
     let reader = Reader { version: "1", reads: |record| record.body.get("config").is_some() };
