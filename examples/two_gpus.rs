@@ -193,9 +193,9 @@ fn worker(number: usize, runtimes: &[Runtime; 2], problems: &[Problem], results:
         let kernel = runtime.lookup(problem)?;
         let (memory, workspace) = (runtime.allocate_all(problem)?, runtime.workspace(&kernel)?);
         let large = runtime.allocate(LARGE)?;
-        for m in memory.iter().chain([&workspace, &large]) {
-            if ordinal_of(m.address()) != Some(ordinal) {
-                faults.push(format!("memory for GPU {ordinal} lies on {:?}", ordinal_of(m.address())));
+        for address in memory.iter().chain([&large]).map(Memory::address).chain([workspace.address()]) {
+            if ordinal_of(address) != Some(ordinal) {
+                faults.push(format!("memory for GPU {ordinal} lies on {:?}", ordinal_of(address)));
             }
         }
         let inputs = Inputs::new(problem, number as u64);

@@ -5,6 +5,7 @@ use super::select::{Store, Templates, Where, Which};
 use jitune::journal;
 use jitune::key::{self, Context};
 use jitune_db::{Db, Key};
+use std::collections::BTreeMap;
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -80,7 +81,10 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             }
         }
         for t in trials.iter().filter(|t| t.used > 0 || !t.unused.is_empty()) {
-            out!("  {} trials of {} are used", t.used, t.template);
+            let verdicts: Vec<String> =
+                t.verdicts.iter().map(|(verdict, count)| format!("{count} {verdict}")).collect();
+            let verdicts = if verdicts.is_empty() { String::new() } else { format!(": {}", verdicts.join(", ")) };
+            out!("  {} trials of {} are used{verdicts}", t.used, t.template);
             for Unused { trials, why } in &t.unused {
                 out!("    {trials} are not: {why}");
             }
@@ -94,6 +98,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 struct Trials {
     template: String,
     used: usize,
+    /// How many of these have each verdict.
+    verdicts: BTreeMap<String, usize>,
     unused: Vec<Unused>,
 }
 
@@ -120,5 +126,10 @@ fn trials(db: &Db, key: Key, template: &str) -> Result<Trials, CliError> {
         };
         unused.push(Unused { trials: db.trials(&record.key)?.len(), why });
     }
-    Ok(Trials { template: template.into(), used: db.trials(&key)?.len(), unused })
+    let (used, mut verdicts) = (db.trials(&key)?, BTreeMap::new());
+    for record in &used {
+        let verdict = record.body["verdict"].as_str().unwrap_or("unknown").replace('_', " ");
+        *verdicts.entry(verdict).or_default() += 1;
+    }
+    Ok(Trials { template: template.into(), used: used.len(), verdicts, unused })
 }
