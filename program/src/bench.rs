@@ -3,7 +3,6 @@
 use super::CliError;
 use super::compare::{host, on, scratch, settings};
 use super::engine_report;
-use super::files;
 use super::precision::dtype;
 use super::progress::{Live, left};
 use super::select::{Store, Templates, Where, bytes};
@@ -152,7 +151,7 @@ const ROWS: &str = "engines.jsonl";
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     for output in [&args.output, &args.output.join(ROWS)] {
-        files::outside(output, Some(&args.store))?;
+        args.store.keeps_out(output)?;
     }
     let target = args.device.target()?;
     let device = args.device.describe()?;

@@ -4,7 +4,7 @@ use super::export::failed as not_exported;
 use super::progress::{Live, Progress, left};
 use super::select::{Store, Templates, Where, Which, within};
 use super::sign::unusable;
-use super::{CliError, files, table};
+use super::{CliError, table};
 use clap::builder::NonEmptyStringValueParser;
 use jitune::bench::Folder;
 use jitune::compare::{self, Asked, Chain, CompareError, KNOWN, Options, Places, Profiler};
@@ -104,7 +104,7 @@ const COUNTED: [&str; 2] = [compare::OURS, "cublaslt"];
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     for output in [&args.output, &args.output.join(ROWS)] {
-        files::outside(output, Some(&args.store))?;
+        args.store.keeps_out(output)?;
     }
     #[cfg(feature = "engine")]
     if let Some(precisions) = &args.precisions {

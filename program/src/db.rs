@@ -133,7 +133,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 fn export_journal(args: &Args, file: &Path, winners: bool) -> Result<(), CliError> {
     let named = file.as_os_str() != "-";
     if named {
-        files::outside(file, Some(&args.store))?;
+        args.store.keeps_out(file)?;
     }
     let mut bytes = Vec::new();
     let count = args.store.read()?.export_journal(&mut bytes, |r: &Record| !winners || r.kind != Kind::Trial)?;

@@ -68,7 +68,7 @@ pub(super) fn failed(path: &Path, e: ExportError) -> CliError {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    files::outside(&args.output, Some(&args.store))?;
+    args.store.keeps_out(&args.output)?;
     let key = args.sign.as_deref().map(SecretKey::read).transpose()?;
     let library = args.templates.library()?;
     let arches = match args.arch.as_slice() {

@@ -2,7 +2,6 @@
 //! it lies in a database.
 
 use super::CliError;
-use super::select::Store;
 use crate::out::escaped;
 use jitune::file::{Staged, place, too_large};
 use std::fs::File;
@@ -63,10 +62,9 @@ pub fn rows(path: &Path) -> Result<Vec<u8>, CliError> {
 }
 
 /// Refuses an output that would lie in a database, through whatever links: in the one that is asked for, or in a folder that is one.
-pub fn outside(path: &Path, store: Option<&Store>) -> Result<(), CliError> {
+pub fn outside(path: &Path, asked: Option<&Path>) -> Result<(), CliError> {
     let real = real(path).map_err(io(path))?;
-    // Where nobody says where it is, there is none.
-    let asked = store.and_then(|store| self::real(&store.path().ok()?).ok());
+    let asked = asked.and_then(|folder| self::real(folder).ok());
     let is = |folder: &&Path| asked.as_deref() == Some(*folder) || jitune_db::is_database(folder);
     match real.ancestors().find(is) {
         Some(database) => Err(CliError::InDatabase { path: path.into(), database: database.into() }),

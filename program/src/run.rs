@@ -78,7 +78,7 @@ impl SamplingArgs {
 
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let staged = |file: &PathBuf| -> Result<_, CliError> {
-        files::outside(file, Some(&args.open.store))?;
+        args.open.store.keeps_out(file)?;
         Ok((file.clone(), Staged::create(file).map_err(files::io(file))?))
     };
     // What is there is kept until there is something to put in its place.

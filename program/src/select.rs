@@ -11,7 +11,7 @@ use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::Problem;
 use jitune::template::Library;
 use jitune_db::{Db, OpenOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Which problems.
@@ -300,6 +300,12 @@ impl Store {
             Some(path) => Ok(path.clone()),
             None => Ok(jitune_db::default_dir()?),
         }
+    }
+
+    /// Refuses an output that would lie in this database, or in another.
+    pub fn keeps_out(&self, output: &Path) -> Result<(), CliError> {
+        // Where nobody says where it is, there is none.
+        files::outside(output, self.path().ok().as_deref())
     }
 
     /// Opens the database to write.

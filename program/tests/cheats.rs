@@ -374,6 +374,56 @@ fn a_winner_is_verified_on_the_workloads_that_no_look_up_tells_apart() {
     assert!(won.is_empty() && unstable.contains("lens=mixed"), "{unstable}");
 }
 
+/// What is right on numbers near 0, of which no two are equal, is no winner: exponentials that overflow, results that are cut off, and
+/// the last of the largest.
+#[test]
+fn a_winner_is_verified_on_extreme_inputs() {
+    let (place, _alone) = alone();
+    let mut args: Vec<String> =
+        ["tune", "--json", "--nominal-ceilings", "--target", "cpu", "--threads", "1", "--db", "db"]
+            .map(String::from)
+            .into();
+    for (op, row) in [
+        (
+            "softmax",
+            "float s = 0; for (long i = 0; i < n; i++) s += y[i] = __builtin_expf(x[i]); for (long i = 0; i < n; i++) y[i] /= s;",
+        ),
+        (
+            "gelu",
+            "for (long i = 0; i < n; i++) \
+             y[i] = __builtin_fabsf(x[i]) > 8 ? 0 : 0.5f * x[i] * (1 + __builtin_erff(x[i] * 0.70710678f));",
+        ),
+        ("argmax", "int best = 0; for (long i = 0; i < n; i++) if (x[i] >= x[best]) best = i; *y = best;"),
+    ] {
+        let (out, width) = if op == "argmax" { ("int32_t", "1") } else { ("float", "n") };
+        place.file(
+            &format!("templates/cpu_{op}.toml"),
+            &format!(
+                "name = \"cpu_{op}\"\ntarget = \"cpu\"\nop = \"{op}\"\nsummary = \"near 0\"\nwhen = \"dtype == 'f32'\"\n\
+                 [tunables]\none = [1]\n[cost]\nus = \"1\"\n[defines]\nsimd = \"max(dev.simd, 16)\"\n[[launch]]\n\
+                 entry = \"cpu_{op}\"\ngrid = [\"rows\", \"1\", \"1\"]\nblock = \"1\"\n\
+                 args = [{{ tensor = \"x\" }}, {{ tensor = \"y\" }}, {{ i64 = \"cols\" }}]\n"
+            ),
+        );
+        place.file(
+            &format!("templates/cpu_{op}.c"),
+            &format!(
+                "#include \"base.h\"\nvoid cpu_{op}(const jt_arg *args, long task, long tasks) {{\n  (void)tasks;\n  \
+                 long n = args[2].i;\n  const float *x = (const float *)args[0].p + task * n;\n  \
+                 {out} *y = ({out} *)args[1].p + task * {width};\n  {row}\n}}\n"
+            ),
+        );
+        args.extend(["--problem".to_string(), format!("{op} rows=5 cols=300 dtype=f32")]);
+    }
+    let more = ["--templates", "templates", "--budget", "120", "--near-roofline", "0"];
+    let args: Vec<&str> = args.iter().map(String::as_str).chain(more).collect();
+    let out = place.jitune(&args).output().unwrap();
+    let list = events(&out.stdout);
+    let unstable: Vec<String> = of_kind(&list, "unstable").iter().map(ToString::to_string).collect();
+    assert!(of_kind(&list, "won").is_empty() && unstable.len() == 3, "{}", text(&out));
+    assert!(unstable.iter().all(|u| u.contains("on extreme inputs")), "{unstable:#?}");
+}
+
 /// In the process where all candidates run it is right as often as anybody looks; what was stored says so afterwards.
 #[test]
 fn a_winner_is_verified_where_no_candidate_ran() {

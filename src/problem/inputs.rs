@@ -132,6 +132,10 @@ fn stream<const SIZE: usize>(bytes: &mut [u8], seed: u64, start: u64, bits: impl
     }
 }
 
+/// Most elements of inputs that are extreme.
+#[cfg(feature = "tuner")]
+const EXTREMES: u64 = 8 << 20;
+
 /// The inputs of one problem under one seed.
 pub struct Inputs {
     list: Vec<Input>,
@@ -176,6 +180,25 @@ impl Inputs {
             _ => return false,
         };
         true
+    }
+
+    /// Inputs that those of [`Inputs::new`] hardly are, of ops whose results hang on it: numbers far from 0, whose exponentials no type
+    /// holds, and rows of negatives of which many are equal.
+    #[cfg(feature = "tuner")]
+    pub(crate) fn extreme(problem: &Problem, seed: u64) -> Option<Inputs> {
+        let mut inputs = Inputs::new(problem, seed);
+        let x = inputs.list.iter_mut().find(|i| i.tensor.name == "x").filter(|x| x.tensor.len() <= EXTREMES)?;
+        let (len, storage, seed) = (x.tensor.len(), x.tensor.storage, hash(seed, 0));
+        x.values = match (problem.op().name, storage) {
+            ("gelu" | "silu_mul" | "softmax", round) => Values::Uniform { seed, scale: 120.0, round },
+            ("argmax", Storage::F32) => {
+                Values::Floats((0..len).map(|i| -1.0 - (hash(seed, i) % 8) as f32 / 8.0).collect())
+            }
+            // Of 8 bits of mantissa and fewer.
+            ("argmax", round) => Values::Between { seed, low: -2.0, high: -1.0, round },
+            _ => return None,
+        };
+        Some(inputs)
     }
 
     /// Gives an input these values, which its type holds exactly.

@@ -306,17 +306,26 @@ impl CpuSession {
     }
 
     /// Whether what is loaded, and was right, computes its results of what its inputs hold: others come into the memory of the first set,
-    /// where the results of those before still are.
-    fn renew(&mut self, loaded: &Loaded) -> Result<Option<Doubt>, BackendError> {
-        let Some(state) = &mut self.state else { return Ok(None) };
-        let seed = renewed(state.seed);
-        let inputs = Inputs::new(&state.problem, seed);
-        state.put(&inputs);
+    /// where the results of those before still are, and then such as random ones hardly are.
+    fn renew(&mut self, loaded: &Loaded) -> Option<Doubt> {
+        let state = self.state.as_ref()?;
+        let (problem, seed) = (state.problem, renewed(state.seed));
+        if let Some(why) = self.wrong_on(loaded, &Inputs::new(&problem, seed), seed) {
+            return Some(stale(why));
+        }
+        let wrong = self.wrong_on(loaded, &Inputs::extreme(&problem, seed)?, seed);
+        wrong.map(|why| Doubt::Unstable(format!("on extreme inputs: {why}")))
+    }
+
+    /// What is wrong with the results of the first set on these inputs.
+    fn wrong_on(&mut self, loaded: &Loaded, inputs: &Inputs, seed: u64) -> Option<String> {
+        let state = self.state.as_mut()?;
+        state.put(inputs);
         state.strange = true;
         // Where it writes follows from the inputs too, and what it must leave is seen on poison.
         let sparse = state.tensors.iter().zip(&mut state.sets[0]).filter(|(t, _)| t.is_sparse());
         sparse.for_each(|(_, held)| held.buffer.poison());
-        let others = expected(&state.problem, &inputs, seed, REFERENCE_BUDGET);
+        let others = expected(&state.problem, inputs, seed, REFERENCE_BUDGET);
         let own = std::mem::replace(&mut state.expected, others);
         loaded.bound[0].run(&self.pool);
         let mut check = Check::default();
@@ -324,7 +333,7 @@ impl CpuSession {
         if let Some(state) = &mut self.state {
             state.expected = own;
         }
-        Ok(check.wrong.map(stale))
+        check.wrong
     }
 
     /// The name of an input that holds something else than it should; it is sealed, and code that means harm can break that.
@@ -504,7 +513,7 @@ impl Session for CpuSession {
         };
         let values = elements.iter().map(value).collect();
         if tried.check.wrong.is_none() && tried.doubt.is_none() {
-            tried.doubt = self.renew(&loaded)?;
+            tried.doubt = self.renew(&loaded);
         }
         if let (None, None, Some(name)) = (&tried.check.wrong, &tried.doubt, self.disturbed()?) {
             tried.doubt = unstable(Check { wrong: Some(format!("{name}: an input was changed")), ..Check::default() });
