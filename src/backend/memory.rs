@@ -24,8 +24,7 @@ enum Kind {
 impl Memory {
     /// Memory with undefined contents.
     pub(crate) fn new(machine: &Machine, bytes: u64) -> Result<Memory, BackendError> {
-        // The host's pages are taken when they are first written, as a GPU's would not be.
-        Memory::made(machine, bytes, |b| cuda::Buffer::new(b, bytes), cpu::Buffer::zeroed)
+        Memory::made(machine, bytes, |b| cuda::Buffer::new(b, bytes), cpu::Buffer::committed)
     }
 
     /// Memory that holds zeros.

@@ -2,6 +2,7 @@
 
 use crate::backend::BackendError;
 use rayon::prelude::*;
+use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
 use std::ffi::c_void;
 
@@ -60,6 +61,22 @@ impl Buffer {
         }
         let mut buffer = Buffer { mapping, mapped, base, len };
         buffer.poison_guards();
+        Ok(buffer)
+    }
+
+    /// The same, with all its pages taken: what the machine does not have is an error now, and not the end of the process later.
+    pub fn committed(len: usize) -> Result<Buffer, BackendError> {
+        let mut buffer = Buffer::zeroed(len)?;
+        let whole = buffer.mapped - (buffer.base.addr() - buffer.mapping.addr());
+        // SAFETY: pages of this mapping alone.
+        match unsafe { madvise(buffer.base.cast(), whole, Advice::LinuxPopulateWrite) } {
+            Ok(()) => {}
+            Err(Errno::INVAL) => buffer.bytes_mut().iter_mut().step_by(PAGE).for_each(|byte| {
+                // SAFETY: a byte of its own; the compiler must not leave out what it knows to be there.
+                unsafe { std::ptr::from_mut(byte).write_volatile(0) }
+            }),
+            Err(_) => return Err(BackendError::OutOfMemory { needed: len as u64, free: available() }),
+        }
         Ok(buffer)
     }
 
@@ -186,7 +203,7 @@ mod tests {
     #[test]
     fn what_the_machine_does_not_have_is_an_error() {
         for len in [usize::MAX, usize::MAX - PAGE, isize::MAX as usize, 1 << 46] {
-            for made in [Buffer::new(len), Buffer::zeroed(len)] {
+            for made in [Buffer::new(len), Buffer::zeroed(len), Buffer::committed(len)] {
                 assert!(matches!(made, Err(BackendError::OutOfMemory { needed, .. }) if needed == len as u64));
             }
         }

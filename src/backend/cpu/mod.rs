@@ -22,6 +22,6 @@ pub use launch::{Bound, Executable, Module};
 pub use memory::Buffer;
 #[cfg(feature = "engine")]
 pub(crate) use memory::available;
-pub use pool::Pool;
+pub use pool::{Pool, Turn};
 #[cfg(feature = "tuner")]
 pub use session::CpuSession;
