@@ -268,7 +268,9 @@ fn fingerprints_tell_templates_apart() {
 #[test]
 fn a_config_that_a_smaller_bucket_would_not_search_serves_it() {
     let library = Library::built_in().unwrap();
-    let device = cpu::describe(Some(2));
+    // Which configs a search leaves out follows from the processor.
+    let (l1, l2, l3) = (32 << 10, 2 << 20, 32 << 20);
+    let device = Device { isa: "avx512".into(), simd: 64, l1, l2, l3, ..cpu::describe(Some(2)) };
     let of = |m: u32| -> Problem { format!("matmul m={m} n=2048 k=2048 dtype=f32").parse().unwrap() };
     let gemm = &library.get(Target::Cpu, "cpu_gemm").unwrap().recipe;
     let searched = |m: u32| space::enumerate(gemm, &of(m), &device).unwrap().candidates;

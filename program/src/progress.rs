@@ -2,6 +2,7 @@
 
 use super::table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jitune::problem::Problem;
 use jitune::tune::{Event, Observer};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -137,12 +138,17 @@ impl Human {
             }
             Event::Failed { problem, error, .. } => {
                 self.line.inc(1);
-                self.line.say(&format!("    failed  {problem}: {}", super::tune::why(problem, error)));
+                self.line.say(&format!("    failed  {problem}: {}", why(problem, error)));
             }
             // What was stored before, and what a later version tells.
             _ => {}
         }
     }
+}
+
+/// Why a problem has no winner, without the problem, which stands before it already.
+pub(super) fn why<'a>(problem: &Problem, error: &'a str) -> &'a str {
+    error.strip_prefix(&format!("'{problem}': ")).unwrap_or(error)
 }
 
 impl Observer for Progress {

@@ -3,7 +3,6 @@
 use super::progress::Progress;
 use super::select::{Store, Templates, Where, Which, Whole, at_least_one, within};
 use super::{CliError, table};
-use jitune::problem::Problem;
 use jitune::tune::{self, OfKind, Options, Report, Search, Spent};
 use jitune::winner::Winner;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -193,11 +192,6 @@ fn show(report: &Report) {
     }
 }
 
-/// Why a problem has no winner, without the problem, which stands before it already.
-pub(super) fn why<'a>(problem: &Problem, error: &'a str) -> &'a str {
-    error.strip_prefix(&format!("'{problem}': ")).unwrap_or(error)
-}
-
 /// What was found on the devices of one kind.
 fn of_kind(kind: &OfKind) {
     let winners: Vec<&Winner> = kind.winners.iter().flatten().collect();
@@ -218,7 +212,7 @@ fn of_kind(kind: &OfKind) {
     let rows: Vec<Vec<String>> = winners.iter().map(row).collect();
     table::print(&["us", "rate", "of ceiling", "trials", "rejected", "problem", "winner"], &rows, &[0, 1, 2, 3]);
     for f in &kind.failed {
-        out!("no winner: {}: {}", f.problem, why(&f.problem, &f.error));
+        out!("no winner: {}: {}", f.problem, super::progress::why(&f.problem, &f.error));
     }
     out!("");
     for d in &kind.devices {
