@@ -169,7 +169,7 @@ fn show(report: &Report) {
     }
     let tried: u32 = report.winners().map(|w| w.evidence.trials).sum();
     out!(
-        "{} of {} problems have winners ({} of searches that had ended before), {tried} candidates tried, {:.1} s",
+        "{} of {} problems have winners ({} stored before), {tried} candidates tried, {:.1} s",
         report.winners().count(),
         asked(report),
         report.stored(),
