@@ -11,8 +11,8 @@ const HOST: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
 const CUDA: u16 = 190;
 /// Most memory that the segments of a shared object span.
 const MAX_SPAN: u64 = 1 << 30;
-/// Bytes of the smallest pages.
-const PAGE: u64 = 4096;
+/// To how many bytes the end of what is to be read-only is rounded up: a page, the largest where systems have several.
+const PAGE: u64 = if cfg!(target_arch = "x86_64") { 4 << 10 } else { 64 << 10 };
 /// Most bytes of thread-local memory.
 const MAX_TLS: u64 = 64 << 10;
 
@@ -304,7 +304,8 @@ impl<'f> Checked<'f> {
     fn is_in_writable_pages(&self, part: &Program) -> bool {
         let end = part.address.checked_add(part.memory);
         let inside = |p: &Program| {
-            let past = (p.address + p.memory).next_multiple_of(p.align.max(PAGE));
+            // Not to the file's own word for an alignment, which may be a gigabyte.
+            let past = (p.address + p.memory).next_multiple_of(PAGE);
             p.address <= part.address && end.is_some_and(|end| end <= past)
         };
         self.loaded.iter().any(|p| p.flags & WRITABLE != 0 && inside(p))
@@ -537,6 +538,10 @@ mod tests {
 
     /// A shared object with all that a template's code may have: calls of two libraries, data, an initialiser.
     fn compiled() -> Vec<u8> {
+        linked(&[])
+    }
+
+    fn linked(options: &[&str]) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
         let (code, object) = (folder.path().join("k.c"), folder.path().join("k.so"));
         let text = "#include <math.h>\n#include <stdlib.h>\n
@@ -551,7 +556,7 @@ mod tests {
             ";
         std::fs::write(&code, text).unwrap();
         let mut cc = Command::new("cc");
-        cc.args(["-O2", "-shared", "-fPIC"]).arg(&code).arg("-o").arg(&object).arg("-lm");
+        cc.args(["-O2", "-shared", "-fPIC"]).args(options).arg(&code).arg("-o").arg(&object).arg("-lm");
         assert!(cc.status().unwrap().success());
         std::fs::read(object).unwrap()
     }
@@ -574,25 +579,28 @@ mod tests {
     /// What the loader takes for granted: it would make other memory read-only, or end the process.
     #[test]
     fn what_the_loader_believes_is_looked_at() {
-        let bytes = compiled();
-        let headers = u64_at(&bytes, 32) as usize;
-        let of_kind = |kind| {
-            (0..usize::from(u16_at(&bytes, 56))).map(|i| headers + i * 56).find(|at| u32_at(&bytes, *at) == kind)
-        };
+        // Segments that are aligned to more than a page have no more room behind them.
+        [&[][..], &["-Wl,-z,max-page-size=0x200000"]].iter().for_each(|options| looked_at(&linked(options)));
+    }
+
+    fn looked_at(bytes: &[u8]) {
+        let headers = u64_at(bytes, 32) as usize;
+        let of_kind =
+            |kind| (0..usize::from(u16_at(bytes, 56))).map(|i| headers + i * 56).find(|at| u32_at(bytes, *at) == kind);
         let put = |at: usize, value: u64| {
-            let mut bad = bytes.clone();
+            let mut bad = bytes.to_vec();
             bad[at..at + 8].copy_from_slice(&value.to_le_bytes());
             SharedObject::read(&bad).err().unwrap_or_default()
         };
         let read_only = of_kind(kind::READ_ONLY_AFTER).unwrap();
-        let memory = u64_at(&bytes, read_only + 40);
+        let memory = u64_at(bytes, read_only + 40);
         for more in [memory + 0x2000, memory + (1 << 20), u64::MAX] {
             assert!(put(read_only + 40, more).contains("read-only"), "{more:#x}");
         }
         assert!(put(read_only + 16, 0).contains("read-only"));
-        let dynamic = u64_at(&bytes, of_kind(kind::DYNAMIC).unwrap() + 8) as usize;
-        let entry = (0..).map(|i| dynamic + i * 16).find(|at| u64_at(&bytes, *at) == tag::RELATIVE_COUNT).unwrap();
-        let first = u64_at(&bytes, entry + 8);
+        let dynamic = u64_at(bytes, of_kind(kind::DYNAMIC).unwrap() + 8) as usize;
+        let entry = (0..).map(|i| dynamic + i * 16).find(|at| u64_at(bytes, *at) == tag::RELATIVE_COUNT).unwrap();
+        let first = u64_at(bytes, entry + 8);
         assert!(first > 0 && put(entry + 8, first - 1).is_empty());
         for count in [first + 1, first + 1000, u64::MAX] {
             assert!(put(entry + 8, count).contains("not all relative"), "{count}");

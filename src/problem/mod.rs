@@ -33,7 +33,7 @@ pub use normed::norm_and_product;
 #[cfg(feature = "tuner")]
 pub(crate) use reference::expected_here;
 pub use reference::{Expected, Tolerance, expected};
-#[cfg(test)]
+#[cfg(all(test, feature = "tuner"))]
 pub(crate) use sample::weight as sampled_weight;
 #[cfg(feature = "engine")]
 pub(crate) use sample::{MOST_TOP, SETTINGS};

@@ -495,6 +495,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(any(feature = "tuner", feature = "engine"))]
     fn reals_are_held_exactly_or_as_what_f32_made_of_them() {
         let eps = |text: &str| format!("rmsnorm rows=1 cols=2 eps={text}").parse::<Problem>().unwrap().real("eps");
         for (text, value) in [("0", 0.0), ("1e-12", 1e-12), ("1e-6", 1e-6), ("2.147483647e-3", 2.147483647e-3)] {

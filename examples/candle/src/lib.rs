@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The kernels of a bundle on the device of a Candle model.
 pub struct Kernels {
     runtime: Runtime,
-    /// The scratch memory of each problem, which one launch at a time may use.
+    /// The scratch of each problem.
     workspaces: Mutex<HashMap<Problem, Workspace>>,
 }
 
