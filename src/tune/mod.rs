@@ -68,7 +68,7 @@ pub struct Options {
     pub budget: Option<Duration>,
     /// Most candidates a problem; by default 64 on GPUs and 16 on a processor.
     pub trials: Option<usize>,
-    /// Stop a problem within this share of its roofline.
+    /// Stop a problem within this share of its roofline: two runs that stop are no further apart.
     pub near_roofline: f64,
     /// The strategy.
     pub search: Search,
@@ -99,7 +99,7 @@ impl Default for Options {
             devices: Vec::new(),
             budget: None,
             trials: None,
-            near_roofline: 0.03,
+            near_roofline: 0.015,
             search: Search::default(),
             compilers: None,
             patience: Duration::from_secs(5),

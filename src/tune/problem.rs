@@ -27,10 +27,16 @@ const SCREEN_ROUNDS: u32 = 5;
 const FINAL_ROUNDS: u32 = 24;
 /// Rounds with fewer of which there are no finals.
 const LEAST_ROUNDS: u32 = 5;
-/// Candidates in the finals, and how far behind the best they may be.
+/// Candidates in the finals.
 const FINALISTS: usize = 4;
+/// Where more promise as much, so many of them are timed in turn for these rounds to say which: first timings, which lie minutes apart
+/// and are few, rank what is 2% apart by chance. How far behind the best of that a finalist may be.
+const CONTENDERS: usize = 10;
+const HEAT_ROUNDS: u32 = 6;
+const HEAT_MARGIN: f64 = 1.04;
 /// Candidates in a row that may be left unjudged before the machine is given up.
 const UNJUDGED_IN_A_ROW: u32 = 8;
+/// How far behind the best a candidate of the first timings may be.
 const FINAL_MARGIN: f64 = 1.08;
 /// Input reads that a winner's own check in this process may cost, and elements of its outputs that it looks at.
 const OWN_BUDGET: u64 = 1 << 20;
@@ -54,6 +60,13 @@ struct Errors {
     rms: f64,
     max: f64,
     compared: u64,
+}
+
+/// A candidate that may win.
+struct Finalist {
+    point: Point,
+    artifact: Artifact,
+    runnable: Runnable,
 }
 
 /// The finals' choice, its times, and the names of those it ties with.
@@ -254,6 +267,12 @@ impl<'a> Tuning<'a> {
         if each * f64::from(FINAL_ROUNDS) <= left { FINAL_ROUNDS } else { (left / each) as u32 }
     }
 
+    /// Whether there is time to time more than the finalists in turn before the finals.
+    fn has_time_for_heat(&self) -> bool {
+        let rounds = HEAT_ROUNDS as usize * CONTENDERS + FINAL_ROUNDS as usize * FINALISTS;
+        self.round_s * rounds as f64 <= self.tuner.left().saturating_sub(self.preparing).as_secs_f64()
+    }
+
     fn best_us(&self) -> f64 {
         self.right.iter().map(|r| r.us).fold(f64::INFINITY, f64::min)
     }
@@ -436,35 +455,49 @@ impl<'a> Tuning<'a> {
     fn finals(&mut self, rounds: u32) -> Result<Option<Chosen>, TuneError> {
         self.right.sort_by(|a, b| a.us.total_cmp(&b.us));
         let limit = self.right[0].us * FINAL_MARGIN;
-        let (mut finalists, mut runnables) = (Vec::new(), Vec::new());
-        for right in self.right.iter().filter(|r| r.us <= limit).take(FINALISTS) {
+        let most = if rounds == FINAL_ROUNDS && self.has_time_for_heat() { CONTENDERS } else { FINALISTS };
+        let mut list = Vec::new();
+        for right in self.right.iter().filter(|r| r.us <= limit).take(most) {
             let artifact = self.artifact(right)?;
-            runnables.push(self.runnable(&right.point, &artifact)?);
-            finalists.push((right.point.clone(), artifact));
+            let runnable = self.runnable(&right.point, &artifact)?;
+            list.push(Finalist { point: right.point.clone(), artifact, runnable });
         }
-        let mut kept = Vec::new();
-        for ((point, artifact), timed) in finalists.into_iter().zip(self.timed(&runnables, rounds)?) {
-            match timed {
-                Ok(Timed { series, doubt: None }) => kept.push((point, artifact, series)),
-                Ok(Timed { doubt: Some(doubt), .. }) => self.dismiss(&point, doubt.into())?,
-                Err(judged) => self.dismiss(&point, judged)?,
-            }
+        if list.len() > FINALISTS {
+            let mut heat = self.timed_right(list, HEAT_ROUNDS)?;
+            heat.sort_by(|(_, a), (_, b)| a.median().total_cmp(&b.median()));
+            let limit = heat.first().map_or(0.0, |(_, best)| best.median() * HEAT_MARGIN);
+            list = heat.into_iter().take(FINALISTS).filter(|(_, s)| s.median() <= limit).map(|(f, _)| f).collect();
         }
-        let series: Vec<Series> = kept.iter().map(|(.., series)| series.clone()).collect();
+        let mut kept = self.timed_right(list, rounds)?;
+        let series: Vec<Series> = kept.iter().map(|(_, series)| series.clone()).collect();
         let mut tied = ties(&series);
         tied.sort_by(|&a, &b| {
-            let (x, y) = (&kept[a].0, &kept[b].0);
+            let (x, y) = (&kept[a].0.point, &kept[b].0.point);
             x.cost_us.total_cmp(&y.cost_us).then_with(|| self.name(x).cmp(&self.name(y)))
         });
         let Some(&first) = tied.first() else { return Ok(None) };
-        let ties = tied[1..].iter().map(|&i| self.name(&kept[i].0)).collect();
-        let (point, artifact, series) = kept.swap_remove(first);
+        let ties = tied[1..].iter().map(|&i| self.name(&kept[i].0.point)).collect();
+        let (Finalist { point, artifact, .. }, series) = kept.swap_remove(first);
         Ok(Some(Chosen { point, artifact, series, ties }))
+    }
+
+    /// Times these in turn; lets those go that are not right any more.
+    fn timed_right(&mut self, list: Vec<Finalist>, rounds: u32) -> Result<Vec<(Finalist, Series)>, TuneError> {
+        let runnables: Vec<Runnable> = list.iter().map(|f| f.runnable.clone()).collect();
+        let mut kept = Vec::new();
+        for (finalist, timed) in list.into_iter().zip(self.timed(&runnables, rounds)?) {
+            match timed {
+                Ok(Timed { series, doubt: None }) => kept.push((finalist, series)),
+                Ok(Timed { doubt: Some(doubt), .. }) => self.dismiss(&finalist.point, doubt.into())?,
+                Err(judged) => self.dismiss(&finalist.point, judged)?,
+            }
+        }
+        Ok(kept)
     }
 
     /// What came of timing these in turn. Where they bring their worker down, each by itself, which shows who it was.
     fn timed(&mut self, list: &[Runnable], rounds: u32) -> Result<Vec<Result<Timed, Judged>>, TuneError> {
-        let deadline = self.tuner.deadline(self.roofline_us) * 4;
+        let deadline = self.tuner.deadline(self.roofline_us) * list.len().max(FINALISTS) as u32;
         let mut measurer = self.turn()?;
         let together = match measurer.finals(list, rounds, deadline)? {
             Ok(timed) => return Ok(timed.into_iter().map(Ok).collect()),

