@@ -87,6 +87,20 @@ lints() {
     cargo clippy --locked --workspace --all-targets -- -D warnings
 }
 
+# Most tests of the program wait, for what sleeps or hangs on purpose. What computes most, the library's own and those that compile each
+# CUDA template (tests/nvrtc.rs), runs beside them, where nothing else wants the processor.
+tests() {
+    cargo test --locked --workspace --no-run || return 1
+    { nice -n 19 cargo test --locked --workspace --no-fail-fast --lib --test 'n*' >"$logs/beside" 2>&1 || : >"$logs/beside-failed"; } &
+    code=0
+    cargo test --locked --workspace --no-fail-fast --bins --examples --test '[!n]*' || code=1
+    cargo test --locked --workspace --no-fail-fast --doc || code=1
+    wait $!
+    cat "$logs/beside"
+    [ ! -e "$logs/beside-failed" ] || code=1
+    return $code
+}
+
 runtime_lints() {
     cargo clippy --locked -p jitune --lib --example production -- -D warnings &&
         cargo clippy --locked -p jitune --lib --features engine -- -D warnings &&
@@ -224,7 +238,7 @@ step 'lints' lints
 step 'lints of the runtime alone' runtime_lints
 step 'what the runtime depends on' runtime_tree
 step 'with a linked driver' linked
-step 'tests' cargo test --locked --workspace --no-fail-fast
+step 'tests' tests
 for manifest in baselines/*/Cargo.toml; do
     [ "$manifest" != baselines/peer/Cargo.toml ] || continue # of the main workspace
     if [ "$manifest" = baselines/llama-cpp/Cargo.toml ] && [ "${JITUNE_LLAMA_CPP:-}" != 1 ]; then

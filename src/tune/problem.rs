@@ -29,8 +29,8 @@ const FINAL_ROUNDS: u32 = 24;
 const LEAST_ROUNDS: u32 = 5;
 /// Candidates in the finals.
 const FINALISTS: usize = 4;
-/// Where more promise as much, so many of them are timed in turn for these rounds to say which: first timings, which lie minutes apart
-/// and are few, rank what is 2% apart by chance. How far behind the best of that a finalist may be.
+/// Of a problem that operations bound so many are timed in turn for these rounds to say who the finalists are: between checks a GPU's
+/// clock is higher than it stays, and of the first timings the tenth won. How far behind the best of that a finalist may be.
 const CONTENDERS: usize = 10;
 const HEAT_ROUNDS: u32 = 6;
 const HEAT_MARGIN: f64 = 1.04;
@@ -267,10 +267,12 @@ impl<'a> Tuning<'a> {
         if each * f64::from(FINAL_ROUNDS) <= left { FINAL_ROUNDS } else { (left / each) as u32 }
     }
 
-    /// Whether there is time to time more than the finalists in turn before the finals.
-    fn has_time_for_heat(&self) -> bool {
+    /// Whether more than the finalists are timed in turn before the finals.
+    fn has_heat(&self) -> bool {
+        let (_, memory_bound) = self.device.roofline(&self.space.problem);
         let rounds = HEAT_ROUNDS as usize * CONTENDERS + FINAL_ROUNDS as usize * FINALISTS;
-        self.round_s * rounds as f64 <= self.tuner.left().saturating_sub(self.preparing).as_secs_f64()
+        let left = self.tuner.left().saturating_sub(self.preparing).as_secs_f64();
+        !memory_bound && self.device.target == Target::Cuda && self.round_s * rounds as f64 <= left
     }
 
     fn best_us(&self) -> f64 {
@@ -455,7 +457,7 @@ impl<'a> Tuning<'a> {
     fn finals(&mut self, rounds: u32) -> Result<Option<Chosen>, TuneError> {
         self.right.sort_by(|a, b| a.us.total_cmp(&b.us));
         let limit = self.right[0].us * FINAL_MARGIN;
-        let most = if rounds == FINAL_ROUNDS && self.has_time_for_heat() { CONTENDERS } else { FINALISTS };
+        let most = if rounds == FINAL_ROUNDS && self.has_heat() { CONTENDERS } else { FINALISTS };
         let mut list = Vec::new();
         for right in self.right.iter().filter(|r| r.us <= limit).take(most) {
             let artifact = self.artifact(right)?;

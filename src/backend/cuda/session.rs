@@ -19,6 +19,7 @@ use crate::backend::session::{
 use crate::device::{Ceilings, Device};
 use crate::problem::{Input, Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected};
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,9 +41,16 @@ const MATRIX_STEPS: u32 = 4096;
 const FLOOR_SHARE: f64 = 0.85;
 /// Bytes that a multiprocessor takes from the L2 a cycle, at most.
 const L2_BYTES: f64 = 64.0;
+/// A candidate that takes so many times what the best so far does is timed by so few rounds of a short graph, of which the events
+/// themselves take this long at most.
+const BEHIND: f64 = 1.5;
+const BEHIND_ROUNDS: u32 = 2;
+const EVENTS_S: f64 = 4e-6;
 /// How long the finalists of a problem that operations bound run before they are timed: a GPU at its power limit takes 40 ms to lower
 /// its clock, by a sixth and more, and which of two tiles is faster hangs on it.
-const SETTLING_S: f64 = 0.06;
+const SETTLING_S: f64 = 0.04;
+/// Rounds that say what a candidate takes; fewer only say who is timed again.
+const SETTLED_ROUNDS: u32 = 12;
 /// Workspaces of a candidate, each for some of the sets, and their bytes at most: how far a counter lies from who waits for it, which is its
 /// address's to say, is 0.1 µs of a short kernel.
 const WORKSPACES: usize = 8;
@@ -84,6 +92,8 @@ struct State {
     watched: Watched,
     /// Whether the sets hold other inputs than the seed's.
     strange: bool,
+    /// Seconds a launch of the best candidate so far.
+    best_s: Cell<f64>,
 }
 
 /// What an output should hold.
@@ -412,19 +422,22 @@ impl CudaSession {
         self.end.seconds_since(&self.start)
     }
 
-    /// A graph of the right length for this candidate, and how many launches it holds.
-    fn timed_graph(&self, loaded: &Loaded) -> Result<(Graph, usize), BackendError> {
+    /// A graph of the right length for this candidate, how many launches it holds, and whether it takes much longer than the best so far:
+    /// then it is as short as can be.
+    fn timed_graph(&self, loaded: &Loaded, best_s: f64) -> Result<(Graph, usize, bool), BackendError> {
         let sets = loaded.bound.len();
         let probe = self.graph(loaded, sets)?;
         self.replay(&probe)?;
-        let each = self.replay(&probe)? / sets as f64;
+        let replay_s = self.replay(&probe)?;
+        let each = replay_s / sets as f64;
+        let behind = replay_s - EVENTS_S > BEHIND * best_s * sets as f64;
         let wanted = ((REPLAY_S / each).ceil() as usize).clamp(1, MAX_NODES).next_multiple_of(sets);
-        if wanted <= sets {
-            return Ok((probe, sets));
+        if behind || wanted <= sets {
+            return Ok((probe, sets, behind));
         }
         let graph = self.graph(loaded, wanted)?;
         self.replay(&graph)?;
-        Ok((graph, wanted))
+        Ok((graph, wanted, false))
     }
 
     /// Why a time cannot be: no memory, cache or multiprocessor is so fast.
@@ -520,9 +533,10 @@ impl CudaSession {
             let (all, mut ran) = (loaded.bound.len(), 0);
             if rounds > 0 {
                 ran = all;
-                let (graph, nodes) = self.timed_graph(loaded)?;
+                let best_s = &self.parts()?.0.best_s;
+                let (graph, nodes, behind) = self.timed_graph(loaded, best_s.get())?;
                 let mut series = Series::default();
-                for _ in 0..rounds {
+                for _ in 0..if behind { rounds.min(BEHIND_ROUNDS) } else { rounds } {
                     series.us.push(self.replay(&graph)? / nodes as f64 * 1e6);
                 }
                 tried.series = Some(series);
@@ -539,6 +553,10 @@ impl CudaSession {
             if let (Some(series), None) = (&tried.series, &tried.doubt) {
                 tried.doubt = self.doubt(series.median())?;
                 tried.measuring_s = timed;
+                if tried.doubt.is_none() {
+                    let best_s = &self.parts()?.0.best_s;
+                    best_s.set(best_s.get().min(series.median() * 1e-6));
+                }
             }
         }
         tried.verifying_s = begun.elapsed().as_secs_f64() - tried.measuring_s;
@@ -605,7 +623,7 @@ impl CudaSession {
 
     fn finalist(&self, candidate: &Runnable) -> Result<Finalist, BackendError> {
         let loaded = self.load(candidate)?;
-        let (graph, nodes) = self.timed_graph(&loaded)?;
+        let (graph, nodes, _) = self.timed_graph(&loaded, f64::INFINITY)?;
         Ok(Finalist { loaded, graph, nodes })
     }
 }
@@ -696,7 +714,9 @@ impl Session for CudaSession {
         let references = tensors.iter().map(reference).collect::<Result<_, BackendError>>()?;
         let watched = Watched { ranges: Ranges::new(&self.context, &[])?, blame: Vec::new(), sums: Vec::new() };
         let strange = false;
-        let mut state = State { setup: setup.clone(), tensors, sets, memory, references, cold, watched, strange };
+        let best_s = Cell::new(f64::INFINITY);
+        let mut state =
+            State { setup: setup.clone(), tensors, sets, memory, references, cold, watched, strange, best_s };
         self.fill(&state)?;
         for r in state.references.iter_mut().flatten() {
             let mut known = [0; 16];
@@ -733,7 +753,9 @@ impl Session for CudaSession {
                     t.doubt = unstable(self.look_after()?);
                 }
             }
-            self.settle(&finalists)?;
+            if rounds >= SETTLED_ROUNDS {
+                self.settle(&finalists)?;
+            }
             for _ in 0..rounds {
                 for (f, t) in finalists.iter().zip(&mut timed).filter(|(_, t)| t.doubt.is_none()) {
                     t.series.us.push(self.replay(&f.graph)? / f.nodes as f64 * 1e6);
