@@ -387,8 +387,8 @@ impl<'a> Verifier<'a> {
         Ok(Finding::Slower)
     }
 
-    /// What the session needs to fill and compare: from the bundle, else made here, which for a GPU needs NVRTC.
-    /// What the session needs to check a problem; to time it, it needs more memory than the caches hold.
+    /// What the session needs to check a problem, from the bundle, else made here, which for a GPU needs NVRTC; to time it, it needs more
+    /// memory than the caches hold.
     fn setup(&self, held: &Held<'_>, problem: Problem, timed: bool) -> Result<Setup, Finding> {
         let (device, seed) = (self.session.device(), self.options.seed);
         let (Some(support), Some((code, description))) = (held.support(), held.reference()) else {

@@ -311,7 +311,9 @@ impl Tuner<'_> {
                 report.devices.extend(todo.is_empty().then_some(device));
                 // In the order of the plan where nobody works beside.
                 let alone = self.lanes == 1 && ids.len() == 1;
-                let lanes = if alone { vec![todo] } else { families(problems, &todo) };
+                let mut lanes = if alone { vec![todo] } else { families(problems, &todo) };
+                // The longest first: whoever ends last works alone, and waits for compilers.
+                lanes.sort_by_key(|lane| std::cmp::Reverse(lane.len()));
                 let in_turn = |lane| in_turn(lane, problems, |p| self.is_narrow(p));
                 let lanes: Vec<Vec<usize>> = lanes.into_iter().map(in_turn).collect();
                 let queue = Queue {

@@ -20,6 +20,7 @@ use crate::device::{Ceilings, Device};
 use crate::problem::{Input, Inputs, Layout, Problem, Role, Storage, Tensor, Tolerance, expected};
 use rayon::prelude::*;
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -70,6 +71,8 @@ pub struct CudaSession {
     /// The arena of the problem before, for the next. What the driver gets back it wipes in the background, 2.4 ms for each gigabyte on
     /// an H200, and whatever reads memory meanwhile takes 12% longer: the sets of one embedding spoiled the times of seven candidates.
     spare: Option<Buffer>,
+    /// Seconds a launch of the best candidate so far of each problem, which come back in turn.
+    bests: HashMap<Problem, f64>,
     exact: bool,
     context: Arc<Context>,
     device: Device,
@@ -148,6 +151,7 @@ impl CudaSession {
             flush: None,
             state: None,
             spare: None,
+            bests: HashMap::new(),
             exact: false,
             context,
             most: super::device::is_known(device.cc).then_some(device.ceilings),
@@ -394,9 +398,10 @@ impl CudaSession {
 
     /// Lets the last problem go; its arena stays.
     fn let_go(&mut self) {
-        let memory = self.state.take().map(|state| state.memory).unwrap_or_default();
+        let Some(state) = self.state.take() else { return };
+        self.bests.insert(state.setup.problem, state.best_s.get());
         if !self.exact {
-            self.spare = memory.into_iter().map(|(m, _)| m).chain(self.spare.take()).max_by_key(Buffer::len);
+            self.spare = state.memory.into_iter().map(|(m, _)| m).chain(self.spare.take()).max_by_key(Buffer::len);
         }
     }
 
@@ -714,7 +719,7 @@ impl Session for CudaSession {
         let references = tensors.iter().map(reference).collect::<Result<_, BackendError>>()?;
         let watched = Watched { ranges: Ranges::new(&self.context, &[])?, blame: Vec::new(), sums: Vec::new() };
         let strange = false;
-        let best_s = Cell::new(f64::INFINITY);
+        let best_s = Cell::new(self.bests.get(&problem).copied().unwrap_or(f64::INFINITY));
         let mut state =
             State { setup: setup.clone(), tensors, sets, memory, references, cold, watched, strange, best_s };
         self.fill(&state)?;
