@@ -307,6 +307,10 @@ result cuOccupancyMaxActiveBlocksPerMultiprocessor(int *n, kernel *k, int block,
   return good(k->module, MODULE);
 }
 
+// Bytes that were given back so far.
+static uint64_t freed;
+uint64_t fake_freed(void) { return freed; }
+
 result cuMemAlloc_v2(address *out, size_t bytes) {
   if (!current()) return fault(INVALID_CONTEXT);
   if (bytes > 1ull << 30) return OUT_OF_MEMORY;
@@ -325,7 +329,9 @@ result cuMemAlloc_v2(address *out, size_t bytes) {
 result cuMemFree_v2(address at) {
   LOCKED;
   handle *h = memory_of(at);
+  size_t bytes = h ? h->bytes : 0;
   result code = captures(0) ? fault(CAPTURE_UNSUPPORTED) : h && (address)h->memory == at ? destroy(h, MEMORY) : fault(INVALID_VALUE);
+  if (!code) freed += bytes;
   UNLOCK;
   return code;
 }

@@ -33,19 +33,22 @@ fn candidate(folder: &Path, name: &str) -> Runnable {
     runnable(folder, &format!("gelu_{name}"), "8 8 8", args)
 }
 
-fn prepared(folder: &Path, single: bool) -> (Driver, CudaSession) {
-    let driver = driver();
-    let mut session = CudaSession::open(0).unwrap();
+fn setup(folder: &Path, single: bool) -> Setup {
     let args = json!([{ "tensor": 0 }, { "tensor": 1 }, { "i32": 9 }, { "i32": 333 }]);
-    let setup: Setup = serde_json::from_value(json!({
+    serde_json::from_value(json!({
         "problem": PROBLEM,
         "seed": 3,
         "support": put(folder, SUPPORT),
         "reference": runnable(folder, "gelu_reference", "8 8 4 4", args),
         "single": single,
     }))
-    .unwrap();
-    session.prepare(&setup).unwrap();
+    .unwrap()
+}
+
+fn prepared(folder: &Path, single: bool) -> (Driver, CudaSession) {
+    let driver = driver();
+    let mut session = CudaSession::open(0).unwrap();
+    session.prepare(&setup(folder, single)).unwrap();
     (driver, session)
 }
 
@@ -88,6 +91,26 @@ fn each_cheat_is_seen_and_none_spoils_those_after_it() {
             assert_eq!(found(&mut session, &honest, rounds), "right", "after {name}");
         }
     }
+}
+
+/// A GPU wipes what it gets back while the next candidates are timed.
+#[test]
+fn the_memory_of_a_problem_stays_for_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (driver, mut session) = prepared(folder.path(), false);
+    let all = setup(folder.path(), false).problem.bytes() * 16;
+    let freed = || driver.ask::<_, u64>("fake_freed", ());
+    for single in [true, false, true, false] {
+        let before = freed();
+        session.prepare(&setup(folder.path(), single)).unwrap();
+        assert!(freed() - before < all, "{} bytes of {all} and more", freed() - before);
+        assert_eq!(found(&mut session, &candidate(folder.path(), "honest"), 3), "right");
+        let after = found(&mut session, &candidate(folder.path(), "after"), 3);
+        assert!(after.starts_with("wrong: y: wrote outside"), "{after}");
+    }
+    let before = freed();
+    drop(session);
+    assert!(freed() - before > all);
 }
 
 #[test]
