@@ -81,6 +81,21 @@ impl Verdict {
         }
     }
 
+    /// How that was seen, in words.
+    pub(crate) fn evidence(&self) -> String {
+        match self {
+            Verdict::Measured { .. } => "right".into(),
+            Verdict::Timeout { seconds } => format!("no end within {seconds} s"),
+            Verdict::CompileError { log: said }
+            | Verdict::Rejected { why: said }
+            | Verdict::Wrong { why: said }
+            | Verdict::Unstable { why: said }
+            | Verdict::Fault { message: said }
+            | Verdict::WorkerLost { how: said }
+            | Verdict::NotJudged { why: said } => said.clone(),
+        }
+    }
+
     /// One word for tables.
     pub fn reason(&self) -> &'static str {
         match self {

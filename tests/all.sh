@@ -91,11 +91,16 @@ lints() {
 # CUDA template (tests/nvrtc.rs), runs beside them, where nothing else wants the processor.
 tests() {
     cargo test --locked --workspace --no-run || return 1
-    { nice -n 19 cargo test --locked --workspace --no-fail-fast --lib --test 'n*' >"$logs/beside" 2>&1 || : >"$logs/beside-failed"; } &
+    # shellcheck disable=SC2016
+    setsid nice -n 19 sh -c 'cargo test --locked --workspace --no-fail-fast --lib --test "n*" >"$1/beside" 2>&1 || : >"$1/beside-failed"' sh "$logs" &
+    beside=$!
+    # An interrupt reaches nothing in the background.
+    trap 'kill -s TERM -- "-$beside" 2>/dev/null' EXIT
+    trap 'exit 1' HUP INT TERM
     code=0
     cargo test --locked --workspace --no-fail-fast --bins --examples --test '[!n]*' || code=1
     cargo test --locked --workspace --no-fail-fast --doc || code=1
-    wait $!
+    wait "$beside"
     cat "$logs/beside"
     [ ! -e "$logs/beside-failed" ] || code=1
     return $code

@@ -186,9 +186,11 @@ impl Compile for Compilers {
         loop {
             return match outcome.recv_timeout(LOOK) {
                 Ok((_, Ok(artifact))) => Ok(artifact),
+                // The compiler was ended with the run.
+                Ok((_, Err(_))) if self.halted() => Err(TuneError::Interrupted),
                 Ok((_, Err(NotCompiled::Broken(f)))) => Err(TuneError::Device(f)),
                 Ok((_, Err(NotCompiled::Judged(judged)))) => {
-                    Err(TuneError::Support { what: what.into(), why: format!("{:?}", judged.verdict) })
+                    Err(TuneError::Support { what: what.into(), why: judged.verdict.evidence() })
                 }
                 Err(RecvTimeoutError::Timeout) if !self.halted() => continue,
                 Err(_) => Err(TuneError::Interrupted),

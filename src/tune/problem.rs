@@ -230,10 +230,9 @@ impl<'a> Tuning<'a> {
     fn dismiss(&mut self, point: &Point, judged: Judged) -> Result<(), TuneError> {
         let Judged { verdict, standing } = judged;
         let verdict = match verdict {
-            Verdict::Wrong { why } => Verdict::Unstable { why },
-            Verdict::Timeout { seconds } => Verdict::Unstable { why: format!("no end within {seconds} s") },
-            Verdict::Fault { message } => Verdict::Unstable { why: message },
-            Verdict::WorkerLost { how } => Verdict::Unstable { why: how },
+            Verdict::Wrong { .. } | Verdict::Timeout { .. } | Verdict::Fault { .. } | Verdict::WorkerLost { .. } => {
+                Verdict::Unstable { why: verdict.evidence() }
+            }
             other => other,
         };
         match standing {
@@ -394,10 +393,7 @@ impl<'a> Tuning<'a> {
         let Judged { verdict, standing } = judged;
         self.unjudged = if standing == Standing::Open { self.unjudged + 1 } else { 0 };
         if self.unjudged > UNJUDGED_IN_A_ROW {
-            let why = match &verdict {
-                Verdict::NotJudged { why } => why.clone(),
-                other => format!("{other:?}"),
-            };
+            let why = verdict.evidence();
             return Err(TuneError::Unjudged(format!(
                 "{UNJUDGED_IN_A_ROW} candidates in a row could not be judged: {why}"
             )));
