@@ -68,8 +68,8 @@ pub struct CudaSession {
     support: Option<(String, Support)>,
     flush: Option<Buffer>,
     state: Option<State>,
-    /// The arena of the problem before, for the next. What the driver gets back it wipes in the background, 2.4 ms for each gigabyte on
-    /// an H200, and whatever reads memory meanwhile takes 12% longer: the sets of one embedding spoiled the times of seven candidates.
+    /// The arena of the problem before, for the next. After the driver got memory back, whatever reads memory takes 12% longer for 2.4 ms a
+    /// gigabyte on an H200, as if it were wiped in the background: the sets of one embedding, 17 GB, spoil the times of seven candidates.
     spare: Option<Buffer>,
     /// Seconds a launch of the best candidate so far of each problem, which come back in turn.
     bests: HashMap<Problem, f64>,
