@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_parser = search, default_value = "auto", value_name = "auto|exhaustive|random|evolve")]
     search: Search,
     /// Stop a problem that comes this close to its roofline.
-    #[arg(long, default_value_t = 0.015, value_name = "SHARE", value_parser = within(0.0, 1.0))]
+    #[arg(long, default_value_t = tune::Options::default().near_roofline, value_name = "SHARE", value_parser = within(0.0, 1.0))]
     near_roofline: f64,
     /// Compile workers; as many as cores and memory allow by default.
     #[arg(long, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]

@@ -93,7 +93,7 @@ fn each_cheat_is_seen_and_none_spoils_those_after_it() {
     }
 }
 
-/// A GPU wipes what it gets back while the next candidates are timed.
+/// Where a GPU gets memory back, the candidates after it are slow for a while.
 #[test]
 fn the_memory_of_a_problem_stays_for_the_next() {
     let folder = tempfile::tempdir().unwrap();
