@@ -228,17 +228,17 @@ impl Plan {
     }
 }
 
-/// Most rows of a product whose blocks norm the rows themselves: each block reads them all.
-const FEW_ROWS: i64 = 8;
+/// Most rows of a product whose blocks norm the rows themselves. Each block reads them all: on an H200 one kernel takes what two take at two
+/// rows, and more from three on (docs/performance/engine.md).
+const FEW_ROWS: i64 = 2;
 
 /// Most bytes of such rows: what they leave of the 48 KiB that a block has on any GPU is for its sums.
 const FEW_BYTES: u64 = 40 << 10;
 
-/// Whether a block has room for the rows of a product that it norms itself; of more than four it holds an even number.
+/// Whether a block has room for the rows of a product that it norms itself.
 fn fits_a_block(p: &Problem) -> bool {
     let (rows, cols) = (p.dim("m").unsigned_abs(), p.dim("k").unsigned_abs());
-    let held = if rows > 4 { rows.next_multiple_of(2) } else { rows };
-    rows <= FEW_ROWS.unsigned_abs() && p.types().x.bytes(held * cols) <= FEW_BYTES
+    rows <= FEW_ROWS.unsigned_abs() && p.types().x.bytes(rows * cols) <= FEW_BYTES
 }
 
 /// Whether there is a kernel that norms the rows of such a product. Of codes, it takes those in quads, where a chunk of 32 elements has
@@ -396,14 +396,15 @@ mod tests {
         let head = |m: i64| format!("norm_matmul m={m} n=128256 k=2048 dtype=bf16");
         assert_eq!(of(&[1], &[]), [qkv(1), gate_up(1), head(1)]);
         // A step of more sequences stands for the most that are few, since what is between two buckets asks for it.
-        let few = [qkv(1), gate_up(1), head(1), qkv(4), gate_up(4), head(4), qkv(8), gate_up(8), head(8)];
+        let few = [qkv(1), gate_up(1), head(1), qkv(2), gate_up(2), head(2)];
         assert_eq!(of(&[1, 4, 16, 32], &[]), few);
         // Of a prompt the last token alone gets logits.
         assert_eq!(of(&[], &[512]), [head(1)]);
-        // Rows that no block has room for are none: 8 of 4096 elements.
-        let wide = Plan::new(&Model::preset("llama-3.1-8b").unwrap(), &Buckets::of(Target::Cuda), Dtype::Bf16).unwrap();
+        // Rows that no block has room for are none: two of 16384 elements.
+        let wide = Model { hidden: 16384, ..model };
+        let wide = Plan::new(&wide, &Buckets::of(Target::Cuda), Dtype::Bf16).unwrap();
         let rows: std::collections::BTreeSet<i64> = wide.fusions().iter().map(|p| p.dim("m")).collect();
-        assert_eq!(rows.into_iter().collect::<Vec<_>>(), [1, 4]);
+        assert_eq!(rows.into_iter().collect::<Vec<_>>(), [1]);
     }
 
     #[test]
