@@ -25,11 +25,13 @@ pub struct Options<'a> {
     pub stale: bool,
     /// Add the code with which a GPU machine without NVRTC verifies the bundle. It needs NVRTC here.
     pub verifiable: bool,
+    /// Take in a winner's place what whole steps of a model run instead of it, where that was found (`tune::in_steps`).
+    pub in_steps: bool,
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Options { filter: &|_| true, compiler: None, stale: false, verifiable: true }
+        Options { filter: &|_| true, compiler: None, stale: false, verifiable: true, in_steps: true }
     }
 }
 
@@ -113,7 +115,7 @@ pub fn seal(db: &Db, library: &Library, options: Options<'_>) -> Result<Export, 
         let record = record?;
         // Records of another version may not read as winners; they are kept there, and not exported.
         let Some(winner) = journal::winner(&record) else { continue };
-        if !(options.filter)(&winner) {
+        if !(options.filter)(&winner) || (winner.evidence.step.is_some() && !options.in_steps) {
             continue;
         }
         let against = against(library, &record, &winner, &options);
@@ -125,6 +127,7 @@ pub fn seal(db: &Db, library: &Library, options: Options<'_>) -> Result<Export, 
     let (mut parts, mut left_out, mut unverifiable) = (Vec::new(), Vec::new(), Vec::new());
     for mut choices in slots.into_values() {
         choices.sort_by(|a, b| b.rank().cmp(&a.rank()));
+        in_their_places(&mut choices);
         let mut left = None;
         for choice in choices {
             let problem = choice.winner.problem;
@@ -148,6 +151,14 @@ pub fn seal(db: &Db, library: &Library, options: Options<'_>) -> Result<Export, 
         left_out.extend(left);
     }
     Ok(Export { bundle: Bundle::seal(parts)?, left_out, unverifiable })
+}
+
+/// Leaves of what whole steps run in the places of winners only what runs in that of the winner that is sealed, and puts it first.
+fn in_their_places(choices: &mut Vec<Choice>) {
+    let over = |c: &Choice| c.winner.evidence.step.as_ref().map(|step| step.over.clone());
+    let won = choices.iter().find(|c| over(c).is_none()).map(|c| c.winner.artifact.clone());
+    choices.retain(|c| over(c).is_none() || (c.against.is_none() && over(c) == won));
+    choices.sort_by_key(|c| over(c).is_none());
 }
 
 /// A winner of a slot, the date of its record, and what speaks against it.
@@ -182,7 +193,8 @@ fn against(library: &Library, record: &Record, winner: &Winner, options: &Option
     };
     let compiler = options.compiler.or(record.key.get("compiler")).unwrap_or_default().to_string();
     let context = key::Context { device: winner.device.clone(), compiler };
-    let fields = context.winner(library, &winner.problem, &templates).diff(&record.key);
+    let place = key::in_place_of(&record.key).unwrap_or_else(|| record.key.clone());
+    let fields = context.winner(library, &winner.problem, &templates).diff(&place);
     match fields.is_empty() {
         true => journal::winner_of(record, &templates).err().map(|why| Why::Unfit(why.into())),
         false => (!options.stale).then_some(Why::Stale(fields)),

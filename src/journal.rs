@@ -79,6 +79,8 @@ pub fn winner(record: &Record) -> Option<Winner> {
         && e.samples_us.iter().all(|us| is_time(*us))
         && e.at <= record.at.saturating_add(CLOCK_SET).min(MAX_DATE)
         && winner.artifact.parse::<ArtifactHash>().is_ok()
+        && key::in_place_of(&record.key).is_some() == e.step.is_some()
+        && e.step.as_ref().is_none_or(|step| is_time(step.us) && is_time(step.before_us))
         && goes_together(&winner, &record.key)
         && !is_under_a_false_name(&winner, &record.key);
     sound.then_some(winner)

@@ -18,6 +18,10 @@ const METHOD: &str = "2";
 pub(crate) const METHOD_FIELD: &str = "method";
 /// The field of a winner's key that names the templates among which it was looked for.
 pub(crate) const TEMPLATES: &str = "templates";
+/// The field that the key of a winner has beside those of [`Context::winner`] where a whole step of a model chose it, and no other; its
+/// value is raised when what that means changes.
+const IN_STEPS: &str = "in_steps";
+const IN_STEPS_METHOD: &str = "1";
 /// The field that keys of what serves a model best have, and no others; its value is raised when what they measure changes.
 pub(crate) const SERVING: &str = "serving";
 const SERVING_METHOD: &str = "1";
@@ -84,6 +88,20 @@ impl Context {
         compile.insert("source".into(), short(&library.fingerprint(template)));
         Key { compile, timing: self.timing() }
     }
+}
+
+/// The key of what whole steps run in the place of the winner of this key.
+pub fn in_steps(winner: &Key) -> Key {
+    let mut key = winner.clone();
+    key.compile.insert(IN_STEPS.into(), IN_STEPS_METHOD.into());
+    key
+}
+
+/// The winner's key in whose place whole steps run what is under this one; none where it is of another kind.
+pub(crate) fn in_place_of(key: &Key) -> Option<Key> {
+    let mut winner = key.clone();
+    let found = winner.compile.remove(IN_STEPS)?;
+    (found == IN_STEPS_METHOD).then_some(winner)
 }
 
 /// What a winner's key has for the templates among which it is looked for.

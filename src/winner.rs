@@ -117,4 +117,20 @@ pub struct Evidence {
     pub seconds: f64,
     /// Unix seconds when it was chosen.
     pub at: u64,
+    /// Where whole steps of a model chose it, whatever it takes by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<InStep>,
+}
+
+/// Why a kernel runs in whole steps in the place of the winner, or of what was predicted to be faster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InStep {
+    /// The step that was timed, in words.
+    pub step: String,
+    /// Median microseconds of it with all that was chosen, and with the winners, in turn.
+    pub us: f64,
+    /// The same with the winners.
+    pub before_us: f64,
+    /// The hash of the artifact of the winner in whose place it runs, which may be its own; it counts as long as that is the winner.
+    pub over: String,
 }

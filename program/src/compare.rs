@@ -331,7 +331,13 @@ pub(super) fn bundle(db: &Db, library: &Library, device: &Device, folder: &Path)
     let path = folder.join("winners.jitune");
     let filter = |w: &Winner| w.device.arch == device.arch && w.device.silicon == device.silicon;
     let compiler = jitune::key::compiler(device.target)?;
-    let options = export::Options { filter: &filter, compiler: Some(&compiler), stale: false, verifiable: false };
+    let options = export::Options {
+        filter: &filter,
+        compiler: Some(&compiler),
+        stale: false,
+        verifiable: false,
+        in_steps: false,
+    };
     let export = export::seal(db, library, options).map_err(|e| not_exported(&path, e))?;
     export.bundle.write(&path).map_err(|e| unusable(&path, e))?;
     Ok(path)

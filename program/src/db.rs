@@ -226,7 +226,7 @@ fn list(args: &Args) -> Result<(), CliError> {
             let line = serde_json::json!({
                 "key": record.key.id().to_string(), "device": w.device.name, "problem": w.problem,
                 "template": w.template(), "config": w.config, "median_us": e.median_us,
-                "roofline_share": e.roofline_share, "at": record.at, "artifact": w.artifact,
+                "roofline_share": e.roofline_share, "at": record.at, "artifact": w.artifact, "in_steps": e.step.is_some(),
             });
             out!("{line}");
         }
@@ -242,7 +242,7 @@ fn list(args: &Args) -> Result<(), CliError> {
             w.device.name.clone(),
             table::us(w.evidence.median_us),
             format!("{:.0}%", w.evidence.roofline_share * 100.0),
-            w.problem.to_string(),
+            format!("{}{}", w.problem, if w.evidence.step.is_some() { ", in steps" } else { "" }),
             format!("{} {}", w.template(), w.config),
         ]
     };

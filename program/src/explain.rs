@@ -1,7 +1,7 @@
 //! `jitune explain`: the key of a problem, and why it hits or misses.
 
-use super::CliError;
 use super::select::{Store, Templates, Where, Which};
+use super::{CliError, table};
 use jitune::journal;
 use jitune::key::{self, Context};
 use jitune_db::{Db, Key};
@@ -39,12 +39,14 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let trials = templates.iter().map(|t| trials(&db, context.trials(&library, &problem, t), t.name()));
         let trials = trials.collect::<Result<Vec<_>, _>>()?;
         let winner = found.as_ref().map(|record| journal::winner_of(record, &templates));
+        let in_steps = db.winner(&key::in_steps(&key))?;
+        let in_steps = in_steps.and_then(|record| journal::winner_of(&record, &templates).ok());
         if args.json {
             let hit = found.as_ref().filter(|_| matches!(winner, Some(Ok(_)))).map(|r| &r.body);
             let not_taken = winner.as_ref().and_then(|w| w.as_ref().err());
             let text = serde_json::json!({
                 "problem": problem, "key": key, "id": key.id().to_string(), "hit": hit, "not_taken": not_taken,
-                "near": diffs, "trials": trials,
+                "near": diffs, "trials": trials, "in_steps": in_steps,
             });
             out!("{text}");
             continue;
@@ -56,7 +58,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         for (name, value) in &key.timing {
             out!("    timing.{name} = {value}");
         }
-        match winner {
+        match &winner {
             Some(Err(why)) => {
                 out!(
                     "  miss\n    a record of this key is not taken: {why}; `jitune tune --problem '{problem}'` finds another"
@@ -78,6 +80,21 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
                 if near.is_empty() {
                     out!("    nothing is stored for this problem; `jitune tune --problem '{problem}'` does it");
                 }
+            }
+        }
+        if let (Some(Ok(won)), Some(w)) = (&winner, &in_steps)
+            && let Some(step) = &w.evidence.step
+        {
+            let (before, us) = (table::us(step.before_us), table::us(step.us));
+            out!(
+                "  in steps: {} [{}], {:.2} us; {}: {before} -> {us} us",
+                w.template(),
+                w.config,
+                w.evidence.median_us,
+                step.step
+            );
+            if step.over != won.artifact {
+                out!("    not used: it was chosen in the place of another winner; `jitune tune --steps` chooses again");
             }
         }
         for t in trials.iter().filter(|t| t.used > 0 || !t.unused.is_empty()) {

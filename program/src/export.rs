@@ -41,6 +41,9 @@ pub struct Args {
     /// Leave out the code that `jitune verify` needs on a GPU machine without NVRTC.
     #[arg(long)]
     no_verification: bool,
+    /// Seal what is the fastest by itself, and not what whole steps run in its place (`jitune tune --steps`).
+    #[arg(long)]
+    alone: bool,
     /// Seal winners too that a look-up would not find any more, such as those of templates that were edited since.
     #[arg(long)]
     stale: bool,
@@ -80,7 +83,13 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let filter = |w: &Winner| {
         (every || arches.contains(&w.device.arch)) && asked.as_ref().is_none_or(|list| list.contains(&w.problem))
     };
-    let options = Options { filter: &filter, compiler: None, stale: args.stale, verifiable: !args.no_verification };
+    let options = Options {
+        filter: &filter,
+        compiler: None,
+        stale: args.stale,
+        verifiable: !args.no_verification,
+        in_steps: !args.alone,
+    };
     let export = export::seal(&args.store.read()?, &library, options).map_err(|e| failed(&args.output, e))?;
     let bundle = &export.bundle;
     let mut missing: Vec<(Problem, String)> =

@@ -43,6 +43,8 @@ mod serving;
 mod sign;
 #[cfg(feature = "engine")]
 mod step;
+#[cfg(feature = "engine")]
+mod steps;
 mod table;
 #[cfg(feature = "bench")]
 mod tokenization;
@@ -162,6 +164,8 @@ fn main() -> ExitCode {
     let done = match cli.command {
         #[cfg(feature = "bench")]
         Command::Tune(args) if args.serving.serving => serving::run(&args),
+        #[cfg(feature = "engine")]
+        Command::Tune(args) if args.steps.steps => steps::run(&args),
         Command::Tune(args) => tune::run(&args),
         Command::Model(args) => model::run(&args),
         #[cfg(feature = "engine")]

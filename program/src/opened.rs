@@ -130,8 +130,17 @@ impl Opened<'_> {
         loaded.map_err(|e| failed(e.into()))
     }
 
-    /// The kernels: the bundle that was named, or the database's winners, portable ones among them.
+    /// The kernels: the bundle that was named, or the database's winners, portable ones among them, and what steps run in their places.
     pub fn bundle(&self, options: &Options) -> Result<Bundle<'static>, CliError> {
+        self.kernels(options, true)
+    }
+
+    /// The same by what each kernel takes alone.
+    pub fn alone(&self, options: &Options) -> Result<Bundle<'static>, CliError> {
+        self.kernels(options, false)
+    }
+
+    fn kernels(&self, options: &Options, in_steps: bool) -> Result<Bundle<'static>, CliError> {
         // Before anything is compiled.
         options.check(&self.model).map_err(failed)?;
         if let Some(file) = &self.args.bundle {
@@ -141,7 +150,7 @@ impl Opened<'_> {
         let context = self.model.sliding_window.map_or(options.context, |window| options.context.min(window));
         let page = options.page;
         let buckets = Buckets { batch: vec![1], prefill: vec![context], chunk: Vec::new(), context, page };
-        self.args.stored(&Plan::new(&self.model, &buckets, &self.precision)?.portable())
+        self.args.stored(&Plan::new(&self.model, &buckets, &self.precision)?.portable(), in_steps)
     }
 
     /// The engine, with its memory planned and its weights loaded.
@@ -216,13 +225,14 @@ impl Drop for Loading {
 
 impl ModelArgs {
     /// The database's winners for the device at hand, those of these portable problems among them.
-    fn stored(&self, probes: &[Problem]) -> Result<Bundle<'static>, CliError> {
+    fn stored(&self, probes: &[Problem], in_steps: bool) -> Result<Bundle<'static>, CliError> {
         let id = self.device.first()?;
         let arch = self.device.describe()?.arch;
         let library = self.templates.library()?;
         let seal = |db: &jitune_db::Db| {
             let filter = |w: &jitune::winner::Winner| w.device.arch == arch;
-            let options = sealing::Options { filter: &filter, verifiable: false, ..sealing::Options::default() };
+            let options =
+                sealing::Options { filter: &filter, verifiable: false, in_steps, ..sealing::Options::default() };
             sealing::seal(db, &library, options).map_err(|e| export::failed(Path::new("the winners"), e))
         };
         let has_all = |bundle: &Bundle<'_>| probes.iter().all(|p| bundle.winners().any(|w| w.problem() == *p));

@@ -14,7 +14,8 @@ use std::time::Duration;
 #[command(after_help = "Examples:\n  jitune tune --model llama-3.2-1b\n  \
     jitune tune --problem 'matmul m=7 n=1000 k=1544 dtype=f32'\n  \
     jitune tune --model ./my-model --batch 1,8 --prefill 1024 --gpus all --budget 600\n  \
-    jitune tune --serving --model ./my-model --workload chat --ttft 100 --tpot 20\n\n\
+    jitune tune --serving --model ./my-model --workload chat --ttft 100 --tpot 20\n  \
+    jitune tune --steps --model ./my-model\n\n\
     Winners are stored as they are found; run again to go on, or to see that nothing is left to do.")]
 pub struct Args {
     #[command(flatten)]
@@ -28,6 +29,9 @@ pub struct Args {
     #[cfg(feature = "bench")]
     #[command(flatten)]
     pub serving: ServingArgs,
+    #[cfg(feature = "engine")]
+    #[command(flatten)]
+    pub steps: super::steps::StepsArgs,
     /// Wall time for all problems together; 225 on a GPU and 150 on a CPU by default, and 300 with --serving.
     #[arg(long, value_name = "SECONDS")]
     pub budget: Option<u64>,

@@ -6,11 +6,11 @@ mod common;
 
 use common::{Place, text};
 use jitune::backend::cpu;
-use jitune::bundle::{Bundle, Held};
+use jitune::bundle::Bundle;
 use jitune::device::Target;
 use jitune::engine::{Case, Engine, EngineError, Event, Finish, Options, Refused, Request, Sampling, Timer, Token};
 use jitune::model::{Buckets, Model, Plan};
-use jitune::problem::Dtype;
+use jitune::problem::{Dtype, Problem};
 use jitune::recipe::Config;
 use jitune::runtime::Runtime;
 use jitune::template::Library;
@@ -67,35 +67,35 @@ impl Given {
 
     /// The bundle with norms in products too, by a template of a user's, as if each had taken so many microseconds.
     fn with_norms(&self, us: f64) -> Bundle<'static> {
+        let buckets = Buckets { batch: vec![8], prefill: vec![64], chunk: vec![], context: 256, page: 16 };
+        let fusions = Plan::new(&self.model, &buckets, Dtype::F32).unwrap().fusions();
+        // The template takes as many rows as its description says.
+        let rows = |p: Problem| if p.dim("m") == 1 { p } else { p.with(&[("m", 8)]).unwrap() };
+        self.with("norm_product", &fusions.into_iter().map(rows).collect::<Vec<_>>(), 0, us)
+    }
+
+    /// The bundle with kernels of a template of a user's for these problems, which turn so often before they do anything, as if each had
+    /// taken so many microseconds.
+    fn with(&self, template: &str, problems: &[Problem], spin: i64, us: f64) -> Bundle<'static> {
         let mut library = Library::built_in().unwrap();
         library.add_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/norm_product")).unwrap();
-        let template = library.get(Target::Cpu, "norm_product").unwrap();
+        let template = library.get(Target::Cpu, template).unwrap();
         let bundle = self.bundle();
         let device = bundle.winners().next().unwrap().device();
-        let buckets = Buckets { batch: vec![8], prefill: vec![64], chunk: vec![], context: 256, page: 16 };
         let mut parts: Vec<(Winner, Vec<u8>)> =
-            bundle.winners().map(|held| (winner_of(held), held.artifact().bytes.to_vec())).collect();
-        for problem in Plan::new(&self.model, &buckets, Dtype::F32).unwrap().fusions() {
-            let config = Config::default();
-            let source = library.render(template, &problem, device, &config).unwrap();
+            bundle.winners().map(|held| (held.winner(), held.artifact().bytes.to_vec())).collect();
+        for problem in problems {
+            let config: Config = format!("spin={spin}").parse().unwrap();
+            let source = library.render(template, problem, device, &config).unwrap();
             let (code, _) = cpu::cc::compile(&source, self.place.path()).unwrap();
             let evidence = Evidence { samples_us: vec![us; 3], median_us: us, ..Evidence::default() };
-            let (artifact, description) =
+            let (artifact, mut description) =
                 (blake3::hash(&code).to_hex().to_string(), template.recipe.description.clone());
-            parts.push((Winner { problem, config, artifact, description, device: device.clone(), evidence }, code));
+            description.tunables.insert("spin".into(), vec![spin]);
+            let (problem, device) = (*problem, device.clone());
+            parts.push((Winner { problem, config, artifact, description, device, evidence }, code));
         }
         Bundle::seal(parts).unwrap()
-    }
-}
-
-fn winner_of(held: Held<'_>) -> Winner {
-    Winner {
-        problem: held.problem(),
-        config: held.config().clone(),
-        artifact: held.artifact().hash(),
-        description: held.description().clone(),
-        device: held.device().clone(),
-        evidence: held.evidence().clone(),
     }
 }
 
@@ -430,6 +430,64 @@ fn an_engine_whose_thread_is_gone_says_so() {
     assert_eq!(engine.failure().as_deref(), Some("its thread panicked"));
     let refused = engine.submit(request(1, 5, 9)).map(|_| ());
     assert!(matches!(refused, Err(EngineError::Ended { .. })), "{refused:?}");
+}
+
+/// Of kernels that are said to take the same time steps choose those with which they are faster, whoever's they are, and none where none
+/// is; and norms leave products where that is faster, whatever was predicted.
+#[test]
+fn steps_choose_what_makes_them_faster() {
+    let given = Given::new("qwen3");
+    let buckets = Buckets { batch: vec![2], prefill: vec![], chunk: vec![], context: 256, page: 16 };
+    let plan = Plan::new(&given.model, &buckets, Dtype::F32).unwrap();
+    let products: Vec<Problem> = plan.problems().into_iter().filter(|p| p.op().name == "matmul").collect();
+    assert!(products.len() > 2, "{products:?}");
+    let [slow, fast] = [1_000_000, 0].map(|spin| given.with("spin_product", &products, spin, 5.0));
+    let cases = [Case::Decode { batch: 2, context: 40 }, Case::Decode { batch: 2, context: 100 }];
+    let timer = |bundle: &Bundle<'_>| {
+        let (weights, options) = given.parts(|o| o.sequences = 2);
+        let runtime = Runtime::cpu(bundle, Some(1)).unwrap();
+        Timer::open(runtime, &given.model, &weights, options, |_, _| ()).unwrap()
+    };
+    let mut of_slow = timer(&slow);
+    assert_eq!(of_slow.tuned(cases[0]).unwrap().len(), products.len());
+    let others = [of_slow.beside(&fast).unwrap()];
+    let choice = of_slow.choose(&cases, &others, &mut |_| true).unwrap();
+    let chosen: Vec<(Problem, String)> =
+        choice.chosen.iter().map(|c| (*c.kernel.problem(), c.kernel.config().to_string())).collect();
+    assert_eq!(chosen.len(), products.len(), "{chosen:?}");
+    assert!(chosen.iter().all(|(_, config)| config == "spin=0"), "{chosen:?}");
+    assert!(choice.chosen.iter().all(|c| c.other == Some(0) && c.case == 0));
+    assert_eq!(choice.steps.iter().map(|(case, _)| *case).collect::<Vec<_>>(), cases);
+    assert!(choice.steps.iter().all(|(_, [before, us])| us < before), "{:?}", choice.steps);
+
+    let mut of_fast = timer(&fast);
+    let others = [of_fast.beside(&slow).unwrap()];
+    let mut heard = 0;
+    let mut hear = |_: &_| {
+        heard += 1;
+        true
+    };
+    let choice = of_fast.choose(&cases, &others, &mut hear).unwrap();
+    assert!(choice.chosen.is_empty() && choice.steps.iter().all(|(_, [before, us])| us == before));
+    assert_eq!(heard, products.len());
+    // Who does not go on has chosen nothing.
+    let mut again = timer(&slow);
+    let others = [again.beside(&fast).unwrap()];
+    assert!(again.choose(&cases, &others, &mut |_| false).unwrap().chosen.is_empty());
+
+    // Slow, and said to take no time.
+    let fusions = plan.fusions();
+    let normed = given.with("norm_product", &fusions, 1_000_000, 1e-6);
+    let mut timer = timer(&normed);
+    let kinds = |timer: &mut Timer| -> Vec<String> {
+        timer.time(cases[0], 1).unwrap().kernels.into_iter().map(|k| k.template).collect()
+    };
+    assert!(kinds(&mut timer).contains(&"norm_product".to_string()));
+    let choice = timer.choose(&cases, &[], &mut |_| true).unwrap();
+    let chosen: Vec<String> = choice.chosen.iter().map(|c| c.kernel.problem().op().name.to_string()).collect();
+    assert_eq!(chosen.len(), fusions.len(), "{chosen:?}");
+    assert!(chosen.iter().all(|name| name == "matmul" || name == "qkv"), "{chosen:?}");
+    assert!(choice.chosen.iter().all(|c| c.other.is_none()));
 }
 
 /// Norms are parts of the products behind them where a kernel for both is predicted to take less than the two, and only there; what the

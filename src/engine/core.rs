@@ -9,14 +9,15 @@ use super::measure::KernelTime;
 use super::plan::{MemoryPlan, Sizes};
 use super::request::{End, Event, Finish, Request, Sampling, Stats, Token};
 use super::schedule::{self, Id, Limits, Row, Scheduler, UNKNOWN};
-use super::step::{Choice, Stores, stream};
+use super::step::{Answers, Choice, Instead, Stores, stream};
 use super::steps::{Given, Steps};
 use super::{EngineError, Options, Sink};
 use crate::backend::cuda::Stream;
 use crate::backend::{Tables, heap};
 use crate::model::{Model, Pass, Precision, Shape, Tail};
 use crate::problem::hash;
-use crate::runtime::Runtime;
+use crate::program::Program;
+use crate::runtime::{Kernel, Runtime};
 use crate::sync::lock;
 use crate::weights::Weights;
 use std::collections::HashMap;
@@ -29,6 +30,8 @@ const WARM: Duration = Duration::from_millis(500);
 /// A model on a device, and who waits for its answers.
 pub(super) struct Core {
     pub runtime: Runtime,
+    /// Kernels in the places of the runtime's, while they are compared.
+    instead: Instead,
     pub model: Model,
     precision: Precision,
     pub sizes: Sizes,
@@ -159,6 +162,7 @@ impl Core {
             flight: None,
             stream,
             runtime,
+            instead: Instead::new(),
             model: model.clone(),
             precision: options.precision,
             sizes,
@@ -201,8 +205,9 @@ impl Core {
     }
 
     fn with_steps<R>(&mut self, what: impl FnOnce(&mut Steps, &Given<'_>) -> R) -> R {
-        let Core { runtime, model, precision, sizes, stores, stream, steps, .. } = self;
-        what(steps, &Given { runtime, stores, model, cache: sizes.cache, precision, stream: stream.as_ref() })
+        let Core { runtime, instead, model, precision, sizes, stores, stream, steps, .. } = self;
+        let answers = Answers { runtime, instead };
+        what(steps, &Given { answers, stores, model, cache: sizes.cache, precision, stream: stream.as_ref() })
     }
 
     pub fn submit(&mut self, id: Id, mut request: Request, sink: Sink) {
@@ -381,6 +386,25 @@ impl Core {
             self.end(id, why);
         }
         self.publish();
+    }
+
+    /// From now on steps run these kernels in the places of the runtime's.
+    pub fn answer_by(&mut self, instead: &Instead) -> Result<(), EngineError> {
+        self.stream.as_ref().map_or(Ok(()), Stream::synchronize)?;
+        self.steps.clear();
+        self.instead.clone_from(instead);
+        Ok(())
+    }
+
+    /// Whether there is scratch for a kernel.
+    pub fn has_room(&self, kernel: &Kernel) -> bool {
+        self.stores.has_room(kernel)
+    }
+
+    /// What a decode step of so many sequences of which the longest sees so many tokens computes, with a kernel for each of its steps.
+    pub fn decode(&self, batch: i64, context: i64) -> Result<Program, EngineError> {
+        let shape = self.sizes.decode(batch, context);
+        Ok(Pass::of(&self.model, shape, self.sizes.cache, &self.precision)?.program)
     }
 
     /// Whether a step begins before the tokens of the one before are known.

@@ -2,7 +2,8 @@
 
 use super::core::{Core, Piece, Wanted};
 use super::plan::Sizes;
-use super::schedule::{Row, UNKNOWN};
+use super::request::Token;
+use super::schedule::{Id, Row, UNKNOWN};
 use super::{EngineError, Options};
 use crate::median::median;
 use crate::model::Model;
@@ -78,9 +79,28 @@ impl StepTime {
     }
 }
 
+/// The rounds of a case: each begins where the last one did.
+pub(super) struct Turns {
+    rows: Vec<Row>,
+    /// Steps of a round.
+    burst: i64,
+    /// Tokens of each sequence that are there before.
+    from: i64,
+    decodes: bool,
+}
+
+impl Turns {
+    /// Back to where a round begins, with the tokens that the last one led to.
+    pub fn back(&mut self, chosen: Vec<(Id, Token)>) {
+        for (row, (_, token)) in self.rows.iter_mut().zip(chosen).filter(|_| self.decodes) {
+            (row.from, row.tokens) = (self.from as usize, vec![token.id]);
+        }
+    }
+}
+
 /// Times the steps of a model.
 pub struct Timer {
-    core: Core,
+    pub(super) core: Core,
     /// Tokens of each sequence that the cache holds.
     held: Vec<i64>,
 }
@@ -101,6 +121,29 @@ impl Timer {
     /// Times a step `rounds` times: a round takes the step, and then its kernels kind by kind, so that both meet the same machine. What a
     /// decode sees is computed before, of random tokens: a cache of zeros takes less power, so that a device runs faster on it.
     pub fn time(&mut self, case: Case, rounds: usize) -> Result<StepTime, EngineError> {
+        let mut turns = self.turns(case)?;
+        let mut time = StepTime { case, us: Vec::new(), kernels: Vec::new(), floor_us: 0.0 };
+        // The first round is none: what it binds and wakes is not the step's.
+        for round in 0..=rounds {
+            let (us, chosen) = self.turn(&mut turns)?;
+            let kinds = self.core.kinds(&pieces(&turns.rows))?;
+            if round == 0 {
+                time.floor_us = kinds
+                    .iter()
+                    .map(|k| k.calls as f64 * self.core.runtime.device().roofline(&k.problem).0 * 1e6)
+                    .sum();
+                time.kernels = kinds.into_iter().map(|k| KernelTime { us: Vec::new(), ..k }).collect();
+            } else {
+                time.us.push(us);
+                time.kernels.iter_mut().zip(kinds).for_each(|(all, this)| all.us.extend(this.us));
+            }
+            turns.back(chosen);
+        }
+        Ok(time)
+    }
+
+    /// What the rounds of a case begin with, where the engine has room for it.
+    pub(super) fn turns(&mut self, case: Case) -> Result<Turns, EngineError> {
         // Steps that follow each other without a word from the host, where the device runs ahead of it.
         let (batch, tokens, burst) = match case {
             Case::Decode { batch, context } if self.core.ahead() => (batch, 1, (context - 1).clamp(1, BURST)),
@@ -125,44 +168,28 @@ impl Timer {
         }
         self.fill(batch, from)?;
         let row = |number: i64| self.row(number, from, tokens);
-        let mut rows: Vec<Row> = (0..batch).map(row).collect();
-        let mut time = StepTime { case, us: Vec::new(), kernels: Vec::new(), floor_us: 0.0 };
-        // The first round is none: what it binds and wakes is not the step's.
-        for round in 0..=rounds {
-            let mut begun = Instant::now();
-            let mut before = None;
-            for step in 0..burst {
-                let flight = self.core.launch(&pieces(&rows), before.as_ref())?;
-                if let Some(before) = &before {
-                    self.core.said(before)?;
-                    // From the first step's tokens on: the device has been given the next one already.
-                    begun = if step == 1 { Instant::now() } else { begun };
-                }
-                before = Some(flight);
-                if step + 1 < burst {
-                    rows.iter_mut().for_each(|row| (row.from, row.tokens) = (row.from + 1, vec![UNKNOWN]));
-                }
+        Ok(Turns { rows: (0..batch).map(row).collect(), burst, from, decodes: matches!(case, Case::Decode { .. }) })
+    }
+
+    /// Microseconds of a step, as the mean of a few that follow each other where there are more than two, and the tokens of the last one.
+    pub(super) fn turn(&mut self, turns: &mut Turns) -> Result<(f64, Vec<(Id, Token)>), EngineError> {
+        let Turns { rows, burst, .. } = turns;
+        let mut begun = Instant::now();
+        let mut before = None;
+        for step in 0..*burst {
+            let flight = self.core.launch(&pieces(rows), before.as_ref())?;
+            if let Some(before) = &before {
+                self.core.said(before)?;
+                // From the first step's tokens on: the device has been given the next one already.
+                begun = if step == 1 { Instant::now() } else { begun };
             }
-            let chosen = before.map_or(Ok(Vec::new()), |flight| self.core.finished(&flight))?;
-            let us = begun.elapsed().as_secs_f64() * 1e6 / (burst - 1).max(1) as f64;
-            let kinds = self.core.kinds(&pieces(&rows))?;
-            if round == 0 {
-                time.floor_us = kinds
-                    .iter()
-                    .map(|k| k.calls as f64 * self.core.runtime.device().roofline(&k.problem).0 * 1e6)
-                    .sum();
-                time.kernels = kinds.into_iter().map(|k| KernelTime { us: Vec::new(), ..k }).collect();
-            } else {
-                time.us.push(us);
-                time.kernels.iter_mut().zip(kinds).for_each(|(all, this)| all.us.extend(this.us));
-            }
-            if let Case::Decode { .. } = case {
-                for (row, (_, token)) in rows.iter_mut().zip(chosen) {
-                    (row.from, row.tokens) = (from as usize, vec![token.id]);
-                }
+            before = Some(flight);
+            if step + 1 < *burst {
+                rows.iter_mut().for_each(|row| (row.from, row.tokens) = (row.from + 1, vec![UNKNOWN]));
             }
         }
-        Ok(time)
+        let chosen = before.map_or(Ok(Vec::new()), |flight| self.core.finished(&flight))?;
+        Ok((begun.elapsed().as_secs_f64() * 1e6 / (*burst - 1).max(1) as f64, chosen))
     }
 
     /// Some tokens of a sequence, which has pages of its own.

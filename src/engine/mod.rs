@@ -24,6 +24,7 @@
 
 mod arena;
 mod blocks;
+mod choose;
 #[cfg(all(test, feature = "tuner"))]
 mod coded;
 mod core;
@@ -36,6 +37,7 @@ mod simulation;
 mod step;
 mod steps;
 
+pub use choose::{Chosen, Compared, StepChoice};
 pub use measure::{Case, KernelTime, StepTime, Timer};
 pub use plan::MemoryPlan;
 pub use request::{End, Event, Finish, Logprobs, Request, Sampling, Stats, Token};

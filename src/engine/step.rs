@@ -90,6 +90,11 @@ impl Stores {
         })
     }
 
+    /// Whether there is scratch for a kernel.
+    pub fn has_room(&self, kernel: &Kernel) -> bool {
+        kernel.workspace_bytes() <= self.workspaces[usize::from(kernel.needs_zeroed_workspace())].len()
+    }
+
     /// Rows that tokens are chosen for at most.
     fn rows(&self) -> i64 {
         (self.results[TOKENS].len() / 4) as i64
@@ -155,6 +160,27 @@ impl Stores {
 
 fn no_token() -> EngineError {
     EngineError::Program { why: "it gives no token".into() }
+}
+
+/// Kernels that steps run in the places of those that the runtime answers with; none where a problem is to have none.
+pub(super) type Instead = HashMap<Problem, Option<Arc<Kernel>>>;
+
+/// Where the kernels of steps come from.
+#[derive(Clone, Copy)]
+pub(super) struct Answers<'r> {
+    pub runtime: &'r Runtime,
+    pub instead: &'r Instead,
+}
+
+impl Answers<'_> {
+    /// The kernel for a problem.
+    pub fn lookup(&self, problem: &Problem) -> Result<Arc<Kernel>, EngineError> {
+        match self.instead.get(problem) {
+            Some(Some(kernel)) => Ok(Arc::clone(kernel)),
+            Some(None) => Err(EngineError::Program { why: format!("{problem} has no kernel here") }),
+            None => Ok(self.runtime.lookup(problem)?),
+        }
+    }
 }
 
 /// By what a row's token is chosen.
@@ -227,16 +253,16 @@ impl Step {
     /// Looks the kernels of a pass up, and binds them; none where their scratch is more than was planned. With a stream to
     /// capture on they become a graph.
     pub fn new(
-        runtime: &Runtime,
+        answers: Answers<'_>,
         stores: &Stores,
         model: &Model,
         cache: Cache,
         pass: &Pass,
         capture: Option<&Stream>,
     ) -> Result<Option<Step>, EngineError> {
-        let program = &*fused(runtime, &pass.program);
+        let program = &*fused(answers, &pass.program);
         program.check()?;
-        let found = lookup(runtime, program)?;
+        let found = lookup(answers, program)?;
         let wanted = scratch(&found);
         if (0..2).any(|i| wanted[i] > stores.workspaces[i].len()) {
             return Ok(None);
@@ -275,7 +301,7 @@ impl Step {
         }
         let (tables, words, ids) = metadata.whole();
         let last = stores.rows();
-        let advance = runtime.lookup(&advance(words, ids, last, pass)?)?;
+        let advance = answers.lookup(&advance(words, ids, last, pass)?)?;
         let workspace = match advance.workspace_bytes() {
             0 => View::none(),
             _ => (&stores.workspaces[usize::from(advance.needs_zeroed_workspace())]).into(),
@@ -465,11 +491,11 @@ fn advance(words: i64, ids: i64, rows: i64, pass: &Pass) -> Result<Problem, Engi
 }
 
 /// The kernels of a program, by their problems.
-fn lookup(runtime: &Runtime, program: &Program) -> Result<HashMap<Problem, Arc<Kernel>>, EngineError> {
+fn lookup(answers: Answers<'_>, program: &Program) -> Result<HashMap<Problem, Arc<Kernel>>, EngineError> {
     let mut found = HashMap::new();
     for step in &program.steps {
         if let Entry::Vacant(place) = found.entry(step.problem) {
-            place.insert(runtime.lookup(&step.problem)?);
+            place.insert(answers.lookup(&step.problem)?);
         }
     }
     Ok(found)
@@ -483,11 +509,20 @@ fn scratch(found: &HashMap<Problem, Arc<Kernel>>) -> [u64; 2] {
     })
 }
 
-/// The program with its norms in the products behind them, where a kernel that was tuned for that is predicted to take less than the two.
-fn fused<'p>(runtime: &Runtime, program: &'p Program) -> Cow<'p, Program> {
-    let us = |p: &Problem| runtime.lookup(p).ok().map(|kernel| kernel.predicted_us());
+/// The program with its norms in the products behind them: where whole steps chose the kernel for both and not that of the product, and
+/// where neither or both were chosen, if it is predicted to take less than the two.
+pub(super) fn fused<'p>(answers: Answers<'_>, program: &'p Program) -> Cow<'p, Program> {
     with_norms_in_products(program, |norm, product, both| {
-        us(both).is_some_and(|one| us(norm).zip(us(product)).is_some_and(|(norm, product)| one < norm + product))
+        let of = |p: &Problem| answers.lookup(p).ok();
+        let Some((both_k, (norm_k, product_k))) = of(both).zip(of(norm).zip(of(product))) else { return false };
+        if answers.instead.contains_key(both) {
+            return true;
+        }
+        match (both_k.in_steps(), product_k.in_steps() || answers.instead.contains_key(product)) {
+            (true, false) => true,
+            (false, true) => false,
+            _ => both_k.predicted_us() < norm_k.predicted_us() + product_k.predicted_us(),
+        }
     })
 }
 
@@ -509,7 +544,8 @@ pub(super) fn bounds(model: &Model, cache: Cache, shape: &Shape) -> Bounds {
 
 /// The scratch that the kernels of a program need.
 pub(super) fn workspaces(runtime: &Runtime, program: &Program) -> Result<[u64; 2], EngineError> {
-    Ok(scratch(&lookup(runtime, &fused(runtime, program))?))
+    let answers = Answers { runtime, instead: &Instead::new() };
+    Ok(scratch(&lookup(answers, &fused(answers, program))?))
 }
 
 /// Bytes of a tensor beside others in one memory.

@@ -4,10 +4,9 @@
 //! starts, for a bounded time, and then whenever it has nothing to do, one step at a time.
 
 use super::EngineError;
-use super::step::{Step, Stores};
+use super::step::{Answers, Step, Stores};
 use crate::backend::cuda::Stream;
 use crate::model::{Cache, Model, Pass, Phase, Precision, Shape};
-use crate::runtime::Runtime;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ const EXPECTED: usize = 192;
 
 /// What steps are bound to.
 pub(super) struct Given<'c> {
-    pub runtime: &'c Runtime,
+    pub answers: Answers<'c>,
     pub stores: &'c Stores,
     pub model: &'c Model,
     pub cache: Cache,
@@ -56,6 +55,13 @@ impl Steps {
     /// None is bound; these shapes are expected, the first of them first.
     pub fn new(expected: Vec<Shape>) -> Steps {
         Steps { expected: expected.into_iter().rev().collect(), ..Steps::default() }
+    }
+
+    /// Lets all go that are bound, since other kernels are to answer; the device is done with them.
+    pub fn clear(&mut self) {
+        self.bound.clear();
+        self.roomless.clear();
+        self.kernels = (0, 0);
     }
 
     /// The step of a shape that is bound.
@@ -113,7 +119,7 @@ impl Steps {
         let pass = Pass::of(given.model, shape, given.cache, given.precision)?;
         // What decodes runs again and again.
         let capture = given.stream.filter(|_| shape.phase == Phase::Decode);
-        let step = Step::new(given.runtime, given.stores, given.model, given.cache, &pass, capture)?;
+        let step = Step::new(given.answers, given.stores, given.model, given.cache, &pass, capture)?;
         self.counts.took += begun.elapsed();
         let Some(step) = step else {
             self.roomless.insert(shape);

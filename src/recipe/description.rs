@@ -91,6 +91,14 @@ impl Description {
         Description { summary: String::new(), cost: Cost::default(), ..self.clone() }
     }
 
+    /// Leaves of the tunables' values the chosen ones: a bundle needs the names, and not the lists to choose from.
+    #[cfg(feature = "tuner")]
+    pub(crate) fn keep(&mut self, config: &super::Config) {
+        for (name, values) in &mut self.tunables {
+            *values = config.get(name).into_iter().collect();
+        }
+    }
+
     /// The bytes of all its expressions, or what of it is larger than it may be. Nothing of it is parsed.
     pub(crate) fn check(&self) -> Result<usize, String> {
         let few_of = |of: &str, what: &str, found: usize, most: usize| match found > most {

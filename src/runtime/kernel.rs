@@ -20,6 +20,8 @@ pub(super) struct Code {
     pub module: Arc<Module>,
     winner: usize,
     median_us: f64,
+    #[cfg(feature = "engine")]
+    in_steps: bool,
     /// Microseconds by its description for the problem that it was tuned for.
     cost_us: Option<f64>,
 }
@@ -42,7 +44,19 @@ impl Code {
     ) -> Code {
         let (problem, config, median_us) = (held.problem(), held.config().clone(), held.evidence().median_us);
         let cost_us = recipe.instance(&problem, &device, &config).and_then(|i| i.cost_us()).ok();
-        Code { problem, config, recipe, device, constants, module, winner, median_us, cost_us }
+        Code {
+            problem,
+            config,
+            recipe,
+            device,
+            constants,
+            module,
+            winner,
+            median_us,
+            #[cfg(feature = "engine")]
+            in_steps: held.evidence().step.is_some(),
+            cost_us,
+        }
     }
 
     /// How it runs another problem, or why it may not. The time is the one that it took where it was tuned, times the ratio of what its
@@ -146,6 +160,12 @@ impl Kernel {
     #[cfg(feature = "engine")]
     pub(crate) fn predicted_us(&self) -> f64 {
         self.predicted_us
+    }
+
+    /// Whether whole steps chose it for this very problem.
+    #[cfg(feature = "engine")]
+    pub(crate) fn in_steps(&self) -> bool {
+        self.code.in_steps && self.code.problem.bucket() == self.problem.bucket()
     }
 
     /// Scratch bytes that a launch needs; 0 for none.

@@ -146,6 +146,11 @@ impl Runtime {
         Ok(Runtime { exact, codes, resolved: RwLock::new(Recent::new(MAX_RESOLVED)), skipped, device, machine })
     }
 
+    /// Loads another bundle on the same device.
+    pub fn beside(&self, bundle: &Bundle<'_>) -> Result<Runtime, RuntimeError> {
+        Runtime::load(bundle, self.device.clone(), self.machine.clone())
+    }
+
     /// The kernel for a problem. An exact hit costs one look-up in a table; an untuned problem is resolved once through
     /// the ladder (of the nearest tuned buckets whose artifacts may run it, the fastest by prediction) and then remembered. Where nothing serves, the error
     /// names the nearest winners and why each was refused.

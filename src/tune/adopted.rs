@@ -28,6 +28,6 @@ impl Tuner<'_> {
             return Ok(None);
         };
         let points = [Point { template, config: winner.config, cost_us }].into();
-        Ok(Some(JoinedSpace { problem: *problem, templates, points, won: Some(winner.evidence) }))
+        Ok(Some(JoinedSpace { problem: *problem, templates, points, won: Some(winner.evidence), step: None }))
     }
 }

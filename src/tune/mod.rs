@@ -13,6 +13,7 @@ mod narrow;
 mod problem;
 mod search;
 mod statistics;
+mod steps;
 
 pub use ceilings::ceilings;
 pub use error::TuneError;
@@ -20,6 +21,7 @@ pub use events::{Compiling, Event, Failed, Observer, OfKind, Report};
 pub use measurer::Spent;
 pub use search::{Point, Search, Searcher};
 pub use statistics::{noise, ties};
+pub use steps::{Rival, Settled, in_steps, rivals};
 
 use crate::backend::BackendError;
 use crate::bench::{Bench, Folder};
@@ -30,7 +32,7 @@ use crate::problem::Problem;
 use crate::space;
 use crate::sync::{into_inner, lock};
 use crate::template::{Library, Template};
-use crate::winner::{Evidence, Winner};
+use crate::winner::{Evidence, InStep, Winner};
 use compilers::Compilers;
 use jitune_db::Db;
 use lanes::{Queue, Remembered, at_once, families};
@@ -153,6 +155,8 @@ pub(crate) struct Tuner<'a> {
     lanes: usize,
     /// What had won before.
     stored: Mutex<Vec<Remembered>>,
+    /// Configs that are not searched for, since whole steps chose them.
+    settled: &'a [Settled],
 }
 
 /// Tunes `problems` and stores every winner as soon as it is known. `stop` ends it early: the report says so then.
@@ -164,6 +168,19 @@ pub fn run(
     observer: &dyn Observer,
     stop: &AtomicBool,
 ) -> Result<Report, TuneError> {
+    with_tuner(db, library, options, observer, stop, &[], |tuner| tuner.run_all(problems))
+}
+
+/// Works with a tuner, which is watched meanwhile.
+fn with_tuner<R>(
+    db: &Db,
+    library: &Library,
+    options: &Options,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+    settled: &[Settled],
+    work: impl FnOnce(&Tuner<'_>) -> Result<R, TuneError>,
+) -> Result<R, TuneError> {
     let start = Instant::now();
     let (exe, devices) = (options.exe()?, options.devices());
     let target = devices[0].target();
@@ -192,13 +209,14 @@ pub fn run(
         compiler,
         lanes: options.lanes.unwrap_or(if target == Target::Cuda { LANES } else { 1 }).max(1),
         stored: Mutex::default(),
+        settled,
     };
     let done = AtomicBool::new(false);
     let report = std::thread::scope(|scope| {
         let watch = std::thread::Builder::new().spawn_scoped(scope, || tuner.watch(&done));
         watch.map_err(|e| BackendError::Threads { asked: 1, why: e.to_string() })?;
         let _end = Done(&done);
-        tuner.run_all(problems)
+        work(&tuner)
     });
     drop(tuner);
     report
@@ -343,6 +361,9 @@ impl Tuner<'_> {
 
     /// The positions of the problems that have no stored winner for a device, or are to be tuned again.
     fn todo(&self, problems: &[Problem], device: &Device, report: &mut OfKind) -> Vec<usize> {
+        if !self.settled.is_empty() {
+            return (0..problems.len()).collect();
+        }
         let mut todo = Vec::new();
         for (index, &problem) in problems.iter().enumerate() {
             match self.look_up(&problem, device) {
@@ -446,13 +467,15 @@ impl Tuner<'_> {
         let seconds = (left.as_secs_f64() * share.min(1.0)).max(0.2);
         let budget = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         let tuned = |space| Tuning::open(self, place, space, neighbours, budget)?.run(index);
-        let adopted = self.adopted(&problem, &device).and_then(|space| space.map(tuned).transpose());
-        // What won elsewhere and is not right here, does not compile or is slower than is said of it leaves the search as it would be
-        // without it.
-        let found = match adopted {
-            Ok(Some(winner)) if self.is_final(&winner) => Ok(winner),
-            Err(TuneError::NoneRight { .. }) | Ok(_) => self.searched(&problem, queue, &device).and_then(tuned),
-            Err(e) => Err(e),
+        let found = match self.settled_on(&problem, &device) {
+            Some(space) => space.and_then(tuned),
+            None => match self.adopted(&problem, &device).and_then(|space| space.map(tuned).transpose()) {
+                // What won elsewhere and is not right here, does not compile or is slower than is said of it leaves the search as it would
+                // be without it.
+                Ok(Some(winner)) if self.is_final(&winner) => Ok(winner),
+                Err(TuneError::NoneRight { .. }) | Ok(_) => self.searched(&problem, queue, &device).and_then(tuned),
+                Err(e) => Err(e),
+            },
         };
         match found {
             Ok(winner) => {
@@ -495,7 +518,7 @@ impl Tuner<'_> {
             return Err(TuneError::EmptySpace { problem: *problem });
         }
         points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
-        Ok(JoinedSpace { problem: *problem, templates, points: points.into(), won: None })
+        Ok(JoinedSpace { problem: *problem, templates, points: points.into(), won: None, step: None })
     }
 
     /// The stored winner of a problem, if there is one whose artifact is there too.
@@ -522,4 +545,6 @@ struct JoinedSpace {
     points: Arc<[Point]>,
     /// Where they are not all there are: what is known of the search that left no others.
     won: Option<Evidence>,
+    /// Where a whole step chose the only one.
+    step: Option<InStep>,
 }

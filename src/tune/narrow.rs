@@ -51,7 +51,7 @@ impl Tuner<'_> {
         points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
         points.truncate(OF_OTHERS);
         let won = Some(Evidence { space: points.len() as u64, narrow: true, ..Evidence::default() });
-        let narrowed = JoinedSpace { problem: *problem, templates, points: points.into(), won };
+        let narrowed = JoinedSpace { problem: *problem, templates, points: points.into(), won, step: None };
         Ok(Some(narrowed).filter(|space| !space.points.is_empty()))
     }
 }

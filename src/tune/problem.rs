@@ -205,6 +205,7 @@ impl<'a> Tuning<'a> {
                 e.ties = won.ties;
             }
         }
+        winner.evidence.step = self.space.step.take();
         self.store(&winner, &artifact)?;
         Ok(winner)
     }
@@ -588,10 +589,7 @@ impl<'a> Tuning<'a> {
         let (roofline_s, memory_bound) = device.roofline(&self.space.problem);
         let roofline_us = roofline_s * 1e6;
         let mut description = self.space.templates[point.template].recipe.description.clone();
-        // A bundle needs the names of the tunables (they are in the config) but not the lists to choose from.
-        for (name, values) in &mut description.tunables {
-            *values = point.config.get(name).into_iter().collect();
-        }
+        description.keep(&point.config);
         Winner {
             problem: self.space.problem,
             config: point.config,
@@ -618,6 +616,7 @@ impl<'a> Tuning<'a> {
                 samples_us: series.us,
                 clocks_mhz: series.mhz.into_iter().filter(|m| *m > 0).collect(),
                 dropped_rounds: series.dropped,
+                step: None,
             },
             device,
         }
@@ -628,6 +627,7 @@ impl<'a> Tuning<'a> {
         let code = artifact.bytes().map_err(|source| TuneError::Io { path: artifact.path.clone(), source })?;
         tuner.db.put_artifact(&code)?;
         let key = tuner.context(&self.device).winner(tuner.library, &winner.problem, &self.space.templates);
+        let key = if winner.evidence.step.is_some() { crate::key::in_steps(&key) } else { key };
         tuner.db.put_winner(&journal::of_winner(key, winner)?)?;
         Ok(())
     }

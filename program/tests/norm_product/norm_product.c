@@ -25,6 +25,7 @@ void product(const jt_arg *args, long task, long tasks) {
   epilogue_t e = epilogue_args(args + 2);
   float out[N];
   (void)tasks;
+  for (volatile long i = 0; i < SPIN; i++) {}
   for (long n = 0; n < N; n++) {
     out[n] = 0;
     for (long i = 0; i < K; i++) out[n] += get(x + i) * get(w + n * K + i);

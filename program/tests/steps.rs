@@ -1,0 +1,179 @@
+//! `jitune tune --steps` for real, on a small random model, and what becomes of what it stores.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use common::{Place, events, of_kind, text};
+use jitune::backend::cpu;
+use jitune::bundle::Bundle;
+use jitune::device::DeviceId;
+use jitune::key::Context;
+use jitune::problem::Problem;
+use jitune::template::Library;
+use jitune::tune::{self, Observer, Options, Settled};
+use jitune::winner::{InStep, Winner};
+use jitune::{journal, key};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Output;
+use std::sync::atomic::AtomicBool;
+
+const HERE: [&str; 6] = ["--target", "cpu", "--threads", "1", "--db", "db"];
+
+fn run(place: &Place, args: &[&str]) -> Output {
+    place.jitune(&[args, &HERE].concat()).output().unwrap()
+}
+
+fn done(place: &Place, args: &[&str]) -> Output {
+    let out = run(place, args);
+    assert!(out.status.success(), "{args:?}: {}", text(&out));
+    out
+}
+
+fn db(place: &Place, args: &[&str]) -> Output {
+    let out = place.jitune(&[&["db"], args].concat()).output().unwrap();
+    assert!(out.status.success(), "{args:?}: {}", text(&out));
+    out
+}
+
+/// A small random model in the folder `m`.
+fn place() -> Place {
+    let place = Place::new();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models.json");
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let held = &golden["models"]["llama-tied-llama3"];
+    place.file("config/config.json", &held["config"].to_string());
+    let init = format!("random:{}", held["seed"]);
+    let out = place.jitune(&["model", "./config", "--init", &init, "--dtype", "f32", "-o", "m"]).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    place
+}
+
+#[test]
+fn whole_steps_are_timed_with_kernels_that_came_close() {
+    let place = place();
+    let steps = ["tune", "--steps", "--model", "./m", "--batch", "1,2", "--context", "128"];
+    // Without winners there is nothing to choose from, and it says how to get some.
+    let out = run(&place, &steps);
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+    assert!(text(&out).contains("`jitune tune --model ./m` finds some"), "{}", text(&out));
+    let tune = [
+        "tune",
+        "--model",
+        "./m",
+        "--batch",
+        "1",
+        "--prefill",
+        "16",
+        "--context",
+        "128",
+        "--trials",
+        "3",
+        "--budget",
+        "90",
+    ];
+    done(&place, &tune);
+    let out = done(&place, &[&steps[..], &["--json"]].concat());
+    let lines = events(&out.stdout);
+    let of_steps = of_kind(&lines, "steps");
+    // Of two sequences no product was tuned, and what answers is said.
+    assert_eq!(of_steps.len(), 2, "{}", text(&out));
+    for step in &of_steps {
+        let [before, us] = ["before_us", "us"].map(|name| step[name].as_f64().unwrap());
+        assert!(us > 0.0 && us <= before, "{step}");
+    }
+    let chosen: usize = of_steps.iter().map(|s| s["chosen"].as_array().unwrap().len()).sum();
+    // What was chosen is stored beside the winners.
+    let stored = events(&db(&place, &["list", "--json", "--db", "db"]).stdout);
+    assert_eq!(stored.iter().filter(|w| w["in_steps"] == true).count(), chosen, "{}", text(&out));
+    db(&place, &["verify", "--db", "db"]);
+    let out = done(&place, &["run", "--model", "./m", "--ids", "1,5,7", "--max-tokens", "3", "--ignore-eos"]);
+    assert!(!text(&out).contains("panicked"), "{}", text(&out));
+    for (more, code) in [(&["--batch", "0"][..], 2), (&["--problem", "rmsnorm rows=1 cols=8"], 2)] {
+        let out = run(&place, &[&["tune", "--steps", "--model", "./m"], more].concat());
+        assert_eq!(out.status.code(), Some(code), "{}", text(&out));
+    }
+}
+
+struct Silent;
+
+impl Observer for Silent {
+    fn event(&self, _: &tune::Event) {}
+}
+
+/// What steps run in the place of a winner is sealed, and run, as long as that is the winner; its own time is another matter.
+#[test]
+fn what_steps_chose_is_sealed_in_the_place_of_its_winner() {
+    const PROBLEM: &str = "matmul m=1 n=96 k=64 dtype=f32";
+    let place = Place::new();
+    done(&place, &["tune", "--problem", PROBLEM, "--trials", "6", "--budget", "60"]);
+    let (library, device) = (Library::built_in().unwrap(), cpu::describe(Some(1)));
+    let problem: Problem = PROBLEM.parse().unwrap();
+    let context = Context { compiler: key::compiler(device.target).unwrap(), device: device.clone() };
+    let templates = library.for_problem(&problem, &device).unwrap();
+    let winner_key = context.winner(&library, &problem, &templates);
+    let options = Options {
+        exe: Some(env!("CARGO_BIN_EXE_jitune").into()),
+        devices: vec![DeviceId::Cpu(1)],
+        nominal: true,
+        ..Options::default()
+    };
+    let stop = AtomicBool::new(false);
+    let held = jitune::db::Db::open(place.path().join("db"), journal::options()).unwrap();
+    let won = journal::winner_of(&held.winner(&winner_key).unwrap().unwrap(), &templates).unwrap();
+    let rivals = tune::rivals(&held, &library, &device, &[problem], 9, &options, &stop).unwrap();
+    let others = |w: &Winner| w.config != won.config || w.template() != won.template();
+    assert!(rivals[0].iter().all(|r| others(&r.winner) && !r.code.is_empty()));
+    // Any that was right serves as what steps chose.
+    let mut right = Vec::new();
+    for t in &templates {
+        for record in held.trials(&context.trials(&library, &problem, t)).unwrap() {
+            let config: jitune::recipe::Config = record.sub.as_ref().unwrap().parse().unwrap();
+            let measured = journal::verdict(&record).is_some_and(|v| v.median_us().is_some());
+            if measured && (t.name() != won.template() || config != won.config) {
+                right.push((t.name().to_string(), config));
+            }
+        }
+    }
+    let (template, config) = right.swap_remove(0);
+    let step = |over: &str| InStep { step: "decode batch=1".into(), us: 90.0, before_us: 100.0, over: over.into() };
+    let settled = |over: &str| {
+        let (template, config) = (template.clone(), config.clone());
+        [Settled { problem, template, config, step: step(over) }]
+    };
+    let put = |db: &jitune::db::Db, over: &str| {
+        let report = tune::in_steps(db, &library, &settled(over), &options, &Silent, &stop).unwrap();
+        assert_eq!((report.winners().count(), report.failed().count()), (1, 0));
+    };
+    put(&held, &won.artifact);
+    let after = journal::winner_of(&held.winner(&winner_key).unwrap().unwrap(), &templates).unwrap();
+    assert_eq!(after, won, "the winner is as it was");
+    let stored = held.winner(&key::in_steps(&winner_key)).unwrap().unwrap();
+    let stored = journal::winner_of(&stored, &templates).unwrap();
+    assert_eq!((&stored.config, stored.evidence.step.as_ref()), (&config, Some(&step(&won.artifact))));
+    assert!(!stored.evidence.samples_us.is_empty() && stored.evidence.compared > 0, "{:?}", stored.evidence);
+    held.close().unwrap();
+
+    let sealed = |more: &[&str]| {
+        done(&place, &[&["export", "-o", "b.jitune"], more].concat());
+        let bundle = Bundle::open(place.path().join("b.jitune")).unwrap();
+        assert_eq!(bundle.winners().count(), 1);
+        bundle.winners().next().unwrap().winner()
+    };
+    assert_eq!(sealed(&[]), stored);
+    assert_eq!(sealed(&["--alone"]), won);
+    let said = text(&done(&place, &["explain", "--problem", PROBLEM]));
+    assert!(said.contains("in steps: ") && !said.contains("not used"), "{said}");
+    // A journal carries both.
+    db(&place, &["export-journal", "--winners", "w.jsonl", "--db", "db"]);
+    db(&place, &["merge", "w.jsonl", "--db", "other"]);
+    assert_eq!(events(&db(&place, &["list", "--json", "--db", "other"]).stdout).len(), 2);
+
+    // Of another winner it says nothing.
+    let held = jitune::db::Db::open(place.path().join("db"), journal::options()).unwrap();
+    put(&held, &"0".repeat(64));
+    held.close().unwrap();
+    assert_eq!(sealed(&[]), won);
+    let said = text(&done(&place, &["explain", "--problem", PROBLEM]));
+    assert!(said.contains("not used"), "{said}");
+}

@@ -1,0 +1,311 @@
+//! Which kernels make a whole step the fastest.
+//!
+//! A kernel's own time is taken between launches of itself, whose blocks and weights come in while the last ones end. In a step another
+//! kernel is before it, which may leave it no room on the multiprocessors, or another division of their shared memory, so that of two
+//! kernels that take the same time by themselves one makes a step some percent longer (docs/performance/engine.md). What a step takes
+//! is known by taking it: kind by kind each kernel that came close by itself stands in for the one that runs, both in turn, and stays
+//! where the step is faster each time.
+
+use super::EngineError;
+use super::measure::{Case, Timer};
+use super::step::{Answers, Instead, fused};
+use crate::bundle::Bundle;
+use crate::median::median;
+use crate::model::with_norms_in_products;
+use crate::problem::Problem;
+use crate::program::Program;
+use crate::runtime::{Kernel, Match, Runtime};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// By which share steps have to be faster for a kernel to stay, each time that both are timed; none of them may be slower by as much.
+const GAIN: f64 = 0.003;
+/// By which share all that was chosen has to make them faster together.
+const WORTH: f64 = 0.005;
+/// Rounds of one turn.
+const ROUNDS: usize = 3;
+/// Turns of a comparison; the first that speaks against a kernel is the last.
+const TURNS: usize = 2;
+const LAST_TURNS: usize = 4;
+
+/// A kernel that steps run better than what they would run by times of kernels alone.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Chosen {
+    /// The kernel, for the problem of the step.
+    pub kernel: Arc<Kernel>,
+    /// Of which of the other runtimes it is; none: of the timer's own.
+    pub other: Option<usize>,
+    /// The first of the cases in which it runs.
+    pub case: usize,
+}
+
+/// What was chosen for some steps.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct StepChoice {
+    /// The steps, each with its median microseconds with what ran before, and with all that was chosen, in turn; as before where nothing was.
+    pub steps: Vec<(Case, [f64; 2])>,
+    /// What was chosen.
+    pub chosen: Vec<Chosen>,
+}
+
+/// A kernel that stood in for another, or a norm and its product as one kernel or two.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Compared {
+    /// The problem.
+    pub problem: Problem,
+    /// Template and config; none: two kernels in the place of one.
+    pub kernel: Option<String>,
+    /// Microseconds of the steps that were timed, together, before and with it.
+    pub us: [f64; 2],
+    /// Whether it stays.
+    pub stays: bool,
+}
+
+/// A norm and the product behind it, and both as one.
+struct Pair {
+    product: Problem,
+    both: Problem,
+}
+
+/// When steps count as faster.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// The first of them has to be by itself; whatever speaks against it ends the comparison.
+    FirstAbove,
+    /// All together, timed to the end.
+    Together,
+}
+
+/// What is on its way to a choice.
+struct Choosing<'a> {
+    cases: &'a [Case],
+    programs: Vec<Program>,
+    now: Instead,
+    hear: &'a mut dyn FnMut(&Compared) -> bool,
+}
+
+impl Timer {
+    /// The kernels of the timer's runtime.
+    pub fn runtime(&self) -> &Runtime {
+        &self.core.runtime
+    }
+
+    /// The places in the runtime's bundle of the winners that were tuned for the very problems of the step of a case, norms in products
+    /// among them, portable ones left out.
+    pub fn tuned(&self, case: Case) -> Result<Vec<usize>, EngineError> {
+        let program = self.program(case)?;
+        let mut list = Vec::new();
+        let pairs = pairs(&program);
+        let problems = program.steps.iter().map(|step| &step.problem).chain(pairs.iter().map(|pair| &pair.both));
+        for kernel in problems.filter_map(|p| own(&self.core.runtime, p)) {
+            if !list.contains(&kernel.winner()) {
+                list.push(kernel.winner());
+            }
+        }
+        Ok(list)
+    }
+
+    /// Loads a bundle beside the runtime's, for [`Timer::choose`].
+    pub fn beside(&self, bundle: &Bundle<'_>) -> Result<Runtime, EngineError> {
+        Ok(self.core.runtime.beside(bundle)?)
+    }
+
+    /// Chooses, of the kernels that these runtimes have for the very problems of some decode steps, those with which they are the fastest,
+    /// and whether norms are in products. What several of the steps run has to serve all of them, the first above all. `hear` says after
+    /// each comparison whether to go on; where it does not, nothing is chosen.
+    pub fn choose(
+        &mut self,
+        cases: &[Case],
+        others: &[Runtime],
+        hear: &mut dyn FnMut(&Compared) -> bool,
+    ) -> Result<StepChoice, EngineError> {
+        let programs = cases.iter().map(|case| self.program(*case)).collect::<Result<Vec<_>, _>>()?;
+        let mut choosing = Choosing { cases, programs, now: Instead::new(), hear };
+        let mut from: HashMap<(Problem, usize), usize> = HashMap::new();
+        let mut all_pairs: Vec<Pair> = Vec::new();
+        for pair in choosing.programs.iter().flat_map(pairs) {
+            if !all_pairs.iter().any(|p| p.both == pair.both) {
+                all_pairs.push(pair);
+            }
+        }
+        for pair in &all_pairs {
+            let Some(one) = own(&self.core.runtime, &pair.both).filter(|one| self.core.has_room(one)) else { continue };
+            let other = if self.runs(&choosing, &pair.both).is_empty() { Some(one) } else { None };
+            if !self.compare(&mut choosing, pair.product, pair.both, other)? {
+                return self.as_before(cases);
+            }
+        }
+        for problem in self.kinds(&choosing)? {
+            let mut tried = vec![self.answers(&choosing.now).lookup(&problem)?];
+            for (number, other) in others.iter().enumerate() {
+                let Some(kernel) = own(other, &problem).filter(|k| self.core.has_room(k)) else { continue };
+                if tried.iter().any(|k| k.template() == kernel.template() && k.config() == kernel.config()) {
+                    continue;
+                }
+                from.insert((problem, Arc::as_ptr(&kernel) as usize), number);
+                tried.push(Arc::clone(&kernel));
+                if !self.compare(&mut choosing, problem, problem, Some(kernel))? {
+                    return self.as_before(cases);
+                }
+            }
+        }
+        let Choosing { programs, now, .. } = choosing;
+        let (times, better) = self.versus(cases, &Instead::new(), &now, Rule::Together)?;
+        let steps: Vec<(Case, [f64; 2])> = cases.iter().copied().zip(times).collect();
+        if now.is_empty() || !better {
+            self.core.answer_by(&Instead::new())?;
+            return Ok(StepChoice {
+                steps: steps.into_iter().map(|(c, [us, _])| (c, [us, us])).collect(),
+                chosen: Vec::new(),
+            });
+        }
+        let mut chosen: Vec<Chosen> = Vec::new();
+        for (problem, kernel) in &now {
+            let kernel = match (kernel, all_pairs.iter().find(|pair| pair.both == *problem)) {
+                (Some(kernel), _) => Arc::clone(kernel),
+                // Two kernels, of which the product's says so; it may be among the chosen already.
+                (None, Some(pair)) if !now.contains_key(&pair.product) => self.core.runtime.lookup(&pair.product)?,
+                (None, _) => continue,
+            };
+            let other = from.get(&(*problem, Arc::as_ptr(&kernel) as usize)).copied();
+            let runs = |p: &Program| fused(self.answers(&now), p).steps.iter().any(|s| s.problem == *kernel.problem());
+            let Some(case) = programs.iter().position(runs) else { continue };
+            chosen.push(Chosen { kernel, other, case });
+        }
+        chosen.sort_by_key(|c| (c.case, c.kernel.problem().to_string()));
+        self.core.answer_by(&Instead::new())?;
+        Ok(StepChoice { steps, chosen })
+    }
+
+    fn answers<'a>(&'a self, instead: &'a Instead) -> Answers<'a> {
+        Answers { runtime: &self.core.runtime, instead }
+    }
+
+    /// The places of the cases whose steps run a problem now.
+    fn runs(&self, choosing: &Choosing<'_>, problem: &Problem) -> Vec<usize> {
+        let answers = self.answers(&choosing.now);
+        let run = |p: &Program| fused(answers, p).steps.iter().any(|step| step.problem == *problem);
+        (0..choosing.programs.len()).filter(|at| run(&choosing.programs[*at])).collect()
+    }
+
+    /// The problems of all steps, as they run now, each once: what takes most of them first.
+    fn kinds(&self, choosing: &Choosing<'_>) -> Result<Vec<Problem>, EngineError> {
+        let answers = self.answers(&choosing.now);
+        let mut kinds: Vec<(Problem, f64)> = Vec::new();
+        for program in &choosing.programs {
+            for step in &fused(answers, program).steps {
+                let us = answers.lookup(&step.problem)?.predicted_us();
+                match kinds.iter_mut().find(|(problem, _)| *problem == step.problem) {
+                    Some((_, all)) => *all += us,
+                    None => kinds.push((step.problem, us)),
+                }
+            }
+        }
+        kinds.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        Ok(kinds.into_iter().map(|(problem, _)| problem).collect())
+    }
+
+    /// Nothing is chosen.
+    fn as_before(&mut self, cases: &[Case]) -> Result<StepChoice, EngineError> {
+        self.core.answer_by(&Instead::new())?;
+        Ok(StepChoice { steps: cases.iter().map(|case| (*case, [f64::NAN; 2])).collect(), chosen: Vec::new() })
+    }
+
+    /// Lets a kernel, or none, stand for `problem` where the steps that run `of` are faster so; whether to go on.
+    fn compare(
+        &mut self,
+        choosing: &mut Choosing<'_>,
+        of: Problem,
+        problem: Problem,
+        kernel: Option<Arc<Kernel>>,
+    ) -> Result<bool, EngineError> {
+        let mut with = choosing.now.clone();
+        with.insert(problem, kernel.clone());
+        let mut places = self.runs(choosing, &of);
+        places.extend(self.runs(choosing, &problem).into_iter().filter(|at| !places.contains(at)).collect::<Vec<_>>());
+        let cases: Vec<Case> = places.iter().map(|at| choosing.cases[*at]).collect();
+        let (times, stays) = self.versus(&cases, &choosing.now, &with, Rule::FirstAbove)?;
+        if stays {
+            choosing.now = with;
+        }
+        let us = times.iter().fold([0.0; 2], |[a, b], [us, with]| [a + us, b + with]);
+        let kernel = kernel.map(|k| format!("{} {}", k.template(), k.config()));
+        Ok((choosing.hear)(&Compared { problem, kernel, us, stays }))
+    }
+
+    /// Medians of the microseconds of steps with the one and with the other kernels, in turn, and whether the others made all of them
+    /// together faster each time, and none slower.
+    fn versus(
+        &mut self,
+        cases: &[Case],
+        one: &Instead,
+        other: &Instead,
+        rule: Rule,
+    ) -> Result<(Vec<[f64; 2]>, bool), EngineError> {
+        let (turns, share) = match rule {
+            Rule::FirstAbove => (TURNS, GAIN),
+            Rule::Together => (LAST_TURNS, WORTH),
+        };
+        let mut us: Vec<[Vec<f64>; 2]> = cases.iter().map(|_| Default::default()).collect();
+        let mut better = !cases.is_empty();
+        for _ in 0..turns {
+            let mut sums = [0.0; 2];
+            for (place, case) in cases.iter().enumerate() {
+                let these = [self.in_turn(*case, one)?, self.in_turn(*case, other)?];
+                (0..2).for_each(|i| us[place][i].push(these[i]));
+                (0..2).for_each(|i| sums[i] += these[i]);
+                let first = rule == Rule::FirstAbove && place == 0;
+                better &= these[1] < these[0] * (if first { 1.0 - share } else { 1.0 + share });
+                if rule == Rule::FirstAbove && !better {
+                    break;
+                }
+            }
+            better &= sums[1] < sums[0] * (1.0 - share);
+            if rule == Rule::FirstAbove && !better {
+                break;
+            }
+        }
+        let timed = us.into_iter().filter(|[a, _]| !a.is_empty());
+        Ok((timed.map(|us| us.map(|us| median(&us))).collect(), better))
+    }
+
+    /// Microseconds of a step with these kernels.
+    fn in_turn(&mut self, case: Case, instead: &Instead) -> Result<f64, EngineError> {
+        self.core.answer_by(instead)?;
+        let mut turns = self.turns(case)?;
+        let mut us = Vec::new();
+        // The first binds.
+        for round in 0..=ROUNDS {
+            let (step_us, tokens) = self.turn(&mut turns)?;
+            turns.back(tokens);
+            us.extend((round > 0).then_some(step_us));
+        }
+        Ok(median(&us))
+    }
+
+    fn program(&self, case: Case) -> Result<Program, EngineError> {
+        match case {
+            Case::Decode { batch, context } => self.core.decode(batch, context),
+            Case::Prompt { .. } => Err(EngineError::Request("kernels are chosen by steps that decode".into())),
+        }
+    }
+}
+
+/// The kernel that was tuned for this very problem, unless it is portable.
+fn own(runtime: &Runtime, problem: &Problem) -> Option<Arc<Kernel>> {
+    let kernel = runtime.lookup(problem).ok()?;
+    (kernel.rung() == Match::Exact && !kernel.is_portable()).then_some(kernel)
+}
+
+/// Each norm of a program with the product that alone reads it, once.
+fn pairs(program: &Program) -> Vec<Pair> {
+    let mut list = Vec::new();
+    with_norms_in_products(program, |_, product, both| {
+        list.push(Pair { product: *product, both: *both });
+        false
+    });
+    list
+}

@@ -1,0 +1,168 @@
+//! What came close to a winner by itself and may make a whole step faster, and the records of what did (`engine::Timer::choose`).
+
+use super::compilers::Reply;
+use super::search::Point;
+use super::{Event, JoinedSpace, Observer, Options, Report, TuneError, Tuner, with_tuner};
+use crate::device::Device;
+use crate::journal;
+use crate::problem::Problem;
+use crate::recipe::Config;
+use crate::template::Library;
+use crate::verdict::Verdict;
+use crate::winner::{Evidence, InStep, Winner};
+use jitune_db::Db;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::channel;
+
+/// How many times the winner's time a rival may have taken.
+const CLOSE: f64 = 1.12;
+
+/// A candidate that was right and nearly as fast as a winner, with its code. Its evidence is that of its first timing.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Rival {
+    /// As a winner would be.
+    pub winner: Winner,
+    /// Its code.
+    pub code: Vec<u8>,
+}
+
+/// A config that whole steps chose for a problem.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settled {
+    /// The problem, as it was tuned.
+    pub problem: Problem,
+    /// The template.
+    pub template: String,
+    /// The config.
+    pub config: Config,
+    /// Why.
+    pub step: InStep,
+}
+
+/// Of each of these problems up to `most` candidates that earlier runs found right and close to the stored winner, the fastest first,
+/// compiled again. Problems without a winner have none.
+pub fn rivals(
+    db: &Db,
+    library: &Library,
+    device: &Device,
+    problems: &[Problem],
+    most: usize,
+    options: &Options,
+    stop: &AtomicBool,
+) -> Result<Vec<Vec<Rival>>, TuneError> {
+    with_tuner(db, library, options, &Silent, stop, &[], |tuner| {
+        let lists = problems.iter().map(|problem| tuner.close(problem, device, most)).collect::<Result<Vec<_>, _>>()?;
+        let (to, outcomes) = channel();
+        let (batch, mut waiting) = (tuner.compilers.batch(), Vec::new());
+        for (number, (at, rival)) in
+            lists.iter().enumerate().flat_map(|(at, list)| list.iter().map(move |r| (at, r))).enumerate()
+        {
+            let templates = library.for_problem(&rival.problem, device)?;
+            let Some(template) = templates.iter().find(|t| t.name() == rival.template()) else { continue };
+            if let Ok(source) = library.render(template, &rival.problem, device, &rival.config) {
+                tuner.compilers.submit(&source, Reply { to: to.clone(), number, batch });
+                waiting.push((number, at, rival.clone()));
+            }
+        }
+        drop(to);
+        let mut found: Vec<Vec<Rival>> = vec![Vec::new(); problems.len()];
+        for _ in 0..waiting.len() {
+            // The compilers drop a sender when they are told to stop.
+            let (number, outcome) = loop {
+                match outcomes.recv_timeout(super::LOOK) {
+                    Ok(next) => break next,
+                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !tuner.stopped() => {}
+                    Err(_) => return Err(TuneError::Interrupted),
+                }
+            };
+            // What does not compile here any more is none.
+            let (Ok(artifact), Some((_, at, rival))) = (outcome, waiting.iter().find(|(n, ..)| *n == number)) else {
+                continue;
+            };
+            let code = artifact.bytes().map_err(|source| TuneError::Io { path: artifact.path.clone(), source })?;
+            let mut winner = rival.clone();
+            (winner.artifact, winner.evidence.compiler_report) = (artifact.hash, artifact.info);
+            found[*at].push(Rival { winner, code });
+        }
+        for list in &mut found {
+            list.sort_by(|a, b| a.winner.evidence.median_us.total_cmp(&b.winner.evidence.median_us));
+        }
+        Ok(found)
+    })
+}
+
+/// Verifies and times what whole steps chose, as winners are, and stores each beside the winner in whose place steps run it.
+pub fn in_steps(
+    db: &Db,
+    library: &Library,
+    chosen: &[Settled],
+    options: &Options,
+    observer: &dyn Observer,
+    stop: &AtomicBool,
+) -> Result<Report, TuneError> {
+    let problems: Vec<Problem> = chosen.iter().map(|s| s.problem).collect();
+    with_tuner(db, library, options, observer, stop, chosen, |tuner| tuner.run_all(&problems))
+}
+
+/// Nobody hears.
+struct Silent;
+
+impl Observer for Silent {
+    fn event(&self, _: &Event) {}
+}
+
+impl Tuner<'_> {
+    /// Candidates that were right and came close to a problem's winner, as winners without code.
+    fn close(&self, problem: &Problem, device: &Device, most: usize) -> Result<Vec<Winner>, TuneError> {
+        let Some(won) = self.look_up(problem, device)? else { return Ok(Vec::new()) };
+        let context = self.context(device);
+        let mut list = Vec::new();
+        for template in self.library.for_problem(problem, device)? {
+            for record in self.db.trials(&context.trials(self.library, problem, &template))? {
+                let (Some(verdict), Some(sub)) = (journal::verdict(&record), &record.sub) else { continue };
+                let (Verdict::Measured { samples_us, .. }, Some(us), Ok(config)) =
+                    (&verdict, verdict.median_us(), sub.parse::<Config>())
+                else {
+                    continue;
+                };
+                let is_it = template.name() == won.template() && config == won.config;
+                if is_it || us > won.evidence.median_us * CLOSE {
+                    continue;
+                }
+                let mut description = template.recipe.description.clone();
+                description.keep(&config);
+                let evidence = Evidence { samples_us: samples_us.clone(), median_us: us, ..Evidence::default() };
+                let (problem, device, artifact) = (*problem, device.clone(), String::new());
+                list.push(Winner { problem, config, artifact, description, device, evidence });
+            }
+        }
+        list.sort_by(|a, b| a.evidence.median_us.total_cmp(&b.evidence.median_us));
+        // The best of each template before the second of another.
+        let mut seen = vec![won.template().to_string()];
+        let (mut firsts, rest): (Vec<Winner>, Vec<Winner>) = list.into_iter().partition(|w| {
+            let new = !seen.iter().any(|name| name == w.template());
+            seen.extend(new.then(|| w.template().to_string()));
+            new
+        });
+        firsts.extend(rest);
+        firsts.truncate(most);
+        Ok(firsts)
+    }
+
+    /// The one config that whole steps chose for a problem, if they did.
+    pub(super) fn settled_on(&self, problem: &Problem, device: &Device) -> Option<Result<JoinedSpace, TuneError>> {
+        let settled = self.settled.iter().find(|s| s.problem == *problem)?;
+        let space = || {
+            let templates = self.library.for_problem(problem, device)?;
+            let template = templates.iter().position(|t| t.name() == settled.template);
+            let template = template.ok_or(TuneError::EmptySpace { problem: *problem })?;
+            let instance = templates[template].recipe.instance(problem, device, &settled.config);
+            let cost_us = instance.and_then(|i| i.cost_us()).map_err(crate::template::TemplateError::from)?;
+            let points = [Point { template, config: settled.config.clone(), cost_us }].into();
+            let step = Some(settled.step.clone());
+            Ok(JoinedSpace { problem: *problem, templates, points, won: None, step })
+        };
+        Some(space())
+    }
+}
