@@ -15,16 +15,6 @@ use jitune::winner::{InStep, Winner};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Arguments of a search for the kernels of whole steps.
-#[derive(clap::Args)]
-pub struct StepsArgs {
-    /// Find, of the kernels that came close to the winners of --model, those with which its decode steps are the fastest, and
-    /// whether norms are in products; `run`, `serve`, `step` and `export` take them. Needs weights, of whatever values, and
-    /// kernels that were tuned before.
-    #[arg(long, requires = "model", conflicts_with_all = ["problem", "plan"])]
-    pub steps: bool,
-}
-
 /// Kernels of a problem that stand in for its winner.
 const RIVALS: usize = 5;
 /// Tokens that sequences see most often.

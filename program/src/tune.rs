@@ -31,7 +31,7 @@ pub struct Args {
     pub serving: ServingArgs,
     #[cfg(feature = "engine")]
     #[command(flatten)]
-    pub steps: super::steps::StepsArgs,
+    pub steps: StepsArgs,
     /// Wall time for all problems together; 225 on a GPU and 150 on a CPU by default, and 300 with --serving.
     #[arg(long, value_name = "SECONDS")]
     pub budget: Option<u64>,
@@ -90,6 +90,17 @@ pub struct ServingArgs {
     /// Most bytes on the device, such as 4G; by default what is free there.
     #[arg(long, value_name = "BYTES", requires = "serving", value_parser = super::select::bytes)]
     pub memory: Option<u64>,
+}
+
+/// Arguments of a search for the kernels of whole steps.
+#[cfg(feature = "engine")]
+#[derive(clap::Args)]
+pub struct StepsArgs {
+    /// Find, of the kernels that came close to the winners of --model, those with which its decode steps are the fastest, and
+    /// whether norms are in products; `run`, `serve`, `step` and `export` take them. Needs weights, of whatever values, and
+    /// kernels that were tuned before.
+    #[arg(long, requires = "model", conflicts_with_all = ["problem", "plan"])]
+    pub steps: bool,
 }
 
 fn search(text: &str) -> Result<Search, String> {
