@@ -40,9 +40,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let opened = model.open()?;
     let cases = cases(args, opened.target, opened.model.max_position_embeddings)?;
     let (batch, context) = largest(&cases);
-    let mut options = opened.options(context + 1);
+    let mut options = opened.options(context);
     options.sequences = batch;
-    options.tokens = batch.max((context + 1).min(512));
+    options.tokens = batch.max(context.min(512));
     let bundle = opened.alone(&options)?;
     let (runtime, mut line) = (opened.on(&bundle)?, Loading::default());
     let timer = Timer::open(runtime, &opened.model, &opened.weights, options, |there, all| line.show(there, all));

@@ -70,7 +70,7 @@ pub struct Args {
 pub struct ServingArgs {
     /// Find the tokens of a step, the requests at a time and the tokens of prompts beside decodes that serve --model best under a
     /// workload, in place of kernels; `jitune serve` takes them.
-    #[arg(long, requires = "model", conflicts_with_all = ["problem", "plan"])]
+    #[arg(long, requires = "model", conflicts_with_all = ["problem", "plan", "steps"])]
     pub serving: bool,
     /// The workload, as of `jitune bench`, chat by default; its load is where the search begins.
     #[arg(long, value_name = "NAME[:SETTINGS]", requires = "serving")]

@@ -89,7 +89,8 @@ fn whole_steps_are_timed_with_kernels_that_came_close() {
     db(&place, &["verify", "--db", "db"]);
     let out = done(&place, &["run", "--model", "./m", "--ids", "1,5,7", "--max-tokens", "3", "--ignore-eos"]);
     assert!(!text(&out).contains("panicked"), "{}", text(&out));
-    for (more, code) in [(&["--batch", "0"][..], 2), (&["--problem", "rmsnorm rows=1 cols=8"], 2)] {
+    for (more, code) in [(&["--batch", "0"][..], 2), (&["--problem", "rmsnorm rows=1 cols=8"], 2), (&["--serving"], 2)]
+    {
         let out = run(&place, &[&["tune", "--steps", "--model", "./m"], more].concat());
         assert_eq!(out.status.code(), Some(code), "{}", text(&out));
     }
