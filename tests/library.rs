@@ -29,15 +29,20 @@ fn main() {
     assert!(report.failed().next().is_none() && report.stored() == 0, "{report:?}");
     assert!(report.winners().all(|w| w.evidence.trials > 0 && w.evidence.compared > 0));
     assert!(found.iter().any(|line| line.starts_with("matmul m=1 n=256 k=256")), "{found:?}");
-    // Again, they are stored, but for those whose time was up, which are gone on with.
-    let mut runs = (0..10).map(|_| example::tune(folder.path()).unwrap());
-    let mut found = found;
-    let stored = runs.find_map(|(again, found_again)| {
-        let cut_off = again.stored() < 2;
-        let before = std::mem::replace(&mut found, found_again);
-        (!cut_off).then_some(before)
-    });
-    assert_eq!(stored, Some(found));
+    // Again, they are stored; a search that was cut off, on a busy machine, is gone on with.
+    let (mut before, mut found) = (report, found);
+    for _ in 0..10 {
+        let ended = before.winners().filter(|w| !w.evidence.cut_off).count();
+        let (again, found_again) = example::tune(folder.path()).unwrap();
+        assert_eq!(again.stored(), ended);
+        let same = found_again == found;
+        (before, found) = (again, found_again);
+        if ended == 2 {
+            assert!(same, "{found:?}");
+            break;
+        }
+    }
+    assert_eq!(before.stored(), 2);
     println!("test a_program_tunes_with_the_library_alone ... ok");
     a_look_up_has_no_time_that_could_be_up(folder.path());
     println!("test a_look_up_has_no_time_that_could_be_up ... ok");

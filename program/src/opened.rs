@@ -3,7 +3,7 @@
 use super::error::not_usable;
 use super::precision::{PrecisionArgs, Stored, dtype_of, with_cache};
 use super::progress::{Live, Progress};
-use super::select::{Store, Templates, Where, say};
+use super::select::{Store, Templates, Where, Which, say};
 use super::sign::Signer;
 use super::{CliError, export};
 use jitune::bundle::Bundle;
@@ -53,6 +53,20 @@ pub(super) struct Opened<'a> {
 }
 
 impl ModelArgs {
+    /// The model that is to be tuned as a whole, on the database's kernels.
+    pub fn of(which: &Which, device: &Where, store: &Store, templates: &Templates) -> Result<ModelArgs, CliError> {
+        let Some(model) = which.model.clone() else { return Err(CliError::Usage("it needs --model".into())) };
+        Ok(ModelArgs {
+            model,
+            precision: which.buckets.precision.clone(),
+            bundle: None,
+            signer: Signer::default(),
+            device: device.clone(),
+            store: store.clone(),
+            templates: templates.clone(),
+        })
+    }
+
     /// The options by which `jitune tune` finds kernels for what these say.
     pub fn tuned_by(&self) -> String {
         let asked = &self.precision;

@@ -2,7 +2,6 @@
 
 use super::opened::{ModelArgs, Opened, failed};
 use super::progress::{Live, left};
-use super::sign::Signer;
 use super::tune::{Args, ServingArgs, on_signals};
 use super::{CliError, table};
 use jitune::backend::BackendError;
@@ -30,17 +29,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let Args { serving: ours, which, device, store, templates, budget, again, json, .. } = args;
     let (again, json, budget) = (*again, *json, Duration::from_secs(budget.unwrap_or(BUDGET)));
     let stop = on_signals()?;
-    let Some(model) = which.model.clone() else { return Err(CliError::Usage("--serving needs --model".into())) };
     let buckets = &which.buckets;
-    let model = ModelArgs {
-        model,
-        precision: buckets.precision.clone(),
-        bundle: None,
-        signer: Signer::default(),
-        device: device.clone(),
-        store: store.clone(),
-        templates: templates.clone(),
-    };
+    let model = ModelArgs::of(which, device, store, templates)?;
     let opened = model.open()?;
     let context = buckets.context.filter(|c| (1..=MAX_DIM).contains(c));
     if context != buckets.context {

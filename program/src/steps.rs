@@ -2,7 +2,6 @@
 
 use super::opened::{Loading, ModelArgs, failed};
 use super::progress::{Live, Progress};
-use super::sign::Signer;
 use super::tune::{Args, on_signals};
 use super::{CliError, table};
 use jitune::bundle::Bundle;
@@ -27,16 +26,7 @@ const BUDGET: u64 = 120;
 pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let Args { which, device, store, templates, budget, json, .. } = args;
     let stop = on_signals()?;
-    let Some(model) = which.model.clone() else { return Err(CliError::Usage("--steps needs --model".into())) };
-    let model = ModelArgs {
-        model,
-        precision: which.buckets.precision.clone(),
-        bundle: None,
-        signer: Signer::default(),
-        device: device.clone(),
-        store: store.clone(),
-        templates: templates.clone(),
-    };
+    let model = ModelArgs::of(which, device, store, templates)?;
     let opened = model.open()?;
     let cases = cases(args, opened.target, opened.model.max_position_embeddings)?;
     let (batch, context) = largest(&cases);

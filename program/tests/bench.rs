@@ -7,18 +7,11 @@ use common::{Place, text};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 /// A small random model in the folder `m`, with portable kernels for it in the database `db`.
 fn place() -> Place {
     let place = Place::new();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models.json");
-    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let held = &golden["models"]["llama-tied-llama3"];
-    place.file("config/config.json", &held["config"].to_string());
-    let init = format!("random:{}", held["seed"]);
-    let out = place.jitune(&["model", "./config", "--init", &init, "--dtype", "f32", "-o", "m"]).output().unwrap();
-    assert!(out.status.success(), "{}", text(&out));
+    place.model("llama-tied-llama3");
     place
 }
 

@@ -13,8 +13,6 @@ use jitune::template::Library;
 use jitune::tune::{self, Observer, Options, Settled};
 use jitune::winner::{InStep, Winner};
 use jitune::{journal, key};
-use serde_json::Value;
-use std::path::Path;
 use std::process::Output;
 use std::sync::atomic::AtomicBool;
 
@@ -39,13 +37,7 @@ fn db(place: &Place, args: &[&str]) -> Output {
 /// A small random model in the folder `m`.
 fn place() -> Place {
     let place = Place::new();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models.json");
-    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let held = &golden["models"]["llama-tied-llama3"];
-    place.file("config/config.json", &held["config"].to_string());
-    let init = format!("random:{}", held["seed"]);
-    let out = place.jitune(&["model", "./config", "--init", &init, "--dtype", "f32", "-o", "m"]).output().unwrap();
-    assert!(out.status.success(), "{}", text(&out));
+    place.model("llama-tied-llama3");
     place
 }
 

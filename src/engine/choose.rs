@@ -15,7 +15,6 @@ use crate::model::with_norms_in_products;
 use crate::problem::Problem;
 use crate::program::Program;
 use crate::runtime::{Kernel, Match, Runtime};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// By which share steps have to be faster for a kernel to stay, each time that both are timed; none of them may be slower by as much.
@@ -44,7 +43,8 @@ pub struct Chosen {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct StepChoice {
-    /// The steps, each with its median microseconds with what ran before, and with all that was chosen, in turn; as before where nothing was.
+    /// The steps, each with its median microseconds with what ran before, and with all that was chosen, in turn; as before where nothing was,
+    /// and none where it was not gone on with.
     pub steps: Vec<(Case, [f64; 2])>,
     /// What was chosen.
     pub chosen: Vec<Chosen>,
@@ -122,9 +122,20 @@ impl Timer {
         others: &[Runtime],
         hear: &mut dyn FnMut(&Compared) -> bool,
     ) -> Result<StepChoice, EngineError> {
+        let found = self.search(cases, others, hear);
+        self.core.answer_by(&Instead::new())?;
+        found
+    }
+
+    fn search(
+        &mut self,
+        cases: &[Case],
+        others: &[Runtime],
+        hear: &mut dyn FnMut(&Compared) -> bool,
+    ) -> Result<StepChoice, EngineError> {
+        let none = StepChoice { steps: Vec::new(), chosen: Vec::new() };
         let programs = cases.iter().map(|case| self.program(*case)).collect::<Result<Vec<_>, _>>()?;
         let mut choosing = Choosing { cases, programs, now: Instead::new(), hear };
-        let mut from: HashMap<(Problem, usize), usize> = HashMap::new();
         let mut all_pairs: Vec<Pair> = Vec::new();
         for pair in choosing.programs.iter().flat_map(pairs) {
             if !all_pairs.iter().any(|p| p.both == pair.both) {
@@ -135,32 +146,35 @@ impl Timer {
             let Some(one) = own(&self.core.runtime, &pair.both).filter(|one| self.core.has_room(one)) else { continue };
             let other = if self.runs(&choosing, &pair.both).is_empty() { Some(one) } else { None };
             if !self.compare(&mut choosing, pair.product, pair.both, other)? {
-                return self.as_before(cases);
+                return Ok(none);
             }
         }
         for problem in self.kinds(&choosing)? {
             let mut tried = vec![self.answers(&choosing.now).lookup(&problem)?];
-            for (number, other) in others.iter().enumerate() {
+            for other in others {
                 let Some(kernel) = own(other, &problem).filter(|k| self.core.has_room(k)) else { continue };
                 if tried.iter().any(|k| k.template() == kernel.template() && k.config() == kernel.config()) {
                     continue;
                 }
-                from.insert((problem, Arc::as_ptr(&kernel) as usize), number);
                 tried.push(Arc::clone(&kernel));
                 if !self.compare(&mut choosing, problem, problem, Some(kernel))? {
-                    return self.as_before(cases);
+                    return Ok(none);
                 }
             }
         }
         let Choosing { programs, now, .. } = choosing;
-        let (times, better) = self.versus(cases, &Instead::new(), &now, Rule::Together)?;
+        let runtimes = Instead::new();
+        let (times, better) = match now.is_empty() {
+            true => (
+                cases.iter().map(|case| self.in_turn(*case, &runtimes).map(|us| [us; 2])).collect::<Result<_, _>>()?,
+                false,
+            ),
+            false => self.versus(cases, &runtimes, &now, Rule::Together)?,
+        };
         let steps: Vec<(Case, [f64; 2])> = cases.iter().copied().zip(times).collect();
-        if now.is_empty() || !better {
-            self.core.answer_by(&Instead::new())?;
-            return Ok(StepChoice {
-                steps: steps.into_iter().map(|(c, [us, _])| (c, [us, us])).collect(),
-                chosen: Vec::new(),
-            });
+        if !better {
+            let steps = steps.into_iter().map(|(case, [us, _])| (case, [us, us])).collect();
+            return Ok(StepChoice { steps, ..none });
         }
         let mut chosen: Vec<Chosen> = Vec::new();
         for (problem, kernel) in &now {
@@ -170,13 +184,13 @@ impl Timer {
                 (None, Some(pair)) if !now.contains_key(&pair.product) => self.core.runtime.lookup(&pair.product)?,
                 (None, _) => continue,
             };
-            let other = from.get(&(*problem, Arc::as_ptr(&kernel) as usize)).copied();
+            let is_its = |other: &Runtime| own(other, problem).is_some_and(|its| Arc::ptr_eq(&its, &kernel));
+            let other = others.iter().position(is_its);
             let runs = |p: &Program| fused(self.answers(&now), p).steps.iter().any(|s| s.problem == *kernel.problem());
             let Some(case) = programs.iter().position(runs) else { continue };
             chosen.push(Chosen { kernel, other, case });
         }
         chosen.sort_by_key(|c| (c.case, c.kernel.problem().to_string()));
-        self.core.answer_by(&Instead::new())?;
         Ok(StepChoice { steps, chosen })
     }
 
@@ -206,12 +220,6 @@ impl Timer {
         }
         kinds.sort_by(|(_, a), (_, b)| b.total_cmp(a));
         Ok(kinds.into_iter().map(|(problem, _)| problem).collect())
-    }
-
-    /// Nothing is chosen.
-    fn as_before(&mut self, cases: &[Case]) -> Result<StepChoice, EngineError> {
-        self.core.answer_by(&Instead::new())?;
-        Ok(StepChoice { steps: cases.iter().map(|case| (*case, [f64::NAN; 2])).collect(), chosen: Vec::new() })
     }
 
     /// Lets a kernel, or none, stand for `problem` where the steps that run `of` are faster so; whether to go on.

@@ -212,14 +212,14 @@ fn with_tuner<R>(
         settled,
     };
     let done = AtomicBool::new(false);
-    let report = std::thread::scope(|scope| {
+    let result = std::thread::scope(|scope| {
         let watch = std::thread::Builder::new().spawn_scoped(scope, || tuner.watch(&done));
         watch.map_err(|e| BackendError::Threads { asked: 1, why: e.to_string() })?;
         let _end = Done(&done);
         work(&tuner)
     });
     drop(tuner);
-    report
+    result
 }
 
 /// Says that a run is over, also where it ends in a panic.

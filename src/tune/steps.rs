@@ -1,7 +1,6 @@
 //! What came close to a winner by itself and may make a whole step faster, and the records of what did (`engine::Timer::choose`).
 
 use super::compilers::Reply;
-use super::search::Point;
 use super::{Event, JoinedSpace, Observer, Options, Report, TuneError, Tuner, with_tuner};
 use crate::device::Device;
 use crate::journal;
@@ -12,7 +11,7 @@ use crate::verdict::Verdict;
 use crate::winner::{Evidence, InStep, Winner};
 use jitune_db::Db;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 
 /// How many times the winner's time a rival may have taken.
 const CLOSE: f64 = 1.12;
@@ -72,7 +71,7 @@ pub fn rivals(
             let (number, outcome) = loop {
                 match outcomes.recv_timeout(super::LOOK) {
                     Ok(next) => break next,
-                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !tuner.stopped() => {}
+                    Err(RecvTimeoutError::Timeout) if !tuner.stopped() => {}
                     Err(_) => return Err(TuneError::Interrupted),
                 }
             };
@@ -154,14 +153,9 @@ impl Tuner<'_> {
     pub(super) fn settled_on(&self, problem: &Problem, device: &Device) -> Option<Result<JoinedSpace, TuneError>> {
         let settled = self.settled.iter().find(|s| s.problem == *problem)?;
         let space = || {
-            let templates = self.library.for_problem(problem, device)?;
-            let template = templates.iter().position(|t| t.name() == settled.template);
-            let template = template.ok_or(TuneError::EmptySpace { problem: *problem })?;
-            let instance = templates[template].recipe.instance(problem, device, &settled.config);
-            let cost_us = instance.and_then(|i| i.cost_us()).map_err(crate::template::TemplateError::from)?;
-            let points = [Point { template, config: settled.config.clone(), cost_us }].into();
-            let step = Some(settled.step.clone());
-            Ok(JoinedSpace { problem: *problem, templates, points, won: None, step })
+            let space = self.of_one(problem, device, &settled.template, &settled.config)?;
+            let space = space.ok_or(TuneError::EmptySpace { problem: *problem })?;
+            Ok(JoinedSpace { step: Some(settled.step.clone()), ..space })
         };
         Some(space())
     }

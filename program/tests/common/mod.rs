@@ -33,6 +33,17 @@ impl Place {
         path
     }
 
+    /// A small model of `golden/models.json` in f32, in the folder `m`.
+    pub fn model(&self, name: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models.json");
+        let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let held = &golden["models"][name];
+        self.file("config/config.json", &held["config"].to_string());
+        let init = format!("random:{}", held["seed"]);
+        let out = self.jitune(&["model", "./config", "--init", &init, "--dtype", "f32", "-o", "m"]).output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+    }
+
     /// The program with these arguments, with nothing of the caller's settings.
     pub fn jitune(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_jitune"));
