@@ -18,7 +18,6 @@ use jitune::runtime::Runtime;
 use jitune::template::Library;
 use jitune::weights::Weights;
 use jitune::winner::{Evidence, Winner};
-use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
