@@ -35,7 +35,7 @@ use crate::template::{Library, Template};
 use crate::winner::{Evidence, InStep, Winner};
 use compilers::Compilers;
 use jitune_db::Db;
-use lanes::{Queue, Remembered, at_once, families};
+use lanes::{Lane, Queue, Remembered, Turn, at_once, lanes};
 use measurer::{Measurer, Place};
 use narrow::in_turn;
 use problem::Tuning;
@@ -54,8 +54,9 @@ const GRACE: Duration = Duration::from_millis(2300);
 const GRACE_TO_STOP: Duration = Duration::from_millis(1300);
 /// How many times its roofline a candidate may take beyond the patience.
 const PATIENT_ROOFLINES: f64 = 400.0;
-/// Problems that are tuned at a time on a GPU: while the candidates of one are measured those of the others are compiled.
-const LANES: usize = 12;
+/// Problems that are tuned at a time on a GPU: while the candidates of one are measured those of the others are compiled. As many as a
+/// model has families, so that none waits for its turn and is then tuned alone.
+const LANES: usize = 20;
 
 /// How to tune.
 #[derive(Clone, Debug)]
@@ -329,14 +330,14 @@ impl Tuner<'_> {
                 report.devices.extend(todo.is_empty().then_some(device));
                 // In the order of the plan where nobody works beside.
                 let alone = self.lanes == 1 && ids.len() == 1;
-                let mut lanes = if alone { vec![todo] } else { families(problems, &todo) };
-                // The longest first: whoever ends last works alone, and waits for compilers.
-                lanes.sort_by_key(|lane| std::cmp::Reverse(lane.len()));
-                let in_turn = |lane| in_turn(lane, problems, |p| self.is_narrow(p));
-                let lanes: Vec<Vec<usize>> = lanes.into_iter().map(in_turn).collect();
+                let is_narrow = |p: &Problem| self.is_narrow(p);
+                let lanes = match alone {
+                    true => vec![Lane::new(in_turn(todo, problems, is_narrow))],
+                    false => lanes(problems, &todo, is_narrow),
+                };
                 let queue = Queue {
                     problems,
-                    waiting: Mutex::new(lanes.concat()),
+                    waiting: Mutex::new(Lane::all(&lanes)),
                     lanes,
                     next: AtomicUsize::new(0),
                     devices: ids.len(),
@@ -409,7 +410,7 @@ impl Tuner<'_> {
         let start = Instant::now();
         let mut measurer = Measurer::start(self.exe.clone(), id, self.halt.clone())?;
         if self.measures_ceilings() {
-            let support = self.bench().support(&queue.problems[queue.lanes[0][0]], measurer.device());
+            let support = self.bench().support(&queue.problems[queue.lanes[0].turn().order[0]], measurer.device());
             match support.and_then(|support| measurer.ceilings(support)) {
                 // The time was up: said below, of each problem.
                 Err(TuneError::Interrupted) if !self.stopped() => {}
@@ -429,17 +430,26 @@ impl Tuner<'_> {
 
     /// Tunes problems one after the other, as long as there are some that nobody else has taken.
     fn lane(&self, place: &Place, queue: &Queue<'_>) -> Result<(), TuneError> {
-        while let Some(family) = queue.lanes.get(queue.next.fetch_add(1, Ordering::Relaxed)) {
-            // What won in it so far, the latest last.
-            let mut won: Vec<Remembered> = lock(&self.stored).clone();
-            for &index in family {
-                if self.stopped() {
-                    return Ok(());
-                }
-                if let Some(winner) = self.one(place, queue, index, &won)? {
-                    won.push(Remembered::of(&winner));
-                    lock(&queue.report).winners[index] = Some(winner);
-                }
+        while let Some(lane) = queue.lanes.get(queue.next.fetch_add(1, Ordering::Relaxed)) {
+            self.in_turn(place, queue, lane.turn())?;
+            if let Some(rest) = lane.rest() {
+                self.in_turn(place, queue, rest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tunes these problems one after the other.
+    fn in_turn(&self, place: &Place, queue: &Queue<'_>, turn: &Turn) -> Result<(), TuneError> {
+        // What won so far, the latest last.
+        let mut won: Vec<Remembered> = lock(&self.stored).clone();
+        for &index in &turn.order {
+            if self.stopped() {
+                return Ok(());
+            }
+            if let Some(winner) = self.one(place, queue, index, &turn.beside, &won)? {
+                won.push(Remembered::of(&winner));
+                lock(&queue.report).winners[index] = Some(winner);
             }
         }
         Ok(())
@@ -451,6 +461,7 @@ impl Tuner<'_> {
         place: &Place,
         queue: &Queue<'_>,
         index: usize,
+        beside: &[usize],
         neighbours: &[Remembered],
     ) -> Result<Option<Winner>, TuneError> {
         let problem = queue.problems[index];
@@ -459,7 +470,7 @@ impl Tuner<'_> {
             Ok(None)
         };
         let (left, device) = (self.left(), place.device());
-        let share = queue.begin(index, &device) * (queue.devices * self.lanes) as f64;
+        let share = queue.begin(index, &device, |p| self.is_narrow(p)) * (queue.devices * self.lanes) as f64;
         if left.is_zero() {
             return failed(&TuneError::NoTime { problem });
         }
@@ -473,7 +484,9 @@ impl Tuner<'_> {
                 // What won elsewhere and is not right here, does not compile or is slower than is said of it leaves the search as it would
                 // be without it.
                 Ok(Some(winner)) if self.is_final(&winner) => Ok(winner),
-                Err(TuneError::NoneRight { .. }) | Ok(_) => self.searched(&problem, queue, &device).and_then(tuned),
+                Err(TuneError::NoneRight { .. }) | Ok(_) => {
+                    self.searched(&problem, queue, beside, &device).and_then(tuned)
+                }
                 Err(e) => Err(e),
             },
         };
@@ -497,9 +510,15 @@ impl Tuner<'_> {
     }
 
     /// What is searched for a problem that nothing is known of.
-    fn searched(&self, problem: &Problem, queue: &Queue<'_>, device: &Device) -> Result<JoinedSpace, TuneError> {
+    fn searched(
+        &self,
+        problem: &Problem,
+        queue: &Queue<'_>,
+        beside: &[usize],
+        device: &Device,
+    ) -> Result<JoinedSpace, TuneError> {
         let narrowed = match self.is_narrow(problem) {
-            true => self.narrowed(problem, queue.problems, device)?,
+            true => self.narrowed(problem, queue.problems, beside, device)?,
             false => None,
         };
         narrowed.map_or_else(|| self.space(problem, device), Ok)

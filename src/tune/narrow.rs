@@ -12,25 +12,29 @@ use std::collections::BTreeMap;
 
 /// What a search among what was measured for others tries.
 const OF_OTHERS: usize = 24;
+/// A family of more problems than this is tuned in two parts beside each other: five of 37 tuned alone at the end, in turn, kept a GPU
+/// waiting for compilers for a sixth of the time.
+const IN_PARTS: usize = 24;
 
 impl Tuner<'_> {
     /// Of what was measured for others of the problems that differ from one in one size, the best by prediction, what only
     /// spares the search a slow config included; nothing where nothing was. The prediction is the analytic one, corrected by
-    /// what it was worth at the nearest sizes below and above.
+    /// what it was worth at the nearest sizes below and above. The positions `beside` are not looked at.
     pub(super) fn narrowed(
         &self,
         problem: &Problem,
         problems: &[Problem],
+        beside: &[usize],
         device: &Device,
     ) -> Result<Option<JoinedSpace>, TuneError> {
         let templates = self.library.for_problem(problem, device)?;
+        let others = problems.iter().enumerate().filter(|(i, p)| !beside.contains(i) && !self.is_narrow(p));
+        let others: Vec<(&Problem, f64)> = others.filter_map(|(_, p)| Some((p, apart(problem, p)?))).collect();
         let mut points = Vec::new();
         for (template, t) in templates.iter().enumerate() {
             // Of each config: how far the problem lies where it was measured, and the logarithm of time over prediction.
             let mut measured: BTreeMap<String, (Config, Vec<(f64, f64)>)> = BTreeMap::new();
-            for (other, far) in
-                problems.iter().filter(|p| !self.is_narrow(p)).filter_map(|p| Some((p, apart(problem, p)?)))
-            {
+            for &(other, far) in &others {
                 let key = self.context(device).trials(self.library, other, t);
                 for record in self.db.trials(&key)? {
                     let Some(us) = journal::verdict(&record).and_then(|v| v.median_us()) else { continue };
@@ -78,6 +82,39 @@ fn correction(worth: &[(f64, f64)]) -> f64 {
         [Some((below, low)), Some((above, high))] => low + (high - low) * below / (below - above),
         [low, high] => low.or(high).map_or(0.0, |(_, worth)| worth),
     }
+}
+
+/// A family's problems, by who is tuned beside whom.
+pub(super) struct Parts {
+    /// Those that may be tuned beside each other, each in turn.
+    pub parts: Vec<Vec<usize>>,
+    /// What comes after all parts, and what it does not look at: larger sizes than the next, whose many configs would keep
+    /// those of the nearest from being tried.
+    pub rest: Vec<usize>,
+    pub far: Vec<usize>,
+}
+
+/// A family in two parts where it is long, its wide problems' first half and the others. Those that try what was measured for others
+/// are of the part that the nearest of these are in; where these are in both, they come after.
+pub(super) fn in_parts(family: Vec<usize>, problems: &[Problem], is_narrow: impl Fn(&Problem) -> bool + Copy) -> Parts {
+    let (narrow, wide): (Vec<usize>, Vec<usize>) = family.iter().partition(|&&i| is_narrow(&problems[i]));
+    if family.len() <= IN_PARTS || wide.len() < 2 {
+        return Parts { parts: vec![in_turn(family, problems, is_narrow)], rest: Vec::new(), far: Vec::new() };
+    }
+    let (low, high) = wide.split_at(wide.len() / 2);
+    let (mut parts, mut rest, mut far) = ([low.to_vec(), high.to_vec()], Vec::new(), high.to_vec());
+    for index in narrow {
+        let apart = wide.iter().filter_map(|&i| Some((apart(&problems[index], &problems[i])?, i)));
+        let near: Vec<usize> = nearest(apart).into_iter().flatten().map(|(_, i)| i).collect();
+        let of_high = near.iter().any(|i| high.contains(i));
+        if of_high && near.iter().any(|i| low.contains(i)) {
+            rest.push(index);
+            far.retain(|i| !near.contains(i));
+        } else {
+            parts[usize::from(of_high)].push(index);
+        }
+    }
+    Parts { parts: parts.map(|part| in_turn(part, problems, is_narrow)).into(), rest, far }
 }
 
 /// A lane's problems in the order in which they are tuned: those that try what was measured for others right after the
@@ -139,5 +176,24 @@ mod tests {
         let alone = in_turn(vec![4, 0, 1], &p, narrow);
         assert_eq!(alone, [0, 1, 4]);
         assert_eq!(in_turn(vec![4], &p, narrow), [4]);
+    }
+
+    #[test]
+    fn a_long_family_has_two_parts_and_what_lies_between_them_comes_after() {
+        let wide: Vec<i64> = (0..12).map(|i| 1 << i).collect();
+        let between: Vec<i64> = wide[2..].iter().flat_map(|m| [m + m / 4, m + m / 2]).collect();
+        let p = products(&[wide.clone(), between.clone()].concat());
+        let narrow = |q: &Problem| between.contains(&q.dim("m"));
+        let rows = |part: &[usize]| part.iter().map(|&i| p[i].dim("m")).collect::<Vec<_>>();
+        let Parts { parts, rest, far } = in_parts((0..p.len()).collect(), &p, narrow);
+        assert_eq!(rows(&parts[0]), [1, 2, 4, 8, 5, 6, 16, 10, 12, 32, 20, 24]);
+        assert_eq!(rows(&parts[1])[..7], [64, 128, 80, 96, 256, 160, 192]);
+        assert_eq!((rows(&rest), rows(&far)), (vec![40, 48], vec![128, 256, 512, 1024, 2048]));
+        assert_eq!(parts.iter().flatten().chain(&rest).count(), p.len());
+        // A few are one part, as are many that all try what others measured.
+        let few = in_parts((0..20).collect(), &p, narrow);
+        assert_eq!((few.parts.len(), few.parts[0].len(), few.rest.len()), (1, 20, 0));
+        let all = in_parts((0..p.len()).collect(), &p, |_| true);
+        assert_eq!((all.parts.len(), all.parts[0].len(), all.rest.len()), (1, p.len(), 0));
     }
 }
