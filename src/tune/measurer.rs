@@ -153,34 +153,44 @@ impl Measurer {
     }
 
     /// Checks a candidate and times it. What may be the machine's doing, or that of a candidate before it, is tried again, with twice the
-    /// time, in another worker, where nothing ran before. An error means that the device itself no longer works.
+    /// time, in another worker, where nothing ran before. An error means that the device itself no longer works. A GPU has the `next`
+    /// candidate at hand when it is done with this one.
     pub(crate) fn attempt(
         &mut self,
         candidate: &Runnable,
+        next: Option<&Runnable>,
         rounds: u32,
         deadline: Duration,
     ) -> Result<Judged, TuneError> {
         self.alive()?;
-        let once = |m: &mut Measurer, deadline| match m.once(candidate, rounds, deadline) {
+        // On a processor its arrival would disturb the measurement.
+        let next = next.filter(|_| self.device.target == Target::Cuda);
+        let once = |m: &mut Measurer, next, deadline| match m.once(candidate, next, rounds, deadline) {
             // It, or one before it, may have used up what the process has.
             Err(TuneError::Device(f)) => Ok(Judged::from(f)),
             other => other,
         };
-        let first = once(self, deadline)?;
+        let first = once(self, next, deadline)?;
         if first.standing != Standing::Open {
             return Ok(first);
         }
         self.recover(Canary::None)?;
-        let second = once(self, deadline * 2)?;
+        let second = once(self, None, deadline * 2)?;
         if second.standing == Standing::Open {
             self.recover(Canary::First)?;
         }
         Ok(first.again(second))
     }
 
-    fn once(&mut self, candidate: &Runnable, rounds: u32, deadline: Duration) -> Result<Judged, TuneError> {
-        let request = Request::Attempt { candidate: Box::new(candidate.clone()), rounds };
-        match self.ask(&request, deadline) {
+    fn once(
+        &mut self,
+        candidate: &Runnable,
+        next: Option<&Runnable>,
+        rounds: u32,
+        deadline: Duration,
+    ) -> Result<Judged, TuneError> {
+        let request = |candidate: &Runnable| Request::Attempt { candidate: Box::new(candidate.clone()), rounds };
+        match self.ask_both(&request(candidate), next.map(request).as_ref(), deadline) {
             Ok(Answer::Tried(tried)) => Ok(self.judge(candidate, *tried)),
             Ok(Answer::Failed(f)) if f.is_of_the_machine() => Err(TuneError::Device(f)),
             Ok(Answer::Failed(f)) => Ok(Judged::from(f)),
@@ -291,6 +301,11 @@ impl Measurer {
 
     /// Asks; where there is no worker it starts one, with the ceilings that are known.
     fn ask(&mut self, request: &Request, deadline: Duration) -> Result<Answer, TuneError> {
+        self.ask_both(request, None, deadline)
+    }
+
+    /// Asks, and has the worker know what is asked next.
+    fn ask_both(&mut self, request: &Request, next: Option<&Request>, deadline: Duration) -> Result<Answer, TuneError> {
         if self.worker.is_none() {
             let mut worker = Worker::start(&self.exe, Duty::Measure(self.id))?;
             if let Answer::Failed(f) = worker.ask(&Request::Assume(self.device.ceilings), SLOW, &self.halt)? {
@@ -299,7 +314,7 @@ impl Measurer {
             self.worker = Some(worker);
         }
         let Some(worker) = &mut self.worker else { return Err(unexpected()) };
-        let answer = worker.ask(request, deadline, &self.halt);
+        let answer = worker.ask_both(request, next, deadline, &self.halt);
         if answer.is_err() || matches!(&answer, Ok(Answer::Failed(f)) if f.kind == FailureKind::Fault) {
             self.worker = None;
         }

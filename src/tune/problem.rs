@@ -328,8 +328,17 @@ impl<'a> Tuning<'a> {
         }
         // The cheapest by prediction first, however the compilers finished.
         ready.sort_by_key(|(number, _)| *number);
+        let runnable = |(number, outcome): &(usize, Outcome)| {
+            let artifact = outcome.as_ref().ok().filter(|a| a.info.spills == 0)?;
+            self.runnable(&batch[*number], artifact).ok()
+        };
+        let runnables: Vec<Option<Runnable>> = ready.iter().map(runnable).collect();
         let mut measurer = self.turn()?;
-        ready.into_iter().try_for_each(|(number, outcome)| self.take(&mut measurer, &batch[number], outcome))
+        for (at, (number, outcome)) in ready.into_iter().enumerate() {
+            let next = runnables[at + 1..].iter().flatten().next();
+            self.take(&mut measurer, &batch[number], outcome, next)?;
+        }
+        Ok(())
     }
 
     /// A turn at the measuring worker, with the problem ready.
@@ -339,8 +348,15 @@ impl<'a> Tuning<'a> {
         Ok(measurer)
     }
 
-    /// Judges a candidate that the compilers are done with. Once the time is up, what is left is let go, unjudged.
-    fn take(&mut self, measurer: &mut Measurer, point: &Point, outcome: Outcome) -> Result<(), TuneError> {
+    /// Judges a candidate that the compilers are done with, and then the next that can run. Once the time is up, what is left is let go,
+    /// unjudged.
+    fn take(
+        &mut self,
+        measurer: &mut Measurer,
+        point: &Point,
+        outcome: Outcome,
+        next: Option<&Runnable>,
+    ) -> Result<(), TuneError> {
         if self.tuner.stopped() || self.is_late() {
             self.cut_off = true;
             return Ok(());
@@ -357,7 +373,7 @@ impl<'a> Tuning<'a> {
         };
         let begun = Instant::now();
         let deadline = self.tuner.deadline(self.roofline_us);
-        let mut judged = measurer.attempt(&runnable, SCREEN_ROUNDS, deadline)?;
+        let mut judged = measurer.attempt(&runnable, next, SCREEN_ROUNDS, deadline)?;
         let mut artifact = artifact;
         if judged.standing == Standing::Twice {
             // A compiler may say that it is done and leave anything: what it makes of the source anew is believed.
@@ -365,7 +381,7 @@ impl<'a> Tuning<'a> {
                 Ok(again) if again.hash == artifact.hash => {}
                 Ok(again) => {
                     artifact = again;
-                    judged = measurer.attempt(&self.runnable(point, &artifact)?, SCREEN_ROUNDS, deadline)?;
+                    judged = measurer.attempt(&self.runnable(point, &artifact)?, None, SCREEN_ROUNDS, deadline)?;
                 }
                 Err(NotCompiled::Broken(f)) => return Err(TuneError::Device(f)),
                 Err(NotCompiled::Judged(other)) => judged = other,
@@ -561,7 +577,7 @@ impl<'a> Tuning<'a> {
         // Other inputs are made in that time too.
         let deadline = self.tuner.deadline(self.roofline_us) + self.preparing;
         let judged = if self.is_hurried() && self.preparing > SOON {
-            self.turn()?.attempt(&runnable, 0, deadline)?
+            self.turn()?.attempt(&runnable, None, 0, deadline)?
         } else {
             let seed = self.setup.seed.wrapping_add(0x5eed);
             let fresh = Setup { seed, single: true, ..self.setup.clone() };

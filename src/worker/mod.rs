@@ -104,7 +104,7 @@ impl FromStr for Duty {
 }
 
 /// What a parent asks.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Request {
     /// Compile and leave the artifact in this folder under its hash.

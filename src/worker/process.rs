@@ -120,30 +120,41 @@ impl<A: Send + 'static> Process<A> {
         deadline: Duration,
         stopped: &dyn Fn() -> bool,
     ) -> Result<A, Lost> {
+        self.silent()?;
+        self.request(send)?;
+        self.answer(deadline, stopped)
+    }
+
+    /// An error where it says something, of which nothing was asked.
+    pub fn silent(&mut self) -> Result<(), Lost> {
         match self.answers.try_recv() {
-            Err(TryRecvError::Empty) => {}
-            Ok(Ok(Some(_))) => {
-                self.kill();
-                return Err(Lost::Ended { how: "it answered without being asked".into(), signal: None });
-            }
-            _ => return Err(self.ended()),
+            Err(TryRecvError::Empty) => Ok(()),
+            Ok(Ok(Some(_))) => Err(self.lose("it answered without being asked")),
+            _ => Err(self.ended()),
         }
+    }
+
+    /// Sends a request.
+    pub fn request(&mut self, send: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Result<(), Lost> {
         let mut request = Vec::new();
         if let Err(e) = send(&mut request) {
-            self.kill();
-            return Err(Lost::Ended { how: format!("its request cannot be written: {e}"), signal: None });
+            return Err(self.lose(&format!("its request cannot be written: {e}")));
         }
-        if self.input.as_ref().is_none_or(|input| input.send(request).is_err()) {
-            return Err(self.ended());
+        match self.input.as_ref().is_none_or(|input| input.send(request).is_err()) {
+            true => Err(self.ended()),
+            false => Ok(()),
         }
+    }
+
+    /// Waits for the next answer.
+    pub fn answer(&mut self, deadline: Duration, stopped: &dyn Fn() -> bool) -> Result<A, Lost> {
         let begun = Instant::now();
         loop {
             let left = deadline.saturating_sub(begun.elapsed());
             match self.answers.recv_timeout(left.min(LOOK)) {
                 Ok(Ok(Some(answer))) => return Ok(answer),
                 Ok(Err(e)) if e.kind() != io::ErrorKind::UnexpectedEof => {
-                    self.kill();
-                    return Err(Lost::Ended { how: format!("its answer is not understood: {e}"), signal: None });
+                    return Err(self.lose(&format!("its answer is not understood: {e}")));
                 }
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
                 Err(RecvTimeoutError::Timeout) if stopped() => {
