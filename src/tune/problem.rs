@@ -2,7 +2,7 @@
 
 use super::LOOK;
 use super::adopted::SLOWER;
-use super::compilers::{NotCompiled, Outcome, Reply};
+use super::compilers::{NotCompiled, Outcome};
 use super::lanes::{Remembered, remembered};
 use super::measurer::{Measurer, Place};
 use super::search::{Point, Searcher};
@@ -287,7 +287,7 @@ impl<'a> Tuning<'a> {
     /// the compilers'.
     fn run_batch(&mut self, batch: &[Point]) -> Result<(), TuneError> {
         let (to, outcomes) = channel();
-        let (mut waiting, asked) = (0, self.tuner.compilers.batch());
+        let mut sources = Vec::new();
         for (number, point) in batch.iter().enumerate() {
             if let Some(verdict) = self.known[point.template].get(&point.config.to_string()).cloned() {
                 self.account(point, verdict, None);
@@ -295,14 +295,12 @@ impl<'a> Tuning<'a> {
             }
             let template = &self.space.templates[point.template];
             match self.tuner.library.render(template, &self.space.problem, &self.device, &point.config) {
-                Ok(source) => {
-                    self.tuner.compilers.submit(&source, Reply { to: to.clone(), number, batch: asked });
-                    waiting += 1;
-                }
+                Ok(source) => sources.push((number, source)),
                 Err(e) => self.refused(point, e.to_string())?,
             }
         }
-        drop(to);
+        let (asked, mut waiting) = (self.tuner.compilers.submit(&sources, &to), sources.len());
+        drop((to, sources));
         if self.tuner.lanes == 1 {
             // Nobody else wants the device while the candidates are compiled.
             drop(self.turn()?);

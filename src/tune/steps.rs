@@ -1,6 +1,5 @@
 //! What came close to a winner by itself and may make a whole step faster, and the records of what did (`engine::Timer::choose`).
 
-use super::compilers::Reply;
 use super::{Event, JoinedSpace, Observer, Options, Report, TuneError, Tuner, with_tuner};
 use crate::device::Device;
 use crate::journal;
@@ -53,18 +52,19 @@ pub fn rivals(
     with_tuner(db, library, options, &Silent, stop, &[], |tuner| {
         let lists = problems.iter().map(|problem| tuner.close(problem, device, most)).collect::<Result<Vec<_>, _>>()?;
         let (to, outcomes) = channel();
-        let (batch, mut waiting) = (tuner.compilers.batch(), Vec::new());
+        let (mut sources, mut waiting) = (Vec::new(), Vec::new());
         for (number, (at, rival)) in
             lists.iter().enumerate().flat_map(|(at, list)| list.iter().map(move |r| (at, r))).enumerate()
         {
             let templates = library.for_problem(&rival.problem, device)?;
             let Some(template) = templates.iter().find(|t| t.name() == rival.template()) else { continue };
             if let Ok(source) = library.render(template, &rival.problem, device, &rival.config) {
-                tuner.compilers.submit(&source, Reply { to: to.clone(), number, batch });
+                sources.push((number, source));
                 waiting.push((number, at, rival.clone()));
             }
         }
-        drop(to);
+        tuner.compilers.submit(&sources, &to);
+        drop((to, sources));
         let mut found: Vec<Vec<Rival>> = vec![Vec::new(); problems.len()];
         for _ in 0..waiting.len() {
             // The compilers drop a sender when they are told to stop.

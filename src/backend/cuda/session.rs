@@ -44,7 +44,7 @@ const FLOOR_SHARE: f64 = 0.85;
 const L2_BYTES: f64 = 64.0;
 /// A candidate that takes so many times what the best so far does is timed by so few rounds of a short graph, of which the events
 /// themselves take this long at most.
-const BEHIND: f64 = 1.5;
+const BEHIND: f64 = 1.25;
 const BEHIND_ROUNDS: u32 = 2;
 const EVENTS_S: f64 = 4e-6;
 /// How long the finalists of a problem that operations bound run before they are timed: a GPU at its power limit takes 40 ms to lower
@@ -56,6 +56,11 @@ const SETTLED_ROUNDS: u32 = 12;
 /// address's to say, is 0.1 µs of a short kernel.
 const WORKSPACES: usize = 8;
 const WORKSPACE_BYTES: u64 = 256 << 10;
+/// The share of the memory that problems put by may take, and one of them alone.
+const PUT_BY: f64 = 0.1;
+const PUT_BY_EACH: f64 = 0.025;
+/// How much larger than needed the arena of a problem before may be.
+const SPARE: u64 = 2;
 /// Outputs up to this size come back whole where elements of them are asked for.
 const WHOLE_BYTES: u64 = 8 << 20;
 
@@ -68,7 +73,9 @@ pub struct CudaSession {
     support: Option<(String, Support)>,
     flush: Option<Buffer>,
     state: Option<State>,
-    /// The arena of the problem before, for the next. After the driver got memory back, whatever reads memory takes 12% longer for 2.4 ms a
+    /// Problems whose turn may come again, the latest last.
+    put_by: Vec<State>,
+    /// The largest arena of the problems before, for the next that needs about as much. After the driver got memory back, whatever reads memory takes 12% longer for 2.4 ms a
     /// gigabyte on an H200, as if it were wiped in the background: the sets of one embedding, 17 GB, spoil the times of seven candidates.
     spare: Option<Buffer>,
     /// Seconds a launch of the best candidate so far of each problem, which come back in turn.
@@ -116,6 +123,14 @@ struct Watched {
     sums: Vec<u64>,
 }
 
+impl State {
+    /// The device memory that it holds.
+    fn bytes(&self) -> u64 {
+        let arenas = self.memory.iter().map(|(m, _)| m.len());
+        arenas.chain(self.references.iter().flatten().map(|r| r.values.len())).sum()
+    }
+}
+
 struct Loaded {
     bound: Vec<Bound>,
     workspaces: Option<Workspaces>,
@@ -150,6 +165,7 @@ impl CudaSession {
             support: None,
             flush: None,
             state: None,
+            put_by: Vec::new(),
             spare: None,
             bests: HashMap::new(),
             exact: false,
@@ -320,16 +336,22 @@ impl CudaSession {
 
     /// What is to be said of a candidate that changed what it must not; it is as it was afterwards.
     fn look_after(&self) -> Result<Option<String>, BackendError> {
-        let (state, support) = self.parts()?;
-        let sums = support.sums(&state.watched.ranges, &self.stream)?;
-        let Some(at) = sums.iter().zip(&state.watched.sums).position(|(now, then)| now != then) else {
+        let (state, _) = self.parts()?;
+        Ok(self.made_good(state)?.map(|at| state.watched.blame[at].clone()))
+    }
+
+    /// The first of what is looked after of a state that is not as it was; it is afterwards.
+    fn made_good(&self, state: &State) -> Result<Option<usize>, BackendError> {
+        let Some((_, support)) = &self.support else { return Ok(None) };
+        let sums = || support.sums(&state.watched.ranges, &self.stream);
+        let Some(at) = sums()?.iter().zip(&state.watched.sums).position(|(now, then)| now != then) else {
             return Ok(None);
         };
         self.fill(state)?;
-        if support.sums(&state.watched.ranges, &self.stream)? != state.watched.sums {
+        if sums()? != state.watched.sums {
             return Err(BackendError::Measurement("inputs that were changed cannot be made again".into()));
         }
-        Ok(Some(state.watched.blame[at].clone()))
+        Ok(Some(at))
     }
 
     /// All that is looked after of a state: between tensors, the inputs, and the references.
@@ -387,18 +409,41 @@ impl CudaSession {
         let sets = (2 * self.device.l2).div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
         let sets = if single { 1 } else { sets.min((self.device.memory / 3 / stride).max(1)) };
         let used = stride * sets + GUARD;
-        let arena = match self.spare.take().filter(|spare| spare.len() >= used) {
+        let arena = match self.spare.take_if(|spare| (used..=SPARE * used).contains(&spare.len())) {
             Some(spare) => spare,
-            None => Buffer::new(&self.context, used)?,
+            None => self.room(used)?,
         };
         let set = |s| offsets.iter().map(|o| arena.address() + s * stride + o).collect();
         let sets = (0..sets).map(set).collect();
         Ok((vec![(arena, used)], sets))
     }
 
-    /// Lets the last problem go; its arena stays.
-    fn let_go(&mut self) {
+    /// Memory, for which all that is kept for later is let go where there is too little.
+    fn room(&mut self, bytes: u64) -> Result<Buffer, BackendError> {
+        Buffer::new(&self.context, bytes).or_else(|_| {
+            std::mem::take(&mut self.put_by).into_iter().for_each(|state| self.let_go(state));
+            self.spare = None;
+            Buffer::new(&self.context, bytes)
+        })
+    }
+
+    /// Puts the last problem by for when its turn comes again, and lets those go that have waited longest where they take too much.
+    fn put_by(&mut self) {
         let Some(state) = self.state.take() else { return };
+        let share = |of: f64| (self.device.memory as f64 * of) as u64;
+        let (most, each) = (share(PUT_BY), share(PUT_BY_EACH));
+        if self.exact || state.setup.single || state.bytes() > each {
+            return self.let_go(state);
+        }
+        self.put_by.push(state);
+        while self.put_by.iter().map(State::bytes).sum::<u64>() > most {
+            let oldest = self.put_by.remove(0);
+            self.let_go(oldest);
+        }
+    }
+
+    /// Lets a problem go; the largest arena stays.
+    fn let_go(&mut self, state: State) {
         self.bests.insert(state.setup.problem, state.best_s.get());
         if !self.exact {
             self.spare = state.memory.into_iter().map(|(m, _)| m).chain(self.spare.take()).max_by_key(Buffer::len);
@@ -654,7 +699,7 @@ impl Session for CudaSession {
 
     fn ceilings(&mut self, support: &Artifact) -> Result<Ceilings, BackendError> {
         self.support(support)?;
-        self.let_go();
+        self.put_by();
         let Some((_, support)) = &self.support else { return Ok(self.device.ceilings) };
         let bytes = (self.device.memory / 16).clamp(64 << 20, 2 << 30);
         let (a, b) = (Buffer::new(&self.context, bytes)?, Buffer::new(&self.context, bytes)?);
@@ -698,7 +743,14 @@ impl Session for CudaSession {
             return Err(BackendError::Measurement("a CUDA session needs the support code".into()));
         };
         self.support(support)?;
-        self.let_go();
+        self.put_by();
+        if let Some(at) = self.put_by.iter().position(|state| state.setup == *setup) {
+            let state = self.put_by.remove(at);
+            // Candidates of others ran since.
+            self.made_good(&state)?;
+            self.state = Some(state);
+            return Ok(());
+        }
         let problem = setup.problem;
         let tensors = problem.tensors();
         let twice_l2 = 2 * self.device.l2;
@@ -712,7 +764,7 @@ impl Session for CudaSession {
         let reference = |t: &Tensor| match t.role {
             Role::In => Ok(None),
             Role::Out => {
-                let values = Buffer::new(&self.context, t.len() * 8)?;
+                let values = self.room(t.len() * 8)?;
                 Ok(Some(Reference { values, stats: Buffer::new(&self.context, 16)?, known: None }))
             }
         };
