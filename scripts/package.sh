@@ -26,7 +26,8 @@ for pack in "$folder"/*/; do
     name=$(sed -n 's/^name = "\(.*\)"/\1/p' "$pack/Cargo.toml" | head -n 1)
     set -- "$@" --config "patch.crates-io.$name.path='${pack%/}'"
 done
-CARGO_TARGET_DIR=$target/packed cargo install --debug --offline --path "$folder"/jitune-cli-* --root "$folder/root" "$@"
+# What the packs depend on was built just now, when they were verified.
+CARGO_TARGET_DIR=$target cargo install --debug --offline --path "$folder"/jitune-cli-* --root "$folder/root" "$@"
 
 export JITUNE_DB="$folder/db"
 jitune=$folder/root/bin/jitune
