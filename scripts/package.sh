@@ -3,13 +3,16 @@
 # the packs alone, and runs it: `sh scripts/package.sh [options of cargo package]`. Needs a C compiler.
 set -eu
 cd "$(dirname "$0")/.."
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
 target=$(cargo metadata --format-version 1 --no-deps |
     python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')
 
-rm -f "$target"/package/*.crate
-# Cargo keeps what it unpacked of a local registry by the registry's path and the crate's version, which stays the same here:
+# Always the same: what is built of it lies under its path.
+folder=$target/packs
+# Cargo takes crates of a registry for what they were when it built them; here they are an earlier commit's.
+if [ -d "$folder" ] || [ -d "$target/package" ]; then rm -rf "$target"/debug/.fingerprint/jitune-*; fi
+rm -rf "$folder" "$target"/package/*.crate
+mkdir -p "$folder"
+# It keeps what it unpacked of a local registry by the registry's path and the crate's version, which stays the same here:
 # without this an earlier commit's sources would be built.
 home=${CARGO_HOME:-$HOME/.cargo}
 for name in jitune jitune-c jitune-cli jitune-db jitune-peer; do
@@ -23,6 +26,8 @@ done
 # The crates depend on each other by version: each is found in its pack instead of in the registry.
 set --
 for pack in "$folder"/*/; do
+    # Not of the workspace in whose build folder it lies.
+    printf '\n[workspace]\n' >>"$pack/Cargo.toml"
     name=$(sed -n 's/^name = "\(.*\)"/\1/p' "$pack/Cargo.toml" | head -n 1)
     set -- "$@" --config "patch.crates-io.$name.path='${pack%/}'"
 done

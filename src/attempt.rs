@@ -3,7 +3,7 @@
 
 use crate::artifact::ArtifactInfo;
 use crate::backend::BackendError;
-use crate::backend::session::{Session, Tried};
+use crate::backend::session::{Session, Setup, Tried};
 use crate::bench::{Bench, BenchError, Here};
 use crate::problem::Problem;
 use crate::recipe::Config;
@@ -64,7 +64,9 @@ pub fn attempts(
     let here = Here::new()?;
     let bench = Bench::new(library, &here);
     let device = session.device().clone();
-    session.prepare(&bench.setup(problem, &device, options.seed)?)?;
+    // One set is enough to check: several, and what else keeps caches cold, may be gigabytes.
+    let setup = Setup { single: options.rounds == 0, ..bench.setup(problem, &device, options.seed)? };
+    session.prepare(&setup)?;
     let mut list = Vec::new();
     let templates = match &options.template {
         Some(name) => library.taking(problem, &device)?.into_iter().filter(|t| t.name() == name).collect(),

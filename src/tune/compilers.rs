@@ -108,6 +108,7 @@ impl Jobs {
     /// asks for more, where in turn all would wait for each other's first batches. What was asked long ago goes before all.
     fn next(&mut self, now: Instant) -> Option<Job> {
         let left = |job: &Job| match self.slots.get(&job.hash) {
+            _ if job.anew => None,
             _ if now.saturating_duration_since(job.asked) > LONG => Some(&0),
             Some(Slot::Waiting(list)) => list.iter().filter_map(|reply| self.open.get(&reply.batch)).min(),
             _ => None,
@@ -403,6 +404,9 @@ mod tests {
         ask(&mut jobs, "xyz");
         let moments = [Duration::ZERO, LONG / 2, LONG * 2, LONG * 2];
         assert_eq!(moments.map(|waiting| next_after(&mut jobs, waiting)), ["x", "y", "a", "b"]);
+        // But for what is compiled anew: the device waits for it.
+        ask(&mut jobs, "A");
+        assert_eq!([next_after(&mut jobs, LONG * 2), next_after(&mut jobs, LONG * 2)], ["A", "c"]);
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Lane {
 
     /// To be asked once that has ended: what its family's lanes left, for who ends last.
     pub(super) fn rest(&self) -> Option<&Turn> {
-        (self.rest.open.fetch_sub(1, Ordering::Relaxed) == 1).then_some(&self.rest.turn)
+        (self.rest.open.fetch_sub(1, Ordering::AcqRel) == 1).then_some(&self.rest.turn)
     }
 
     /// Everything that lanes tune.

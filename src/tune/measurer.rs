@@ -4,9 +4,11 @@ use super::TuneError;
 use crate::artifact::Artifact;
 use crate::backend::session::{Element, Runnable, Setup, Timed, Tried};
 use crate::device::{Ceilings, Device, DeviceId, Target};
+use crate::problem::Problem;
 use crate::sync::lock;
 use crate::verdict::{Judged, Standing, Verdict};
 use crate::worker::{Answer, Duty, Failure, FailureKind, Lost, MAIN, Request, Worker};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -62,7 +64,9 @@ pub struct Measurer {
     /// its module, and the outputs come back. On a processor, whose kernels reach the whole process, each has its own.
     verifier: Option<Worker>,
     setup: Option<Setup>,
-    preparing: Duration,
+    /// How long it took to make each problem ready, at most: one that was put by is there again at once, and has to be made anew
+    /// elsewhere.
+    preparing: HashMap<Problem, Duration>,
     canaries: Vec<Runnable>,
     lost: u32,
     given_up: u32,
@@ -95,7 +99,7 @@ impl Measurer {
             verifier: None,
             device,
             setup: None,
-            preparing: Duration::ZERO,
+            preparing: HashMap::new(),
             canaries: Vec::new(),
             lost: 0,
             given_up: 0,
@@ -111,7 +115,7 @@ impl Measurer {
 
     /// How long it took to make the problem ready.
     pub fn preparing(&self) -> Duration {
-        self.preparing
+        self.setup.as_ref().and_then(|setup| self.preparing.get(&setup.problem)).copied().unwrap_or_default()
     }
 
     /// Measures the device's ceilings.
@@ -131,16 +135,22 @@ impl Measurer {
         if self.setup.as_ref() == Some(setup) {
             return self.alive();
         }
+        self.let_come();
         let start = std::time::Instant::now();
         self.canaries.clear();
         self.setup = None;
         let request = Request::Prepare(Box::new(setup.clone()));
         let mut answer = self.ask(&request, SLOW);
-        if let Err(TuneError::Lost(_)) = answer {
+        // What candidates of others did may show only now.
+        if matches!(&answer, Err(TuneError::Lost(_)))
+            || matches!(&answer, Ok(Answer::Failed(f)) if f.kind == FailureKind::Fault)
+        {
             answer = self.ask(&request, SLOW);
         }
-        self.preparing = start.elapsed();
-        self.spent.preparing += self.preparing.as_secs_f64();
+        let took = start.elapsed();
+        let most = self.preparing.entry(setup.problem).or_default();
+        *most = took.max(*most);
+        self.spent.preparing += took.as_secs_f64();
         match answer {
             Ok(Answer::Done) => {
                 self.setup = Some(setup.clone());
@@ -244,6 +254,7 @@ impl Measurer {
         elements: &[Element],
         deadline: Duration,
     ) -> Result<(Judged, Vec<f64>), TuneError> {
+        self.let_come();
         let start = std::time::Instant::now();
         let prepare = Request::Prepare(Box::new(setup.clone()));
         let verify = Request::Verify { candidate: Box::new(winner.clone()), elements: elements.to_vec() };
@@ -262,6 +273,7 @@ impl Measurer {
         verify: &Request,
         deadline: Duration,
     ) -> Result<(Judged, Vec<f64>), TuneError> {
+        self.goes_on()?;
         let fresh = |m: &Measurer| Worker::start(&m.exe, Duty::Measure(m.id)).map_err(TuneError::from);
         let mut worker = match self.verifier.take() {
             Some(worker) => worker,
@@ -299,6 +311,18 @@ impl Measurer {
         if self.worker.is_none() && self.setup.is_some() { self.recover(Canary::First) } else { Ok(()) }
     }
 
+    /// An error once everything is to end at once.
+    fn goes_on(&self) -> Result<(), TuneError> {
+        if self.halt.load(Ordering::Relaxed) { Err(TuneError::Interrupted) } else { Ok(()) }
+    }
+
+    /// Waits until the worker has nothing to do, so that it neither counts as somebody else's time nor runs beside another.
+    fn let_come(&mut self) {
+        if self.worker.as_mut().is_some_and(|worker| worker.let_come(&self.halt).is_err()) {
+            self.worker = None;
+        }
+    }
+
     /// Asks; where there is no worker it starts one, with the ceilings that are known.
     fn ask(&mut self, request: &Request, deadline: Duration) -> Result<Answer, TuneError> {
         self.ask_both(request, None, deadline)
@@ -306,6 +330,8 @@ impl Measurer {
 
     /// Asks, and has the worker know what is asked next.
     fn ask_both(&mut self, request: &Request, next: Option<&Request>, deadline: Duration) -> Result<Answer, TuneError> {
+        // Of many lanes that wait for a turn each would start a worker to be told so.
+        self.goes_on()?;
         if self.worker.is_none() {
             let mut worker = Worker::start(&self.exe, Duty::Measure(self.id))?;
             if let Answer::Failed(f) = worker.ask(&Request::Assume(self.device.ceilings), SLOW, &self.halt)? {

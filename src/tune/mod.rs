@@ -86,7 +86,7 @@ pub struct Options {
     /// Those of the problems that are searched only among what was measured for others of the problems that differ from them
     /// in one size, the best by prediction: code that has been compiled.
     pub narrow: Vec<Problem>,
-    /// Problems that are tuned at a time on a device; by default 12 on a GPU, and one on a processor, whose time the
+    /// Problems that are tuned at a time on a device; by default 20 on a GPU, and one on a processor, whose time the
     /// compilers would take.
     pub lanes: Option<usize>,
     /// Only look up what is stored.

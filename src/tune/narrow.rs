@@ -101,8 +101,12 @@ pub(super) fn in_parts(family: Vec<usize>, problems: &[Problem], is_narrow: impl
     if family.len() <= IN_PARTS || wide.len() < 2 {
         return Parts { parts: vec![in_turn(family, problems, is_narrow)], rest: Vec::new(), far: Vec::new() };
     }
-    let (low, high) = wide.split_at(wide.len() / 2);
-    let (mut parts, mut rest, mut far) = ([low.to_vec(), high.to_vec()], Vec::new(), high.to_vec());
+    // By their places in the plan, whatever stands first here: in a run that goes on with another that is what has no winner.
+    let mut places = wide.clone();
+    places.sort_unstable();
+    let middle = places[wide.len() / 2];
+    let (low, high): (Vec<usize>, Vec<usize>) = wide.iter().partition(|&&i| i < middle);
+    let (mut parts, mut rest, mut far) = ([low.clone(), high.clone()], Vec::new(), high.clone());
     for index in narrow {
         let apart = wide.iter().filter_map(|&i| Some((apart(&problems[index], &problems[i])?, i)));
         let near: Vec<usize> = nearest(apart).into_iter().flatten().map(|(_, i)| i).collect();
@@ -190,6 +194,11 @@ mod tests {
         assert_eq!(rows(&parts[1])[..7], [64, 128, 80, 96, 256, 160, 192]);
         assert_eq!((rows(&rest), rows(&far)), (vec![40, 48], vec![128, 256, 512, 1024, 2048]));
         assert_eq!(parts.iter().flatten().chain(&rest).count(), p.len());
+        // In a run that goes on with another the same parts have another order.
+        let turned: Vec<usize> = (5..p.len()).chain(0..5).collect();
+        let Parts { parts, rest, far } = in_parts(turned, &p, narrow);
+        assert_eq!(rows(&parts[0]), [32, 1, 2, 4, 8, 5, 6, 16, 10, 12, 20, 24]);
+        assert_eq!((rows(&rest), rows(&far)), (vec![40, 48], vec![128, 256, 512, 1024, 2048]));
         // A few are one part, as are many that all try what others measured.
         let few = in_parts((0..20).collect(), &p, narrow);
         assert_eq!((few.parts.len(), few.parts[0].len(), few.rest.len()), (1, 20, 0));

@@ -324,6 +324,10 @@ impl<'a> Tuning<'a> {
                 Err(RecvTimeoutError::Disconnected) => return Err(TuneError::Interrupted),
             }
         }
+        if ready.is_empty() || self.tuner.stopped() {
+            self.cut_off |= !ready.is_empty();
+            return Ok(());
+        }
         // The cheapest by prediction first, however the compilers finished.
         ready.sort_by_key(|(number, _)| *number);
         let runnable = |(number, outcome): &(usize, Outcome)| {
@@ -369,7 +373,9 @@ impl<'a> Tuning<'a> {
             Ok(r) => r,
             Err(e) => return self.refused(point, e.to_string()),
         };
-        let begun = Instant::now();
+        // By the worker's own clock: it may have begun before it was asked.
+        let spent = |m: &Measurer| m.spent.verifying + m.spent.measuring;
+        let before = spent(measurer);
         let deadline = self.tuner.deadline(self.roofline_us);
         let mut judged = measurer.attempt(&runnable, next, SCREEN_ROUNDS, deadline)?;
         let mut artifact = artifact;
@@ -386,7 +392,7 @@ impl<'a> Tuning<'a> {
             }
         }
         if let Verdict::Measured { .. } = judged.verdict {
-            self.round_s = begun.elapsed().as_secs_f64() / f64::from(SCREEN_ROUNDS);
+            self.round_s = (spent(measurer) - before) / f64::from(SCREEN_ROUNDS);
         }
         self.judged(point, judged, Some(artifact))
     }

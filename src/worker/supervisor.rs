@@ -48,12 +48,9 @@ impl Worker {
     ) -> Result<Answer, Lost> {
         let number = match self.ahead.take() {
             Some((sent, _)) if sent.message == *request => sent.number,
-            Some((sent, deadline)) => {
-                // Nobody wants to know any more.
-                self.answer(&sent.message, sent.number, deadline, halt)?;
-                self.send(request)?
-            }
-            None => {
+            sent => {
+                self.ahead = sent;
+                self.let_come(halt)?;
                 self.process.silent()?;
                 self.send(request)?
             }
@@ -62,6 +59,12 @@ impl Worker {
             self.ahead = Some((Numbered { number: self.send(next)?, message: next.clone() }, deadline));
         }
         self.answer(request, number, deadline, halt)
+    }
+
+    /// Waits for what was sent ahead, as long as was said then: nobody wants to know any more.
+    pub fn let_come(&mut self, halt: &AtomicBool) -> Result<(), Lost> {
+        let Some((sent, deadline)) = self.ahead.take() else { return Ok(()) };
+        self.answer(&sent.message, sent.number, deadline, halt).map(drop)
     }
 
     fn send(&mut self, message: &Request) -> Result<u64, Lost> {

@@ -228,20 +228,6 @@ impl CpuSession {
         }
     }
 
-    /// How much memory is more than the caches hold on to.
-    fn rotated(&self) -> u64 {
-        CACHES * self.device.l3.max(self.device.l2)
-    }
-
-    /// Before the first timing: where the sets together fit the caches, other memory is read between the rounds. It may be a gigabyte, which
-    /// takes its time to come by, so that whoever only checks has none.
-    fn ready_to_time(&mut self) -> Result<(), BackendError> {
-        if !self.state()?.cold && self.flush.is_none() {
-            self.flush = Some(Buffer::new(self.rotated() as usize)?);
-        }
-        Ok(())
-    }
-
     /// Microseconds a launch over whole passes of the sets, with cold memory before the first.
     fn round(&self, loaded: &Loaded, passes: usize) -> Result<f64, BackendError> {
         if let (false, Some(flush)) = (self.state()?.cold, &self.flush) {
@@ -291,9 +277,6 @@ impl CpuSession {
         // What is launched again finds poison; what takes too long for that leaves what was checked.
         let again = rounds > 0 || checked.as_secs_f64() < LONG_S;
         if tried.check.wrong.is_none() && again {
-            if rounds > 0 {
-                self.ready_to_time()?;
-            }
             self.poison_all();
             let start = Instant::now();
             if rounds > 0 {
@@ -432,7 +415,7 @@ impl Session for CpuSession {
             return Err(BackendError::OutOfMemory { needed: bytes, free: self.device.memory / 2 });
         }
         self.keep(self.device.memory / 2 - bytes);
-        let rotated = self.rotated();
+        let rotated = CACHES * self.device.l3.max(self.device.l2);
         let sets = rotated.div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
         let sets = sets.min((SETS_BYTES.min(self.device.memory / 4) / bytes.max(1)).max(1));
         let sets = if setup.single { 1 } else { sets };
@@ -467,6 +450,9 @@ impl Session for CpuSession {
         let rest = (1..sets).map(copy).collect::<Result<Vec<Vec<Held>>, _>>()?;
         let sets: Vec<Vec<Held>> = std::iter::once(first).chain(rest).collect();
         let cold = problem.bytes() * sets.len() as u64 >= rotated;
+        if !cold && !setup.single && self.flush.is_none() {
+            self.flush = Some(Buffer::new(rotated as usize)?);
+        }
         let expected = expected(&problem, &inputs, setup.seed, REFERENCE_BUDGET);
         self.state = Some(State { problem, seed: setup.seed, tensors, sets, expected, cold, strange: false });
         Ok(())
@@ -487,7 +473,6 @@ impl Session for CpuSession {
 
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Timed>, BackendError> {
         self.restore();
-        self.ready_to_time()?;
         let loaded: Vec<Loaded> = candidates.iter().map(|c| self.load(c)).collect::<Result<_, _>>()?;
         let start = Instant::now();
         let begun: Vec<(usize, Series)> = loaded.iter().map(|l| self.passes(l)).collect::<Result<_, _>>()?;

@@ -75,8 +75,9 @@ pub struct CudaSession {
     state: Option<State>,
     /// Problems whose turn may come again, the latest last.
     put_by: Vec<State>,
-    /// The largest arena of the problems before, for the next that needs about as much. After the driver got memory back, whatever reads memory takes 12% longer for 2.4 ms a
-    /// gigabyte on an H200, as if it were wiped in the background: the sets of one embedding, 17 GB, spoil the times of seven candidates.
+    /// The largest arena of the problems before, for the next that needs about as much. After the driver got memory back, whatever reads
+    /// memory takes 12% longer for 2.4 ms a gigabyte on an H200, as if it were wiped in the background: the sets of one embedding, 17 GB,
+    /// spoil the times of seven candidates.
     spare: Option<Buffer>,
     /// Seconds a launch of the best candidate so far of each problem, which come back in turn.
     bests: HashMap<Problem, f64>,
@@ -409,29 +410,26 @@ impl CudaSession {
         let sets = (2 * self.device.l2).div_ceil(problem.bytes().max(1)).clamp(1, MAX_SETS);
         let sets = if single { 1 } else { sets.min((self.device.memory / 3 / stride).max(1)) };
         let used = stride * sets + GUARD;
-        let arena = match self.spare.take_if(|spare| (used..=SPARE * used).contains(&spare.len())) {
+        // What is put by must not hold much more than it needs; what is too large for that gives it back at its end.
+        let each = self.share(PUT_BY_EACH);
+        let fits = |spare: &mut Buffer| used <= spare.len() && (spare.len() <= SPARE * used || used > each);
+        let arena = match self.spare.take_if(fits) {
             Some(spare) => spare,
-            None => self.room(used)?,
+            None => Buffer::new(&self.context, used)?,
         };
         let set = |s| offsets.iter().map(|o| arena.address() + s * stride + o).collect();
         let sets = (0..sets).map(set).collect();
         Ok((vec![(arena, used)], sets))
     }
 
-    /// Memory, for which all that is kept for later is let go where there is too little.
-    fn room(&mut self, bytes: u64) -> Result<Buffer, BackendError> {
-        Buffer::new(&self.context, bytes).or_else(|_| {
-            std::mem::take(&mut self.put_by).into_iter().for_each(|state| self.let_go(state));
-            self.spare = None;
-            Buffer::new(&self.context, bytes)
-        })
+    fn share(&self, of: f64) -> u64 {
+        (self.device.memory as f64 * of) as u64
     }
 
     /// Puts the last problem by for when its turn comes again, and lets those go that have waited longest where they take too much.
     fn put_by(&mut self) {
         let Some(state) = self.state.take() else { return };
-        let share = |of: f64| (self.device.memory as f64 * of) as u64;
-        let (most, each) = (share(PUT_BY), share(PUT_BY_EACH));
+        let (most, each) = (self.share(PUT_BY), self.share(PUT_BY_EACH));
         if self.exact || state.setup.single || state.bytes() > each {
             return self.let_go(state);
         }
@@ -506,6 +504,46 @@ impl CudaSession {
         let cached = if hz > 0.0 { inputs as f64 / (f64::from(d.units) * L2_BYTES * hz) } else { 0.0 } * FLOOR_SHARE;
         let floor = rates.max(cached) * 1e6;
         Ok((us < floor).then(|| Doubt::Implausible(format!("{us:.2} µs is under the floor of {floor:.2} µs"))))
+    }
+
+    /// Makes a problem's inputs and references.
+    fn make(&mut self, setup: &Setup) -> Result<State, BackendError> {
+        let problem = setup.problem;
+        let tensors = problem.tensors();
+        let twice_l2 = 2 * self.device.l2;
+        let (memory, sets) = self.layout(&problem, &tensors, setup.single)?;
+        let cold = problem.bytes() * sets.len() as u64 >= twice_l2;
+        if self.flush.is_none() && !setup.single {
+            let flush = Buffer::new(&self.context, twice_l2 + (32 << 20))?;
+            flush.fill(1, &self.stream)?;
+            self.flush = Some(flush);
+        }
+        let reference = |t: &Tensor| match t.role {
+            Role::In => Ok(None),
+            Role::Out => {
+                let values = Buffer::new(&self.context, t.len() * 8)?;
+                Ok(Some(Reference { values, stats: Buffer::new(&self.context, 16)?, known: None }))
+            }
+        };
+        let references = tensors.iter().map(reference).collect::<Result<_, BackendError>>()?;
+        let watched = Watched { ranges: Ranges::new(&self.context, &[])?, blame: Vec::new(), sums: Vec::new() };
+        let strange = false;
+        let best_s = Cell::new(self.bests.get(&problem).copied().unwrap_or(f64::INFINITY));
+        let mut state =
+            State { setup: setup.clone(), tensors, sets, memory, references, cold, watched, strange, best_s };
+        self.fill(&state)?;
+        for r in state.references.iter_mut().flatten() {
+            let mut known = [0; 16];
+            r.stats.read(0, &mut known)?;
+            r.known = Some(known);
+        }
+        let (ranges, blame) = self.watch(&state);
+        let ranges = Ranges::new(&self.context, &ranges)?;
+        if let Some((_, support)) = &self.support {
+            let sums = support.sums(&ranges, &self.stream)?;
+            state.watched = Watched { ranges, blame, sums };
+        }
+        Ok(state)
     }
 
     /// Makes what a state holds: poison everywhere, then inputs and references.
@@ -747,46 +785,25 @@ impl Session for CudaSession {
         if let Some(at) = self.put_by.iter().position(|state| state.setup == *setup) {
             let state = self.put_by.remove(at);
             // Candidates of others ran since.
-            self.made_good(&state)?;
-            self.state = Some(state);
-            return Ok(());
-        }
-        let problem = setup.problem;
-        let tensors = problem.tensors();
-        let twice_l2 = 2 * self.device.l2;
-        let (memory, sets) = self.layout(&problem, &tensors, setup.single)?;
-        let cold = problem.bytes() * sets.len() as u64 >= twice_l2;
-        if self.flush.is_none() && !setup.single {
-            let flush = Buffer::new(&self.context, twice_l2 + (32 << 20))?;
-            flush.fill(1, &self.stream)?;
-            self.flush = Some(flush);
-        }
-        let reference = |t: &Tensor| match t.role {
-            Role::In => Ok(None),
-            Role::Out => {
-                let values = self.room(t.len() * 8)?;
-                Ok(Some(Reference { values, stats: Buffer::new(&self.context, 16)?, known: None }))
+            match self.made_good(&state) {
+                Ok(_) => {
+                    self.state = Some(state);
+                    return Ok(());
+                }
+                Err(e) if e.is_fault() => return Err(e),
+                Err(_) => self.let_go(state),
             }
+        }
+        let state = match self.make(setup) {
+            Err(e) if !e.is_fault() && (!self.put_by.is_empty() || self.spare.is_some()) => {
+                // It may be the memory, of which all that is kept for later gives its own back.
+                std::mem::take(&mut self.put_by).into_iter().for_each(|state| self.let_go(state));
+                self.spare = None;
+                self.make(setup)
+            }
+            made => made,
         };
-        let references = tensors.iter().map(reference).collect::<Result<_, BackendError>>()?;
-        let watched = Watched { ranges: Ranges::new(&self.context, &[])?, blame: Vec::new(), sums: Vec::new() };
-        let strange = false;
-        let best_s = Cell::new(self.bests.get(&problem).copied().unwrap_or(f64::INFINITY));
-        let mut state =
-            State { setup: setup.clone(), tensors, sets, memory, references, cold, watched, strange, best_s };
-        self.fill(&state)?;
-        for r in state.references.iter_mut().flatten() {
-            let mut known = [0; 16];
-            r.stats.read(0, &mut known)?;
-            r.known = Some(known);
-        }
-        let (ranges, blame) = self.watch(&state);
-        let ranges = Ranges::new(&self.context, &ranges)?;
-        if let Some((_, support)) = &self.support {
-            let sums = support.sums(&ranges, &self.stream)?;
-            state.watched = Watched { ranges, blame, sums };
-        }
-        self.state = Some(state);
+        self.state = Some(state?);
         Ok(())
     }
 
