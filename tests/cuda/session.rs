@@ -7,6 +7,7 @@ use jitune::backend::cuda::CudaSession;
 use jitune::backend::session::{Doubt, Element, Runnable, Session, Setup};
 use jitune::problem::Problem;
 use serde_json::json;
+use std::ffi::CStr;
 use std::path::Path;
 
 /// An odd number of elements.
@@ -111,6 +112,42 @@ fn the_memory_of_a_problem_stays_for_the_next() {
     let before = freed();
     drop(session);
     assert!(freed() - before > all);
+}
+
+/// Its memory is that of its last turn, which is looked at and put right; of another seed it is another problem.
+#[test]
+fn a_problem_whose_turn_comes_again_is_as_it_was_and_is_not_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let (driver, mut session) = prepared(folder.path(), false);
+    let mine = setup(folder.path(), false);
+    let mut other = mine.clone();
+    other.seed = 4;
+    let honest = candidate(folder.path(), "honest");
+    assert_eq!(found(&mut session, &honest, 0), "right");
+    let name = |i| unsafe { CStr::from_ptr(driver.launch(i).name.as_ptr()) };
+    let last = (0..driver.launched()).rev().find(|i| name(*i) == c"gelu_honest").unwrap();
+    let x = driver.launch(last).values[0];
+    // The launches of the reference while a problem is prepared, each of which makes it anew.
+    let made = |session: &mut CudaSession, setup: &Setup| {
+        let before = driver.launched();
+        session.prepare(setup).unwrap();
+        (before..driver.launched()).filter(|i| name(*i) == c"gelu_reference").count()
+    };
+    assert_eq!(made(&mut session, &other), 1);
+    assert_eq!(found(&mut session, &honest, 3), "right");
+    assert_eq!(made(&mut session, &mine), 0);
+    assert_eq!(found(&mut session, &honest, 3), "right");
+    assert_eq!(made(&mut session, &other), 0);
+    // A candidate of the other writes where it should not.
+    // SAFETY: the stand-in's memory is the host's, and this input is put by.
+    unsafe { (x as *mut f32).write(7.0) };
+    assert_eq!(found(&mut session, &honest, 3), "right");
+    assert_eq!(made(&mut session, &mine), 1);
+    assert_eq!(found(&mut session, &honest, 3), "right");
+    assert_eq!(found(&mut session, &candidate(folder.path(), "input"), 3), "wrong: x: an input was changed");
+    // One set alone is for a check and is not put by.
+    let single = setup(folder.path(), true);
+    assert_eq!([&single, &other, &single, &other].map(|setup| made(&mut session, setup)), [1, 0, 1, 0]);
 }
 
 #[test]
