@@ -15,8 +15,8 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 fn main() {
     if std::env::var_os(FORGETS).is_none() {
@@ -46,6 +46,8 @@ fn main() {
     println!("test a_program_tunes_with_the_library_alone ... ok");
     a_look_up_has_no_time_that_could_be_up(folder.path());
     println!("test a_look_up_has_no_time_that_could_be_up ... ok");
+    who_waits_for_a_turn_is_told_at_once(&folder.path().join("stopped"));
+    println!("test who_waits_for_a_turn_is_told_at_once ... ok");
     sizes_between_try_what_was_measured_for_others(&folder.path().join("narrow"));
     lanes_take_turns(&folder.path().join("lanes"));
     println!("test lanes_take_turns ... ok");
@@ -137,6 +139,66 @@ impl tune::Observer for Heard {
 }
 
 /// A processor with one thread is another kind than the same with two.
+/// Forty lanes wait for a device that a candidate without an end holds, and whose workers take a second to start: told to stop, the run
+/// does not start one for each of them.
+fn who_waits_for_a_turn_is_told_at_once(folder: &Path) {
+    std::fs::create_dir(folder).unwrap();
+    let slow = folder.join("slow");
+    let this = std::env::current_exe().unwrap();
+    std::fs::write(&slow, format!("#!/bin/sh\nsleep 1\nexec '{}' \"$@\"\n", this.display())).unwrap();
+    std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let templates = folder.join("templates");
+    std::fs::create_dir(&templates).unwrap();
+    let description = r#"
+        name = "endless"
+        target = "cpu"
+        op = "gelu"
+        summary = "never ends"
+        when = "dtype == 'f32'"
+        [tunables]
+        which = [0]
+        [cost]
+        us = "0.001"
+        [defines]
+        simd = "max(dev.simd, 16)"
+        [[launch]]
+        entry = "endless"
+        grid = ["1", "1", "1"]
+        block = "1"
+        args = []
+    "#;
+    let code = "#include \"base.h\"\nvoid endless(const jt_arg *args, long task, long tasks) {\n  \
+        (void)args, (void)task, (void)tasks;\n  for (;;) __asm__ volatile(\"\");\n}\n";
+    std::fs::write(templates.join("endless.toml"), description).unwrap();
+    std::fs::write(templates.join("endless.c"), code).unwrap();
+    let (db, mut library) = (Db::open(folder, jitune::journal::options()).unwrap(), Library::built_in().unwrap());
+    library.add_folder(&templates).unwrap();
+    let problems: Vec<Problem> =
+        (1..=40).map(|i| format!("gelu rows=4 cols={} dtype=f32", 8 * i).parse().unwrap()).collect();
+    let options = tune::Options {
+        exe: Some(slow),
+        devices: vec![DeviceId::Cpu(1)],
+        budget: Some(Duration::from_secs(600)),
+        patience: Duration::from_secs(300),
+        trials: Some(1),
+        nominal: true,
+        lanes: Some(40),
+        ..tune::Options::default()
+    };
+    let stop = AtomicBool::new(false);
+    let told = std::thread::scope(|scope| {
+        let told = scope.spawn(|| {
+            std::thread::sleep(Duration::from_secs(8));
+            stop.store(true, Ordering::Relaxed);
+            Instant::now()
+        });
+        let report = tune::run(&db, &library, &problems, &options, &(), &stop).unwrap();
+        assert!(report.interrupted && report.winners().next().is_none(), "{report:?}");
+        told.join().unwrap()
+    });
+    assert!(told.elapsed() < Duration::from_millis(3500), "{:?}", told.elapsed());
+}
+
 fn kinds_share_the_time_and_keep_their_reports(folder: &Path) {
     let problems: Vec<Problem> =
         (1..=40).map(|rows| format!("rmsnorm rows={rows} cols=256 dtype=f32").parse().unwrap()).collect();
