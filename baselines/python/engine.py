@@ -236,6 +236,8 @@ def main(start):
     # Libraries, and processes that they start, print to descriptor 1 and may read descriptor 0 as they like.
     asks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    # As they come: whoever ends this process reads what was said before.
+    sys.stdout.reconfigure(line_buffering=True)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

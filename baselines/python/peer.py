@@ -252,6 +252,7 @@ def main():
     # Libraries print to descriptor 1 as they like; the answers go where it pointed at the start.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)
     server = Server()
     for line in sys.stdin:
         if not line.strip():
