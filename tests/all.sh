@@ -103,16 +103,16 @@ print(*(f"--test={name}" for name in sorted(names - set(sys.argv[1:]))))' "$@"
 tests() {
     cargo test --locked --workspace --no-run || return 1
     # shellcheck disable=SC2086
-    waiting=$(waiting $computing) && beside=$(printf -- ' --test=%s' $computing) || return 1
+    others=$(waiting $computing) && these=$(printf -- ' --test=%s' $computing) || return 1
     # shellcheck disable=SC2016,SC2086
-    setsid nice -n 19 sh -c 'to=$1 && shift && cargo test --locked --workspace --no-fail-fast --lib "$@" >"$to/beside" 2>&1 || : >"$to/beside-failed"' sh "$logs" $beside &
+    setsid nice -n 19 sh -c 'to=$1 && shift && cargo test --locked --workspace --no-fail-fast --lib "$@" >"$to/beside" 2>&1 || : >"$to/beside-failed"' sh "$logs" $these &
     beside=$!
     # An interrupt reaches nothing in the background.
     trap 'kill -s TERM -- "-$beside" 2>/dev/null' EXIT
     trap 'exit 1' HUP INT TERM
     code=0
     # shellcheck disable=SC2086
-    cargo test --locked --workspace --no-fail-fast --bins --examples $waiting || code=1
+    cargo test --locked --workspace --no-fail-fast --bins --examples $others || code=1
     cargo test --locked --workspace --no-fail-fast --doc || code=1
     wait "$beside"
     cat "$logs/beside"

@@ -431,16 +431,16 @@ impl Tuner<'_> {
     /// Tunes problems one after the other, as long as there are some that nobody else has taken.
     fn lane(&self, place: &Place, queue: &Queue<'_>) -> Result<(), TuneError> {
         while let Some(lane) = queue.lanes.get(queue.next.fetch_add(1, Ordering::Relaxed)) {
-            self.in_turn(place, queue, lane.turn())?;
+            self.one_by_one(place, queue, lane.turn())?;
             if let Some(rest) = lane.rest() {
-                self.in_turn(place, queue, rest)?;
+                self.one_by_one(place, queue, rest)?;
             }
         }
         Ok(())
     }
 
     /// Tunes these problems one after the other.
-    fn in_turn(&self, place: &Place, queue: &Queue<'_>, turn: &Turn) -> Result<(), TuneError> {
+    fn one_by_one(&self, place: &Place, queue: &Queue<'_>, turn: &Turn) -> Result<(), TuneError> {
         // What won so far, the latest last.
         let mut won: Vec<Remembered> = lock(&self.stored).clone();
         for &index in &turn.order {

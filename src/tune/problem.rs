@@ -338,7 +338,7 @@ impl<'a> Tuning<'a> {
         let mut measurer = self.turn()?;
         for (at, (number, outcome)) in ready.into_iter().enumerate() {
             let next = runnables[at + 1..].iter().flatten().next();
-            self.take(&mut measurer, &batch[number], outcome, next)?;
+            self.take(&mut measurer, &batch[number], outcome, runnables[at].clone(), next)?;
         }
         Ok(())
     }
@@ -357,6 +357,7 @@ impl<'a> Tuning<'a> {
         measurer: &mut Measurer,
         point: &Point,
         outcome: Outcome,
+        runnable: Option<Runnable>,
         next: Option<&Runnable>,
     ) -> Result<(), TuneError> {
         if self.tuner.stopped() || self.is_late() {
@@ -369,7 +370,7 @@ impl<'a> Tuning<'a> {
             Err(NotCompiled::Broken(f)) => return Err(TuneError::Device(f)),
             Err(NotCompiled::Judged(judged)) => return self.judged(point, judged, None),
         };
-        let runnable = match self.runnable(point, &artifact) {
+        let runnable = match runnable.map_or_else(|| self.runnable(point, &artifact), Ok) {
             Ok(r) => r,
             Err(e) => return self.refused(point, e.to_string()),
         };

@@ -426,14 +426,18 @@ impl CudaSession {
         (self.device.memory as f64 * of) as u64
     }
 
-    /// Puts the last problem by for when its turn comes again, and lets those go that have waited longest where they take too much.
+    /// Puts the last problem by for when its turn comes again.
     fn put_by(&mut self) {
         let Some(state) = self.state.take() else { return };
-        let (most, each) = (self.share(PUT_BY), self.share(PUT_BY_EACH));
-        if self.exact || state.setup.single || state.bytes() > each {
+        if self.exact || state.setup.single || state.bytes() > self.share(PUT_BY_EACH) {
             return self.let_go(state);
         }
         self.put_by.push(state);
+    }
+
+    /// Lets those go that have waited longest, as far as what is put by takes too much.
+    fn let_oldest_go(&mut self) {
+        let most = self.share(PUT_BY);
         while self.put_by.iter().map(State::bytes).sum::<u64>() > most {
             let oldest = self.put_by.remove(0);
             self.let_go(oldest);
@@ -794,6 +798,7 @@ impl Session for CudaSession {
                 Err(_) => self.let_go(state),
             }
         }
+        self.let_oldest_go();
         let state = match self.make(setup) {
             Err(e) if !e.is_fault() && (!self.put_by.is_empty() || self.spare.is_some()) => {
                 // It may be the memory, of which all that is kept for later gives its own back.
