@@ -117,6 +117,13 @@ const SPOILERS: [(usize, &str); 6] = [
     (48, "slowly(x, y, from, to); if (task == 0) { struct rlimit r = {0, 0}; setrlimit(RLIMIT_FSIZE, &r); }"),
 ];
 
+/// As fast as the fastest, and right whenever it is looked at: what it does to an input it undoes at its next launch.
+const UNDOES: (usize, &str) = (
+    53,
+    "static float *at, was; if (task == 0 && at) { mprotect(page(at), 4096, 3); *at = was; } \
+     work(x, y, from, to); if (task == 0) { at = (float *)x + 10; was = *at; mprotect(page(at), 4096, 3); *at = 3; }",
+);
+
 const CODE: &str = r#"#include "base.h"
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -227,6 +234,7 @@ dynamic = ["rows"]
     for (number, body) in cheats.iter().chain(&SPOILERS) {
         write!(code, "#if WHICH == {number}\n  {body}\n#endif\n").unwrap();
     }
+    write!(code, "#if WHICH == {}\n  {}\n#endif\n", UNDOES.0, UNDOES.1).unwrap();
     // Honest until it is told not to be: after two launches, or after some seconds.
     let file = |name: &str| place.path().join(name).display().to_string();
     let (launches, seconds) = (file("launches"), file("seconds"));
@@ -330,6 +338,16 @@ fn what_a_candidate_leaves_behind_does_not_speak_against_others() {
         let against: Vec<&str> = trials.filter(|line| !line.contains("\"measured\"")).collect();
         assert!(against.is_empty(), "{body}: {against:#?}");
     }
+}
+
+/// Nor where they are timed in turn, and it then runs first in the new worker, as the candidate of which it is known that it was right.
+#[test]
+fn what_a_finalist_leaves_behind_does_not_speak_against_others() {
+    let (place, _alone) = alone();
+    let run = tune(&place, &[UNDOES.0, 0, 1, 2]);
+    assert_eq!(run.verdicts[&UNDOES.0]["verdict"], "measured", "it takes part: {:#?}", run.verdicts);
+    assert_eq!(run.winner, "which=2", "{:#?} {:#?}", run.verdicts, run.unstable);
+    assert!(run.unstable.keys().all(|number| *number == UNDOES.0), "{:#?}", run.unstable);
 }
 
 /// One that keeps what it once made of its inputs is right as long as these are the same.

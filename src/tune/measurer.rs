@@ -223,27 +223,54 @@ impl Measurer {
         judged
     }
 
-    /// Times several candidates in turn; all were right. Where the worker does not come to an end of it, what that would say
-    /// of a candidate that ran there alone.
+    /// Times several candidates in turn; all were right. Where the worker does not come to an end of it, each by itself in a worker where
+    /// nothing ran, which shows who it was.
     pub(crate) fn finals(
         &mut self,
         list: &[Runnable],
         rounds: u32,
         deadline: Duration,
-    ) -> Result<Result<Vec<Timed>, Judged>, TuneError> {
+    ) -> Result<Vec<Result<Timed, Judged>>, TuneError> {
         self.alive()?;
+        let together = match self.timed(list, rounds, deadline)? {
+            Ok(timed) => return Ok(timed.into_iter().map(Ok).collect()),
+            Err(judged) => judged,
+        };
+        let mut found = Vec::new();
+        for one in list {
+            self.recover(Canary::None)?;
+            found.push(match self.timed(std::slice::from_ref(one), rounds, deadline)? {
+                Ok(mut timed) => timed.pop().ok_or_else(|| together.clone()),
+                Err(alone) => Err(together.clone().again(alone)),
+            });
+        }
+        if found.last().is_some_and(Result::is_err) {
+            self.recover(Canary::First)?;
+        }
+        Ok(found)
+    }
+
+    fn timed(
+        &mut self,
+        list: &[Runnable],
+        rounds: u32,
+        deadline: Duration,
+    ) -> Result<Result<Vec<Timed>, Judged>, TuneError> {
         let start = std::time::Instant::now();
         let answer = self.ask(&Request::Finals { candidates: list.to_vec(), rounds }, deadline);
         self.spent.measuring += start.elapsed().as_secs_f64();
-        let judged = match answer {
-            Ok(Answer::Timed(timed)) => return Ok(Ok(timed)),
-            Ok(Answer::Failed(f)) => Judged::from(f),
-            Ok(_) => return Err(unexpected()),
-            Err(TuneError::Lost(lost)) => Judged::from(lost),
-            Err(e) => return Err(e),
-        };
-        self.recover(Canary::First)?;
-        Ok(Err(judged))
+        match answer {
+            Ok(Answer::Timed(timed)) => {
+                if timed.iter().any(|t| t.doubt.is_none()) {
+                    (self.lost, self.given_up) = (0, 0);
+                }
+                Ok(Ok(timed))
+            }
+            Ok(Answer::Failed(f)) => Ok(Err(Judged::from(f))),
+            Ok(_) => Err(unexpected()),
+            Err(TuneError::Lost(lost)) => Ok(Err(Judged::from(lost))),
+            Err(e) => Err(e),
+        }
     }
 
     /// Checks a winner in a process where no candidate ran but winners, and gives what elements of its outputs hold there.

@@ -504,8 +504,10 @@ impl<'a> Tuning<'a> {
     /// Times these in turn; lets those go that are not right any more.
     fn timed_right(&mut self, list: Vec<Finalist>, rounds: u32) -> Result<Vec<(Finalist, Series)>, TuneError> {
         let runnables: Vec<Runnable> = list.iter().map(|f| f.runnable.clone()).collect();
+        let deadline = self.tuner.deadline(self.roofline_us) * list.len().max(FINALISTS) as u32;
+        let found = self.turn()?.finals(&runnables, rounds, deadline)?;
         let mut kept = Vec::new();
-        for (finalist, timed) in list.into_iter().zip(self.timed(&runnables, rounds)?) {
+        for (finalist, timed) in list.into_iter().zip(found) {
             match timed {
                 Ok(Timed { series, doubt: None }) => kept.push((finalist, series)),
                 Ok(Timed { doubt: Some(doubt), .. }) => self.dismiss(&finalist.point, doubt.into())?,
@@ -513,24 +515,6 @@ impl<'a> Tuning<'a> {
             }
         }
         Ok(kept)
-    }
-
-    /// What came of timing these in turn. Where they bring their worker down, each by itself, which shows who it was.
-    fn timed(&mut self, list: &[Runnable], rounds: u32) -> Result<Vec<Result<Timed, Judged>>, TuneError> {
-        let deadline = self.tuner.deadline(self.roofline_us) * list.len().max(FINALISTS) as u32;
-        let mut measurer = self.turn()?;
-        let together = match measurer.finals(list, rounds, deadline)? {
-            Ok(timed) => return Ok(timed.into_iter().map(Ok).collect()),
-            Err(judged) => judged,
-        };
-        let mut found = Vec::new();
-        for one in list {
-            found.push(match measurer.finals(std::slice::from_ref(one), rounds, deadline)? {
-                Ok(mut timed) => timed.pop().ok_or_else(|| together.clone()),
-                Err(alone) => Err(together.clone().again(alone)),
-            });
-        }
-        Ok(found)
     }
 
     /// The best of the first timings, where there is no time for finals.

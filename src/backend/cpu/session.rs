@@ -472,6 +472,7 @@ impl Session for CpuSession {
     }
 
     fn finals(&mut self, candidates: &[Runnable], rounds: u32) -> Result<Vec<Timed>, BackendError> {
+        let before = self.touched || candidates.len() > 1;
         self.restore();
         let loaded: Vec<Loaded> = candidates.iter().map(|c| self.load(c)).collect::<Result<_, _>>()?;
         let start = Instant::now();
@@ -494,9 +495,10 @@ impl Session for CpuSession {
                 break;
             }
         }
-        if let Some(Doubt::Unstable(wrong)) = doubts.iter().flatten().find(|doubt| matches!(doubt, Doubt::Unstable(_)))
-        {
-            self.believed(wrong.clone(), true)?;
+        for doubt in doubts.iter_mut().flatten() {
+            if let Doubt::Unstable(wrong) = doubt {
+                *wrong = self.believed(std::mem::take(wrong), before)?;
+            }
         }
         Ok(series.into_iter().zip(doubts).map(|(series, doubt)| Timed { series, doubt }).collect())
     }
