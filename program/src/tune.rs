@@ -32,7 +32,7 @@ pub struct Args {
     #[cfg(feature = "engine")]
     #[command(flatten)]
     pub steps: StepsArgs,
-    /// Wall time for all problems together; 225 on a GPU and 150 on a CPU by default, and 300 with --serving.
+    /// Wall time for all problems together; 225 on a GPU and 240 on a CPU by default, and 300 with --serving.
     #[arg(long, value_name = "SECONDS")]
     pub budget: Option<u64>,
     /// Most candidates a problem; 64 on a GPU and 16 on a CPU by default.

@@ -186,6 +186,11 @@ impl Compilers {
         }
     }
 
+    /// How many sources are compiled at the same time.
+    pub fn workers(&self) -> usize {
+        self.threads.len()
+    }
+
     /// Asks for sources. Each outcome goes to `to` with its number, at once when it is known already.
     pub fn submit(&self, sources: &[(usize, Source)], to: &Sender<(usize, Outcome)>) -> Batch {
         let hashes: Vec<String> = sources.iter().map(|(_, source)| source.hash()).collect();

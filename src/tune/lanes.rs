@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// About how many launches trying a problem comes to: a GPU's rounds hold many, a processor's few.
-const LAUNCHES: Launches = Launches { cuda: 400.0, cpu: 12.0 };
+const LAUNCHES: Launches = Launches { cuda: 400.0, cpu: 24.0 };
 /// What trying a narrow problem comes to, of what it would be.
 const NARROW: f64 = 0.25;
 /// Configs of neighbours that are tried first.

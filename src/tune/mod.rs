@@ -133,7 +133,7 @@ impl Options {
 
 /// The wall time that a run has by default.
 pub fn default_budget(target: Target) -> Duration {
-    Duration::from_secs(if target == Target::Cuda { 225 } else { 150 })
+    Duration::from_secs(if target == Target::Cuda { 225 } else { 240 })
 }
 
 pub(crate) struct Tuner<'a> {

@@ -16,7 +16,7 @@ use crate::problem::{Expected, Inputs, Tolerance, expected_here};
 use crate::verdict::{Judged, Standing, Verdict};
 use crate::winner::{Evidence, Winner};
 use jitune_db::Key;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::MutexGuard;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -88,6 +88,8 @@ pub(super) struct Tuning<'a> {
     keys: Vec<Key>,
     known: Vec<HashMap<String, Verdict>>,
     searcher: Searcher,
+    /// What the searcher gave and nobody compiled yet.
+    next: VecDeque<Point>,
     right: Vec<Right>,
     /// How long it took to make the problem ready.
     preparing: Duration,
@@ -147,6 +149,7 @@ impl<'a> Tuning<'a> {
             keys,
             known,
             searcher,
+            next: VecDeque::new(),
             right: Vec::new(),
             preparing: Duration::ZERO,
             round_s: 0.0,
@@ -176,7 +179,9 @@ impl<'a> Tuning<'a> {
                 });
             }
             let rounds = self.final_rounds();
-            let chosen = if rounds < LEAST_ROUNDS { Some(self.best_so_far()?) } else { self.finals(rounds)? };
+            // Who is alone is timed again only where there is time.
+            let soon = rounds < LEAST_ROUNDS || self.right.len() == 1 && self.is_late();
+            let chosen = if soon { Some(self.best_so_far()?) } else { self.finals(rounds)? };
             // Where none of the finalists is left, the next may hold what they promised.
             let Some(chosen) = chosen else { continue };
             match self.check_again(&chosen)? {
@@ -217,13 +222,22 @@ impl<'a> Tuning<'a> {
                 self.cut_off = true;
                 break;
             }
-            let batch = self.searcher.next_batch();
+            if self.next.is_empty() {
+                self.next = self.searcher.next_batch().into();
+            }
+            let batch: Vec<Point> = self.next.drain(..self.next.len().min(self.at_once())).collect();
             if batch.is_empty() {
                 break;
             }
             self.run_batch(&batch)?;
         }
         Ok(())
+    }
+
+    /// How many candidates are compiled before they are measured. A processor waits meanwhile: as many as there are compilers, so that
+    /// nothing is compiled for which there is no time.
+    fn at_once(&self) -> usize {
+        if self.device.target == Target::Cpu { self.tuner.compilers.workers() } else { usize::MAX }
     }
 
     /// Lets a candidate go that was right and is not any more, or cannot be believed: in the journal too, where that is its
@@ -247,9 +261,18 @@ impl<'a> Tuning<'a> {
         Ok(())
     }
 
-    /// The time is up, and something works.
+    /// Something works, and no time is left but for bringing it in.
     fn is_late(&self) -> bool {
-        (self.start.elapsed() > self.budget || self.tuner.time_is_up()) && !self.right.is_empty()
+        !self.right.is_empty() && (self.start.elapsed() + self.rest() > self.budget || self.tuner.time_is_up())
+    }
+
+    /// What there is to do after the search: the finalists are timed, and the winner is verified on inputs made anew, each about as long as
+    /// a candidate was tried.
+    fn rest(&self) -> Duration {
+        let limit = self.best_us() * FINAL_MARGIN;
+        let finalists = self.right.iter().filter(|r| r.us <= limit).count().min(FINALISTS);
+        let tries = (finalists + 1) as f64 * f64::from(SCREEN_ROUNDS);
+        self.preparing + Duration::from_secs_f64(self.round_s * tries)
     }
 
     /// No time is left for more than bringing in what is at hand.

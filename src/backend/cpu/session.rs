@@ -30,7 +30,7 @@ const ROUNDS_S: f64 = 0.25;
 /// A round lasts at least this long, in whole passes over the sets.
 const ROUND_S: f64 = 1e-3;
 /// Readings of each ceiling at first, and whenever they are asked for again.
-const CEILING_ROUNDS: (usize, usize) = (20, 3);
+const CEILING_ROUNDS: (usize, usize) = (20, 1);
 /// A time below this share of what the rates allow is a broken measurement. The rates are measured beside whatever else
 /// the machine does, so they may be well under what it can reach in a quiet moment; nominal ones are a guess.
 const FLOOR_SHARE: (f64, f64) = (0.3, 0.1);
