@@ -225,7 +225,7 @@ impl<'a> Tuning<'a> {
             if self.next.is_empty() {
                 self.next = self.searcher.next_batch().into();
             }
-            let batch: Vec<Point> = self.next.drain(..self.next.len().min(self.at_once())).collect();
+            let batch: Vec<Point> = self.next.drain(..self.next.len().min(self.batch_size())).collect();
             if batch.is_empty() {
                 break;
             }
@@ -236,7 +236,7 @@ impl<'a> Tuning<'a> {
 
     /// How many candidates are compiled before they are measured. A processor waits meanwhile: as many as there are compilers, so that
     /// nothing is compiled for which there is no time.
-    fn at_once(&self) -> usize {
+    fn batch_size(&self) -> usize {
         if self.device.target == Target::Cpu { self.tuner.compilers.workers() } else { usize::MAX }
     }
 
@@ -263,12 +263,12 @@ impl<'a> Tuning<'a> {
 
     /// Something works, and no time is left but for bringing it in.
     fn is_late(&self) -> bool {
-        !self.right.is_empty() && (self.start.elapsed() + self.rest() > self.budget || self.tuner.time_is_up())
+        !self.right.is_empty() && (self.start.elapsed() + self.ending() > self.budget || self.tuner.time_is_up())
     }
 
     /// What there is to do after the search: the finalists are timed, and the winner is verified on inputs made anew, each about as long as
     /// a candidate was tried.
-    fn rest(&self) -> Duration {
+    fn ending(&self) -> Duration {
         let limit = self.best_us() * FINAL_MARGIN;
         let finalists = self.right.iter().filter(|r| r.us <= limit).count().min(FINALISTS);
         let tries = (finalists + 1) as f64 * f64::from(SCREEN_ROUNDS);
