@@ -155,6 +155,13 @@ fn an_empty_run_says_nothing() {
     let page = report::html(&r, &runs).unwrap();
     assert!(!page.contains("<svg"), "{page}");
     assert!(page.contains("jitune was held against no other engine") && page.contains("none is recommended"));
+    // Each criterion once, by what it lacks, and none under a heading of its own.
+    let said: Vec<&str> = page.lines().filter(|line| line.contains("Not measured: ")).collect();
+    assert!(said.len() < r.criteria.len(), "{said:?}");
+    for c in &r.criteria {
+        assert_eq!(said.iter().filter(|line| line.contains(c.name)).count(), 1, "{}: {said:?}", c.name);
+        assert!(!page.contains(&format!("{}: not measured", c.name)), "{}", c.name);
+    }
     assert_eq!(report::terminal(&r), "the run was cut off before its end\n");
     assert_eq!(report::readme::tables(&r), "");
 }

@@ -6,8 +6,9 @@ use super::roadmap::Horizon;
 use super::source::{self, Said};
 use super::summary::LibraryComparisonReport;
 use super::view::{Block, Section};
-use super::words::{maybe, number, percent};
+use super::words::{list, maybe, number, percent};
 use crate::report::text;
+use indexmap::IndexMap;
 
 /// Cases of a criterion that are shown; `report.json` has all.
 const CASES: usize = 12;
@@ -46,20 +47,19 @@ pub fn criteria(r: &LibraryComparisonReport) -> Section {
             r.criteria.iter().map(row).collect(),
         ),
     ];
-    for c in &r.criteria {
+    let (with, without): (Vec<&Criterion>, Vec<&Criterion>) = r.criteria.iter().partition(|c| !c.cases.is_empty());
+    for c in with {
         blocks.push(Block::heading(format!("{}: {}", c.name, verdict(c))));
-        if !c.cases.is_empty() {
-            let case = |k: &super::criteria::Case| {
-                let met = if k.met { "met" } else { "missed" };
-                let start = [k.of.clone(), met.into(), k.note.clone(), source::text(&k.because)];
-                start.into_iter().chain([k.figure.clone(), margin(k.margin)]).collect()
-            };
-            blocks.push(Block::table(
-                &["case", "", "beside it", "lines", "figure", "margin"],
-                4,
-                c.cases.iter().take(CASES).map(case).collect(),
-            ));
-        }
+        let case = |k: &super::criteria::Case| {
+            let met = if k.met { "met" } else { "missed" };
+            let start = [k.of.clone(), met.into(), k.note.clone(), source::text(&k.because)];
+            start.into_iter().chain([k.figure.clone(), margin(k.margin)]).collect()
+        };
+        blocks.push(Block::table(
+            &["case", "", "beside it", "lines", "figure", "margin"],
+            4,
+            c.cases.iter().take(CASES).map(case).collect(),
+        ));
         if c.cases.len() > CASES {
             let rest = &c.cases[CASES..];
             let met = rest.iter().filter(|k| k.met).count();
@@ -68,6 +68,15 @@ pub fn criteria(r: &LibraryComparisonReport) -> Section {
         if !c.missing.is_empty() {
             blocks.push(Block::text(format!("Missing: {}.", c.missing.join("; "))));
         }
+    }
+    // One line for all that lack the same.
+    let mut lacking: IndexMap<String, Vec<&str>> = IndexMap::new();
+    for c in without {
+        lacking.entry(c.missing.join("; ")).or_default().push(c.name);
+    }
+    for (why, names) in lacking {
+        let missing = if why.is_empty() { String::new() } else { format!(" Missing: {why}.") };
+        blocks.push(Block::text(format!("Not measured: {}.{missing}", list(&names))));
     }
     Section { id: "criteria", title: "Success criteria", blocks }
 }
