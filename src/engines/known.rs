@@ -83,7 +83,7 @@ pub const KNOWN: [Known; 9] = [
         targets: BOTH,
         python: false,
         package: "llama-cpp",
-        fix: "cargo build --release --manifest-path baselines/llama-cpp/Cargo.toml",
+        fix: "RUSTFLAGS=-Ctarget-cpu=native cargo build --release --manifest-path baselines/llama-cpp/Cargo.toml",
         server: "exec llama-server -m {model} --port {port} -c {cache} -np {sequences}",
     },
     Known {
