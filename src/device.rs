@@ -129,16 +129,29 @@ pub struct Ceilings {
     /// Matrix products in TF32.
     pub tf32: f64,
     /// Matrix products in f32: with f32 factors, or on tensor cores of three in TF32 where that is more
-    /// ([`Ceilings::single_by_tf32`]).
+    /// ([`Ceilings::single_by_tf32`]), or in tiles of a processor of six in bf16 ([`Ceilings::single_by_bf16`]).
     pub single: f64,
+    /// CPU: multiply-adds of vectors of f32, two operations each; the rate by which cost models know the clock.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub fma: f64,
     /// Measured on this very device rather than taken from a table.
     pub measured: bool,
+}
+
+fn is_nothing(rate: &f64) -> bool {
+    *rate == 0.0
 }
 
 impl Ceilings {
     /// Products in f32 that three in TF32 make: `tf32` / 3.
     pub fn single_by_tf32(tf32: f64) -> f64 {
         tf32 / 3.0
+    }
+
+    /// Products in f32 that six in bf16 make: each factor is three numbers of 8 bits, and of their nine products three are below
+    /// what f32 holds.
+    pub fn single_by_bf16(half: f64) -> f64 {
+        half / 6.0
     }
 
     /// The better of both, one by one: what was reached once can be reached.
@@ -149,6 +162,7 @@ impl Ceilings {
             half: self.half.max(other.half),
             tf32: self.tf32.max(other.tf32),
             single: self.single.max(other.single),
+            fma: self.fma.max(other.fma),
             measured: self.measured && other.measured,
         }
     }
@@ -199,6 +213,7 @@ impl Device {
                 half,
                 tf32,
                 single: Ceilings::single_by_tf32(tf32).max(single),
+                fma: 0.0,
                 measured: false,
             },
         })
@@ -206,6 +221,12 @@ impl Device {
 
     /// The architectures that [`Device::ahead_of_time`] knows: every one that the CUDA templates are built for.
     pub const ARCHITECTURES: [&'static str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
+
+    /// Whether a processor has the tiles of AMX, for bf16 and for integers of 8 bits (`dev.tiles` of templates).
+    pub fn has_tiles(&self) -> bool {
+        let has = |needed: &str| self.flags.split(' ').any(|flag| flag == needed);
+        ["amx_bf16", "amx_int8", "amx_tile"].into_iter().all(has)
+    }
 
     /// The least time of a problem on this device in seconds, and whether bytes rather than operations bound it.
     pub fn roofline(&self, problem: &crate::problem::Problem) -> (f64, bool) {
@@ -230,6 +251,16 @@ impl Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tiles_are_there_when_all_of_their_instructions_are() {
+        let with = |flags: &str| {
+            let device = Device::ahead_of_time("sm_90a").unwrap_or_else(|| unreachable!());
+            Device { flags: flags.into(), ..device }.has_tiles()
+        };
+        assert!(with("adx amx_bf16 amx_int8 amx_tile avx"));
+        assert!(!with("amx_bf16 amx_tile avx") && !with("amx_bf16x amx_int8 amx_tile") && !with(""));
+    }
 
     #[test]
     fn what_runs_out_first_bounds_the_blocks() {

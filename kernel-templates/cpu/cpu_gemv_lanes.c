@@ -6,7 +6,8 @@
 //
 // BYTES: x is a whole number of DIGITS bytes, times a factor of each UNIT elements, and codes meet it as unsigned bytes, four to a lane
 // and instruction, in a sum for each digit that is exact. An element of x is off by at most 2^-23 of the largest of its unit. For results
-// in 16 bits two bytes are more than enough. Without BYTES codes become floats, and x is as it was.
+// in 16 bits two bytes are more than enough. Without BYTES codes become floats, and x is as it was. With TILES products of bytes are
+// those of tiles (lanes_tiles.h).
 #include "scaled.h"
 #include "shuffle.h"
 #include "vmath.h"
@@ -40,6 +41,10 @@ _Static_assert(ROWS % LANES == 0 && N % LANES == 0 && K % WORD == 0, "whole rows
 #define DIGITS 2
 #define LARGEST 32600.0f
 #endif
+#endif
+
+#if TILES
+#elif BYTES
 #if DTYPE_W_INT4
 #define WHOLE DIGITS // digits whose sums are one of 32 bits
 #else
@@ -72,6 +77,48 @@ _Static_assert(AVX512 && VL == LANES, "bytes of 16 rows are a vector");
 #endif
 #endif
 
+#if BYTES
+// `n` elements of x from `first` on as a factor times whole numbers, whose digits go to `digits`, the highest first and `apart` bytes
+// apart; `sums` of them go to `of_digit`, and that of all is returned.
+INLINE float take_digits(int8_t *digits, long apart, int of_digit[DIGITS], float *factor_at, const x_elem *x, long first, const int n) {
+  float v[n];
+  if (first + n <= K) {
+    UNROLL for (int i = 0; i < n; i++) v[i] = get_x(x + first + i);
+  } else {
+    for (long i = 0; i < n; i++) v[i] = first + i < K ? get_x(x + first + i) : 0;
+  }
+  vf most = {0}, nothing = {0};
+  UNROLL for (int i = 0; i < n; i += VL) {
+    vf e = load_f32(v + i);
+    most = vmax((vf)((vi)e & 0x7fffffff), most);
+    nothing = e * 0.0f + nothing;
+  }
+  // Where x is not finite the factor is not, and makes sums so; where it is next to nothing it is nothing.
+  float largest = _mm512_reduce_max_ps((__m512)most) + _mm512_reduce_add_ps((__m512)nothing);
+  float factor = largest < 1e-30f ? 0 : largest / LARGEST, over = factor > 0 && factor < 1e38f ? 1 / factor : 0;
+  vi sums[DIGITS] = {{0}};
+  UNROLL for (int i = 0; i < n; i += VL) {
+    // Added to this, a number below 2^22 has its nearest whole number in its low bits.
+    const vf round = splat(12582912.0f);
+    vi rest = (vi)(load_f32(v + i) * over + round) - (vi)round;
+    UNROLL for (int d = DIGITS - 1; d >= 0; d--) {
+      vi digit = rest << 24 >> 24;
+      sums[d] += digit;
+      _mm_storeu_si128((__m128i *)(digits + d * apart + i), IN_ORDER(_mm512_cvtepi32_epi8((__m512i)digit)));
+      rest = (rest - digit) >> 8;
+    }
+  }
+  int sum = 0;
+  UNROLL for (int d = 0; d < DIGITS; d++) {
+    of_digit[d] = _mm512_reduce_add_epi32((__m512i)sums[d]);
+    sum = 256 * sum + of_digit[d];
+  }
+  *factor_at = factor;
+  return (float)sum * factor;
+}
+#endif
+
+#if !TILES
 // Task: one token.
 void cpu_gemv_lanes_x(const jt_arg *args, long task, long tasks) {
   const x_elem *x = (const x_elem *)args[0].p + task * (long)K;
@@ -80,41 +127,9 @@ void cpu_gemv_lanes_x(const jt_arg *args, long task, long tasks) {
 #if BYTES
   unit_t *unit = (unit_t *)to;
   for (long first = 0; first < UNITS * UNIT; first += UNIT, unit++) {
-    float v[UNIT];
-    if (first + UNIT <= K) {
-      UNROLL for (int i = 0; i < UNIT; i++) v[i] = get_x(x + first + i);
-    } else {
-      for (long i = 0; i < UNIT; i++) v[i] = first + i < K ? get_x(x + first + i) : 0;
-    }
-    vf most = {0}, nothing = {0};
-    UNROLL for (int i = 0; i < UNIT; i += VL) {
-      vf e = load_f32(v + i);
-      most = vmax((vf)((vi)e & 0x7fffffff), most);
-      nothing = e * 0.0f + nothing;
-    }
-    // Where x is not finite the factor is not, and makes sums so; where it is next to nothing it is nothing.
-    float largest = _mm512_reduce_max_ps((__m512)most) + _mm512_reduce_add_ps((__m512)nothing);
-    float factor = largest < 1e-30f ? 0 : largest / LARGEST, over = factor > 0 && factor < 1e38f ? 1 / factor : 0;
-    vi sums[DIGITS] = {{0}};
-    UNROLL for (int i = 0; i < UNIT; i += VL) {
-      // Added to this, a number below 2^22 has its nearest whole number in its low bits.
-      const vf round = splat(12582912.0f);
-      vi rest = (vi)(load_f32(v + i) * over + round) - (vi)round;
-      UNROLL for (int d = DIGITS - 1; d >= 0; d--) {
-        vi digit = rest << 24 >> 24;
-        sums[d] += digit;
-        _mm_storeu_si128((__m128i *)(unit->digits[d] + i), IN_ORDER(_mm512_cvtepi32_epi8((__m512i)digit)));
-        rest = (rest - digit) >> 8;
-      }
-    }
-    int sum = 0;
-    UNROLL for (int d = 0; d < DIGITS; d++) {
-      int of_digit = _mm512_reduce_add_epi32((__m512i)sums[d]);
-      unit->from[d] = -OFFSET * of_digit;
-      sum = 256 * sum + of_digit;
-    }
-    unit->factor = factor;
-    unit->sum = (float)sum * factor;
+    int of_digit[DIGITS];
+    unit->sum = take_digits(unit->digits[0], UNIT, of_digit, &unit->factor, x, first, UNIT);
+    UNROLL for (int d = 0; d < DIGITS; d++) unit->from[d] = -OFFSET * of_digit[d];
   }
 #else
   float *sums = to + UNITS * UNIT;
@@ -127,47 +142,13 @@ void cpu_gemv_lanes_x(const jt_arg *args, long task, long tasks) {
   }
 #endif
 }
+#endif
 
-// ---- scales --------------------------------------------------------------------------------------------------------
-// Of 16 rows: scales of each in a lane, and what their values have added.
-typedef struct {
-  const scale_elem *scales;
-  const zero_elem *zeros;
-} scales_t;
+#include "lane_scales.h"
 
-INLINE scales_t scales_of(const scale_elem *scales, const zero_elem *zeros, long row) {
-#if W_SCALE_TENSOR
-  long at = 0 * row;
-#elif W_SCALE_BLOCK
-  long at = row / W_GROUP * RUNS;
-#else
-  long at = row * RUNS;
-#endif
-  return (scales_t){scales + at, zeros + (ADDS ? at : 0)};
-}
-
-INLINE void run_scales(vf s[V], vf a[V], scales_t w, long run) {
-#if PREFETCH && W_SCALE_GROUP
-  __builtin_prefetch((const char *)(w.scales + run * LANES) + PREFETCH / 8, 0, 3);
-#if ADDS
-  __builtin_prefetch((const char *)(w.zeros + run * LANES) + PREFETCH / 8, 0, 3);
-#endif
-#endif
-#if W_SCALE_TENSOR || W_SCALE_BLOCK
-  UNROLL for (int v = 0; v < V; v++) s[v] = splat(get_scale(w.scales + run));
-#else
-  UNROLL for (int v = 0; v < V; v++) s[v] = load_scales(w.scales + run * LANES + v * VL);
-#endif
-#if W_ZERO_ZERO
-  UNROLL for (int v = 0; v < V; v++) a[v] = -s[v] * __builtin_convertvector(*(const vb_any *)(w.zeros + run * LANES + v * VL), vf);
-#elif W_ZERO_MIN
-  UNROLL for (int v = 0; v < V; v++) a[v] = load_scales(w.zeros + run * LANES + v * VL);
-#endif
-  (void)a;
-}
-
-// ---- codes ---------------------------------------------------------------------------------------------------------
-#if BYTES
+#if TILES
+#include "lanes_tiles.h"
+#elif BYTES
 #define STEPS (UNIT / 4) // vectors of bytes
 
 // Adds to each lane four products of a code and a digit.
@@ -250,6 +231,7 @@ INLINE void add_unit(vf acc[T][V], const uint8_t *codes, const float *x, long u,
 }
 #endif
 
+#if !TILES
 // out[t * ROWS + lane] = 16 rows of w . x[t].
 INLINE void dots(float *out, const uint8_t *codes, const float *x, scales_t w, const int tokens) {
   vf acc[T][V], s[V], a[V];
@@ -282,17 +264,29 @@ INLINE void dots(float *out, const uint8_t *codes, const float *x, scales_t w, c
   }
   UNROLL for (int t = 0; t < tokens; t++) UNROLL for (int v = 0; v < V; v++) store_f32(out + t * ROWS + v * VL, acc[t][v]);
 }
+#endif
 
 void cpu_gemv_lanes(const jt_arg *args, long task, long tasks) {
-  const float *x = args[0].p;
   const uint8_t *w = args[1].p;
   long m = args[4].i, n0 = task * ROWS, nt = min_l(ROWS, N - n0);
   epilogue_t e = epilogue_args(args + 5);
   float out[TOKENS * ROWS] __attribute__((aligned(64)));
   (void)tasks;
+#if TILES
+  long mpad = align_l(m, T);
+  const int8_t *x = args[0].p;
+  const float *worths = (const float *)(x + X_BYTES * mpad);
+  tiles_t tiles = tiles_of_lanes();
+  _tile_loadconfig(&tiles);
+#else
+  const float *x = args[0].p;
+#endif
   for (long n = 0; n < nt; n += LANES) {
     const uint8_t *codes = w + CODE_BYTES((n0 + n) * K);
     scales_t scales = scales_of(args[2].p, args[3].p, n0 + n);
+#if TILES
+    for (long t = 0; t < m; t += T) dots(out + t * ROWS + n, codes, x + t * DIGITS * PIECE, worths + 2 * t, mpad, scales);
+#else
     long t = 0;
     for (; t + T <= m; t += T) dots(out + t * ROWS + n, codes, x + t * X_STRIDE, scales, T);
 #if T > 2
@@ -301,6 +295,10 @@ void cpu_gemv_lanes(const jt_arg *args, long task, long tasks) {
 #if T > 1
     for (; t < m; t++) dots(out + t * ROWS + n, codes, x + t * X_STRIDE, scales, 1);
 #endif
+#endif
   }
+#if TILES
+  _tile_release();
+#endif
   for (long i = 0; i < m; i++) finish_row(&e, i, n0, n0 + nt, out + i * ROWS);
 }

@@ -1,4 +1,4 @@
-// The ceilings of a processor: what its multiply-add units and its memory do at best. One task a thread.
+// The ceilings of a processor: what its multiply-add units, its tiles and its memory do at best. One task a thread.
 // A register of floats as wide as the compiler's target has them.
 #if defined(__AVX512F__)
 #define SIMD 64
@@ -31,6 +31,33 @@ void peak_fma(const jt_arg *args, long task, long tasks) {
     for (int l = 0; l < SIMD / 4; l++) sum += acc[i][l];
   ((float *)args[1].p)[task * 16] = sum;
 }
+
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#include "tiles.h"
+
+// args: rounds, sink. A round is four products of tiles that do not wait for each other.
+void peak_tiles(const jt_arg *args, long task, long tasks) {
+  (void)tasks;
+  float zeros[16] __attribute__((aligned(64))) = {0};
+  tiles_t tiles = whole_tiles();
+  _tile_loadconfig(&tiles);
+  ZERO_TILES;
+  TILE_LOAD(4, zeros, 16, 64, 0);
+  TILE_LOAD(5, zeros, 16, 64, 0);
+  TILE_LOAD(6, zeros, 16, 64, 0);
+  TILE_LOAD(7, zeros, 16, 64, 0);
+  for (long long r = 0; r < args[0].i; r++) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  float sums[256] __attribute__((aligned(64)));
+  TILE_STORE(0, sums, 16, 64, 64);
+  _tile_release();
+  ((float *)args[1].p)[task * 16] = sums[0];
+}
+#endif
 
 // args: memory, bytes, sink. Each task reads its own part, eight vectors at a time.
 void read_sum(const jt_arg *args, long task, long tasks) {

@@ -8,11 +8,17 @@ use common::{Place, text};
 
 /// Whether `jitune try` finds what the templates write right; of one template where one is named.
 fn right(problem: &str, dtype: &str, template: Option<&str>) -> Result<(), String> {
+    right_in(problem, dtype, template, None)
+}
+
+/// The same of one config where one is given.
+fn right_in(problem: &str, dtype: &str, template: Option<&str>, config: Option<&str>) -> Result<(), String> {
     let place = Place::new();
     let (head, rest) = problem.split_once('|').unwrap_or((problem, ""));
     let problem = format!("{head} dtype={dtype} | {rest}");
     let mut args = vec!["try", &problem, "--target", "cpu", "--threads", "2", "--rounds", "0"];
     args.extend(template.map_or(vec![], |name| vec!["--template", name]));
+    args.extend(config.map_or(vec![], |config| vec!["--config", config]));
     let out = place.jitune(&args).output().unwrap();
     let said = text(&out);
     if out.status.success() && said.contains("right") { Ok(()) } else { Err(format!("{problem}: {said}")) }
@@ -97,6 +103,56 @@ fn products_of_tensors_of_several_types_are_right() {
     for problem in ["matmul m=5 n=70 k=37 epilogue=bias_swiglu", "matmul m=3 n=131 k=64 epilogue=bias_residual"] {
         for types in ["e4m3", "bf16 y=f32", "bf16 w=e4m3", "f16 w=f32 y=bf16", "f32 w=f16", "e4m3 w=bf16 y=f16"] {
             right(problem, types, None).unwrap();
+        }
+    }
+}
+
+/// Both shapes of a block, blocks of K that end in the middle of a tile, rows and tokens that fill none, every number of parts.
+#[test]
+fn products_in_tiles_are_right() {
+    if !jitune::backend::cpu::describe(None).has_tiles() {
+        eprintln!("skipped: this processor has no tiles of AMX");
+        return;
+    }
+    let blocks = ["xt=2 kc=128 panels=2 groups=2", "xt=1 kc=512 panels=1 groups=1"];
+    for config in blocks {
+        for dtype in ["f32", "f16", "bf16"] {
+            let dense = |problem: &str| right_in(problem, dtype, Some("cpu_gemm_tiles"), Some(config)).unwrap();
+            dense("matmul m=70 n=202 k=300 epilogue=bias_swiglu");
+            dense("qkv m=12 k=100 heads=4 kv_heads=2 head_dim=20 bias=1 qk_norm=1 | padding=some");
+        }
+        for (types, problem) in [
+            ("f32 w=int4-g32 layout=lanes", "matmul m=70 n=208 k=264 epilogue=bias_swiglu"),
+            ("f32 w=int4m-g64 layout=lanes", "qkv m=12 k=264 heads=4 kv_heads=2 head_dim=32 bias=1 | padding=some"),
+            ("bf16 w=int4z-g128 layout=lanes", "matmul m=7 n=80 k=1000 epilogue=bias_residual"),
+            ("f16 w=int8-row layout=lanes", "matmul m=33 n=48 k=300"),
+            ("f32 w=int8-g32 layout=lanes", "matmul m=70 n=208 k=1000 epilogue=residual"),
+        ] {
+            right_in(problem, types, Some("cpu_gemm_quant_tiles"), Some(config)).unwrap();
+        }
+        for (types, problem) in [
+            ("f32 x=int8-row w=int8-row layout=lanes", "matmul m=70 n=208 k=300 epilogue=bias_swiglu"),
+            ("bf16 x=int8-row w=int8-g128 layout=lanes", "matmul m=7 n=80 k=1000 epilogue=bias_residual"),
+            (
+                "f32 x=int8-row w=int8-tensor layout=lanes",
+                "qkv m=12 k=100 heads=4 kv_heads=2 head_dim=32 | padding=some",
+            ),
+        ] {
+            right_in(problem, types, Some("cpu_gemm_w8a8_tiles"), Some(config)).unwrap();
+        }
+    }
+    for (types, tokens) in [
+        ("f32 w=int4-g32", 8),
+        ("f32 w=int4z-g128", 1),
+        ("bf16 w=int4m-g64", 8),
+        ("f16 w=int4-row", 4),
+        ("f32 w=int8-g16", 2),
+        ("bf16 w=int8-g32", 4),
+    ] {
+        for (m, k) in [(tokens, 1000), (tokens - tokens / 3, 264)] {
+            let config = format!("t={} rows=32 prefetch=8192 bytes=1 tiles=1", if m == tokens { m } else { 1 });
+            let problem = format!("matmul m={m} n=80 k={k} epilogue=bias_residual");
+            right_in(&problem, &format!("{types} layout=lanes"), Some("cpu_gemv_lanes"), Some(&config)).unwrap();
         }
     }
 }

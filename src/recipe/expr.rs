@@ -188,6 +188,8 @@ impl Scope {
                 ("l1", count(device.l1)),
                 ("l3", count(device.l3)),
                 ("isa", Value::from(device.isa.as_str())),
+                ("fma", rate(if device.ceilings.fma > 0.0 { device.ceilings.fma } else { device.ceilings.single })),
+                ("tiles", count(device.has_tiles().into())),
                 ("simd", count(device.simd)),
             ]),
         }

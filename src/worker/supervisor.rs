@@ -141,7 +141,8 @@ while head := sys.stdin.buffer.read(4):
 
         fn ask(&mut self, rate: f64, next: Option<f64>, seconds: u64) -> Result<Answer, Lost> {
             let request = |read: f64| {
-                Request::Assume(Ceilings { read, copy: 1.0, half: 1.0, tf32: 1.0, single: 1.0, measured: true })
+                let rest = Ceilings { read, copy: 1.0, half: 1.0, tf32: 1.0, single: 1.0, fma: 1.0, measured: true };
+                Request::Assume(rest)
             };
             let (next, halt) = (next.map(request), AtomicBool::new(false));
             self.worker.ask_both(&request(rate), next.as_ref(), Duration::from_secs(seconds), &halt)

@@ -1,6 +1,7 @@
 //! What processor is here.
 
-use crate::device::{Ceilings, Device, Target};
+use super::tiles;
+use crate::device::{Device, Target};
 use std::collections::BTreeMap;
 
 /// Describes the host's processor with `threads` threads for the pool, or as many as the process may use.
@@ -16,7 +17,11 @@ pub fn describe(threads: Option<usize>) -> Device {
     let cache = |level: u32, kind: &str| cache_bytes(level, kind).unwrap_or(0);
     let (l1, l2, l3) = (cache(1, "Data"), cache(2, "Unified"), cache(3, "Unified"));
     let name = field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_string());
-    let flags = instruction_flags(&info);
+    let mut flags = instruction_flags(&info);
+    if !tiles::allowed() {
+        // What the system does not let us use is not there.
+        flags = flags.split(' ').filter(|f| !f.starts_with("amx_")).collect::<Vec<_>>().join(" ");
+    }
     let memory = std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|t| t.lines().next()?.split_whitespace().nth(1)?.parse::<u64>().ok())
@@ -38,7 +43,7 @@ pub fn describe(threads: Option<usize>) -> Device {
     // Stand-ins until a session measures: two multiply-adds of a vector a cycle at 3 GHz, 10 GB/s a core.
     let peak = f64::from(units) * 3e9 * 2.0 * 2.0 * (simd / 4) as f64;
     let read = f64::from(units) * 1e10;
-    Device {
+    let mut device = Device {
         target: Target::Cpu,
         name,
         arch: format!("{}-{isa}", std::env::consts::ARCH),
@@ -55,8 +60,13 @@ pub fn describe(threads: Option<usize>) -> Device {
         simd,
         memory,
         silicon,
-        ceilings: Ceilings { read, copy: read, half: peak, tf32: peak, single: peak, measured: false },
+        ceilings: tiles::ceilings(read, read, peak, 0.0, false),
+    };
+    if device.has_tiles() {
+        // A product of two tiles is 16 cycles for 16 x 16 x 32 multiply-adds.
+        device.ceilings = tiles::ceilings(read, read, peak, f64::from(units) * 3e9 * 1024.0, false);
     }
+    device
 }
 
 /// The flags of `/proc/cpuinfo` that name instructions, sorted, with spaces between. The other flags of an x86 say how the

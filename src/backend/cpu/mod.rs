@@ -9,6 +9,7 @@ mod device;
 mod launch;
 mod memory;
 mod pool;
+mod tiles;
 
 #[cfg(feature = "tuner")]
 pub mod cc;

@@ -61,6 +61,8 @@ pub struct Pool {
 impl Pool {
     /// A pool of `threads`, the caller counted; none is one.
     pub fn new(threads: usize) -> Result<Pool, BackendError> {
+        // Its threads run code that may use them.
+        super::tiles::allowed();
         let refused = |why: String| BackendError::Threads { asked: threads, why };
         if threads > MAX_THREADS {
             return Err(refused(format!("{MAX_THREADS} is the most")));

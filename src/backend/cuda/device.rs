@@ -164,6 +164,7 @@ fn description(handle: sys::CUdevice, driver: i32) -> Result<Device, BackendErro
             half,
             tf32: half / 2.0,
             single: Ceilings::single_by_tf32(half / 2.0).max(units as f64 * hz * single),
+            fma: 0.0,
             measured: false,
         },
     })

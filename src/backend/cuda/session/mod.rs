@@ -243,7 +243,7 @@ impl Session for CudaSession {
         // Tensor cores take half as many products of TF32, in every generation so far.
         let tf32 = half / 2.0;
         let single = Ceilings::single_by_tf32(tf32).max(ceilings.single);
-        *ceilings = Ceilings { read, copy, half, tf32, single, measured: true };
+        *ceilings = Ceilings { read, copy, half, tf32, single, fma: 0.0, measured: true };
         Ok(*ceilings)
     }
 
