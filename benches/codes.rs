@@ -3,7 +3,7 @@
 //!
 //! Tunes streams over scaled weights for M = 1 and 4, then runs each in turn with a reading of as many bytes; and products for M = 128
 //! and 512 of tokens in f32 and of codes, in turn with the f32 winner of the shape and with a loop of nothing but products of
-//! 8-bit integers. W, and with it all else, rotates through four times the L3. Prints medians, and ends with 1 when a geometric mean is
+//! 8-bit integers in vectors, and the share of what tiles of AMX multiply where there are any. W, and with it all else, rotates through four times the L3. Prints medians, and ends with 1 when a geometric mean is
 //! under its bar. `--out` gets the raw samples, one JSON line a problem.
 
 mod side;
@@ -44,7 +44,7 @@ const TOKENS: [i64; 2] = [128, 512];
 const BARS: [(&str, f64); 4] = [
     ("M = 1, share of the read test", 0.9),
     ("M = 4, share of the read test", 0.8),
-    ("codes by codes, share of the peak", 0.6),
+    ("codes by codes, share of the peak of vectors", 0.6),
     ("codes by codes, speed over that of f32", 2.0),
 ];
 const LEAST_ROUNDS: usize = 7;
@@ -142,8 +142,8 @@ fn run(args: &Args) -> Res<bool> {
     }
 
     println!(
-        "\n{:<44} {:>9} {:>10} {:>10} {:>6} {:>6}  winner",
-        "product", "us", "GOP/s", "int8 peak", "share", "/ f32"
+        "\n{:<44} {:>9} {:>10} {:>10} {:>6} {:>6} {:>6}  winner",
+        "product", "us", "GOP/s", "VNNI peak", "share", "tiles", "/ f32"
     );
     for group in winners[STREAMS.len()..].chunks(PRODUCTS.len()) {
         let sides: Vec<Side> = group.iter().map(|w| Side::new(&db, &library, w, &device)).collect::<Res<_>>()?;
@@ -158,8 +158,13 @@ fn run(args: &Args) -> Res<bool> {
         for (winner, ours) in group.iter().zip(&ours) {
             let (s, top) = (median(ours), median(&most));
             let rate = winner.problem.flops() / s;
+            // Tiles of 8-bit integers hold twice as many products as those of bf16, which the tuner measured.
+            let tiles = match winner.device.has_tiles() {
+                true => format!("{:.0}%", rate / (2.0 * winner.device.ceilings.half) * 100.0),
+                false => "-".into(),
+            };
             println!(
-                "{:<44} {:>9.1} {:>10.1} {:>10.1} {:>5.0}% {:>6.2}  {} {}",
+                "{:<44} {:>9.1} {:>10.1} {:>10.1} {:>5.0}% {tiles:>6} {:>6.2}  {} {}",
                 short(winner),
                 s * 1e6,
                 rate * 1e-9,
@@ -244,7 +249,7 @@ fn set(problem: &Problem, seed: u64) -> Res<Vec<Buffer>> {
     Ok(list)
 }
 
-/// Multiplies 8-bit integers as fast as this machine does.
+/// Multiplies 8-bit integers as fast as this machine's vectors do.
 struct Peak {
     bound: Bound,
     threads: f64,

@@ -241,6 +241,20 @@ mod tests {
     }
 
     #[test]
+    fn of_a_processor_they_see_the_clock_and_whether_there_are_tiles() {
+        let p: Problem = "matmul m=100 n=200 k=64 dtype=f32".parse().unwrap();
+        let known = Device { target: Target::Cpu, ..Device::ahead_of_time("sm_90a").unwrap() };
+        for (flags, fma, tiles, rate) in [("amx_bf16 amx_int8 amx_tile", 8e11, 1, 8e11), ("avx512f", 0.0, 0, 5e11)] {
+            let mut device = Device { flags: flags.into(), ..known.clone() };
+            // A device of an older journal has no rate of its own for vectors.
+            (device.ceilings.fma, device.ceilings.single) = (fma, 5e11);
+            let scope = Scope::new(&p, &device);
+            let of = |text: &str| Expr::new("t", "x", text).unwrap().int(&scope).unwrap();
+            assert_eq!((of("dev.tiles"), of(&format!("dev.fma == {rate}"))), (tiles, 1), "{flags}");
+        }
+    }
+
+    #[test]
     fn mistakes_name_the_template_and_the_place() {
         assert!(Expr::new("t", "cost", "m +").is_err());
         for text in ["nope + 1", "cdiv(m, 0)", "m / 3", "dev.nope > 1", "dtype + 1", "m < dtype"] {

@@ -42,6 +42,15 @@ pub struct Choice {
     pub said: Said,
 }
 
+/// A figure to hold, somewhat laxer than what was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Limit {
+    /// The figure, in the unit of what it limits.
+    pub value: f64,
+    /// By what share it is laxer: a tenth, or twice the noise of that figure where that is more.
+    pub margin: f64,
+}
+
 /// What an engine is to hold at the load that was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Target {
@@ -54,13 +63,11 @@ pub struct Target {
     /// Its load, in words.
     pub load: String,
     /// The 99th percentile of the time to the first token, at most, in ms.
-    pub ttft_p99_ms: Option<f64>,
+    pub ttft_p99_ms: Option<Limit>,
     /// The 99th percentile of the time a token, at most, in ms.
-    pub tpot_p99_ms: Option<f64>,
+    pub tpot_p99_ms: Option<Limit>,
     /// Tokens of answers a second, at least.
-    pub output_throughput: Option<f64>,
-    /// By what share these are laxer than what was measured: a tenth, or twice the noise where that is more.
-    pub margin: f64,
+    pub output_throughput: Option<Limit>,
     /// Its cells.
     pub because: Vec<Source>,
 }
@@ -168,22 +175,20 @@ pub fn load(w: &Workload) -> String {
 }
 
 fn target(facts: &Facts<'_>, e: &Entry) -> Target {
-    let noise = [Metric::OutputThroughput, Metric::Ttft, Metric::Tpot]
-        .iter()
-        .filter_map(|m| facts.noise.within(*m, e.group()))
-        .fold(0.0, f64::max);
-    let margin = (2.0 * noise).max(0.1);
-    let of =
-        |f: &dyn Fn(&super::entry::Figures) -> Option<super::entry::Value>| e.counted().and_then(f).map(|v| v.median);
+    let of = |metric: Metric, f: &dyn Fn(&super::entry::Figures) -> Option<super::entry::Value>| {
+        let margin = (2.0 * facts.noise.within(metric, e.group()).unwrap_or_default()).max(0.1);
+        let measured = e.counted().and_then(f)?.median;
+        let value = if metric.more() { measured / (1.0 + margin) } else { measured * (1.0 + margin) };
+        Some(Limit { value, margin })
+    };
     Target {
         engine: e.engine.clone(),
         dtype: e.dtype.clone(),
         workload: e.workload.clone(),
         load: workload(&facts.runs.run, &e.workload).map(load).unwrap_or_default(),
-        ttft_p99_ms: of(&|f| f.ttft_p99_ms).map(|v| v * (1.0 + margin)),
-        tpot_p99_ms: of(&|f| f.tpot_p99_ms).map(|v| v * (1.0 + margin)),
-        output_throughput: of(&|f| f.output_throughput).map(|v| v * (1.0 - margin).max(0.0)),
-        margin,
+        ttft_p99_ms: of(Metric::Ttft, &|f| f.ttft_p99_ms),
+        tpot_p99_ms: of(Metric::Tpot, &|f| f.tpot_p99_ms),
+        output_throughput: of(Metric::OutputThroughput, &|f| f.output_throughput),
         because: vec![e.source()],
     }
 }
@@ -191,20 +196,22 @@ fn target(facts: &Facts<'_>, e: &Entry) -> Target {
 impl Target {
     /// In one sentence.
     pub fn said(&self) -> Said {
-        let parts = [
-            self.ttft_p99_ms.map(|v| format!("p99 TTFT at most {} ms", number(v))),
-            self.tpot_p99_ms.map(|v| format!("p99 TPOT at most {} ms", number(v))),
-            self.output_throughput.map(|v| format!("at least {} output tokens/s", number(v))),
-        ];
-        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        let limits = [self.ttft_p99_ms, self.tpot_p99_ms, self.output_throughput];
+        let margins: Vec<String> = limits.iter().flatten().map(|l| percent(l.margin)).collect();
+        let one = margins.iter().all(|m| *m == margins[0]);
+        let words = ["p99 TTFT at most {} ms", "p99 TPOT at most {} ms", "at least {} output tokens/s"];
+        let said = |(limit, words): (&Option<Limit>, &str)| {
+            let limit = (*limit)?;
+            let text = words.replace("{}", &number(limit.value));
+            Some(if one { text } else { format!("{text} ({})", percent(limit.margin)) })
+        };
+        let parts: Vec<String> = limits.iter().zip(words).filter_map(said).collect();
+        let laxer = match margins.first() {
+            Some(margin) if one => format!("{margin} laxer than measured"),
+            _ => "in brackets by how much laxer than measured".into(),
+        };
         let load = if self.load.is_empty() { String::new() } else { format!(" ({})", self.load) };
-        let text = format!(
-            "{} {}{load}: {}; {} laxer than measured.",
-            self.workload,
-            self.dtype,
-            list(&parts),
-            percent(self.margin)
-        );
+        let text = format!("{} {}{load}: {}; {laxer}.", self.workload, self.dtype, list(&parts));
         Said::new(text, self.because.clone())
     }
 }
