@@ -246,7 +246,7 @@ fn what_cannot_be_is_no_row_that_is_called_ok() {
 fn outputs_of_any_size_are_compared() {
     let bench = Bench::new();
     let mut command = Command::new(env!("CARGO_BIN_EXE_jitune"));
-    command.args(["compare", "--target", "cpu", "--threads", "2", "--quick", "--rounds", "2", "--budget", "25"]);
+    command.args(["compare", "--target", "cpu", "--threads", "2", "--quick", "--rounds", "2", "--budget", "120"]);
     command.args(["--problem", "gelu rows=2560 cols=2560 dtype=f32", "--peers", "absent"]);
     command.arg("--db").arg(bench.folder.path().join("db")).arg("-o").arg(bench.out());
     let output = command.output().unwrap();
