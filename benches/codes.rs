@@ -3,8 +3,8 @@
 //!
 //! Tunes streams over scaled weights for M = 1 and 4, then runs each in turn with a reading of as many bytes; and products for M = 128
 //! and 512 of tokens in f32 and of codes, in turn with the f32 winner of the shape and with a loop of nothing but products of
-//! 8-bit integers in vectors, and the share of what tiles of AMX multiply where there are any. W, and with it all else, rotates through four times the L3. Prints medians, and ends with 1 when a geometric mean is
-//! under its bar. `--out` gets the raw samples, one JSON line a problem.
+//! 8-bit integers in vectors; where there are tiles of AMX also the share of what these multiply. W, and with it all else, rotates
+//! through four times the L3. Prints medians, and ends with 1 when a geometric mean is under its bar. `--out` gets the raw samples, one JSON line a problem.
 
 mod side;
 
