@@ -12,14 +12,7 @@
 #define COPY 1
 #include "gemm_block.h"
 
-#if W_SCALE_GROUP || W_SCALE_BLOCK
-#define GROUP W_GROUP
-#define RUN (GROUP < KC ? GROUP : KC) // codes of a block that share a scale
-#else
-#define GROUP K
-#define RUN KC
-#endif
-#define RUNS ((K + GROUP - 1) / GROUP) // scales of a row
+#include "block_runs.h"
 #include "code_rows.h"
 
 // What VL codes from code `i` on are worth.

@@ -3,14 +3,7 @@
 // w]. Such a template says where those tiles are: `take`.
 #include "gemm_tiles.h"
 
-#if W_SCALE_GROUP || W_SCALE_BLOCK
-#define GROUP W_GROUP
-#define RUN (GROUP < KC ? GROUP : KC) // codes of a block that share a scale
-#else
-#define GROUP K
-#define RUN KC
-#endif
-#define RUNS ((K + GROUP - 1) / GROUP) // scales of a row
+#include "block_runs.h"
 #if W_ZERO_ZERO || W_ZERO_MIN
 #define ADDS 1 // a value is code * scale + add
 #else
