@@ -310,18 +310,19 @@ impl Tuner<'_> {
 
     fn run_all(&self, problems: &[Problem]) -> Result<Report, TuneError> {
         // Devices of one kind share winners: each problem is tuned once a kind.
-        let mut kinds: Vec<(Device, Vec<DeviceId>)> = Vec::new();
+        let mut kinds: Vec<(Device, Vec<Measurer>)> = Vec::new();
         for &id in &self.devices {
             // Describing a device is cheap and needs no measurement, so a second run over stored winners ends at once.
-            let device = Measurer::start(self.exe.clone(), id, self.halt.clone())?.device().clone();
+            let measurer = Measurer::start(self.exe.clone(), id, self.halt.clone())?;
+            let device = measurer.device();
             match kinds.iter_mut().find(|(d, _)| d.silicon == device.silicon && d.arch == device.arch) {
-                Some((_, list)) => list.push(id),
-                None => kinds.push((device, vec![id])),
+                Some((_, list)) => list.push(measurer),
+                None => kinds.push((device.clone(), vec![measurer])),
             }
         }
-        let queues: Vec<(Vec<DeviceId>, Queue)> = kinds
+        let (measurers, queues): (Vec<Vec<Measurer>>, Vec<Queue>) = kinds
             .into_iter()
-            .map(|(device, ids)| {
+            .map(|(device, measurers)| {
                 let mut report = OfKind { winners: vec![None; problems.len()], ..OfKind::default() };
                 let mut todo = self.todo(problems, &device, &mut report);
                 if self.options.stored_only {
@@ -329,7 +330,7 @@ impl Tuner<'_> {
                 }
                 report.devices.extend(todo.is_empty().then_some(device));
                 // In the order of the plan where nobody works beside.
-                let alone = self.lanes == 1 && ids.len() == 1;
+                let alone = self.lanes == 1 && measurers.len() == 1;
                 let is_narrow = |p: &Problem| self.is_narrow(p);
                 let lanes = match alone {
                     true => vec![Lane::new(in_turn(todo, problems, is_narrow))],
@@ -340,20 +341,20 @@ impl Tuner<'_> {
                     waiting: Mutex::new(Lane::all(&lanes)),
                     lanes,
                     next: AtomicUsize::new(0),
-                    devices: ids.len(),
+                    devices: measurers.len(),
                     report: Mutex::new(report),
                 };
-                (ids, queue)
+                (measurers, queue)
             })
-            .collect();
-        let stored = queues.iter().map(|(_, queue)| lock(&queue.report).stored).sum();
+            .unzip();
+        let stored = queues.iter().map(|queue| lock(&queue.report).stored).sum();
         self.tell(Event::Plan { problems: problems.len() * queues.len(), stored });
         // All devices work at the same time, those of other kinds too: they share the time and the compilers.
-        let at_work = queues.iter().filter(|(_, queue)| !lock(&queue.waiting).is_empty());
-        let places = at_work.flat_map(|(ids, queue)| ids.iter().map(move |id| (*id, queue)));
-        at_once(places, |(id, queue)| self.on_device(id, queue))?;
+        let at_work = measurers.into_iter().zip(&queues).filter(|(_, queue)| !lock(&queue.waiting).is_empty());
+        let places = at_work.flat_map(|(list, queue)| list.into_iter().map(move |measurer| (measurer, queue)));
+        at_once(places, |(measurer, queue)| self.on_device(measurer, queue))?;
         Ok(Report {
-            kinds: queues.into_iter().map(|(_, queue)| into_inner(queue.report)).collect(),
+            kinds: queues.into_iter().map(|queue| into_inner(queue.report)).collect(),
             compiling: self.compilers.spent(),
             seconds: self.start.elapsed().as_secs_f64(),
             interrupted: self.stopped(),
@@ -406,9 +407,8 @@ impl Tuner<'_> {
     }
 
     /// One device: its worker lives and dies here, and the lanes take turns at it.
-    fn on_device(&self, id: DeviceId, queue: &Queue<'_>) -> Result<(), TuneError> {
+    fn on_device(&self, mut measurer: Measurer, queue: &Queue<'_>) -> Result<(), TuneError> {
         let start = Instant::now();
-        let mut measurer = Measurer::start(self.exe.clone(), id, self.halt.clone())?;
         if self.measures_ceilings() {
             let support = self.bench().support(&queue.problems[queue.lanes[0].turn().order[0]], measurer.device());
             match support.and_then(|support| measurer.ceilings(support)) {
