@@ -26,6 +26,8 @@ const ROUNDS: usize = 3;
 /// Turns of a comparison; the first that speaks against a kernel is the last.
 const TURNS: usize = 2;
 const LAST_TURNS: usize = 4;
+/// Times that all kinds are gone through: what stands beside a kernel has changed since it was asked.
+const SWEEPS: usize = 3;
 
 /// A kernel that steps run better than what they would run by times of kernels alone.
 #[derive(Clone)]
@@ -65,6 +67,7 @@ pub struct Compared {
 }
 
 /// A norm and the product behind it, and both as one.
+#[derive(Clone, Copy)]
 struct Pair {
     product: Problem,
     both: Problem,
@@ -83,7 +86,10 @@ enum Rule {
 struct Choosing<'a> {
     cases: &'a [Case],
     programs: Vec<Program>,
+    pairs: Vec<Pair>,
     now: Instead,
+    /// How often that changed.
+    changes: u32,
     hear: &'a mut dyn FnMut(&Compared) -> bool,
 }
 
@@ -135,34 +141,44 @@ impl Timer {
     ) -> Result<StepChoice, EngineError> {
         let none = StepChoice { steps: Vec::new(), chosen: Vec::new() };
         let programs = cases.iter().map(|case| self.program(*case)).collect::<Result<Vec<_>, _>>()?;
-        let mut choosing = Choosing { cases, programs, now: Instead::new(), hear };
         let mut all_pairs: Vec<Pair> = Vec::new();
-        for pair in choosing.programs.iter().flat_map(pairs) {
+        for pair in programs.iter().flat_map(pairs) {
             if !all_pairs.iter().any(|p| p.both == pair.both) {
                 all_pairs.push(pair);
             }
         }
-        for pair in &all_pairs {
+        let mut choosing =
+            Choosing { cases, programs, pairs: all_pairs.clone(), now: Instead::new(), changes: 0, hear };
+        for pair in all_pairs {
             let Some(one) = own(&self.core.runtime, &pair.both).filter(|one| self.core.has_room(one)) else { continue };
             let other = if self.runs(&choosing, &pair.both).is_empty() { Some(one) } else { None };
             if !self.compare(&mut choosing, pair.product, pair.both, other)? {
                 return Ok(none);
             }
         }
-        for problem in self.kinds(&choosing)? {
-            let mut tried = vec![self.answers(&choosing.now).lookup(&problem)?];
-            for other in others {
-                let Some(kernel) = own(other, &problem).filter(|k| self.core.has_room(k)) else { continue };
-                if tried.iter().any(|k| k.template() == kernel.template() && k.config() == kernel.config()) {
+        // Of each kind, how often anything had changed when it was asked.
+        let mut asked: Vec<(Problem, u32)> = Vec::new();
+        for _ in 0..SWEEPS {
+            for problem in self.kinds(&choosing)? {
+                if asked.contains(&(problem, choosing.changes)) {
                     continue;
                 }
-                tried.push(Arc::clone(&kernel));
-                if !self.compare(&mut choosing, problem, problem, Some(kernel))? {
-                    return Ok(none);
+                let mut tried = vec![self.answers(&choosing.now).lookup(&problem)?];
+                for runtime in std::iter::once(&self.core.runtime).chain(others) {
+                    let Some(kernel) = own(runtime, &problem).filter(|k| self.core.has_room(k)) else { continue };
+                    if !tried.iter().any(|k| k.template() == kernel.template() && k.config() == kernel.config()) {
+                        tried.push(kernel);
+                    }
                 }
+                for kernel in tried.drain(1..) {
+                    if !self.compare(&mut choosing, problem, problem, Some(kernel))? {
+                        return Ok(none);
+                    }
+                }
+                asked.push((problem, choosing.changes));
             }
         }
-        let Choosing { programs, now, .. } = choosing;
+        let Choosing { programs, pairs: all_pairs, now, .. } = choosing;
         let runtimes = Instead::new();
         let (times, better) = match now.is_empty() {
             true => (
@@ -231,13 +247,19 @@ impl Timer {
         kernel: Option<Arc<Kernel>>,
     ) -> Result<bool, EngineError> {
         let mut with = choosing.now.clone();
-        with.insert(problem, kernel.clone());
+        let is_pair = choosing.pairs.iter().any(|pair| pair.both == problem);
+        match &kernel {
+            // The winner is in nobody's place.
+            Some(k) if !is_pair && Arc::ptr_eq(k, &self.core.runtime.lookup(&problem)?) => with.remove(&problem),
+            _ => with.insert(problem, kernel.clone()),
+        };
         let mut places = self.runs(choosing, &of);
         places.extend(self.runs(choosing, &problem).into_iter().filter(|at| !places.contains(at)).collect::<Vec<_>>());
         let cases: Vec<Case> = places.iter().map(|at| choosing.cases[*at]).collect();
         let (times, stays) = self.versus(&cases, &choosing.now, &with, Rule::FirstAbove)?;
         if stays {
             choosing.now = with;
+            choosing.changes += 1;
         }
         let us = times.iter().fold([0.0; 2], |[a, b], [us, with]| [a + us, b + with]);
         let kernel = kernel.map(|k| format!("{} {}", k.template(), k.config()));
