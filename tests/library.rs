@@ -13,7 +13,7 @@ use jitune::template::{Library, Template};
 use jitune::tune;
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -46,6 +46,8 @@ fn main() {
     println!("test a_program_tunes_with_the_library_alone ... ok");
     a_look_up_has_no_time_that_could_be_up(folder.path());
     println!("test a_look_up_has_no_time_that_could_be_up ... ok");
+    a_budget_ends_what_many_lanes_have_asked_for(&folder.path().join("short"));
+    println!("test a_budget_ends_what_many_lanes_have_asked_for ... ok");
     who_waits_for_a_turn_is_told_at_once(&folder.path().join("stopped"));
     println!("test who_waits_for_a_turn_is_told_at_once ... ok");
     sizes_between_try_what_was_measured_for_others(&folder.path().join("narrow"));
@@ -138,15 +140,43 @@ impl tune::Observer for Heard {
     }
 }
 
-/// A processor with one thread is another kind than the same with two.
-/// Forty lanes wait for a device that a candidate without an end holds, and whose workers take a second to start: told to stop, the run
-/// does not start one for each of them.
-fn who_waits_for_a_turn_is_told_at_once(folder: &Path) {
+/// This program, whose workers take a second to start.
+fn slow_to_start(folder: &Path) -> PathBuf {
     std::fs::create_dir(folder).unwrap();
     let slow = folder.join("slow");
     let this = std::env::current_exe().unwrap();
     std::fs::write(&slow, format!("#!/bin/sh\nsleep 1\nexec '{}' \"$@\"\n", this.display())).unwrap();
     std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
+    slow
+}
+
+/// Forty lanes have asked for hundreds of candidates when the time is up: no compiler is started for any of those.
+fn a_budget_ends_what_many_lanes_have_asked_for(folder: &Path) {
+    let slow = slow_to_start(folder);
+    let (db, library) = (Db::open(folder, jitune::journal::options()).unwrap(), Library::built_in().unwrap());
+    let problems: Vec<Problem> =
+        (1..=40).map(|i| format!("matmul m=64 n={} k=64 dtype=f32", 16 * i).parse().unwrap()).collect();
+    let options = tune::Options {
+        exe: Some(slow),
+        devices: vec![DeviceId::Cpu(1)],
+        budget: Some(Duration::from_secs(2)),
+        nominal: true,
+        lanes: Some(40),
+        ..tune::Options::default()
+    };
+    let begun = Instant::now();
+    let report = tune::run(&db, &library, &problems, &options, &(), &AtomicBool::new(false)).unwrap();
+    assert!(
+        report.failed().count() > 0 && begun.elapsed() < Duration::from_secs(5),
+        "{:?} {report:?}",
+        begun.elapsed()
+    );
+}
+
+/// Forty lanes wait for a device that a candidate without an end holds, and whose workers take a second to start: told to stop, the run
+/// does not start one for each of them.
+fn who_waits_for_a_turn_is_told_at_once(folder: &Path) {
+    let slow = slow_to_start(folder);
     let templates = folder.join("templates");
     std::fs::create_dir(&templates).unwrap();
     let description = r#"
@@ -201,6 +231,7 @@ fn who_waits_for_a_turn_is_told_at_once(folder: &Path) {
     assert!(told.elapsed() < Duration::from_millis(3500), "{:?}", told.elapsed());
 }
 
+/// A processor with one thread is another kind than the same with two.
 fn kinds_share_the_time_and_keep_their_reports(folder: &Path) {
     let problems: Vec<Problem> =
         (1..=40).map(|rows| format!("rmsnorm rows={rows} cols=256 dtype=f32").parse().unwrap()).collect();

@@ -277,7 +277,8 @@ fn work(shared: &Shared, exe: &Path, folder: &Path) {
         let job = {
             let mut jobs = lock(&shared.jobs);
             loop {
-                if jobs.stop {
+                // What is still asked for then is not begun: nobody waits for it.
+                if jobs.stop || shared.halt.load(Ordering::Relaxed) {
                     return;
                 }
                 if let Some(job) = jobs.next(Instant::now()) {

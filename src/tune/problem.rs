@@ -342,9 +342,9 @@ impl<'a> Tuning<'a> {
                     waiting -= 1;
                     ready.push(next);
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) if !self.tuner.compilers.halted() => {}
                 // The compilers only drop a sender when they are told to stop.
-                Err(RecvTimeoutError::Disconnected) => return Err(TuneError::Interrupted),
+                Err(_) => return Err(TuneError::Interrupted),
             }
         }
         if ready.is_empty() || self.tuner.stopped() {
