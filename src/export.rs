@@ -188,13 +188,13 @@ impl Choice {
 
 /// Why a look-up on the device of a winner would not take its record.
 fn against(library: &Library, record: &Record, winner: &Winner, options: &Options<'_>) -> Option<Why> {
-    let Ok(templates) = library.for_problem(&winner.problem, &winner.device) else {
+    let Ok(templates) = library.for_steps(&winner.problem, &winner.device) else {
         return (!options.stale).then_some(Why::NoTemplate);
     };
     let compiler = options.compiler.or(record.key.get("compiler")).unwrap_or_default().to_string();
     let context = key::Context { device: winner.device.clone(), compiler };
-    let place = key::in_place_of(&record.key).unwrap_or_else(|| record.key.clone());
-    let fields = context.winner(library, &winner.problem, &templates).diff(&place);
+    let fields =
+        context.of_winner(library, &winner.problem, &templates, key::is_in_steps(&record.key)).diff(&record.key);
     match fields.is_empty() {
         true => journal::winner_of(record, &templates).err().map(|why| Why::Unfit(why.into())),
         false => (!options.stale).then_some(Why::Stale(fields)),

@@ -5,7 +5,7 @@
 //! one, and is not used.
 
 use crate::key;
-use crate::recipe::{Config, Description};
+use crate::recipe::{Config, Description, Role};
 use crate::setting::{Asked, Row, Serving};
 use crate::template::{Library, Template};
 use crate::verdict::Verdict;
@@ -79,7 +79,8 @@ pub fn winner(record: &Record) -> Option<Winner> {
         && e.samples_us.iter().all(|us| is_time(*us))
         && e.at <= record.at.saturating_add(CLOCK_SET).min(MAX_DATE)
         && winner.artifact.parse::<ArtifactHash>().is_ok()
-        && key::in_place_of(&record.key).is_some() == e.step.is_some()
+        && key::is_in_steps(&record.key) == e.step.is_some()
+        && (winner.description.role == Role::Kernel || e.step.is_some())
         && e.step.as_ref().is_none_or(|step| is_time(step.us) && is_time(step.before_us))
         && goes_together(&winner, &record.key)
         && !is_under_a_false_name(&winner, &record.key);
@@ -132,8 +133,8 @@ fn is_under_a_false_name(winner: &Winner, key: &Key) -> bool {
     if library.get(winner.device.target, winner.template()).is_some_and(|t| is_of(winner, t)) {
         return false;
     }
-    let templates = library.for_problem(&winner.problem, &winner.device);
-    templates.is_ok_and(|templates| key.get(key::TEMPLATES) == Some(&key::templates(library, &templates)))
+    let templates = library.for_steps(&winner.problem, &winner.device);
+    templates.is_ok_and(|templates| key::is_among(key, library, &templates))
 }
 
 /// The verdict that a record holds.

@@ -3,6 +3,7 @@
 use crate::device::{Device, Target};
 use crate::model::{Model, Precision};
 use crate::problem::Problem;
+use crate::recipe::Role;
 use crate::template::{Library, Template};
 use jitune_db::Key;
 use std::collections::BTreeMap;
@@ -79,6 +80,30 @@ impl Context {
         Key { compile, timing: self.timing() }
     }
 
+    /// The key of what whole steps run in the place of the winner of a problem: of `templates` those for whole steps are not among what the
+    /// winner is looked for.
+    pub fn in_steps(&self, library: &Library, problem: &Problem, templates: &[std::sync::Arc<Template>]) -> Key {
+        let (own, steps) = parted(templates);
+        let mut key = self.winner(library, problem, &own);
+        let method = steps_method(library, &steps);
+        key.compile.insert(IN_STEPS.into(), method);
+        key
+    }
+
+    /// The one or the other.
+    pub(crate) fn of_winner(
+        &self,
+        library: &Library,
+        problem: &Problem,
+        templates: &[std::sync::Arc<Template>],
+        in_steps: bool,
+    ) -> Key {
+        match in_steps {
+            true => self.in_steps(library, problem, templates),
+            false => self.winner(library, problem, &parted(templates).0),
+        }
+    }
+
     /// The key of the trials of one template on a problem; the config is the record's `sub`.
     pub fn trials(&self, library: &Library, problem: &Problem, template: &Template) -> Key {
         let mut compile = self.compile(library, problem);
@@ -90,18 +115,30 @@ impl Context {
     }
 }
 
-/// The key of what whole steps run in the place of the winner of this key.
-pub fn in_steps(winner: &Key) -> Key {
-    let mut key = winner.clone();
-    key.compile.insert(IN_STEPS.into(), IN_STEPS_METHOD.into());
-    key
+/// Those among which a winner is looked for, and those for whole steps alone.
+fn parted(templates: &[std::sync::Arc<Template>]) -> (Vec<std::sync::Arc<Template>>, Vec<std::sync::Arc<Template>>) {
+    templates.iter().cloned().partition(|t| t.recipe.description.role == Role::Kernel)
 }
 
-/// The winner's key in whose place whole steps run what is under this one; none where it is of another kind.
-pub(crate) fn in_place_of(key: &Key) -> Option<Key> {
-    let mut winner = key.clone();
-    let found = winner.compile.remove(IN_STEPS)?;
-    (found == IN_STEPS_METHOD).then_some(winner)
+/// What the key of what steps run has for the templates for whole steps alone.
+fn steps_method(library: &Library, steps: &[std::sync::Arc<Template>]) -> String {
+    match steps.is_empty() {
+        true => IN_STEPS_METHOD.to_string(),
+        false => format!("{IN_STEPS_METHOD} {}", templates(library, steps)),
+    }
+}
+
+/// Whether a key says of what is under it that it was looked for among just these templates.
+pub(crate) fn is_among(key: &Key, library: &Library, list: &[std::sync::Arc<Template>]) -> bool {
+    let (own, steps) = parted(list);
+    let in_steps = key.get(IN_STEPS);
+    key.get(TEMPLATES) == Some(&templates(library, &own))
+        && in_steps.is_none_or(|method| *method == steps_method(library, &steps))
+}
+
+/// Whether what is under a key is run by whole steps in a winner's place.
+pub(crate) fn is_in_steps(key: &Key) -> bool {
+    key.get(IN_STEPS).is_some_and(|method| method.split(' ').next() == Some(IN_STEPS_METHOD))
 }
 
 /// What a winner's key has for the templates among which it is looked for.

@@ -3,7 +3,7 @@
 use crate::artifact::ArtifactInfo;
 use crate::device::Device;
 use crate::problem::Problem;
-use crate::recipe::{Config, Description, Launch, Recipe, RecipeError, Role};
+use crate::recipe::{Config, Description, Launch, Recipe, RecipeError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ impl Winner {
     pub(crate) fn launch(&self) -> Result<Launch, RecipeError> {
         let recipe = Recipe::new(self.description.clone())?;
         let invalid = |why: String| Err(RecipeError::Invalid { template: recipe.description.name.clone(), why });
-        if recipe.description.role != Role::Kernel {
+        if !recipe.description.role.is_run() {
             return invalid("it is no kernel".into());
         }
         if !recipe.takes(&self.problem, &self.device)? {

@@ -165,7 +165,7 @@ fn sources(arch: &str) -> Sources {
         let (reference, none) = (library.reference(&p, &device).unwrap(), Config::default());
         let launch = reference.recipe.launch(&p, &device, &none).unwrap();
         add(format!("reference {p}"), library.render(&reference, &p, &device, &none).unwrap(), launch);
-        for t in library.for_problem(&p, &device).unwrap() {
+        for t in library.for_steps(&p, &device).unwrap() {
             let space = space::enumerate(&t.recipe, &p, &device).unwrap();
             if let Some(c) = space.candidates.first() {
                 let source = library.render(&t, &p, &device, &c.config).unwrap();

@@ -103,7 +103,7 @@ fn problems(dtype: Dtype) -> Vec<Problem> {
 
 fn check(device: &Device, problem: &Problem, library: &Library) -> Vec<String> {
     let mut bad = Vec::new();
-    let templates = match library.for_problem(problem, device) {
+    let templates = match library.for_steps(problem, device) {
         Ok(list) => list,
         Err(e) => return vec![format!("{}: {e}", device.arch)],
     };
@@ -243,7 +243,7 @@ fn paged_attention_compiled_for_one_size_serves_every_other() {
     for (device, dtype) in [(Device::ahead_of_time("sm_90a").unwrap(), "bf16"), (cpu::describe(Some(2)), "f32")] {
         for (tuned, asked) in SIZES.iter().flat_map(|a| SIZES.map(|b| (*a, b))) {
             let (tuned, asked) = (of(tuned, dtype), of(asked, dtype));
-            for t in library.for_problem(&tuned, &device).unwrap() {
+            for t in library.for_steps(&tuned, &device).unwrap() {
                 for c in space::enumerate(&t.recipe, &tuned, &device).unwrap().candidates.iter().take(4) {
                     assert!(
                         t.recipe.serves(&tuned, &asked, &device, &c.config).is_ok(),

@@ -68,7 +68,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     for (_, arch) in args.arch.iter().enumerate().filter(|(i, arch)| !args.arch[..*i].contains(arch)) {
         let device = ahead(arch)?;
         for &problem in &problems {
-            let templates = match library.for_problem(&problem, &device) {
+            let templates = match library.for_steps(&problem, &device) {
                 Ok(list) => list,
                 Err(e @ TemplateError::NoTemplate { .. }) => {
                     refused.push((arch, problem, e.to_string()));

@@ -39,8 +39,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let trials = templates.iter().map(|t| trials(&db, context.trials(&library, &problem, t), t.name()));
         let trials = trials.collect::<Result<Vec<_>, _>>()?;
         let winner = found.as_ref().map(|record| journal::winner_of(record, &templates));
-        let in_steps = db.winner(&key::in_steps(&key))?;
-        let in_steps = in_steps.and_then(|record| journal::winner_of(&record, &templates).ok());
+        let for_steps = library.for_steps(&problem, &context.device)?;
+        let in_steps = db.winner(&context.in_steps(&library, &problem, &for_steps))?;
+        let in_steps = in_steps.and_then(|record| journal::winner_of(&record, &for_steps).ok());
         if args.json {
             let hit = found.as_ref().filter(|_| matches!(winner, Some(Ok(_)))).map(|r| &r.body);
             let not_taken = winner.as_ref().and_then(|w| w.as_ref().err());

@@ -72,7 +72,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             let [before, with] = c.us.map(table::us);
             if *json {
                 let event = serde_json::json!({ "event": "compared", "step": said, "problem": c.problem, "kernel": c.kernel,
-                    "us": c.us, "stays": c.stays });
+                    "steps": c.steps, "us": c.us, "stays": c.stays });
                 out!("{event}");
             } else if c.stays {
                 live.say(&format!("{said}: {before} -> {with} us by {kernel} for {}", c.problem));

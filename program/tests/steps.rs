@@ -88,6 +88,89 @@ fn whole_steps_are_timed_with_kernels_that_came_close() {
     }
 }
 
+/// What stands in for the winner of one context is asked of the other too, which that winner answers.
+#[test]
+fn what_stands_in_for_a_winner_answers_for_the_sizes_that_it_does() {
+    let place = place();
+    let sizes = ["--model", "./m", "--batch", "1", "--context", "512"];
+    let few = ["--prefill", "16", "--trials", "6", "--budget", "90"];
+    done(&place, &[&["tune"], &sizes[..], &few].concat());
+    let out = done(&place, &[&["tune", "--steps", "--json"], &sizes[..]].concat());
+    let lines = events(&out.stdout);
+    assert_eq!(of_kind(&lines, "steps").len(), 2, "{}", text(&out));
+    let compared = of_kind(&lines, "compared");
+    let of = |op: &str| {
+        let mine = compared.iter().filter(|c| c["problem"].as_str().unwrap().starts_with(op));
+        mine.map(|c| c["steps"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    let decodes = of("decode ");
+    assert!(!decodes.is_empty() && decodes.iter().all(|steps| *steps == 2), "{decodes:?} {}", text(&out));
+}
+
+/// A template for whole steps takes no part in looking for a winner, which is under the key that it has without: it is tried when steps
+/// choose, and what they chose of it is sealed as long as it is the same.
+#[test]
+fn a_template_for_steps_stands_in_and_never_wins() {
+    const PROBLEM: &str = "matmul m=1 n=96 k=64 dtype=f32";
+    let place = Place::new();
+    let (own, built_in) = (place.path().join("t"), concat!(env!("CARGO_MANIFEST_DIR"), "/../kernel-templates/cpu"));
+    std::fs::create_dir(&own).unwrap();
+    let text_of = |file: &str| std::fs::read_to_string(std::path::Path::new(built_in).join(file)).unwrap();
+    let toml = text_of("cpu_gemv.toml").replacen("\"cpu_gemv\"\n", "\"mine\"\nrole = \"step\"\n", 1);
+    std::fs::write(own.join("mine.toml"), toml).unwrap();
+    std::fs::write(own.join("mine.c"), text_of("cpu_gemv.c")).unwrap();
+    let mut library = Library::built_in().unwrap();
+    let (device, problem) = (cpu::describe(Some(1)), PROBLEM.parse::<Problem>().unwrap());
+    let context = Context { compiler: key::compiler(device.target).unwrap(), device: device.clone() };
+    let key = |library: &Library| context.winner(library, &problem, &library.for_problem(&problem, &device).unwrap());
+    let in_steps =
+        |library: &Library| context.in_steps(library, &problem, &library.for_steps(&problem, &device).unwrap());
+    let (without, steps_without) = (key(&library), in_steps(&library));
+    library.add_folder(&own).unwrap();
+    assert_eq!(key(&library), without);
+    assert_ne!(in_steps(&library), steps_without);
+
+    done(&place, &["tune", "--problem", PROBLEM, "--templates", "t", "--trials", "6", "--budget", "60"]);
+    let options = Options {
+        exe: Some(env!("CARGO_BIN_EXE_jitune").into()),
+        devices: vec![DeviceId::Cpu(1)],
+        nominal: true,
+        ..Options::default()
+    };
+    let stop = AtomicBool::new(false);
+    let held = jitune::db::Db::open(place.path().join("db"), journal::options()).unwrap();
+    let templates = library.for_steps(&problem, &device).unwrap();
+    let record = held.winner(&without).unwrap().unwrap();
+    let won = journal::winner_of(&record, &library.for_problem(&problem, &device).unwrap()).unwrap();
+    let mine = templates.iter().find(|t| t.name() == "mine").unwrap();
+    assert!(held.trials(&context.trials(&library, &problem, mine)).unwrap().is_empty(), "tried for a winner");
+    let _ = tune::rivals(&held, &library, &device, &[problem], 9, &options, &stop).unwrap();
+    let tried = held.trials(&context.trials(&library, &problem, mine)).unwrap();
+    let right = tried.iter().find(|r| journal::verdict(r).is_some_and(|v| v.median_us().is_some())).unwrap();
+    let step = InStep { step: "decode batch=1".into(), us: 90.0, before_us: 100.0, over: won.artifact.clone() };
+    let config = right.sub.as_ref().unwrap().parse().unwrap();
+    let settled = [Settled { problem, template: "mine".into(), config, step }];
+    let report = tune::in_steps(&held, &library, &settled, &options, &Silent, &stop).unwrap();
+    assert_eq!((report.winners().count(), report.failed().count()), (1, 0));
+    let stored = journal::winner_of(&held.winner(&in_steps(&library)).unwrap().unwrap(), &templates).unwrap();
+    assert_eq!(stored.template(), "mine");
+    held.close().unwrap();
+
+    let sealed = |more: &[&str]| {
+        done(&place, &[&["export", "-o", "b.jitune"], more].concat());
+        let bundle = Bundle::open(place.path().join("b.jitune")).unwrap();
+        bundle.winners().next().unwrap().winner()
+    };
+    assert_eq!(sealed(&["--templates", "t"]), stored);
+    let verify = place.jitune(&["verify", "b.jitune", "--threads", "1", "--no-timing"]).output().unwrap();
+    assert!(verify.status.success(), "{}", text(&verify));
+    assert_eq!(sealed(&[]), won, "by a library without it");
+    // As a plain winner its record is none.
+    let mut false_one = record.clone();
+    false_one.body = serde_json::to_value(Winner { evidence: won.evidence.clone(), ..stored }).unwrap();
+    assert!(journal::winner(&record).is_some() && journal::winner(&false_one).is_none());
+}
+
 struct Silent;
 
 impl Observer for Silent {
@@ -141,7 +224,7 @@ fn what_steps_chose_is_sealed_in_the_place_of_its_winner() {
     put(&held, &won.artifact);
     let after = journal::winner_of(&held.winner(&winner_key).unwrap().unwrap(), &templates).unwrap();
     assert_eq!(after, won, "the winner is as it was");
-    let stored = held.winner(&key::in_steps(&winner_key)).unwrap().unwrap();
+    let stored = held.winner(&context.in_steps(&library, &problem, &templates)).unwrap().unwrap();
     let stored = journal::winner_of(&stored, &templates).unwrap();
     assert_eq!((&stored.config, stored.evidence.step.as_ref()), (&config, Some(&step(&won.artifact))));
     assert!(!stored.evidence.samples_us.is_empty() && stored.evidence.compared > 0, "{:?}", stored.evidence);

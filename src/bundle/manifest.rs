@@ -132,7 +132,7 @@ impl Manifest {
             return Err(format!("its median is {} µs", e.evidence.median_us));
         }
         let d = describe(e.description)?;
-        if d.role != Role::Kernel || d.target != device.target || !d.op.iter().any(|op| op == e.problem.op().name) {
+        if !d.role.is_run() || d.target != device.target || !d.op.iter().any(|op| op == e.problem.op().name) {
             return Err(format!("template {} is not a kernel of its op and target", d.name));
         }
         artifact(e.artifact, ArtifactRole::Kernel)?;

@@ -60,7 +60,9 @@ pub struct Compared {
     pub problem: Problem,
     /// Template and config; none: two kernels in the place of one.
     pub kernel: Option<String>,
-    /// Microseconds of the steps that were timed, together, before and with it.
+    /// How many of the steps run it, or its winner's code for another size.
+    pub steps: usize,
+    /// Microseconds of those that were timed, together, before and with it: what speaks against it ends that.
     pub us: [f64; 2],
     /// Whether it stays.
     pub stays: bool,
@@ -214,10 +216,16 @@ impl Timer {
         Answers { runtime: &self.core.runtime, instead }
     }
 
-    /// The places of the cases whose steps run a problem now.
+    /// The places of the cases whose steps run a problem now, or another size by the kernel for it.
     fn runs(&self, choosing: &Choosing<'_>, problem: &Problem) -> Vec<usize> {
         let answers = self.answers(&choosing.now);
-        let run = |p: &Program| fused(answers, p).steps.iter().any(|step| step.problem == *problem);
+        let answered = |asked: &Problem| {
+            let rung = self.core.runtime.lookup(asked).map(|kernel| kernel.rung());
+            matches!(rung, Ok(Match::Bucket { tuned }) if tuned.bucket() == problem.bucket())
+        };
+        let run = |p: &Program| {
+            fused(answers, p).steps.iter().any(|step| step.problem == *problem || answered(&step.problem))
+        };
         (0..choosing.programs.len()).filter(|at| run(&choosing.programs[*at])).collect()
     }
 
@@ -263,7 +271,7 @@ impl Timer {
         }
         let us = times.iter().fold([0.0; 2], |[a, b], [us, with]| [a + us, b + with]);
         let kernel = kernel.map(|k| format!("{} {}", k.template(), k.config()));
-        Ok((choosing.hear)(&Compared { problem, kernel, us, stays }))
+        Ok((choosing.hear)(&Compared { problem, kernel, steps: cases.len(), us, stays }))
     }
 
     /// Medians of the microseconds of steps with the one and with the other kernels, in turn, and whether the others made all of them

@@ -11,7 +11,7 @@ use crate::device::Target;
 use crate::model::{Cache, Model, ModelError, Pass, Shape, Tail, with_norms_in_products};
 use crate::problem::{Dtype, Problem, SETTINGS, Storage};
 use crate::program::{self, Life, Named, Program};
-use crate::runtime::{Bound, Kernel, Memory, Queue, Runtime, View, Workspace};
+use crate::runtime::{Bound, Kernel, Match, Memory, Queue, Runtime, View, Workspace};
 use crate::weights::Filler;
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -178,8 +178,19 @@ impl Answers<'_> {
         match self.instead.get(problem) {
             Some(Some(kernel)) => Ok(Arc::clone(kernel)),
             Some(None) => Err(EngineError::Program { why: format!("{problem} has no kernel here") }),
-            None => Ok(self.runtime.lookup(problem)?),
+            None => {
+                let kernel = self.runtime.lookup(problem)?;
+                // What stands in for the winner of another size answers for this one too, as it will from a bundle.
+                Ok(self.in_place_of(&kernel).and_then(|other| other.serving(problem)).map_or(kernel, Arc::new))
+            }
         }
+    }
+
+    /// What stands in for the winner whose code a kernel runs for another size than it was tuned for.
+    fn in_place_of(&self, kernel: &Kernel) -> Option<&Arc<Kernel>> {
+        let Match::Bucket { tuned } = kernel.rung() else { return None };
+        let (_, other) = self.instead.iter().find(|(problem, _)| problem.bucket() == tuned.bucket())?;
+        other.as_ref()
     }
 }
 

@@ -43,7 +43,7 @@ pub struct Description {
     /// CUDA: the least architecture, or with an `a` suffix the only one.
     #[serde(default)]
     pub arch: String,
-    /// `kernel` (tuned and shipped) or `reference` (f64 results for verification).
+    /// `kernel` (tuned and shipped), `reference` (f64 results for verification) or `step` (for whole steps, in a winner's place).
     #[serde(default)]
     pub role: Role,
     /// One line for people.
@@ -177,6 +177,15 @@ pub enum Role {
     Kernel,
     /// Writes f64 outputs that candidates are compared with.
     Reference,
+    /// No winner, but in whole steps it may run in the place of one: what it is good at is not seen between launches of itself.
+    Step,
+}
+
+impl Role {
+    /// Whether its kernels are run outside of verification.
+    pub(crate) fn is_run(self) -> bool {
+        matches!(self, Role::Kernel | Role::Step)
+    }
 }
 
 fn always() -> ExprText {

@@ -162,6 +162,15 @@ impl Kernel {
         self.predicted_us
     }
 
+    /// The same code for another problem, if it serves it.
+    #[cfg(feature = "engine")]
+    pub(crate) fn serving(&self, asked: &Problem) -> Option<Kernel> {
+        let answer = self.code.answer(asked).ok()?;
+        let tuned = self.code.problem;
+        let rung = if tuned.bucket() == asked.bucket() { Match::Exact } else { Match::Bucket { tuned } };
+        Kernel::new(Arc::clone(&self.code), *asked, answer, rung).ok()
+    }
+
     /// Whether whole steps chose it for this very problem.
     #[cfg(feature = "engine")]
     pub(crate) fn in_steps(&self) -> bool {

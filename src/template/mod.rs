@@ -247,27 +247,37 @@ impl Library {
 
     /// The template of that name for a target.
     pub fn get(&self, target: Target, name: &str) -> Option<&Arc<Template>> {
-        self.all(Role::Kernel).find(|t| t.recipe.description.target == target && t.name() == name)
+        let all = self.templates.iter().filter(|t| t.recipe.description.role.is_run());
+        all.into_iter().find(|t| t.recipe.description.target == target && t.name() == name)
     }
 
     /// The templates among which the winner of a problem is looked for: those that take it on the device, without the
     /// portable ones where there are others. Of an op's probe the portable ones alone, where there are any: its winner is
     /// the one that answers what no other does.
     pub fn for_problem(&self, problem: &Problem, device: &Device) -> Result<Vec<Arc<Template>>, TemplateError> {
-        let taking = self.taking(problem, device)?;
+        let taking = self.matching(&[Role::Kernel], problem, device)?;
         let wanted = problem.is_probe();
         let chosen: Vec<_> = taking.iter().filter(|t| t.recipe.description.portable == wanted).cloned().collect();
         Ok(if chosen.is_empty() { taking } else { chosen })
     }
 
-    /// The templates that take a problem on a device, the portable ones among them.
+    /// The same, and behind them those that are for whole steps.
+    pub fn for_steps(&self, problem: &Problem, device: &Device) -> Result<Vec<Arc<Template>>, TemplateError> {
+        let mut templates = self.for_problem(problem, device)?;
+        if let Ok(steps) = self.matching(&[Role::Step], problem, device) {
+            templates.extend(steps);
+        }
+        Ok(templates)
+    }
+
+    /// The templates that take a problem on a device, the portable ones and those for whole steps among them.
     pub fn taking(&self, problem: &Problem, device: &Device) -> Result<Vec<Arc<Template>>, TemplateError> {
-        self.matching(Role::Kernel, problem, device)
+        self.matching(&[Role::Kernel, Role::Step], problem, device)
     }
 
     /// The template of the f64 reference; that there is one only is seen to.
     pub fn reference(&self, problem: &Problem, device: &Device) -> Result<Arc<Template>, TemplateError> {
-        let mut found = self.matching(Role::Reference, problem, device)?;
+        let mut found = self.matching(&[Role::Reference], problem, device)?;
         if let [first, second, ..] = found.as_slice() {
             let (first, second) = (first.name().into(), second.name().into());
             return Err(TemplateError::TwoReferences { problem: Box::new(*problem), first, second });
@@ -275,9 +285,14 @@ impl Library {
         Ok(found.swap_remove(0))
     }
 
-    fn matching(&self, role: Role, problem: &Problem, device: &Device) -> Result<Vec<Arc<Template>>, TemplateError> {
+    fn matching(
+        &self,
+        roles: &[Role],
+        problem: &Problem,
+        device: &Device,
+    ) -> Result<Vec<Arc<Template>>, TemplateError> {
         let mut found = Vec::new();
-        for t in self.all(role) {
+        for t in self.templates.iter().filter(|t| roles.contains(&t.recipe.description.role)) {
             if t.recipe.takes(problem, device)? {
                 found.push(t.clone());
             }

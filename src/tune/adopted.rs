@@ -7,6 +7,8 @@ use crate::device::Device;
 use crate::journal;
 use crate::problem::Problem;
 use crate::recipe::Config;
+use crate::template::Template;
+use std::sync::Arc;
 
 /// How much slower than its record says a winner may be: one that is slower was measured under other circumstances than the key tells.
 pub(super) const SLOWER: f64 = 2.0;
@@ -20,19 +22,19 @@ impl Tuner<'_> {
         let record = if self.options.again { None } else { self.db.winner(&key)? };
         let winner = record.and_then(|record| journal::winner_of(&record, &templates).ok());
         let Some(winner) = winner.filter(|w| self.is_final(w)) else { return Ok(None) };
-        let space = self.of_one(problem, device, winner.template(), &winner.config)?;
+        let space = self.of_one(problem, device, templates, winner.template(), &winner.config)?;
         Ok(space.map(|space| JoinedSpace { won: Some(winner.evidence), ..space }))
     }
 
-    /// One config alone; nothing where no template has it.
+    /// One config alone; nothing where none of the templates has it.
     pub(super) fn of_one(
         &self,
         problem: &Problem,
         device: &Device,
+        templates: Vec<Arc<Template>>,
         template: &str,
         config: &Config,
     ) -> Result<Option<JoinedSpace>, TuneError> {
-        let templates = self.library.for_problem(problem, device)?;
         let Some(template) = templates.iter().position(|t| t.name() == template) else { return Ok(None) };
         let Ok(cost_us) = templates[template].recipe.instance(problem, device, config).and_then(|i| i.cost_us()) else {
             return Ok(None);

@@ -526,18 +526,26 @@ impl Tuner<'_> {
 
     /// The legal configs of all templates that take a problem.
     fn space(&self, problem: &Problem, device: &Device) -> Result<JoinedSpace, TuneError> {
-        let templates = self.library.for_problem(problem, device)?;
+        let space = self.space_of(problem, device, self.library.for_problem(problem, device)?)?;
+        space.ok_or(TuneError::EmptySpace { problem: *problem })
+    }
+
+    /// The legal configs of these templates, if there are any.
+    fn space_of(
+        &self,
+        problem: &Problem,
+        device: &Device,
+        templates: Vec<Arc<Template>>,
+    ) -> Result<Option<JoinedSpace>, TuneError> {
         let mut points = Vec::new();
         for (template, t) in templates.iter().enumerate() {
             let space = space::enumerate(&t.recipe, problem, device)?;
             let named = |c: space::Candidate| Point { template, config: c.config, cost_us: c.cost_us };
             points.extend(space.candidates.into_iter().map(named));
         }
-        if points.is_empty() {
-            return Err(TuneError::EmptySpace { problem: *problem });
-        }
         points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
-        Ok(JoinedSpace { problem: *problem, templates, points: points.into(), won: None, step: None })
+        let space = JoinedSpace { problem: *problem, templates, points: points.into(), won: None, step: None };
+        Ok(Some(space).filter(|space| !space.points.is_empty()))
     }
 
     /// The stored winner of a problem, if there is one whose artifact is there too.

@@ -215,6 +215,12 @@ impl<'a> Tuning<'a> {
         Ok(winner)
     }
 
+    /// Tries candidates, and leaves it at that.
+    pub(super) fn try_only(mut self) -> Result<(), TuneError> {
+        self.search()?;
+        self.settle()
+    }
+
     /// Tries candidates until the best is near the roofline, or none is left, or the time is up.
     fn search(&mut self) -> Result<(), TuneError> {
         while self.best_us() > self.roofline_us * (1.0 + self.tuner.options.near_roofline) {
@@ -654,8 +660,8 @@ impl<'a> Tuning<'a> {
         let tuner = self.tuner;
         let code = artifact.bytes().map_err(|source| TuneError::Io { path: artifact.path.clone(), source })?;
         tuner.db.put_artifact(&code)?;
-        let key = tuner.context(&self.device).winner(tuner.library, &winner.problem, &self.space.templates);
-        let key = if winner.evidence.step.is_some() { crate::key::in_steps(&key) } else { key };
+        let (context, in_steps) = (tuner.context(&self.device), winner.evidence.step.is_some());
+        let key = context.of_winner(tuner.library, &winner.problem, &self.space.templates, in_steps);
         tuner.db.put_winner(&journal::of_winner(key, winner)?)?;
         Ok(())
     }

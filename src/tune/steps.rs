@@ -1,10 +1,13 @@
 //! What came close to a winner by itself and may make a whole step faster, and the records of what did (`engine::Timer::choose`).
 
+use super::lanes::at_once;
+use super::measurer::{Measurer, Place};
+use super::problem::Tuning;
 use super::{Event, JoinedSpace, Observer, Options, Report, TuneError, Tuner, with_tuner};
 use crate::device::Device;
 use crate::journal;
 use crate::problem::Problem;
-use crate::recipe::Config;
+use crate::recipe::{Config, Role};
 use crate::template::Library;
 use crate::verdict::Verdict;
 use crate::winner::{Evidence, InStep, Winner};
@@ -39,7 +42,7 @@ pub struct Settled {
 }
 
 /// Of each of these problems up to `most` candidates that earlier runs found right and close to the stored winner, the fastest first,
-/// compiled again. Problems without a winner have none.
+/// compiled again. Templates for whole steps alone are searched first. Problems without a winner have none.
 pub fn rivals(
     db: &Db,
     library: &Library,
@@ -50,13 +53,14 @@ pub fn rivals(
     stop: &AtomicBool,
 ) -> Result<Vec<Vec<Rival>>, TuneError> {
     with_tuner(db, library, options, &Silent, stop, &[], |tuner| {
+        tuner.search_for_steps(problems, device)?;
         let lists = problems.iter().map(|problem| tuner.close(problem, device, most)).collect::<Result<Vec<_>, _>>()?;
         let (to, outcomes) = channel();
         let (mut sources, mut waiting) = (Vec::new(), Vec::new());
         for (number, (at, rival)) in
             lists.iter().enumerate().flat_map(|(at, list)| list.iter().map(move |r| (at, r))).enumerate()
         {
-            let templates = library.for_problem(&rival.problem, device)?;
+            let templates = library.for_steps(&rival.problem, device)?;
             let Some(template) = templates.iter().find(|t| t.name() == rival.template()) else { continue };
             if let Ok(source) = library.render(template, &rival.problem, device, &rival.config) {
                 sources.push((number, source));
@@ -112,12 +116,38 @@ impl Observer for Silent {
 }
 
 impl Tuner<'_> {
+    /// Tries candidates of the templates that are for whole steps alone, where nobody has: as winners are looked for, and nothing wins.
+    fn search_for_steps(&self, problems: &[Problem], device: &Device) -> Result<(), TuneError> {
+        let mut spaces = Vec::new();
+        for problem in problems {
+            let mut templates = self.library.for_steps(problem, device)?;
+            templates.retain(|t| t.recipe.description.role == Role::Step);
+            let mut tried = true;
+            for t in &templates {
+                let key = self.context(device).trials(self.library, problem, t);
+                tried &= !self.db.trials(&key)?.is_empty();
+            }
+            if !tried {
+                spaces.extend(self.space_of(problem, device, templates)?);
+            }
+        }
+        if spaces.is_empty() {
+            return Ok(());
+        }
+        let place = Place::new(Measurer::start(self.exe.clone(), self.devices[0], self.halt.clone())?);
+        let each = self.left() / 2;
+        at_once(spaces.into_iter(), |space| match Tuning::open(self, &place, space, &[], each)?.try_only() {
+            Err(TuneError::Prepare(_)) | Ok(()) => Ok(()),
+            Err(e) => Err(e),
+        })
+    }
+
     /// Candidates that were right and came close to a problem's winner, as winners without code.
     fn close(&self, problem: &Problem, device: &Device, most: usize) -> Result<Vec<Winner>, TuneError> {
         let Some(won) = self.look_up(problem, device)? else { return Ok(Vec::new()) };
         let context = self.context(device);
         let mut list = Vec::new();
-        for template in self.library.for_problem(problem, device)? {
+        for template in self.library.for_steps(problem, device)? {
             for record in self.db.trials(&context.trials(self.library, problem, &template))? {
                 let (Some(verdict), Some(sub)) = (journal::verdict(&record), &record.sub) else { continue };
                 let (Verdict::Measured { samples_us, .. }, Some(us), Ok(config)) =
@@ -153,7 +183,8 @@ impl Tuner<'_> {
     pub(super) fn settled_on(&self, problem: &Problem, device: &Device) -> Option<Result<JoinedSpace, TuneError>> {
         let settled = self.settled.iter().find(|s| s.problem == *problem)?;
         let space = || {
-            let space = self.of_one(problem, device, &settled.template, &settled.config)?;
+            let templates = self.library.for_steps(problem, device)?;
+            let space = self.of_one(problem, device, templates, &settled.template, &settled.config)?;
             let space = space.ok_or(TuneError::EmptySpace { problem: *problem })?;
             Ok(JoinedSpace { step: Some(settled.step.clone()), ..space })
         };
