@@ -71,7 +71,8 @@ pub struct Options {
     pub budget: Option<Duration>,
     /// Most candidates a problem; by default 64 on GPUs and 16 on a processor.
     pub trials: Option<usize>,
-    /// Stop a problem within this share of its roofline: two runs that stop are no further apart.
+    /// Stop a problem within this share of its roofline: two runs that stop are no further apart. On a processor only where its ceilings
+    /// are measured.
     pub near_roofline: f64,
     /// The strategy.
     pub search: Search,
