@@ -50,7 +50,7 @@ const MEASURED_FROM: Duration = Duration::from_secs(30);
 /// How often whoever waits looks whether it still should.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long after the end of the time a run may take to bring in what is at hand, and how long after it was told to stop.
-const GRACE: Duration = Duration::from_millis(2000);
+const GRACE: Duration = Duration::from_millis(2300);
 const GRACE_TO_STOP: Duration = Duration::from_millis(1300);
 /// How many times its roofline a candidate may take beyond the patience.
 const PATIENT_ROOFLINES: f64 = 400.0;
