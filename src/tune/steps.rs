@@ -12,7 +12,7 @@ use crate::template::Library;
 use crate::verdict::Verdict;
 use crate::winner::{Evidence, InStep, Winner};
 use jitune_db::Db;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 
 /// How many times the winner's time a rival may have taken.
@@ -52,8 +52,13 @@ pub fn rivals(
     options: &Options,
     stop: &AtomicBool,
 ) -> Result<Vec<Vec<Rival>>, TuneError> {
+    // What hangs may use up the time of one; what was tried by then serves.
+    let searched = with_tuner(db, library, options, &Silent, stop, &[], |t| t.search_for_steps(problems, device));
+    match searched {
+        Err(TuneError::Interrupted) if !stop.load(Ordering::Relaxed) => {}
+        other => other?,
+    }
     with_tuner(db, library, options, &Silent, stop, &[], |tuner| {
-        tuner.search_for_steps(problems, device)?;
         let lists = problems.iter().map(|problem| tuner.close(problem, device, most)).collect::<Result<Vec<_>, _>>()?;
         let (to, outcomes) = channel();
         let (mut sources, mut waiting) = (Vec::new(), Vec::new());
