@@ -34,6 +34,16 @@ fn db(place: &Place, args: &[&str]) -> Output {
     out
 }
 
+/// How the library is told to tune here.
+fn options() -> Options {
+    Options {
+        exe: Some(env!("CARGO_BIN_EXE_jitune").into()),
+        devices: vec![DeviceId::Cpu(1)],
+        nominal: true,
+        ..Options::default()
+    }
+}
+
 /// A small random model in the folder `m`.
 fn place() -> Place {
     let place = Place::new();
@@ -131,12 +141,7 @@ fn a_template_for_steps_stands_in_and_never_wins() {
     assert_ne!(in_steps(&library), steps_without);
 
     done(&place, &["tune", "--problem", PROBLEM, "--templates", "t", "--trials", "6", "--budget", "60"]);
-    let options = Options {
-        exe: Some(env!("CARGO_BIN_EXE_jitune").into()),
-        devices: vec![DeviceId::Cpu(1)],
-        nominal: true,
-        ..Options::default()
-    };
+    let options = options();
     let stop = AtomicBool::new(false);
     let held = jitune::db::Db::open(place.path().join("db"), journal::options()).unwrap();
     let templates = library.for_steps(&problem, &device).unwrap();
@@ -188,12 +193,7 @@ fn what_steps_chose_is_sealed_in_the_place_of_its_winner() {
     let context = Context { compiler: key::compiler(device.target).unwrap(), device: device.clone() };
     let templates = library.for_problem(&problem, &device).unwrap();
     let winner_key = context.winner(&library, &problem, &templates);
-    let options = Options {
-        exe: Some(env!("CARGO_BIN_EXE_jitune").into()),
-        devices: vec![DeviceId::Cpu(1)],
-        nominal: true,
-        ..Options::default()
-    };
+    let options = options();
     let stop = AtomicBool::new(false);
     let held = jitune::db::Db::open(place.path().join("db"), journal::options()).unwrap();
     let won = journal::winner_of(&held.winner(&winner_key).unwrap().unwrap(), &templates).unwrap();

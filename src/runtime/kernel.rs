@@ -74,6 +74,12 @@ impl Code {
         Answer { launch, us: self.median_us }
     }
 
+    /// Where its answer for a problem stands.
+    pub fn rung(&self, asked: &Problem) -> Match {
+        let tuned = self.problem;
+        if tuned.bucket() == asked.bucket() { Match::Exact } else { Match::Bucket { tuned } }
+    }
+
     /// Its template's name.
     pub fn template(&self) -> &str {
         &self.recipe.description.name
@@ -166,9 +172,7 @@ impl Kernel {
     #[cfg(feature = "engine")]
     pub(crate) fn serving(&self, asked: &Problem) -> Option<Kernel> {
         let answer = self.code.answer(asked).ok()?;
-        let tuned = self.code.problem;
-        let rung = if tuned.bucket() == asked.bucket() { Match::Exact } else { Match::Bucket { tuned } };
-        Kernel::new(Arc::clone(&self.code), *asked, answer, rung).ok()
+        Kernel::new(Arc::clone(&self.code), *asked, answer, self.code.rung(asked)).ok()
     }
 
     /// Whether whole steps chose it for this very problem.

@@ -9,7 +9,7 @@
 
 use super::RuntimeError;
 use super::error::Refusal;
-use super::kernel::{Answer, Code, Kernel, Match};
+use super::kernel::{Answer, Code, Kernel};
 use crate::backend::BackendError;
 use crate::problem::{DimKind, Part, Problem};
 use std::cmp::Reverse;
@@ -61,9 +61,7 @@ pub(super) fn nearest(codes: &[Arc<Code>], asked: &Problem) -> Result<Kernel, Ru
         // Of two that are predicted to take the same time, the nearer.
         serving.sort_by(|((a, a_us), ..), ((b, b_us), ..)| a.cmp(b).then(a_us.total_cmp(b_us)));
         for (_, code, answer) in serving {
-            let tuned = code.problem;
-            let rung = if tuned.bucket() == asked.bucket() { Match::Exact } else { Match::Bucket { tuned } };
-            match Kernel::new(Arc::clone(code), *asked, answer, rung) {
+            match Kernel::new(Arc::clone(code), *asked, answer, code.rung(asked)) {
                 Ok(kernel) => return Ok(kernel),
                 Err(BackendError::Launch { why } | BackendError::Load { why }) => refuse(code, why),
                 Err(other) => return Err(other.into()),

@@ -247,8 +247,8 @@ impl Library {
 
     /// The template of that name for a target.
     pub fn get(&self, target: Target, name: &str) -> Option<&Arc<Template>> {
-        let all = self.templates.iter().filter(|t| t.recipe.description.role.is_run());
-        all.into_iter().find(|t| t.recipe.description.target == target && t.name() == name)
+        let mut all = self.templates.iter().filter(|t| t.recipe.description.role.is_run());
+        all.find(|t| t.recipe.description.target == target && t.name() == name)
     }
 
     /// The templates among which the winner of a problem is looked for: those that take it on the device, without the

@@ -121,20 +121,14 @@ impl Observer for Silent {
 }
 
 impl Tuner<'_> {
-    /// Tries candidates of the templates that are for whole steps alone, where nobody has: as winners are looked for, and nothing wins.
+    /// Tries candidates of the templates that are for whole steps alone: as winners are looked for, going on where an earlier run stopped,
+    /// and nothing wins.
     fn search_for_steps(&self, problems: &[Problem], device: &Device) -> Result<(), TuneError> {
         let mut spaces = Vec::new();
         for problem in problems {
             let mut templates = self.library.for_steps(problem, device)?;
             templates.retain(|t| t.recipe.description.role == Role::Step);
-            let mut tried = true;
-            for t in &templates {
-                let key = self.context(device).trials(self.library, problem, t);
-                tried &= !self.db.trials(&key)?.is_empty();
-            }
-            if !tried {
-                spaces.extend(self.space_of(problem, device, templates)?);
-            }
+            spaces.extend(self.space_of(problem, device, templates)?);
         }
         if spaces.is_empty() {
             return Ok(());
