@@ -43,6 +43,8 @@ pub struct Export {
     pub bundle: Bundle<'static>,
     /// Asked winners that are not in it.
     pub left_out: Vec<LeftOut>,
+    /// What whole steps chose and is not in it, while the winner in whose place it would run is.
+    pub not_in_steps: Vec<LeftOut>,
     /// Why some winners can be verified only where NVRTC is; each reason once.
     pub unverifiable: Vec<String>,
 }
@@ -65,6 +67,10 @@ pub enum Why {
     Stale(Vec<FieldDiff>),
     /// No template of the library takes its problem.
     NoTemplate,
+    /// A merge brought it, and its code was not judged here.
+    Merged,
+    /// Whole steps chose it in the place of a winner that is none any more.
+    OverAnother,
     /// Its artifact is missing or damaged.
     NoCode {
         /// The artifact's hash.
@@ -84,6 +90,10 @@ impl fmt::Display for Why {
                     "its key is not today's ({}); tune it again, or give the templates it was tuned with",
                     fields.join("; ")
                 )
+            }
+            Why::Merged => write!(f, "{}; `jitune tune` does it", journal::MERGED),
+            Why::OverAnother => {
+                f.write_str("it was chosen in the place of another winner; `jitune tune --steps` chooses again")
             }
             Why::NoTemplate => f.write_str("no template takes it any more; give the templates it was tuned with"),
             Why::NoCode { artifact } => write!(f, "its artifact {artifact} is missing or damaged; tune it again"),
@@ -125,9 +135,10 @@ pub fn seal(db: &Db, library: &Library, options: Options<'_>) -> Result<Export, 
     }
     let here = if options.verifiable { Some(Here::new()?) } else { None };
     let (mut parts, mut left_out, mut unverifiable) = (Vec::new(), Vec::new(), Vec::new());
+    let mut not_in_steps = Vec::new();
     for mut choices in slots.into_values() {
         choices.sort_by(|a, b| b.rank().cmp(&a.rank()));
-        in_their_places(&mut choices);
+        let passed_over = in_their_places(&mut choices);
         let mut left = None;
         for choice in choices {
             let problem = choice.winner.problem;
@@ -142,6 +153,7 @@ pub fn seal(db: &Db, library: &Library, options: Options<'_>) -> Result<Export, 
                     });
                     parts.push(part);
                     left = None;
+                    not_in_steps.extend(passed_over);
                     break;
                 }
                 // What speaks against the best of them is what there is to say.
@@ -150,15 +162,20 @@ pub fn seal(db: &Db, library: &Library, options: Options<'_>) -> Result<Export, 
         }
         left_out.extend(left);
     }
-    Ok(Export { bundle: Bundle::seal(parts)?, left_out, unverifiable })
+    Ok(Export { bundle: Bundle::seal(parts)?, left_out, not_in_steps, unverifiable })
 }
 
-/// Leaves of what whole steps run in the places of winners only what runs in that of the winner that is sealed, and puts it first.
-fn in_their_places(choices: &mut Vec<Choice>) {
+/// Leaves of what whole steps run in the places of winners only what runs in that of the winner that is sealed, and puts it first;
+/// gives the best of the others, if there are any and none stays.
+fn in_their_places(choices: &mut Vec<Choice>) -> Option<LeftOut> {
     let over = |c: &Choice| c.winner.evidence.step.as_ref().map(|step| step.over.clone());
     let won = choices.iter().find(|c| over(c).is_none()).map(|c| c.winner.artifact.clone());
-    choices.retain(|c| over(c).is_none() || (c.against.is_none() && over(c) == won));
+    let stays = |c: &Choice| over(c).is_none() || (c.against.is_none() && over(c) == won);
+    let (kept, others): (Vec<Choice>, Vec<Choice>) = std::mem::take(choices).into_iter().partition(stays);
+    *choices = kept;
     choices.sort_by_key(|c| over(c).is_none());
+    let first = others.into_iter().next().filter(|_| choices.iter().all(|c| over(c).is_none()));
+    first.map(|c| LeftOut { problem: c.winner.problem, why: c.against.unwrap_or(Why::OverAnother) })
 }
 
 /// A winner of a slot, the date of its record, and what speaks against it.
@@ -188,6 +205,9 @@ impl Choice {
 
 /// Why a look-up on the device of a winner would not take its record.
 fn against(library: &Library, record: &Record, winner: &Winner, options: &Options<'_>) -> Option<Why> {
+    if record.merged {
+        return Some(Why::Merged);
+    }
     let Ok(templates) = library.for_steps(&winner.problem, &winner.device) else {
         return (!options.stale).then_some(Why::NoTemplate);
     };

@@ -10,7 +10,7 @@ use crate::setting::{Asked, Row, Serving};
 use crate::template::{Library, Template};
 use crate::verdict::Verdict;
 use crate::winner::{Winner, is_time};
-use jitune_db::{ArtifactHash, Key, Kind, MAX_DATE, OpenOptions, Reader, Record};
+use jitune_db::{ArtifactHash, Db, Key, Kind, MAX_DATE, OpenOptions, Reader, Record};
 use std::sync::{Arc, LazyLock};
 
 /// What the database of a tuner is opened with: records that do not read here hide none that do.
@@ -94,6 +94,25 @@ pub fn winner_of(record: &Record, templates: &[Arc<Template>]) -> Result<Winner,
         true => Ok(winner),
         false => Err("the description in its record is not that of its template"),
     }
+}
+
+/// The same, where it was seen here that its code is right and how long it takes. A journal from elsewhere says so of code that it
+/// names by a hash: that this is here too, as some other kernel's may be, says nothing of the two.
+pub fn own_winner(record: &Record, templates: &[Arc<Template>]) -> Result<Winner, &'static str> {
+    let winner = winner_of(record, templates)?;
+    if record.merged { Err(MERGED) } else { Ok(winner) }
+}
+
+/// Why what a merge brought is not run.
+pub const MERGED: &str = "it came with a merged journal, and its code was not judged here yet";
+
+/// The verdicts on a template's configs that were passed here, with their configs; what a merge brought is not believed.
+pub fn verdicts(db: &Db, key: &Key) -> Result<Vec<(Config, Verdict)>, jitune_db::Error> {
+    let own = |record: &Record| {
+        let config = record.sub.as_deref().filter(|_| !record.merged)?.parse().ok()?;
+        Some((config, verdict(record)?))
+    };
+    Ok(db.trials(key)?.iter().filter_map(own).collect())
 }
 
 /// Whether problem and device are those of a key, and it can be launched. The texts and descriptions of older schemas are of other

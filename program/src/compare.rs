@@ -350,6 +350,7 @@ fn history(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Ve
     let templates = library.for_problem(problem, device).unwrap_or_default();
     let keys = templates.iter().map(|t| context.trials(library, problem, t));
     let mut records: Vec<_> = keys.filter_map(|k| db.trials(&k).ok()).flatten().collect();
+    records.retain(|r| !r.merged);
     records.sort_by_key(|r| r.at);
     let Some(first) = records.first().map(|r| r.at) else { return Vec::new() };
     let point = |r: &jitune_db::Record| match jitune::journal::verdict(r)? {

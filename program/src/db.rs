@@ -227,6 +227,7 @@ fn list(args: &Args) -> Result<(), CliError> {
                 "key": record.key.id().to_string(), "device": w.device.name, "problem": w.problem,
                 "template": w.template(), "config": w.config, "median_us": e.median_us,
                 "roofline_share": e.roofline_share, "at": record.at, "artifact": w.artifact, "in_steps": e.step.is_some(),
+                "merged": record.merged,
             });
             out!("{line}");
         }
@@ -242,7 +243,12 @@ fn list(args: &Args) -> Result<(), CliError> {
             w.device.name.clone(),
             table::us(w.evidence.median_us),
             format!("{:.0}%", w.evidence.roofline_share * 100.0),
-            format!("{}{}", w.problem, if w.evidence.step.is_some() { ", in steps" } else { "" }),
+            format!(
+                "{}{}{}",
+                w.problem,
+                if w.evidence.step.is_some() { ", in steps" } else { "" },
+                if record.merged { ", merged: not judged here" } else { "" }
+            ),
             format!("{} {}", w.template(), w.config),
         ]
     };

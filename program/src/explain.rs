@@ -4,6 +4,7 @@ use super::select::{Store, Templates, Where, Which};
 use super::{CliError, table};
 use jitune::journal;
 use jitune::key::{self, Context};
+use jitune::winner::Winner;
 use jitune_db::{Db, Key};
 use std::collections::BTreeMap;
 
@@ -36,18 +37,29 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let found = db.winner(&key)?;
         let near = if found.is_none() { db.near(&key, &["problem", "target"], 3)? } else { Vec::new() };
         let diffs: Vec<Vec<String>> = near.iter().map(|(_, d)| d.iter().map(ToString::to_string).collect()).collect();
-        let trials = templates.iter().map(|t| trials(&db, context.trials(&library, &problem, t), t.name()));
-        let trials = trials.collect::<Result<Vec<_>, _>>()?;
-        let winner = found.as_ref().map(|record| journal::winner_of(record, &templates));
+        let winner = found.as_ref().map(|record| journal::own_winner(record, &templates));
         let for_steps = library.for_steps(&problem, &context.device)?;
-        let in_steps = db.winner(&context.in_steps(&library, &problem, &for_steps))?;
-        let in_steps = in_steps.and_then(|record| journal::winner_of(&record, &for_steps).ok());
+        let trials = for_steps.iter().map(|t| trials(&db, context.trials(&library, &problem, t), t.name()));
+        let trials = trials.collect::<Result<Vec<_>, _>>()?;
+        let chosen = db.winner(&context.in_steps(&library, &problem, &for_steps))?;
+        let in_steps = match &chosen {
+            Some(record) => journal::winner_of(record, &for_steps).ok(),
+            None => None,
+        };
+        let unused = match (&chosen, &winner, &in_steps) {
+            (Some(record), _, Some(_)) if record.merged => Some(journal::MERGED),
+            (_, Some(Ok(won)), Some(w)) if w.evidence.step.as_ref().is_some_and(|step| step.over != won.artifact) => {
+                Some("it was chosen in the place of another winner")
+            }
+            (_, Some(Ok(_)), Some(w)) if !has_code(&db, w)? => Some("its code is missing or damaged"),
+            _ => None,
+        };
         if args.json {
             let hit = found.as_ref().filter(|_| matches!(winner, Some(Ok(_)))).map(|r| &r.body);
             let not_taken = winner.as_ref().and_then(|w| w.as_ref().err());
             let text = serde_json::json!({
                 "problem": problem, "key": key, "id": key.id().to_string(), "hit": hit, "not_taken": not_taken,
-                "near": diffs, "trials": trials, "in_steps": in_steps,
+                "near": diffs, "trials": trials, "in_steps": in_steps, "in_steps_not_used": unused,
             });
             out!("{text}");
             continue;
@@ -83,7 +95,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
                 }
             }
         }
-        if let (Some(Ok(won)), Some(w)) = (&winner, &in_steps)
+        if let (Some(Ok(_)), Some(w)) = (&winner, &in_steps)
             && let Some(step) = &w.evidence.step
         {
             let (before, us) = (table::us(step.before_us), table::us(step.us));
@@ -94,8 +106,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
                 w.evidence.median_us,
                 step.step
             );
-            if step.over != won.artifact {
-                out!("    not used: it was chosen in the place of another winner; `jitune tune --steps` chooses again");
+            if let Some(why) = unused {
+                out!("    not used: {why}; `jitune tune --steps` chooses again");
             }
         }
         for t in trials.iter().filter(|t| t.used > 0 || !t.unused.is_empty()) {
@@ -109,6 +121,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         }
     }
     Ok(())
+}
+
+fn has_code(db: &Db, winner: &Winner) -> Result<bool, CliError> {
+    let hash = winner.artifact.parse().ok();
+    Ok(hash.map(|hash| db.artifact(&hash)).transpose()?.flatten().is_some())
 }
 
 /// The stored verdicts on a problem's candidates of one template.
@@ -144,7 +161,11 @@ fn trials(db: &Db, key: Key, template: &str) -> Result<Trials, CliError> {
         };
         unused.push(Unused { trials: db.trials(&record.key)?.len(), why });
     }
-    let (used, mut verdicts) = (db.trials(&key)?, BTreeMap::new());
+    let (used, merged): (Vec<_>, Vec<_>) = db.trials(&key)?.into_iter().partition(|record| !record.merged);
+    if !merged.is_empty() {
+        unused.push(Unused { trials: merged.len(), why: "they came with a merged journal".into() });
+    }
+    let mut verdicts = BTreeMap::new();
     for record in &used {
         let verdict = record.body["verdict"].as_str().unwrap_or("unknown").replace('_', " ");
         *verdicts.entry(verdict).or_default() += 1;

@@ -3,7 +3,7 @@
 use super::select::{Store, Templates, Where, Which};
 use super::sign::{SecretKey, unusable};
 use super::{CliError, files, table};
-use jitune::bundle::{Bundle, signature_path};
+use jitune::bundle::signature_path;
 use jitune::device::{Device, Target};
 use jitune::export::{self, ExportError, Options};
 use jitune::problem::Problem;
@@ -121,7 +121,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             None
         }
     };
-    say(args, bundle, signature.as_deref(), &missing, &export.unverifiable);
+    say(args, &export, signature.as_deref(), &missing);
     match missing.len() {
         0 => Ok(()),
         n => Err(CliError::Partly(format!("{n} problems were left out"))),
@@ -154,14 +154,12 @@ fn asked(args: &Args, arches: &[String], every: bool) -> Result<Option<Vec<Probl
     w.whole(target).map(|whole| Some(whole.problems))
 }
 
-fn say(
-    args: &Args,
-    bundle: &Bundle<'_>,
-    signature: Option<&Path>,
-    missing: &[(Problem, String)],
-    unverified: &[String],
-) {
-    for why in unverified {
+fn say(args: &Args, export: &export::Export, signature: Option<&Path>, missing: &[(Problem, String)]) {
+    let bundle = &export.bundle;
+    for left in &export.not_in_steps {
+        err!("jitune: note: {}: what whole steps chose is not in it: {}", left.problem, left.why);
+    }
+    for why in &export.unverifiable {
         err!(
             "jitune: warning: the file can be verified only where NVRTC is: {}",
             why.lines().next().unwrap_or_default()

@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             format!("{:.1e}", e.error_rms),
             e.ties.len().to_string(),
             h.artifact().bytes.len().to_string(),
-            h.problem().to_string(),
+            format!("{}{}", h.problem(), if e.step.is_some() { ", in steps" } else { "" }),
             format!("{} {}", h.description().name, h.config()),
         ]
     };

@@ -127,7 +127,7 @@ fn stored(db: &Db, library: &Library, problem: &Problem, device: &Device) -> Res
     let context = Context { device: device.clone(), compiler: key::compiler(device.target)? };
     let templates = library.for_problem(problem, device)?;
     let record = db.winner(&context.winner(library, problem, &templates))?;
-    record.and_then(|record| journal::winner_of(&record, &templates).ok()).ok_or_else(|| missing(problem))
+    record.and_then(|record| journal::own_winner(&record, &templates).ok()).ok_or_else(|| missing(problem))
 }
 
 /// What is known without counters: the roofline, and how the kernel fills the device.

@@ -72,7 +72,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let key = key::serving(&device, &opened.model, &opened.precision, context, &wanted.workload().asked());
     let rows_key = key::serving_rows(&key, measuring.bundle.as_bytes());
     let db = store.open()?;
-    let known = if again { Vec::new() } else { db.trials(&rows_key)?.iter().filter_map(journal::row).collect() };
+    let stored = if again { Vec::new() } else { db.trials(&rows_key)? };
+    let known = stored.iter().filter(|record| !record.merged).filter_map(journal::row).collect();
     let (load, whole) = wanted.load();
     let options =
         serving::Options { whole, grid: ours.grid, ..serving::Options::new(Space::around(default), load, budget) };

@@ -3,6 +3,7 @@
 use super::progress::Progress;
 use super::select::{Store, Templates, Where, Which, Whole, at_least_one, within};
 use super::{CliError, table};
+use jitune::device::DeviceId;
 use jitune::tune::{self, OfKind, Options, Report, Search, Spent};
 use jitune::winner::Winner;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +33,8 @@ pub struct Args {
     #[cfg(feature = "engine")]
     #[command(flatten)]
     pub steps: StepsArgs,
-    /// Wall time for all problems together; 225 on a GPU and 240 on a CPU by default, and 300 with --serving.
+    /// Wall time for all problems together; 225 on a GPU and 240 on a CPU by default, and 300 with --serving. With --steps it counts
+    /// from when the model is loaded, and there is no end by default.
     #[arg(long, value_name = "SECONDS")]
     pub budget: Option<u64>,
     /// Most candidates a problem; 64 on a GPU and 16 on a CPU by default.
@@ -103,6 +105,24 @@ pub struct StepsArgs {
     pub steps: bool,
 }
 
+impl Args {
+    /// How candidates are looked for.
+    pub(super) fn options(&self, devices: Vec<DeviceId>, budget: Duration) -> Options {
+        Options {
+            devices,
+            budget: Some(budget),
+            trials: self.trials,
+            near_roofline: self.near_roofline,
+            search: self.search,
+            compilers: self.compilers,
+            patience: Duration::from_secs_f64(self.patience),
+            again: self.again,
+            seed: self.seed,
+            ..Options::default()
+        }
+    }
+}
+
 fn search(text: &str) -> Result<Search, String> {
     serde_json::from_value(text.into()).map_err(|_| "it is auto, exhaustive, random or evolve".into())
 }
@@ -118,20 +138,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         err!("jitune: warning: a damaged line of the journal was set aside: {line}");
     }
     let budget = args.budget.map_or_else(|| tune::default_budget(target), Duration::from_secs);
-    let options = Options {
-        devices,
-        budget: Some(budget),
-        trials: args.trials,
-        near_roofline: args.near_roofline,
-        search: args.search,
-        compilers: args.compilers,
-        patience: Duration::from_secs_f64(args.patience),
-        again: args.again,
-        seed: args.seed,
-        nominal: args.nominal_ceilings,
-        narrow,
-        ..Options::default()
-    };
+    let options = Options { narrow, nominal: args.nominal_ceilings, ..args.options(devices, budget) };
     let stop = on_signals()?;
     let progress = Progress::new(args.json, budget);
     let report = tune::run(&db, &library, &problems, &options, &progress, &stop);
@@ -152,6 +159,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
 }
 
+/// Whether a signal ends the program at once: where there is nothing to bring to an end.
+pub(super) static AT_ONCE: AtomicBool = AtomicBool::new(false);
+
 /// Turns Ctrl-C and its like into a flag, the same one each time. A second Ctrl-C does not wait for the work at hand.
 pub(super) fn on_signals() -> Result<Arc<AtomicBool>, CliError> {
     static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
@@ -162,6 +172,10 @@ pub(super) fn on_signals() -> Result<Arc<AtomicBool>, CliError> {
     let signal = stop.clone();
     let handler = move || {
         if signal.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        if AT_ONCE.load(Ordering::Relaxed) {
+            err!("\njitune: interrupted; what was finished is stored");
             std::process::exit(130);
         }
     };

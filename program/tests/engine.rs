@@ -9,7 +9,8 @@ use jitune::backend::cpu;
 use jitune::bundle::Bundle;
 use jitune::device::Target;
 use jitune::engine::{
-    Case, Chosen, Engine, EngineError, Event, Finish, Options, Refused, Request, Sampling, StepChoice, Timer, Token,
+    Case, Chosen, Compared, Engine, EngineError, Event, Finish, Go, Options, Refused, Request, Sampling, StepChoice,
+    Timer, Token, Watch,
 };
 use jitune::model::{Buckets, Model, Plan};
 use jitune::problem::{Dtype, Problem};
@@ -433,11 +434,24 @@ fn an_engine_whose_thread_is_gone_says_so() {
 /// Turns of nothing that take some milliseconds, far more than a step.
 const SPIN: i64 = 3_000_000;
 
+/// Counts what is compared, and always says the same of going on.
+struct Heard(usize, Go);
+
+impl Watch for Heard {
+    fn compared(&mut self, _: &Compared) {
+        self.0 += 1;
+    }
+
+    fn go(&mut self) -> Go {
+        self.1
+    }
+}
+
 /// What is chosen once each of so many kernels was at some time: where others want the processor too, a faster step may seem slower.
 fn chosen_at_last(timer: &mut Timer, cases: &[Case], others: &[Runtime], wanted: usize) -> StepChoice {
     let mut chosen = BTreeSet::new();
     for _ in 0..12 {
-        let choice = timer.choose(cases, others, &mut |_| true).unwrap();
+        let choice = timer.choose(cases, others, &mut Heard(0, Go::On)).unwrap().unwrap();
         chosen.extend(choice.chosen.iter().map(|c| c.kernel.problem().to_string()));
         if chosen.len() == wanted && !choice.chosen.is_empty() {
             return choice;
@@ -474,18 +488,17 @@ fn steps_choose_what_makes_them_faster() {
 
     let mut of_fast = timer(&fast);
     let others = [of_fast.beside(&slow).unwrap()];
-    let mut heard = 0;
-    let mut hear = |_: &_| {
-        heard += 1;
-        true
-    };
-    let choice = of_fast.choose(&cases, &others, &mut hear).unwrap();
+    let mut heard = Heard(0, Go::On);
+    let choice = of_fast.choose(&cases, &others, &mut heard).unwrap().unwrap();
     assert!(choice.chosen.is_empty() && choice.steps.iter().all(|(_, [before, us])| us == before));
-    assert_eq!(heard, products.len());
-    // Who does not go on has chosen nothing.
+    assert_eq!(heard.0, products.len());
+    // Who does not go on has chosen nothing, and who compares nothing more times what there is.
     let mut again = timer(&slow);
     let others = [again.beside(&fast).unwrap()];
-    assert!(again.choose(&cases, &others, &mut |_| false).unwrap().chosen.is_empty());
+    assert!(again.choose(&cases, &others, &mut Heard(0, Go::No)).unwrap().is_none());
+    let mut to_the_end = Heard(0, Go::ToTheEnd);
+    let choice = again.choose(&cases, &others, &mut to_the_end).unwrap().unwrap();
+    assert_eq!((choice.chosen.len(), choice.steps.len(), to_the_end.0), (0, cases.len(), 0));
 
     // Slow, and said to take no time.
     let fusions = plan.fusions();

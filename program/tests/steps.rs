@@ -10,11 +10,13 @@ use jitune::device::DeviceId;
 use jitune::key::Context;
 use jitune::problem::Problem;
 use jitune::template::Library;
-use jitune::tune::{self, Observer, Options, Settled};
+use jitune::tune::{self, Observer, Options, Settled, TuneError};
 use jitune::winner::{InStep, Winner};
 use jitune::{journal, key};
-use std::process::Output;
+use std::io::BufRead;
+use std::process::{Output, Stdio};
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 const HERE: [&str; 6] = ["--target", "cpu", "--threads", "1", "--db", "db"];
 
@@ -149,8 +151,15 @@ fn a_template_for_steps_stands_in_and_never_wins() {
     let won = journal::winner_of(&record, &library.for_problem(&problem, &device).unwrap()).unwrap();
     let mine = templates.iter().find(|t| t.name() == "mine").unwrap();
     assert!(held.trials(&context.trials(&library, &problem, mine)).unwrap().is_empty(), "tried for a winner");
-    let _ = tune::rivals(&held, &library, &device, &[problem], 9, &options, &stop).unwrap();
-    let tried = held.trials(&context.trials(&library, &problem, mine)).unwrap();
+    let tried = |most: Option<usize>| {
+        let options = Options { trials: most, ..options.clone() };
+        let _ = tune::rivals(&held, &library, &device, &[problem], 9, &options, &stop).unwrap();
+        held.trials(&context.trials(&library, &problem, mine)).unwrap()
+    };
+    assert_eq!(tried(Some(1)).len(), 1);
+    // Where one run stopped, the next one goes on.
+    let tried = tried(None);
+    assert!(tried.len() > 1, "{tried:?}");
     let right = tried.iter().find(|r| journal::verdict(r).is_some_and(|v| v.median_us().is_some())).unwrap();
     let step = InStep { step: "decode batch=1".into(), us: 90.0, before_us: 100.0, over: won.artifact.clone() };
     let config = right.sub.as_ref().unwrap().parse().unwrap();
@@ -244,6 +253,30 @@ fn what_steps_chose_is_sealed_in_the_place_of_its_winner() {
     db(&place, &["export-journal", "--winners", "w.jsonl", "--db", "db"]);
     db(&place, &["merge", "w.jsonl", "--db", "other"]);
     assert_eq!(events(&db(&place, &["list", "--json", "--db", "other"]).stdout).len(), 2);
+    // Where they come to, neither is run before it was judged there: not even where the code is, as some code of that name may be.
+    let copied =
+        std::process::Command::new("cp").args(["-r", "db/artifacts", "other/"]).current_dir(place.path()).status();
+    assert!(copied.unwrap().success());
+    let said = text(
+        &place
+            .jitune(&["explain", "--problem", PROBLEM, "--target", "cpu", "--threads", "1", "--db", "other"])
+            .output()
+            .unwrap(),
+    );
+    assert!(said.contains("  miss\n") && !said.contains("in steps: "), "{said}");
+    let tune = ["tune", "--problem", PROBLEM, "--trials", "6", "--budget", "60", "--target", "cpu", "--threads", "1"];
+    assert!(place.jitune(&[&tune[..], &["--db", "other"]].concat()).output().unwrap().status.success());
+    let said = text(
+        &place
+            .jitune(&["explain", "--problem", PROBLEM, "--target", "cpu", "--threads", "1", "--db", "other"])
+            .output()
+            .unwrap(),
+    );
+    assert!(said.contains("not used: it came with a merged journal"), "{said}");
+    let export = place.jitune(&["export", "-o", "o.jitune", "--target", "cpu", "--db", "other"]).output().unwrap();
+    assert!(text(&export).contains("not judged here"), "{}", text(&export));
+    let winners = Bundle::open(place.path().join("o.jitune")).unwrap();
+    assert!(winners.winners().all(|held| held.evidence().step.is_none()));
 
     // Of another winner it says nothing.
     let held = jitune::db::Db::open(place.path().join("db"), journal::options()).unwrap();
@@ -252,4 +285,64 @@ fn what_steps_chose_is_sealed_in_the_place_of_its_winner() {
     assert_eq!(sealed(&[]), won);
     let said = text(&done(&place, &["explain", "--problem", PROBLEM]));
     assert!(said.contains("not used"), "{said}");
+    // What steps do not choose any more is withdrawn.
+    let held = jitune::db::Db::open(place.path().join("db"), journal::options()).unwrap();
+    put(&held, &won.artifact);
+    let not = |problems: &[Problem]| tune::not_in_steps(&held, &library, &device, problems).unwrap();
+    assert_eq!([not(&[]), not(&[problem]), not(&[problem])], [0, 1, 0]);
+    held.close().unwrap();
+    assert_eq!(sealed(&[]), won);
+    let said = text(&done(&place, &["explain", "--problem", PROBLEM]));
+    assert!(!said.contains("in steps"), "{said}");
+}
+
+/// Templates for steps that hang use up the time that there is, and the rest of what came close serves; and comparing steps ends in time.
+#[test]
+fn what_hangs_and_what_takes_long_ends_in_time() {
+    const PROBLEM: &str = "matmul m=1 n=96 k=64 dtype=f32";
+    let place = place();
+    let (own, plain) =
+        (place.path().join("t"), std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/norm_product"));
+    std::fs::create_dir(&own).unwrap();
+    let toml = std::fs::read_to_string(plain.join("spin_product.toml")).unwrap();
+    let toml = toml.replacen("\"spin_product\"\n", "\"hangs\"\nrole = \"step\"\n", 1);
+    std::fs::write(own.join("hangs.toml"), toml.replacen("[0, 3000000]", "[9000000000000001, 9000000000000000]", 1))
+        .unwrap();
+    std::fs::copy(plain.join("spin_product.c"), own.join("hangs.c")).unwrap();
+    done(&place, &["tune", "--problem", PROBLEM, "--trials", "6", "--budget", "60"]);
+    let mut library = Library::built_in().unwrap();
+    library.add_folder(&own).unwrap();
+    let problem: Problem = PROBLEM.parse().unwrap();
+    let held = jitune::db::Db::open(place.path().join("db"), journal::options()).unwrap();
+    let options = Options { budget: Some(Duration::from_secs(6)), ..options() };
+    let begun = Instant::now();
+    let stop = AtomicBool::new(false);
+    let rivals = tune::rivals(&held, &library, &cpu::describe(Some(1)), &[problem], 9, &options, &stop).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert!(rivals.len() == 1 && rivals[0].iter().all(|r| r.winner.template() != "hangs"));
+    assert!(matches!(
+        tune::rivals(&held, &library, &cpu::describe(Some(1)), &[problem], 9, &options, &AtomicBool::new(true)),
+        Err(TuneError::Interrupted)
+    ));
+    held.close().unwrap();
+
+    let sizes = ["--model", "./m", "--batch", "1,2,4,8", "--context", "512"];
+    done(&place, &[&["tune"], &sizes[..], &["--prefill", "16", "--trials", "3", "--budget", "60"]].concat());
+    let begun = Instant::now();
+    let out = done(&place, &[&["tune", "--steps", "--budget", "0"], &sizes[..]].concat());
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}: {}", begun.elapsed(), text(&out));
+    assert_eq!(text(&out).matches("the time was up before").count(), 4, "{}", text(&out));
+    // A signal ends it at once, and loses nothing that was stored.
+    let before = db(&place, &["list", "--json", "--db", "db"]).stdout;
+    let mut child = place.jitune(&[&["tune", "--steps", "--json"], &sizes[..], &HERE].concat());
+    let mut child = child.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("compared"));
+    let pid = child.id().to_string();
+    let begun = Instant::now();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    db(&place, &["verify", "--db", "db"]);
+    assert_eq!(db(&place, &["list", "--json", "--db", "db"]).stdout, before);
 }

@@ -129,6 +129,7 @@ fn a_merged_record_that_is_not_what_it_says_takes_no_winner_away() {
         ("chosen in years", newer(&|r| r["body"]["evidence"]["at"] = (u64::MAX >> 31).into()), 4),
         ("withdrawn without a word", withdrawn(serde_json::json!({"x": 1})), 4),
         ("withdrawn by nothing", withdrawn(serde_json::Value::Null), 4),
+        ("withdrawn elsewhere", withdrawn(serde_json::json!({"why": "it is wrong"})), 0),
     ] {
         place.file("new.jsonl", &sealed(&rec));
         let said = run(&place, "db merge new.jsonl --db db", code);
@@ -152,6 +153,60 @@ fn a_merged_record_that_is_not_what_it_says_takes_no_winner_away() {
     run(&place, "db merge other.jsonl --db db", 0);
     run(&place, "export --target cpu --db db -o b.jitune", 0);
     assert_eq!(std::fs::read(place.path().join("b.jitune")).unwrap(), good);
+}
+
+/// A merged record that names code which is here, but another kernel's, is neither run nor sealed; `tune` compiles what it says.
+#[test]
+fn a_merged_record_runs_no_code_that_was_not_judged_for_it() {
+    const OTHER: &str = "gelu rows=8 cols=64 dtype=f32";
+    let place = Place::new();
+    tuned(&place);
+    let tune_other = |db: &str, more: &[&str]| {
+        let line = format!("{TUNE} --db {db}");
+        let mut words = words(&line);
+        *words.iter_mut().find(|w| w.starts_with("gelu")).unwrap() = OTHER;
+        let out = place.jitune(&[&words[..], more].concat()).output().unwrap();
+        assert!(out.status.success(), "{}", text(&out));
+        text(&out)
+    };
+    tune_other("theirs", &[]);
+    let winner = |db: &str, of: &str| {
+        let all = records(&place, db).into_iter();
+        all.filter(|r| r["kind"] == "winner").find(|r| r["body"]["problem"] == of).unwrap()
+    };
+    let own = winner("db", "gelu rows=4 cols=64 dtype=f32")["body"]["artifact"].clone();
+    let mut forged = winner("theirs", OTHER);
+    assert_ne!(forged["body"]["artifact"], own);
+    forged["body"]["artifact"] = own.clone();
+    let mut withdrawn = forged.clone();
+    (withdrawn["kind"], withdrawn["body"]) = ("withdrawn".into(), serde_json::json!({"why": "it is wrong"}));
+    withdrawn["at"] = (forged["at"].as_u64().unwrap() - 1).into();
+    // Told that it was wrong in all its configs, `tune` tries them nevertheless.
+    let mut trial = records(&place, "theirs").into_iter().find(|r| r["kind"] == "trial").unwrap();
+    trial["body"] = serde_json::json!({"verdict": "rejected", "why": "it is wrong"});
+    for lines in [vec![&forged], vec![&withdrawn, &forged, &trial]] {
+        place.file("forged.jsonl", &lines.into_iter().map(sealed).collect::<String>());
+        run(&place, "db merge forged.jsonl --db db", 0);
+        assert!(run(&place, "db list --db db", 0).contains("merged: not judged here"));
+        let said = run(&place, "export --target cpu --db db -o b.jitune", 1);
+        assert!(said.contains("not judged here"), "{said}");
+        let held = jitune::bundle::Bundle::open(place.path().join("b.jitune")).unwrap();
+        assert_eq!(held.winners().count(), 1);
+        assert!(run(&place, "export --stale --target cpu --db db -o b.jitune", 1).contains("not judged here"));
+        let explain = ["explain", "--target", "cpu", "--threads", "1", "--db", "db", "--problem", OTHER];
+        let said = text(&place.jitune(&explain).output().unwrap());
+        assert!(said.contains("a record of this key is not taken: it came with a merged journal"), "{said}");
+    }
+    let said = tune_other("db", &[]);
+    assert!(said.contains("(0 stored before)"), "{said}");
+    let judged = winner("db", OTHER);
+    assert_ne!(judged["body"]["artifact"], own);
+    run(&place, "export --target cpu --db db -o b.jitune", 0);
+    let verify = place.jitune(&["verify", "b.jitune", "--threads", "1", "--no-timing"]).output().unwrap();
+    assert!(verify.status.success(), "{}", text(&verify));
+    // What was judged here stays, whatever comes again.
+    assert!(run(&place, "db merge forged.jsonl --db db", 0).contains("0 added"));
+    assert_eq!(winner("db", OTHER), judged);
 }
 
 /// What the program writes never takes the place of a database's own files, whatever links lead there, and what is there stays until

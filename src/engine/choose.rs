@@ -45,8 +45,7 @@ pub struct Chosen {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct StepChoice {
-    /// The steps, each with its median microseconds with what ran before, and with all that was chosen, in turn; as before where nothing was,
-    /// and none where it was not gone on with.
+    /// The steps, each with its median microseconds with what ran before, and with all that was chosen, in turn; as before where nothing was.
     pub steps: Vec<(Case, [f64; 2])>,
     /// What was chosen.
     pub chosen: Vec<Chosen>,
@@ -84,6 +83,28 @@ enum Rule {
     Together,
 }
 
+/// Whether choosing goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Go {
+    /// It does.
+    On,
+    /// With nothing new: what stays so far is what is to be made sure of.
+    ToTheEnd,
+    /// It does not, and nothing is chosen.
+    No,
+}
+
+/// Who hears what was compared, and says before each step whether to go on.
+pub trait Watch {
+    /// Two were compared.
+    fn compared(&mut self, it: &Compared);
+    /// Whether to go on.
+    fn go(&mut self) -> Go;
+}
+
+/// Median microseconds of steps with the one and with the other kernels, and whether the others are better.
+type Versus = (Vec<[f64; 2]>, bool);
+
 /// What is on its way to a choice.
 struct Choosing<'a> {
     cases: &'a [Case],
@@ -92,7 +113,7 @@ struct Choosing<'a> {
     now: Instead,
     /// How often that changed.
     changes: u32,
-    hear: &'a mut dyn FnMut(&Compared) -> bool,
+    watch: &'a mut dyn Watch,
 }
 
 impl Timer {
@@ -122,15 +143,15 @@ impl Timer {
     }
 
     /// Chooses, of the kernels that these runtimes have for the very problems of some decode steps, those with which they are the fastest,
-    /// and whether norms are in products. What several of the steps run has to serve all of them, the first above all. `hear` says after
-    /// each comparison whether to go on; where it does not, nothing is chosen.
+    /// and whether norms are in products. What several of the steps run has to serve all of them, the first above all. Nothing where `watch`
+    /// does not let it go on.
     pub fn choose(
         &mut self,
         cases: &[Case],
         others: &[Runtime],
-        hear: &mut dyn FnMut(&Compared) -> bool,
-    ) -> Result<StepChoice, EngineError> {
-        let found = self.search(cases, others, hear);
+        watch: &mut dyn Watch,
+    ) -> Result<Option<StepChoice>, EngineError> {
+        let found = self.search(cases, others, watch);
         self.core.answer_by(&Instead::new())?;
         found
     }
@@ -139,9 +160,8 @@ impl Timer {
         &mut self,
         cases: &[Case],
         others: &[Runtime],
-        hear: &mut dyn FnMut(&Compared) -> bool,
-    ) -> Result<StepChoice, EngineError> {
-        let none = StepChoice { steps: Vec::new(), chosen: Vec::new() };
+        watch: &mut dyn Watch,
+    ) -> Result<Option<StepChoice>, EngineError> {
         let programs = cases.iter().map(|case| self.program(*case)).collect::<Result<Vec<_>, _>>()?;
         let mut all_pairs: Vec<Pair> = Vec::new();
         for pair in programs.iter().flat_map(pairs) {
@@ -150,13 +170,11 @@ impl Timer {
             }
         }
         let mut choosing =
-            Choosing { cases, programs, pairs: all_pairs.clone(), now: Instead::new(), changes: 0, hear };
+            Choosing { cases, programs, pairs: all_pairs.clone(), now: Instead::new(), changes: 0, watch };
         for pair in all_pairs {
             let Some(one) = own(&self.core.runtime, &pair.both).filter(|one| self.core.has_room(one)) else { continue };
             let other = if self.runs(&choosing, &pair.both).is_empty() { Some(one) } else { None };
-            if !self.compare(&mut choosing, pair.product, pair.both, other)? {
-                return Ok(none);
-            }
+            self.compare(&mut choosing, pair.product, pair.both, other)?;
         }
         // Of each kind, how often anything had changed when it was asked.
         let mut asked: Vec<(Problem, u32)> = Vec::new();
@@ -173,26 +191,31 @@ impl Timer {
                     }
                 }
                 for kernel in tried.drain(1..) {
-                    if !self.compare(&mut choosing, problem, problem, Some(kernel))? {
-                        return Ok(none);
-                    }
+                    self.compare(&mut choosing, problem, problem, Some(kernel))?;
                 }
                 asked.push((problem, choosing.changes));
             }
         }
-        let Choosing { programs, pairs: all_pairs, now, .. } = choosing;
-        let runtimes = Instead::new();
+        let Choosing { programs, pairs: all_pairs, now, watch, .. } = choosing;
+        let winners = Instead::new();
         let (times, better) = match now.is_empty() {
-            true => (
-                cases.iter().map(|case| self.in_turn(*case, &runtimes).map(|us| [us; 2])).collect::<Result<_, _>>()?,
-                false,
-            ),
-            false => self.versus(cases, &runtimes, &now, Rule::Together)?,
+            true => {
+                let mut times = Vec::new();
+                for case in cases {
+                    let Some(us) = self.in_turn(*case, &winners, Go::ToTheEnd, watch)? else { return Ok(None) };
+                    times.push([us; 2]);
+                }
+                (times, false)
+            }
+            false => match self.versus(cases, &winners, &now, Rule::Together, watch)? {
+                Some(versus) => versus,
+                None => return Ok(None),
+            },
         };
         let steps: Vec<(Case, [f64; 2])> = cases.iter().copied().zip(times).collect();
         if !better {
             let steps = steps.into_iter().map(|(case, [us, _])| (case, [us, us])).collect();
-            return Ok(StepChoice { steps, ..none });
+            return Ok(Some(StepChoice { steps, chosen: Vec::new() }));
         }
         let mut chosen: Vec<Chosen> = Vec::new();
         for (problem, kernel) in &now {
@@ -209,7 +232,7 @@ impl Timer {
             chosen.push(Chosen { kernel, other, case });
         }
         chosen.sort_by_key(|c| (c.case, c.kernel.problem().to_string()));
-        Ok(StepChoice { steps, chosen })
+        Ok(Some(StepChoice { steps, chosen }))
     }
 
     fn answers<'a>(&'a self, instead: &'a Instead) -> Answers<'a> {
@@ -246,14 +269,17 @@ impl Timer {
         Ok(kinds.into_iter().map(|(problem, _)| problem).collect())
     }
 
-    /// Lets a kernel, or none, stand for `problem` where the steps that run `of` are faster so; whether to go on.
+    /// Lets a kernel, or none, stand for `problem` where the steps that run `of` are faster so.
     fn compare(
         &mut self,
         choosing: &mut Choosing<'_>,
         of: Problem,
         problem: Problem,
         kernel: Option<Arc<Kernel>>,
-    ) -> Result<bool, EngineError> {
+    ) -> Result<(), EngineError> {
+        if choosing.watch.go() != Go::On {
+            return Ok(());
+        }
         let mut with = choosing.now.clone();
         let is_pair = choosing.pairs.iter().any(|pair| pair.both == problem);
         match &kernel {
@@ -264,35 +290,43 @@ impl Timer {
         let mut places = self.runs(choosing, &of);
         places.extend(self.runs(choosing, &problem).into_iter().filter(|at| !places.contains(at)).collect::<Vec<_>>());
         let cases: Vec<Case> = places.iter().map(|at| choosing.cases[*at]).collect();
-        let (times, stays) = self.versus(&cases, &choosing.now, &with, Rule::FirstAbove)?;
+        let versus = self.versus(&cases, &choosing.now, &with, Rule::FirstAbove, choosing.watch)?;
+        let Some((times, stays)) = versus else { return Ok(()) };
         if stays {
             choosing.now = with;
             choosing.changes += 1;
         }
         let us = times.iter().fold([0.0; 2], |[a, b], [us, with]| [a + us, b + with]);
         let kernel = kernel.map(|k| format!("{} {}", k.template(), k.config()));
-        Ok((choosing.hear)(&Compared { problem, kernel, steps: cases.len(), us, stays }))
+        choosing.watch.compared(&Compared { problem, kernel, steps: cases.len(), us, stays });
+        Ok(())
     }
 
     /// Medians of the microseconds of steps with the one and with the other kernels, in turn, and whether the others made all of them
-    /// together faster each time, and none slower.
+    /// together faster each time, and none slower. Nothing where it is not gone on.
     fn versus(
         &mut self,
         cases: &[Case],
         one: &Instead,
         other: &Instead,
         rule: Rule,
-    ) -> Result<(Vec<[f64; 2]>, bool), EngineError> {
-        let (turns, share) = match rule {
-            Rule::FirstAbove => (TURNS, GAIN),
-            Rule::Together => (LAST_TURNS, WORTH),
+        watch: &mut dyn Watch,
+    ) -> Result<Option<Versus>, EngineError> {
+        let (turns, share, until) = match rule {
+            Rule::FirstAbove => (TURNS, GAIN, Go::On),
+            Rule::Together => (LAST_TURNS, WORTH, Go::ToTheEnd),
         };
         let mut us: Vec<[Vec<f64>; 2]> = cases.iter().map(|_| Default::default()).collect();
         let mut better = !cases.is_empty();
         for _ in 0..turns {
             let mut sums = [0.0; 2];
             for (place, case) in cases.iter().enumerate() {
-                let these = [self.in_turn(*case, one)?, self.in_turn(*case, other)?];
+                let (Some(before), Some(with)) =
+                    (self.in_turn(*case, one, until, watch)?, self.in_turn(*case, other, until, watch)?)
+                else {
+                    return Ok(None);
+                };
+                let these = [before, with];
                 (0..2).for_each(|i| us[place][i].push(these[i]));
                 (0..2).for_each(|i| sums[i] += these[i]);
                 let first = rule == Rule::FirstAbove && place == 0;
@@ -307,21 +341,35 @@ impl Timer {
             }
         }
         let timed = us.into_iter().filter(|[a, _]| !a.is_empty());
-        Ok((timed.map(|us| us.map(|us| median(&us))).collect(), better))
+        Ok(Some((timed.map(|us| us.map(|us| median(&us))).collect(), better)))
     }
 
-    /// Microseconds of a step with these kernels.
-    fn in_turn(&mut self, case: Case, instead: &Instead) -> Result<f64, EngineError> {
+    /// Microseconds of a step with these kernels; nothing where it is not gone on, `until` there and further.
+    fn in_turn(
+        &mut self,
+        case: Case,
+        instead: &Instead,
+        until: Go,
+        watch: &mut dyn Watch,
+    ) -> Result<Option<f64>, EngineError> {
         self.core.answer_by(instead)?;
-        let mut turns = self.turns(case)?;
+        let mut goes_on = || match watch.go() {
+            Go::On => true,
+            Go::ToTheEnd => until == Go::ToTheEnd,
+            Go::No => false,
+        };
+        let Some(mut turns) = self.turns_where(case, &mut goes_on)? else { return Ok(None) };
         let mut us = Vec::new();
         // The first binds.
         for round in 0..=ROUNDS {
+            if !goes_on() {
+                return Ok(None);
+            }
             let (step_us, tokens) = self.turn(&mut turns)?;
             turns.back(tokens);
             us.extend((round > 0).then_some(step_us));
         }
-        Ok(median(&us))
+        Ok(Some(median(&us)))
     }
 
     fn program(&self, case: Case) -> Result<Program, EngineError> {

@@ -10,10 +10,13 @@ use crate::model::Model;
 use crate::problem::{Problem, hash};
 use crate::runtime::Runtime;
 use crate::weights::Weights;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Most steps of a round.
 const BURST: i64 = 16;
+/// Tokens of a prompt that are computed at a time to fill a cache, at first: twice as many each time that it took no longer than this.
+const FIRST_FILLED: i64 = 32;
+const SHORT: Duration = Duration::from_millis(250);
 
 /// A step that is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +146,17 @@ impl Timer {
     }
 
     /// What the rounds of a case begin with, where the engine has room for it.
-    pub(super) fn turns(&mut self, case: Case) -> Result<Turns, EngineError> {
+    fn turns(&mut self, case: Case) -> Result<Turns, EngineError> {
+        let turns = self.turns_where(case, &mut || true)?;
+        turns.ok_or_else(|| EngineError::Program { why: format!("{case:?} was not filled") })
+    }
+
+    /// The same; nothing where it is not gone on.
+    pub(super) fn turns_where(
+        &mut self,
+        case: Case,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Turns>, EngineError> {
         // Steps that follow each other without a word from the host, where the device runs ahead of it.
         let (batch, tokens, burst) = match case {
             Case::Decode { batch, context } if self.core.ahead() => (batch, 1, (context - 1).clamp(1, BURST)),
@@ -166,9 +179,12 @@ impl Timer {
             let why = format!("{case:?} does not fit what the engine was opened for");
             return Err(EngineError::Request(why));
         }
-        self.fill(batch, from)?;
+        if !self.fill(batch, from, goes_on)? {
+            return Ok(None);
+        }
         let row = |number: i64| self.row(number, from, tokens);
-        Ok(Turns { rows: (0..batch).map(row).collect(), burst, from, decodes: matches!(case, Case::Decode { .. }) })
+        let decodes = matches!(case, Case::Decode { .. });
+        Ok(Some(Turns { rows: (0..batch).map(row).collect(), burst, from, decodes }))
     }
 
     /// Microseconds of a step, as the mean of a few that follow each other where there are more than two, and the tokens of the last one.
@@ -206,19 +222,28 @@ impl Timer {
         }
     }
 
-    /// Computes what the cache lacks of so many tokens of so many sequences.
-    fn fill(&mut self, sequences: i64, tokens: i64) -> Result<(), EngineError> {
+    /// Computes what the cache lacks of so many tokens of so many sequences; whether it went on to the end. What takes long is asked
+    /// for in smaller pieces.
+    fn fill(&mut self, sequences: i64, tokens: i64, goes_on: &mut dyn FnMut() -> bool) -> Result<bool, EngineError> {
+        let mut most = FIRST_FILLED.min(self.core.sizes.tokens);
         for number in 0..sequences {
             while let Some(held) = self.held.get(number as usize).copied().filter(|held| *held < tokens) {
-                let count = (tokens - held).min(self.core.sizes.tokens);
+                if !goes_on() {
+                    return Ok(false);
+                }
+                let begun = Instant::now();
+                let count = (tokens - held).min(most);
                 let row = self.row(number, held, count);
                 let piece = Piece { row: &row, at: 0, count: count as usize, logits: Wanted::None };
                 let flight = self.core.launch(&[piece], None)?;
                 self.core.finished(&flight)?;
                 self.held[number as usize] = held + count;
+                if begun.elapsed() < SHORT && count == most {
+                    most = (2 * most).min(self.core.sizes.tokens);
+                }
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -37,7 +37,7 @@ mod simulation;
 mod step;
 mod steps;
 
-pub use choose::{Chosen, Compared, StepChoice};
+pub use choose::{Chosen, Compared, Go, StepChoice, Watch};
 pub use measure::{Case, KernelTime, StepTime, Timer};
 pub use plan::MemoryPlan;
 pub use request::{End, Event, Finish, Logprobs, Request, Sampling, Stats, Token};

@@ -1,4 +1,4 @@
-//! Winners of merged journals, whose code is not here: their one config is compiled, judged and timed, and no other is searched
+//! Winners of merged journals, or whose code is not here any more: their one config is compiled, judged and timed, and no other is searched
 //! for, since the key says that templates, judge, compiler and device are those under which it won.
 
 use super::search::Point;

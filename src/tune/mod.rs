@@ -21,7 +21,7 @@ pub use events::{Compiling, Event, Failed, Observer, OfKind, Report};
 pub use measurer::Spent;
 pub use search::{Point, Search, Searcher};
 pub use statistics::{noise, ties};
-pub use steps::{Rival, Settled, in_steps, rivals};
+pub use steps::{Rival, Settled, in_steps, not_in_steps, rivals};
 
 use crate::backend::BackendError;
 use crate::bench::{Bench, Folder};
@@ -549,11 +549,11 @@ impl Tuner<'_> {
         Ok(Some(space).filter(|space| !space.points.is_empty()))
     }
 
-    /// The stored winner of a problem, if there is one whose artifact is there too.
+    /// The stored winner of a problem, if there is one that was chosen here and whose artifact is there too.
     fn look_up(&self, problem: &Problem, device: &Device) -> Result<Option<Winner>, TuneError> {
         let templates = self.library.for_problem(problem, device)?;
         let key = self.context(device).winner(self.library, problem, &templates);
-        let stored = self.db.winner(&key)?.and_then(|record| journal::winner_of(&record, &templates).ok());
+        let stored = self.db.winner(&key)?.and_then(|record| journal::own_winner(&record, &templates).ok());
         let Some(winner) = stored else { return Ok(None) };
         let hash = winner.artifact.parse();
         let present = hash.ok().map(|h| self.db.artifact(&h)).transpose()?.flatten().is_some();

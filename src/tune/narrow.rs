@@ -36,9 +36,8 @@ impl Tuner<'_> {
             let mut measured: BTreeMap<String, (Config, Vec<(f64, f64)>)> = BTreeMap::new();
             for &(other, far) in &others {
                 let key = self.context(device).trials(self.library, other, t);
-                for record in self.db.trials(&key)? {
-                    let Some(us) = journal::verdict(&record).and_then(|v| v.median_us()) else { continue };
-                    let Some(Ok(config)) = record.sub.as_deref().map(str::parse::<Config>) else { continue };
+                for (config, verdict) in journal::verdicts(self.db, &key)? {
+                    let Some(us) = verdict.median_us() else { continue };
                     let cost = |p: &Problem| t.recipe.instance(p, device, &config).and_then(|i| i.cost_us());
                     let serves = t.recipe.serves(other, problem, device, &config).is_ok();
                     if let (true, Ok(predicted)) = (serves, cost(other)) {

@@ -125,16 +125,10 @@ impl<'a> Tuning<'a> {
         let (mut keys, mut known) = (Vec::new(), Vec::new());
         for t in &space.templates {
             let key = context.trials(tuner.library, &space.problem, t);
-            let mut seen = HashMap::new();
             // Told to tune again, it believes nothing that was found before.
-            let records = if tuner.options.again { Vec::new() } else { tuner.db.trials(&key)? };
-            for record in records {
-                if let (Some(verdict), Some(config)) = (journal::verdict(&record), record.sub) {
-                    seen.insert(config, verdict);
-                }
-            }
+            let verdicts = if tuner.options.again { Vec::new() } else { journal::verdicts(tuner.db, &key)? };
             keys.push(key);
-            known.push(seen);
+            known.push(verdicts.into_iter().map(|(config, verdict)| (config.to_string(), verdict)).collect());
         }
         let (points, options) = (space.points.clone(), tuner.options);
         let first = remembered(neighbours, &space.problem, &space.templates);

@@ -6,6 +6,7 @@ use super::problem::Tuning;
 use super::{Event, JoinedSpace, Observer, Options, Report, TuneError, Tuner, with_tuner};
 use crate::device::Device;
 use crate::journal;
+use crate::key::{self, Context};
 use crate::problem::Problem;
 use crate::recipe::{Config, Role};
 use crate::template::Library;
@@ -52,13 +53,14 @@ pub fn rivals(
     options: &Options,
     stop: &AtomicBool,
 ) -> Result<Vec<Vec<Rival>>, TuneError> {
+    let half = &Options { budget: options.budget.map(|budget| budget / 2), ..options.clone() };
     // What hangs may use up the time of one; what was tried by then serves.
-    let searched = with_tuner(db, library, options, &Silent, stop, &[], |t| t.search_for_steps(problems, device));
+    let searched = with_tuner(db, library, half, &Silent, stop, &[], |t| t.search_for_steps(problems, device));
     match searched {
         Err(TuneError::Interrupted) if !stop.load(Ordering::Relaxed) => {}
         other => other?,
     }
-    with_tuner(db, library, options, &Silent, stop, &[], |tuner| {
+    with_tuner(db, library, half, &Silent, stop, &[], |tuner| {
         let lists = problems.iter().map(|problem| tuner.close(problem, device, most)).collect::<Result<Vec<_>, _>>()?;
         let (to, outcomes) = channel();
         let (mut sources, mut waiting) = (Vec::new(), Vec::new());
@@ -76,14 +78,16 @@ pub fn rivals(
         drop((to, sources));
         let mut found: Vec<Vec<Rival>> = vec![Vec::new(); problems.len()];
         for _ in 0..waiting.len() {
-            // The compilers drop a sender when they are told to stop.
-            let (number, outcome) = loop {
+            // The compilers drop a sender when they are told to stop, and when the time is up: then what is there serves.
+            let next = loop {
                 match outcomes.recv_timeout(super::LOOK) {
-                    Ok(next) => break next,
-                    Err(RecvTimeoutError::Timeout) if !tuner.stopped() => {}
-                    Err(_) => return Err(TuneError::Interrupted),
+                    Ok(next) => break Some(next),
+                    Err(_) if tuner.stopped() => return Err(TuneError::Interrupted),
+                    Err(RecvTimeoutError::Timeout) if !tuner.time_is_up() => {}
+                    Err(_) => break None,
                 }
             };
+            let Some((number, outcome)) = next else { break };
             // What does not compile here any more is none.
             let (Ok(artifact), Some((_, at, rival))) = (outcome, waiting.iter().find(|(n, ..)| *n == number)) else {
                 continue;
@@ -111,6 +115,20 @@ pub fn in_steps(
 ) -> Result<Report, TuneError> {
     let problems: Vec<Problem> = chosen.iter().map(|s| s.problem).collect();
     with_tuner(db, library, options, observer, stop, chosen, |tuner| tuner.run_all(&problems))
+}
+
+/// Withdraws what earlier runs stored for whole steps to run in the place of these problems' winners; of how many.
+pub fn not_in_steps(db: &Db, library: &Library, device: &Device, problems: &[Problem]) -> Result<usize, TuneError> {
+    let context = Context { compiler: key::compiler(device.target)?, device: device.clone() };
+    let mut withdrawn = 0;
+    for problem in problems {
+        let key = context.in_steps(library, problem, &library.for_steps(problem, device)?);
+        if db.winner(&key)?.is_some() {
+            db.withdraw_winner(&key, serde_json::json!({ "why": "whole steps are not faster with it any more" }))?;
+            withdrawn += 1;
+        }
+    }
+    Ok(withdrawn)
 }
 
 /// Nobody hears.
@@ -147,11 +165,8 @@ impl Tuner<'_> {
         let context = self.context(device);
         let mut list = Vec::new();
         for template in self.library.for_steps(problem, device)? {
-            for record in self.db.trials(&context.trials(self.library, problem, &template))? {
-                let (Some(verdict), Some(sub)) = (journal::verdict(&record), &record.sub) else { continue };
-                let (Verdict::Measured { samples_us, .. }, Some(us), Ok(config)) =
-                    (&verdict, verdict.median_us(), sub.parse::<Config>())
-                else {
+            for (config, verdict) in journal::verdicts(self.db, &context.trials(self.library, problem, &template))? {
+                let (Verdict::Measured { samples_us, .. }, Some(us)) = (&verdict, verdict.median_us()) else {
                     continue;
                 };
                 let is_it = template.name() == won.template() && config == won.config;

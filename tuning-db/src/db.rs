@@ -147,16 +147,19 @@ impl Db {
         if !(state.journal.reader().reads)(record) {
             return Err(Error::InvalidRecord { why: "the reader that the database was opened with refuses it".into() });
         }
+        if record.merged {
+            return Err(Error::InvalidRecord { why: "a merge brought it; only what was seen here is stored".into() });
+        }
         let id = record.key.id();
         let slot = index::slot_of(record.kind, &id, record.sub.as_deref());
         let (mut bytes, mut hash) = line::encode(record)?;
         let mut at = record.at;
         if let Some(old) = state.entry(&slot) {
-            if old.hash == hash {
+            if old.hash == hash && !self.current(&mut state, &slot)?.is_some_and(|there| there.merged) {
                 // Already there; a trial put again as durable as asked.
                 return if durable { state.journal.sync().map(|()| at) } else { Ok(at) };
             }
-            if (at, hash) < (old.at, old.hash) {
+            if (at, hash) <= (old.at, old.hash) {
                 at = old.at.saturating_add(1);
                 (bytes, hash) = line::encode(&Record { at, ..record.clone() })?;
             }

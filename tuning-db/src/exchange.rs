@@ -42,8 +42,8 @@ pub struct MergeReport {
     pub same: u64,
     /// Records passed over for a newer one of the same slot.
     pub older: u64,
-    /// Winners that are newer than the one there, whose artifacts are here as theirs are not: it stays, until something is measured
-    /// that is newer still.
+    /// Winners, and withdrawals of winners, that are newer than the one there, which was seen here and whose artifacts are here: it
+    /// stays, until something is measured that is newer still.
     pub kept: u64,
     /// Lines that were not taken: damaged, not of this store, dated in the future, or without sense to the caller.
     pub skipped: u64,
@@ -86,10 +86,11 @@ impl MergeReport {
 }
 
 impl Db {
-    /// Takes the records of another journal (or of an export of one). The result
-    /// does not depend on the order of merges, nor on how often a file is merged; but a
-    /// winner whose artifacts are here stays, since those of a merged one are not: what
-    /// comes from elsewhere takes away nothing that can be used.
+    /// Takes the records of another journal (or of an export of one), each as
+    /// [merged](Record::merged). The result does not depend on the order of merges, nor
+    /// on how often a file is merged; but a winner that was seen here and whose artifacts
+    /// are here stays, even where it is withdrawn elsewhere: what comes from elsewhere
+    /// takes away nothing that can be used.
     /// Everything added is durable when it returns. A stream in which no line is a
     /// record that this program reads is no journal: [`Error::NotAJournal`], or
     /// [`Error::NoRecord`] where there is no line at all. One that goes on for long without
@@ -122,6 +123,10 @@ impl Db {
                 Ok(read) => read,
                 Err(why) => return report.skip(number, why),
             };
+            let line = match line::merged(sealed.rec, &state.journal.reader()) {
+                Ok(line) => line,
+                Err(why) => return report.skip(number, why),
+            };
             records += 1;
             without.set(0);
             let slot = index::slot_of(head.kind, &head.key.id(), head.sub.as_deref());
@@ -136,13 +141,12 @@ impl Db {
                         report.older += 1;
                         return Ok(());
                     }
-                    if head.kind == Kind::Winner && old.kind == Kind::Winner && self.has_code(&mut state, &slot)? {
+                    if old.kind == Kind::Winner && self.has_code(&mut state, &slot)? {
                         report.kept += 1;
                         return Ok(());
                     }
                 }
-                let (line, hash) = line::frame(sealed.rec);
-                self.append(&mut state, &line, hash, false)?;
+                self.append(&mut state, &line, sealed.hash, false)?;
                 report.added += 1;
                 Ok(())
             };
@@ -163,10 +167,10 @@ impl Db {
         }
     }
 
-    /// Whether the current record of a slot names artifacts that are all here.
+    /// Whether the current record of a slot was seen here, and names artifacts that are all here.
     fn has_code(&self, state: &mut State, slot: &[u8]) -> Result<bool> {
         let mut named = HashSet::new();
-        if let Some(record) = self.current(state, slot)? {
+        if let Some(record) = self.current(state, slot)?.filter(|record| !record.merged) {
             artifact_names(&record.body, false, &mut named);
         }
         Ok(!named.is_empty() && named.iter().all(|hash| self.artifact_path(hash).is_file()))
@@ -194,7 +198,7 @@ impl Db {
         let mut written = 0;
         for (slot, entry) in sorted.values() {
             if let Some(record) = fetch(&state.journal, slot, entry) {
-                let (line, _) = line::encode(&record)?;
+                let (line, _) = line::encode(&Record { merged: false, ..record })?;
                 writer.write_all(&line).map_err(fail)?;
                 written += 1;
             }

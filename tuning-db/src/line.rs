@@ -1,15 +1,16 @@
 //! Owns how a record looks as a journal line:
 //! `{"crc":"<16 hex>","rec":{…}}`, where crc is the first 8 bytes of blake3 of
-//! the text of `rec` exactly as it stands.
+//! the text of `rec` exactly as it stands. That a merge brought a record is said at the start of its text, and is no part of what
+//! orders it.
 //!
 //! It does no I/O and does not decide what happens to a bad line.
 
 use crate::{
     Error, Result,
-    record::{Key, Kind, MAX_DATE, Reader, Record},
+    record::{Key, Kind, MAX_DATE, MERGED, Reader, Record},
 };
 use serde::Deserialize;
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 const OPEN: &[u8] = b"{\"crc\":\"";
 const MIDDLE: &[u8] = b"\",\"rec\":";
@@ -39,7 +40,7 @@ pub(crate) struct Head {
 pub(crate) struct Sealed<'a> {
     /// The text of the record.
     pub(crate) rec: &'a [u8],
-    /// blake3 of that text.
+    /// blake3 of that text as it is where it was not merged.
     pub(crate) hash: [u8; 32],
 }
 
@@ -76,7 +77,26 @@ pub(crate) fn check(line: &[u8]) -> std::result::Result<Sealed<'_>, &'static str
     if hash.to_hex().as_bytes().get(..CRC_LEN) != Some(crc) {
         return Err("the checksum does not match");
     }
+    let hash = if rec.starts_with(MERGED.as_bytes()) { blake3::hash(&own(rec)) } else { hash };
     Ok(Sealed { rec, hash: *hash.as_bytes() })
+}
+
+/// The text of a record without what says that it was merged.
+pub(crate) fn own(rec: &[u8]) -> Cow<'_, [u8]> {
+    match rec.strip_prefix(MERGED.as_bytes()) {
+        Some(rest) => [b"{", rest].concat().into(),
+        None => rec.into(),
+    }
+}
+
+/// The line, with its newline, of a record that comes from elsewhere, or why it cannot be one.
+pub(crate) fn merged(rec: &[u8], reader: &Reader) -> std::result::Result<Vec<u8>, &'static str> {
+    let rest = own(rec);
+    let text = [MERGED.as_bytes(), rest.strip_prefix(b"{").unwrap_or_default()].concat();
+    let (line, _) = frame(&text);
+    // One that says itself, elsewhere in its text, whether it was merged says it twice now, and does not read.
+    check(&line[..line.len() - 1])?.head(reader)?;
+    Ok(line)
 }
 
 /// A record as a line, with its newline, and the hash of its text.
@@ -102,7 +122,7 @@ pub(crate) fn encode(record: &Record) -> Result<(Vec<u8>, [u8; 32])> {
     }
 }
 
-/// Puts the frame around the text of a record.
+/// Puts the frame around the text of a record; and what orders it, where it was not merged.
 pub(crate) fn frame(rec: &[u8]) -> (Vec<u8>, [u8; 32]) {
     let hash = blake3::hash(rec);
     let mut line = Vec::with_capacity(REC_AT + rec.len() + 2);

@@ -142,6 +142,10 @@ pub struct Record {
     /// Which config a trial judged. A winner may carry it as a label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
+    /// Whether a merge brought it: then what it says was not seen here, and the artifacts that it names need not be those that it was
+    /// seen with. It takes no part in the order of records, and exports leave it out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub merged: bool,
     /// Everything else. Artifacts are named by strings under fields called
     /// `artifact`, at any depth; `gc` keeps those.
     #[serde(default)]
@@ -151,6 +155,9 @@ pub struct Record {
 /// Latest date that a record may bear, in seconds since 1970: the end of the year 9999. What is later is no date, and
 /// leaves no room for a newer record.
 pub const MAX_DATE: u64 = 253_402_300_799;
+
+/// How the text of a record begins that a merge brought.
+pub(crate) const MERGED: &str = "{\"merged\":true,";
 
 /// Which records a caller can make sense of. What it cannot is never the current record of a slot, so that nonsense with
 /// a new date hides no older record; `gc` keeps it, since another version of the caller may have written it.
@@ -172,23 +179,23 @@ impl Default for Reader {
 impl Record {
     /// A winner of `key`, as of now.
     pub fn winner(key: Key, body: Value) -> Self {
-        Self { kind: Kind::Winner, at: now(), key, sub: None, body }
+        Self { kind: Kind::Winner, at: now(), key, sub: None, merged: false, body }
     }
 
     /// A trial of the config `sub` for `key`, as of now.
     pub fn trial(key: Key, sub: impl Into<String>, body: Value) -> Self {
-        Self { kind: Kind::Trial, at: now(), key, sub: Some(sub.into()), body }
+        Self { kind: Kind::Trial, at: now(), key, sub: Some(sub.into()), merged: false, body }
     }
 
     /// The canonical JSON of the record: fixed field order, sorted maps.
     pub fn canonical(&self) -> String {
-        let mut out = String::new();
+        let mut out = String::from(if self.merged { MERGED } else { "{" });
         let kind = match self.kind {
             Kind::Winner => "winner",
             Kind::Withdrawn => "withdrawn",
             Kind::Trial => "trial",
         };
-        out.push_str(&format!("{{\"kind\":\"{kind}\",\"at\":{},\"key\":", self.at));
+        out.push_str(&format!("\"kind\":\"{kind}\",\"at\":{},\"key\":", self.at));
         out.push_str(&self.key.canonical());
         if let Some(sub) = &self.sub {
             out.push_str(",\"sub\":");

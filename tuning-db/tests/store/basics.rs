@@ -105,7 +105,7 @@ fn near_names_the_field_that_missed() {
         Key::new([("arch", arch), ("problem", problem)], [("driver", driver)])
     };
     let put = |key: Key, at: u64| {
-        let record = Record { kind: Kind::Winner, at, key, sub: None, body: json!(null) };
+        let record = Record { kind: Kind::Winner, at, key, sub: None, merged: false, body: json!(null) };
         db.put_winner(&record).unwrap();
     };
     put(make("sm_90a", "p", "550"), 1);

@@ -1,7 +1,7 @@
 //! Merging and exporting: one result, whatever the order and however often.
 
 use crate::{Rng, answers, filled, key, open, trial, winner};
-use jitune_db::{Db, Error, Kind, MAX_DATE, OpenOptions, Reader, Record};
+use jitune_db::{Db, Error, Kind, MAX_DATE, MergeReport, OpenOptions, Reader, Record};
 use serde_json::json;
 use std::{fs, path::Path};
 
@@ -81,7 +81,7 @@ fn a_merge_counts_what_it_did() {
     assert_eq!(report.bad_lines.len(), 1);
     assert_eq!(report.bad_lines[0].line, 13);
     assert_eq!(db.winner(&key(1)).unwrap().unwrap().at, 5000);
-    assert_eq!(db.winner(&key(3)).unwrap(), Some(winner(3, 103)));
+    assert_eq!(db.winner(&key(3)).unwrap(), Some(Record { merged: true, ..winner(3, 103) }));
     let before = db.stats().unwrap();
     let again = db.merge(&theirs[..]).unwrap();
     assert_eq!((again.added, again.same, again.older), (0, 11, 1));
@@ -209,8 +209,8 @@ fn a_newer_record_of_nonsense_hides_no_winner_and_gc_deletes_none() {
     assert!(matches!(db.put_winner(&Record::winner(key(1), json!("nonsense"))), Err(Error::InvalidRecord { .. })));
 }
 
-/// A winner that can be used stays when a newer one comes without its code, or with the name of code that is here; a withdrawal
-/// still ends it, and without code the newer one counts.
+/// A winner that can be used stays when a newer one comes without its code, or with the name of code that is here, or when it is
+/// withdrawn elsewhere; without code the newer one counts.
 #[test]
 fn a_merge_takes_no_winner_away_whose_code_is_here() {
     let temp = tempfile::tempdir().unwrap();
@@ -220,7 +220,8 @@ fn a_merge_takes_no_winner_away_whose_code_is_here() {
     let (here, absent) = (artifact.to_string(), "0".repeat(64));
     db.put_winner(&named(1, 100, &here)).unwrap();
     db.put_winner(&named(2, 100, &absent)).unwrap();
-    for newer in [named(1, 200, &absent), named(1, 200, &here), winner(1, 200)] {
+    let withdrawn = |n| Record { kind: Kind::Withdrawn, ..winner(n, 300) };
+    for newer in [named(1, 200, &absent), named(1, 200, &here), winner(1, 200), withdrawn(1)] {
         let merged = db.merge(sealed(&newer.canonical()).as_bytes()).unwrap();
         assert_eq!((merged.added, merged.kept, merged.skipped), (0, 1, 0), "{merged:?}");
         db.gc(jitune_db::GcOptions { artifact_grace: std::time::Duration::ZERO, ..Default::default() }).unwrap();
@@ -228,9 +229,54 @@ fn a_merge_takes_no_winner_away_whose_code_is_here() {
         assert_eq!(db.artifact(&artifact).unwrap().as_deref(), Some(&b"code"[..]));
     }
     assert_eq!(db.merge(sealed(&named(2, 200, &absent).canonical()).as_bytes()).unwrap().added, 1);
-    let withdrawn = Record { kind: Kind::Withdrawn, ..winner(1, 300) };
-    assert_eq!(db.merge(sealed(&withdrawn.canonical()).as_bytes()).unwrap().added, 1);
-    assert_eq!(db.winner(&key(1)).unwrap(), None);
+    // Another journal names code that is here: who knows whether it is the one it was seen with.
+    assert_eq!(db.merge(sealed(&named(2, 250, &here).canonical()).as_bytes()).unwrap().added, 1);
+    assert_eq!(db.winner(&key(2)).unwrap(), Some(Record { merged: true, ..named(2, 250, &here) }));
+    assert_eq!(db.merge(sealed(&withdrawn(2).canonical()).as_bytes()).unwrap().added, 1);
+    assert_eq!(db.winner(&key(2)).unwrap(), None);
+}
+
+/// What a merge brought says so until it was seen here, however it is passed on; the order of records is what it would be without.
+#[test]
+fn what_a_merge_brought_says_so() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, second) = (temp.path().join("a"), temp.path().join("b"));
+    let db = open(&dir);
+    let text = sealed(&winner(1, 100).canonical()) + &sealed(&trial(1, "a", 100).canonical());
+    assert_eq!(db.merge(text.as_bytes()).unwrap().added, 2);
+    let there = Record { merged: true, ..winner(1, 100) };
+    assert_eq!(db.winner(&key(1)).unwrap().as_ref(), Some(&there));
+    assert!(db.trials(&key(1)).unwrap()[0].merged);
+    let merged = db.merge(text.as_bytes()).unwrap();
+    assert_eq!((merged.added, merged.same), (0, 2), "{merged:?}");
+    drop(db);
+    // Its index and its journal say the same, and so does a journal that was compacted.
+    fs::remove_file(dir.join("index.bin")).unwrap();
+    let db = open(&dir);
+    db.gc(Default::default()).unwrap();
+    assert_eq!(db.winner(&key(1)).unwrap().as_ref(), Some(&there));
+    assert!(db.verify().unwrap().is_clean());
+    assert_eq!(answers(&db), text);
+    // Nobody stores what was merged, and whoever sees the same stores it.
+    assert!(matches!(db.put_winner(&there), Err(Error::InvalidRecord { .. })));
+    assert_eq!(db.put_winner(&winner(1, 100)).unwrap(), 101);
+    assert_eq!(db.winner(&key(1)).unwrap(), Some(Record { at: 101, ..winner(1, 100) }));
+    // A whole journal with what was merged into it is merged elsewhere, and what says falsely that it was not is not taken.
+    let whole = fs::read_to_string(dir.join("journal.jsonl")).unwrap();
+    assert!(whole.contains("{\"merged\":true,"));
+    let other = open(&second);
+    assert_eq!(other.merge(whole.as_bytes()).unwrap().added, 3);
+    assert!(other.winner(&key(1)).unwrap().unwrap().merged && other.trials(&key(1)).unwrap()[0].merged);
+    let says = |says: &str| sealed(&winner(7, 100).canonical().replacen('{', &format!("{{{says},"), 1));
+    for text in ["\"merged\":false", "\"at\":7,\"merged\":true", "\"merged\": true", "\"merged\":true,\"merged\":true"]
+    {
+        let none = matches!(
+            other.merge(says(text).as_bytes()),
+            Ok(MergeReport { added: 0, .. }) | Err(Error::NotAJournal { .. })
+        );
+        assert!(none, "{text}");
+        assert_eq!(other.winner(&key(7)).unwrap(), None, "{text}");
+    }
 }
 
 #[test]
