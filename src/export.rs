@@ -68,7 +68,10 @@ pub enum Why {
     /// No template of the library takes its problem.
     NoTemplate,
     /// A merge brought it, and its code was not judged here.
-    Merged,
+    Merged {
+        /// What does that.
+        command: &'static str,
+    },
     /// Whole steps chose it in the place of a winner that is none any more.
     OverAnother,
     /// Its artifact is missing or damaged.
@@ -91,7 +94,7 @@ impl fmt::Display for Why {
                     fields.join("; ")
                 )
             }
-            Why::Merged => write!(f, "{}; `jitune tune` does it", journal::MERGED),
+            Why::Merged { command } => write!(f, "{}; `{command}` does it", journal::MERGED),
             Why::OverAnother => {
                 f.write_str("it was chosen in the place of another winner; `jitune tune --steps` chooses again")
             }
@@ -206,7 +209,8 @@ impl Choice {
 /// Why a look-up on the device of a winner would not take its record.
 fn against(library: &Library, record: &Record, winner: &Winner, options: &Options<'_>) -> Option<Why> {
     if record.merged {
-        return Some(Why::Merged);
+        let command = if winner.evidence.step.is_some() { "jitune tune --steps" } else { "jitune tune" };
+        return Some(Why::Merged { command });
     }
     let Ok(templates) = library.for_steps(&winner.problem, &winner.device) else {
         return (!options.stale).then_some(Why::NoTemplate);

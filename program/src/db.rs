@@ -232,7 +232,7 @@ fn list(args: &Args) -> Result<(), CliError> {
             out!("{line}");
         }
         for (record, serving) in &settings {
-            let line = serde_json::json!({ "key": record.key.id().to_string(), "at": record.at, "serving": serving });
+            let line = serde_json::json!({ "key": record.key.id().to_string(), "at": record.at, "merged": record.merged, "serving": serving });
             out!("{line}");
         }
         return Ok(());
@@ -264,7 +264,7 @@ fn list(args: &Args) -> Result<(), CliError> {
             format!("{:.3}", s.goodput()),
             format!("{:.3}", s.default.figures.goodput),
             format!("{} within TTFT {} ms, TPOT {} ms", s.workload, s.ttft_ms, s.tpot_ms),
-            s.model.clone(),
+            format!("{}{}", s.model, if record.merged { ", merged: not measured here" } else { "" }),
             s.setting.to_string(),
         ]
     };

@@ -92,7 +92,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let said = words(steps[0]);
         live.message(&said);
         let share = 1.0 / (cases.len() - at) as f64;
-        let ends = |part: f64| budget.map(|_| Instant::now() + left(share * part));
+        let ends = |part: f64| budget.and_then(|_| Instant::now().checked_add(left(share * part)));
         let (no_more, end) = (ends(0.5), ends(0.75));
         let mut watch = Comparing { said: &said, json: *json, live: &live, compared: &mut done.compared, no_more, end };
         AT_ONCE.store(true, Ordering::Relaxed);
@@ -115,7 +115,12 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         } else {
             let replaced = |p: &&Problem| !choice.chosen.iter().any(|c| c.kernel.problem().bucket() == p.bucket());
             let kept: Vec<Problem> = asked[at].iter().filter(replaced).copied().collect();
-            done.withdrawn += tune::not_in_steps(&db, &library, &here, &kept)?;
+            let alike =
+                |a: &Winner, b: &Winner| a.problem == b.problem && a.template() == b.template() && a.config == b.config;
+            let compared = |w: &Winner| {
+                winners.iter().chain(rivals.iter().flatten().map(|r| &r.winner)).any(|other| alike(w, other))
+            };
+            done.withdrawn += tune::not_in_steps(&db, &library, &here, &kept, &compared)?;
         }
         let settled = settled(&choice, &winners, &rivals, &opened.model.name);
         done.settled += settled.len();

@@ -65,7 +65,9 @@ impl Tuned {
         for record in db.winners()? {
             let record = record?;
             let Record { key: of, at, .. } = &record;
-            if !key::is_serving(of, &device, &opened.model, &opened.precision)
+            // What a merge brought was not measured here.
+            if record.merged
+                || !key::is_serving(of, &device, &opened.model, &opened.precision)
                 || asked.is_some_and(|a| of.get("asked") != Some(a))
             {
                 continue;

@@ -288,8 +288,10 @@ fn what_steps_chose_is_sealed_in_the_place_of_its_winner() {
     // What steps do not choose any more is withdrawn.
     let held = jitune::db::Db::open(place.path().join("db"), journal::options()).unwrap();
     put(&held, &won.artifact);
-    let not = |problems: &[Problem]| tune::not_in_steps(&held, &library, &device, problems).unwrap();
-    assert_eq!([not(&[]), not(&[problem]), not(&[problem])], [0, 1, 0]);
+    let not = |problems: &[Problem], compared: bool| {
+        tune::not_in_steps(&held, &library, &device, problems, &|w| compared && w.config == config).unwrap()
+    };
+    assert_eq!([not(&[], true), not(&[problem], false), not(&[problem], true), not(&[problem], true)], [0, 0, 1, 0]);
     held.close().unwrap();
     assert_eq!(sealed(&[]), won);
     let said = text(&done(&place, &["explain", "--problem", PROBLEM]));

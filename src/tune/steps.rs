@@ -97,6 +97,9 @@ pub fn rivals(
             (winner.artifact, winner.evidence.compiler_report) = (artifact.hash, artifact.info);
             found[*at].push(Rival { winner, code });
         }
+        if tuner.stopped() {
+            return Err(TuneError::Interrupted);
+        }
         for list in &mut found {
             list.sort_by(|a, b| a.winner.evidence.median_us.total_cmp(&b.winner.evidence.median_us));
         }
@@ -117,13 +120,21 @@ pub fn in_steps(
     with_tuner(db, library, options, observer, stop, chosen, |tuner| tuner.run_all(&problems))
 }
 
-/// Withdraws what earlier runs stored for whole steps to run in the place of these problems' winners; of how many.
-pub fn not_in_steps(db: &Db, library: &Library, device: &Device, problems: &[Problem]) -> Result<usize, TuneError> {
+/// Withdraws what earlier runs here stored for whole steps to run in the place of these problems' winners, where it was compared again;
+/// of how many.
+pub fn not_in_steps(
+    db: &Db,
+    library: &Library,
+    device: &Device,
+    problems: &[Problem],
+    compared: &dyn Fn(&Winner) -> bool,
+) -> Result<usize, TuneError> {
     let context = Context { compiler: key::compiler(device.target)?, device: device.clone() };
     let mut withdrawn = 0;
     for problem in problems {
         let key = context.in_steps(library, problem, &library.for_steps(problem, device)?);
-        if db.winner(&key)?.is_some() {
+        let stored = db.winner(&key)?.filter(|record| !record.merged);
+        if stored.and_then(|record| journal::winner(&record)).is_some_and(|w| compared(&w)) {
             db.withdraw_winner(&key, serde_json::json!({ "why": "whole steps are not faster with it any more" }))?;
             withdrawn += 1;
         }

@@ -42,8 +42,8 @@ pub struct MergeReport {
     pub same: u64,
     /// Records passed over for a newer one of the same slot.
     pub older: u64,
-    /// Winners, and withdrawals of winners, that are newer than the one there, which was seen here and whose artifacts are here: it
-    /// stays, until something is measured that is newer still.
+    /// Records that are newer than the one there, which was seen here and whose artifacts are here, if it names some: it stays, until
+    /// something is measured that is newer still.
     pub kept: u64,
     /// Lines that were not taken: damaged, not of this store, dated in the future, or without sense to the caller.
     pub skipped: u64,
@@ -88,9 +88,9 @@ impl MergeReport {
 impl Db {
     /// Takes the records of another journal (or of an export of one), each as
     /// [merged](Record::merged). The result does not depend on the order of merges, nor
-    /// on how often a file is merged; but a winner that was seen here and whose artifacts
-    /// are here stays, even where it is withdrawn elsewhere: what comes from elsewhere
-    /// takes away nothing that can be used.
+    /// on how often a file is merged; but what was seen here and whose artifacts are here
+    /// stays, even where it is withdrawn elsewhere: what comes from elsewhere takes away
+    /// nothing that can be used.
     /// Everything added is durable when it returns. A stream in which no line is a
     /// record that this program reads is no journal: [`Error::NotAJournal`], or
     /// [`Error::NoRecord`] where there is no line at all. One that goes on for long without
@@ -141,7 +141,7 @@ impl Db {
                         report.older += 1;
                         return Ok(());
                     }
-                    if old.kind == Kind::Winner && self.has_code(&mut state, &slot)? {
+                    if old.kind != Kind::Withdrawn && self.is_ours(&mut state, &slot)? {
                         report.kept += 1;
                         return Ok(());
                     }
@@ -167,13 +167,12 @@ impl Db {
         }
     }
 
-    /// Whether the current record of a slot was seen here, and names artifacts that are all here.
-    fn has_code(&self, state: &mut State, slot: &[u8]) -> Result<bool> {
+    /// Whether the current record of a slot was seen here, and the artifacts that it names are all here.
+    fn is_ours(&self, state: &mut State, slot: &[u8]) -> Result<bool> {
+        let Some(record) = self.current(state, slot)?.filter(|record| !record.merged) else { return Ok(false) };
         let mut named = HashSet::new();
-        if let Some(record) = self.current(state, slot)?.filter(|record| !record.merged) {
-            artifact_names(&record.body, false, &mut named);
-        }
-        Ok(!named.is_empty() && named.iter().all(|hash| self.artifact_path(hash).is_file()))
+        artifact_names(&record.body, false, &mut named);
+        Ok(named.iter().all(|hash| self.artifact_path(hash).is_file()))
     }
 
     /// Writes the current records that pass `filter` as journal lines, sorted by

@@ -92,10 +92,17 @@ pub(crate) fn own(rec: &[u8]) -> Cow<'_, [u8]> {
 /// The line, with its newline, of a record that comes from elsewhere, or why it cannot be one.
 pub(crate) fn merged(rec: &[u8], reader: &Reader) -> std::result::Result<Vec<u8>, &'static str> {
     let rest = own(rec);
+    // Were the line damaged later, the one in it would be salvaged, and nothing would say that it was merged.
+    if rest.windows(OPEN.len()).any(|w| w == OPEN) {
+        return Err("there is a journal line in it");
+    }
     let text = [MERGED.as_bytes(), rest.strip_prefix(b"{").unwrap_or_default()].concat();
     let (line, _) = frame(&text);
     // One that says itself, elsewhere in its text, whether it was merged says it twice now, and does not read.
-    check(&line[..line.len() - 1])?.head(reader)?;
+    let sealed = check(&line[..line.len() - 1])?;
+    sealed.head(reader)?;
+    // An export writes it again.
+    sealed.record().and_then(|record| encode(&record).ok()).ok_or("written again it is longer than a line may be")?;
     Ok(line)
 }
 

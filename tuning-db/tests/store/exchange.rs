@@ -268,6 +268,21 @@ fn what_a_merge_brought_says_so() {
     assert_eq!(other.merge(whole.as_bytes()).unwrap().added, 3);
     assert!(other.winner(&key(1)).unwrap().unwrap().merged && other.trials(&key(1)).unwrap()[0].merged);
     let says = |says: &str| sealed(&winner(7, 100).canonical().replacen('{', &format!("{{{says},"), 1));
+    let inner = sealed(&winner(7, 100).canonical());
+    let holds = format!("\"x\":[{},{{\"crc\":\"z\"}}]", inner.trim());
+    let longer = format!("\"x\":[{}0]", "1e15,".repeat(300_000));
+    for text in [holds.as_str(), &longer] {
+        let rec =
+            Record { body: json!("BODY"), ..winner(7, 100) }.canonical().replace("\"BODY\"", &format!("{{{text}}}"));
+        let merged = other.merge(sealed(&rec).as_bytes());
+        assert!(matches!(&merged, Err(Error::NotAJournal { lines: 1, .. })), "{merged:?}");
+    }
+    // Trials that were seen here stay, too.
+    other.put_trial(&trial(1, "a", 50)).unwrap();
+    let own = other.trials(&key(1)).unwrap();
+    assert!(!own[0].merged);
+    assert_eq!(other.merge(sealed(&trial(1, "a", 900).canonical()).as_bytes()).unwrap().kept, 1);
+    assert_eq!(other.trials(&key(1)).unwrap(), own);
     for text in ["\"merged\":false", "\"at\":7,\"merged\":true", "\"merged\": true", "\"merged\":true,\"merged\":true"]
     {
         let none = matches!(
