@@ -199,7 +199,8 @@ impl<'a> Tuning<'a> {
             let e = &mut winner.evidence;
             (e.narrow, e.space) = (won.narrow, won.space);
             e.cut_off |= won.median_us > 0.0 && e.median_us > SLOWER * won.median_us;
-            e.trials += won.trials;
+            // Of a merged record, it may be any number.
+            e.trials = e.trials.saturating_add(won.trials);
             if e.ties.is_empty() {
                 e.ties = won.ties;
             }
