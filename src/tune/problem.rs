@@ -198,6 +198,7 @@ impl<'a> Tuning<'a> {
         if let Some(won) = self.space.won.take() {
             let e = &mut winner.evidence;
             (e.narrow, e.space) = (won.narrow, won.space);
+            e.cut_off |= won.cut_off;
             e.cut_off |= won.median_us > 0.0 && e.median_us > SLOWER * won.median_us;
             // Of a merged record, it may be any number.
             e.trials = e.trials.saturating_add(won.trials);
