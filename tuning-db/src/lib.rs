@@ -44,8 +44,8 @@
 //! A record is a [`Winner`](Kind::Winner), a [`Withdrawn`](Kind::Withdrawn)
 //! winner or a [`Trial`](Kind::Trial), filed under a [`Key`]. Records of one slot
 //! (a key's winner; a key's trial of one `sub`) are ordered by `(at, hash)`, and
-//! the greatest counts; so merging journals gives one result in any order, but for winners
-//! that were seen here and whose artifacts are here, which a merge leaves alone. What a merge
+//! the greatest counts; so merging journals gives one result in any order, but for what
+//! was seen here and whose artifacts are here, which a merge leaves alone. What a merge
 //! brought [says so](Record::merged). A date past [`MAX_DATE`] never counts, and a
 //! merge takes none from the future.
 //!

@@ -129,7 +129,7 @@ pub(crate) fn encode(record: &Record) -> Result<(Vec<u8>, [u8; 32])> {
     }
 }
 
-/// Puts the frame around the text of a record; and what orders it, where it was not merged.
+/// Puts the frame around the text of a record; gives blake3 of that text too.
 pub(crate) fn frame(rec: &[u8]) -> (Vec<u8>, [u8; 32]) {
     let hash = blake3::hash(rec);
     let mut line = Vec::with_capacity(REC_AT + rec.len() + 2);
