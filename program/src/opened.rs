@@ -79,13 +79,26 @@ impl ModelArgs {
 
     /// Says how many of the kernels that an engine has bound nobody tuned, and what finds better ones.
     pub fn say_portable(&self, engine: &Engine) {
-        let stats = engine.stats();
-        if stats.portable > 0 {
-            let (portable, kernels, tuned_by) = (stats.portable, stats.kernels, self.tuned_by());
-            err!(
-                "jitune: note: {portable} of {kernels} kernels are portable ones; `jitune tune {tuned_by}` finds better"
-            );
+        if let Some(note) = self.portable(engine) {
+            err!("jitune: note: {note}");
         }
+    }
+
+    /// What it says, where nobody tuned some.
+    pub fn portable(&self, engine: &Engine) -> Option<String> {
+        let (stats, tuned_by) = (engine.stats(), self.tuned_by());
+        let (portable, kernels) = (stats.portable, stats.kernels);
+        let (from, batch) = match stats.portable_from {
+            _ if portable == 0 => return None,
+            Some(from) if from > 1 => (
+                format!(", some of them in each decode of {from} sequences or more, which can take many times as long"),
+                format!(" --batch {}", engine.options().sequences),
+            ),
+            _ => Default::default(),
+        };
+        Some(format!(
+            "{portable} of {kernels} kernels are portable ones{from}; `jitune tune {tuned_by}{batch}` finds better"
+        ))
     }
 
     /// The folder or file.

@@ -171,6 +171,7 @@ impl Which {
         let narrow = plan.between(between);
         let mut problems = plan.problems();
         problems.extend(plan.portable().into_iter().filter(|p| !problems.contains(p)).collect::<Vec<_>>());
+        problems.extend(plan.draws());
         if target == Target::Cuda {
             problems.extend(plan.fusions());
         }

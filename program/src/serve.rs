@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
     /// What clients call the model; by default the name of its folder or file.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: Option<String>,
     /// Most tokens of a prompt and its answer together; by default what the model was made for, or as much of it as there is
     /// memory for.

@@ -46,6 +46,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         options: opened.options(longest),
         client: Client::new(&wanted),
         engine: None,
+        untuned: None,
         begun: Instant::now(),
         stop: Arc::clone(&stop),
     };
@@ -66,7 +67,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         )));
     }
     measuring.options.context = context;
-    measuring.engine = Some((default, Inside::new(engine), true));
+    measuring.hold(default, engine);
 
     let device = device.describe()?;
     let key = key::serving(&device, &opened.model, &opened.precision, context, &wanted.workload().asked());
@@ -83,6 +84,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let found = serving::search(&options, known, &mut measuring, &mut teller);
     teller.live.finish_and_clear();
     let found = found.map_err(|e| CliError::Partly(e.to_string()))?;
+    if let Some((_, note)) = measuring.untuned.take() {
+        err!("jitune: note: {note}");
+    }
     drop(measuring);
     let other = if found.chosen == default { None } else { found.grid.filter(|g| g.setting == found.chosen) };
     let [ttft_ms, tpot_ms] = wanted.limits();
@@ -146,6 +150,8 @@ struct Measuring<'a> {
     client: Client<'a>,
     /// The engine, its setting, and whether it has answered nothing yet.
     engine: Option<(Setting, Inside, bool)>,
+    /// What nobody tuned of the steps of the most sequences that were measured.
+    untuned: Option<(i64, String)>,
     begun: Instant,
     stop: Arc<AtomicBool>,
 }
@@ -154,6 +160,14 @@ impl Measuring<'_> {
     fn open(&self, options: Options) -> Result<Result<Engine, EngineError>, CliError> {
         let runtime = self.opened.on(&self.bundle)?;
         Ok(Engine::open(runtime, &self.opened.model, &self.opened.weights, options, |_, _| ()))
+    }
+
+    fn hold(&mut self, setting: Setting, engine: Engine) {
+        if self.untuned.as_ref().is_none_or(|(sequences, _)| *sequences < setting.sequences) {
+            let note = self.opened.args.portable(&engine).map(|note| (setting.sequences, note));
+            self.untuned = note.or(self.untuned.take());
+        }
+        self.engine = Some((setting, Inside::new(engine), true));
     }
 }
 
@@ -172,7 +186,7 @@ impl Evaluate for Measuring<'_> {
                 }
                 other => Unmeasured::Lost(failed(other).to_string()),
             })?;
-            self.engine = Some((asked.setting, Inside::new(engine), true));
+            self.hold(asked.setting, engine);
         }
         let Some((_, inside, fresh)) = &mut self.engine else {
             return Err(Unmeasured::Lost("there is no engine".into()));

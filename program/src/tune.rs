@@ -6,6 +6,8 @@ use super::{CliError, table};
 use jitune::device::DeviceId;
 use jitune::tune::{self, OfKind, Options, Report, Search, Spent};
 use jitune::winner::Winner;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -162,7 +164,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
 /// Whether a signal ends the program at once: where there is nothing to bring to an end.
 pub(super) static AT_ONCE: AtomicBool = AtomicBool::new(false);
 
-/// Turns Ctrl-C and its like into a flag, the same one each time. A second Ctrl-C does not wait for the work at hand.
+/// Turns Ctrl-C, SIGTERM and SIGHUP into a flag, the same one each time. A second one does not wait for the work at hand.
 pub(super) fn on_signals() -> Result<Arc<AtomicBool>, CliError> {
     static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     let stop = Arc::new(AtomicBool::new(false));
@@ -170,7 +172,7 @@ pub(super) fn on_signals() -> Result<Arc<AtomicBool>, CliError> {
         return Ok(STOP.get().cloned().unwrap_or(stop));
     }
     let signal = stop.clone();
-    let handler = move || {
+    let heard = move || {
         if signal.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
@@ -179,8 +181,20 @@ pub(super) fn on_signals() -> Result<Arc<AtomicBool>, CliError> {
             std::process::exit(130);
         }
     };
-    ctrlc::set_handler(handler).map_err(|e| CliError::Usage(format!("signals cannot be handled: {e}")))?;
+    let unheard = |e: std::io::Error| CliError::Usage(format!("signals cannot be handled: {e}"));
+    let hangup = Some(SIGHUP).filter(|_| !is_ignored(SIGHUP));
+    let mut signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)).map_err(unheard)?;
+    let listens = move || signals.forever().for_each(|_| heard());
+    std::thread::Builder::new().name("jitune-signals".into()).spawn(listens).map_err(unheard)?;
     Ok(stop)
+}
+
+/// Whether whoever started the program had a signal ignored, as nohup has the one of a closed terminal.
+fn is_ignored(signal: i32) -> bool {
+    let mask = std::fs::read_to_string("/proc/self/status").ok();
+    let mask = mask.and_then(|text| text.lines().find_map(|l| l.strip_prefix("SigIgn:")).map(|m| m.trim().to_string()));
+    let mask = mask.and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// How many problems the run was about: each counts once for every kind of device.

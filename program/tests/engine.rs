@@ -362,7 +362,7 @@ fn steps_that_gave_way_are_bound_again() {
         })
     };
     let requests: Vec<Request> = (0..2).flat_map(|_| counts.iter().flat_map(|count| one(*count))).collect();
-    let open = || given.open(|o| (o.prefix, o.context, o.tokens) = (false, 1024, 64)).unwrap();
+    let open = || given.open(|o| (o.prefix, o.context, o.tokens, o.ahead) = (false, 1024, 64, Some(false))).unwrap();
     let engine = open();
     let said: Vec<Vec<Token>> = requests.iter().map(|r| hear(engine.submit(r.clone()).unwrap()).tokens).collect();
     assert_eq!(said[..288], said[288..]);
@@ -375,7 +375,7 @@ fn steps_that_gave_way_are_bound_again() {
     assert!(stats.bound > 500, "{} bound", stats.bound);
 }
 
-/// Where steps are chosen ahead of the device, those that are known to come are bound while nobody waits.
+/// Those that are known to come are bound as the engine starts, and while nobody waits where steps are chosen ahead of the device.
 #[test]
 fn what_is_expected_is_bound_before_it_is_needed() {
     let given = Given::new("qwen3");
@@ -383,12 +383,16 @@ fn what_is_expected_is_bound_before_it_is_needed() {
     let hear_all = |engine: &Engine| -> Vec<Vec<Token>> {
         requests.iter().map(|r| hear(engine.submit(r.clone()).unwrap()).tokens).collect()
     };
-    let late = given.open(|o| o.prefix = false).unwrap();
+    let late = given.open(|o| (o.prefix, o.ahead) = (false, Some(false))).unwrap();
     let said = hear_all(&late);
     let stats = late.stats();
     // Three prompts and what decodes, greedy and drawn.
     assert_eq!((stats.bound, stats.bound_late), (5, 5));
     assert!(stats.binding_late == stats.binding && stats.binding > Duration::ZERO);
+    let started = given.open(|o| o.prefix = false).unwrap();
+    let bound = started.stats().bound;
+    assert!(bound > 0, "{bound}");
+    assert_eq!(hear_all(&started), said);
     let early = given.open(|o| (o.prefix, o.ahead) = (false, Some(true))).unwrap();
     let (mut bound, mut since) = (0, Instant::now());
     while since.elapsed() < Duration::from_millis(500) {

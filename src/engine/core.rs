@@ -179,12 +179,15 @@ impl Core {
         Ok((core, plan))
     }
 
-    /// On a GPU, binds steps that are expected, and runs each on tables of nobody: what a driver leaves to the first launch is done by
-    /// then. It takes [`WARM`], and a step more.
+    /// Binds steps that are expected. On a GPU each runs on tables of nobody: what a driver leaves to the first launch is done by then.
+    /// It takes [`WARM`], and a step more.
     pub fn warm(&mut self) -> Result<(), EngineError> {
         let begun = Instant::now();
-        while self.stream.is_some() && begun.elapsed() < WARM {
+        while begun.elapsed() < WARM {
             let Some(shape) = self.with_steps(|steps, given| steps.prepare(given)) else { break };
+            if self.stream.is_none() {
+                continue;
+            }
             let mut tables = Tables { q_starts: vec![0], ..Tables::default() };
             self.steps.get(&shape)?.pad(&mut tables);
             self.start(&shape, &tables)?;
@@ -258,6 +261,7 @@ impl Core {
             live,
             kernels,
             portable,
+            portable_from: self.steps.portable_from(),
             bound: counts.all,
             binding: counts.took,
             bound_late: counts.late,

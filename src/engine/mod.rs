@@ -45,6 +45,8 @@ pub use schedule::Refused;
 
 use crate::backend::BackendError;
 use crate::model::{Buckets, Model, ModelError, Precision};
+use crate::problem::MAX_DIM;
+use crate::problem::decode::MAX_BATCH;
 use crate::program::ProgramError;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::sync::lock;
@@ -137,7 +139,7 @@ pub struct Options {
     /// Whether requests may ask for the logits of a prompt; then none is used again, since a token that is not computed has none.
     pub logits: bool,
     /// Whether a step begins before the tokens of the one before are known; not said, it does on a GPU, where a step runs beside the
-    /// host. The tokens are the same.
+    /// host. With false nothing is done before it is needed: no step is bound as the engine starts either. The tokens are the same.
     pub ahead: Option<bool>,
 }
 
@@ -162,14 +164,13 @@ impl Options {
     /// Whether they mean something, and the model is what it is within them: beyond a sliding window it would be another.
     pub fn check(&self, model: &Model) -> Result<(), EngineError> {
         let sizes = [
-            ("context", self.context),
-            ("page", self.page),
-            ("sequences", self.sequences),
-            ("tokens", self.tokens),
-            ("chunk", self.chunk.unwrap_or(self.tokens)),
+            ("context", self.context, MAX_DIM),
+            ("page", self.page, MAX_DIM),
+            ("sequences", self.sequences, MAX_BATCH),
+            ("tokens", self.tokens, MAX_DIM),
+            ("chunk", self.chunk.unwrap_or(self.tokens), MAX_DIM),
         ];
-        if let Some((name, v)) = sizes.iter().find(|(_, v)| !(1..=crate::problem::MAX_DIM).contains(v)) {
-            let most = crate::problem::MAX_DIM;
+        if let Some((name, v, most)) = sizes.iter().find(|(_, v, most)| !(1..=*most).contains(v)) {
             return Err(EngineError::Options(format!("{name}: {v} is no size; 1 is the least, and {most} the most")));
         }
         match model.sliding_window {
@@ -228,7 +229,9 @@ impl Engine {
     ) -> Result<Engine, EngineError> {
         let room = Room { context: options.context as usize, page: options.page as usize, pages: 0 };
         let (mut core, plan) = Core::new(runtime, model, weights, options.clone(), &mut loaded)?;
-        core.warm()?;
+        if options.ahead != Some(false) {
+            core.warm()?;
+        }
         let shared = Arc::new(Shared { stats: core.stats(), ..Shared::default() });
         let top = core.sizes.top;
         let (commands, heard) = channel();

@@ -202,6 +202,8 @@ pub struct Stats {
     pub kernels: usize,
     /// Portable kernels among them.
     pub portable: usize,
+    /// Fewest sequences of a greedy decode that has portable kernels, of those that were bound.
+    pub portable_from: Option<i64>,
     /// Steps that were bound to memory so far, on a GPU with their graphs where they decode.
     pub bound: u64,
     /// What that took.

@@ -6,7 +6,7 @@
 use super::EngineError;
 use super::step::{Answers, Step, Stores};
 use crate::backend::cuda::Stream;
-use crate::model::{Cache, Model, Pass, Phase, Precision, Shape};
+use crate::model::{Cache, Model, Pass, Phase, Precision, Shape, Tail};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,8 @@ pub(super) struct Steps {
     expected: Vec<Shape>,
     /// Portable kernels of those that are bound, and all.
     kernels: (usize, usize),
+    /// Fewest sequences of a greedy decode that was bound with portable kernels.
+    portable_from: Option<i64>,
     counts: Counts,
 }
 
@@ -61,7 +63,7 @@ impl Steps {
     pub fn clear(&mut self) {
         self.bound.clear();
         self.roomless.clear();
-        self.kernels = (0, 0);
+        (self.kernels, self.portable_from) = ((0, 0), None);
     }
 
     /// The step of a shape that is bound.
@@ -73,6 +75,11 @@ impl Steps {
     /// Portable kernels of the steps that are bound, and all.
     pub fn kernels(&self) -> (usize, usize) {
         self.kernels
+    }
+
+    /// Fewest sequences of a greedy decode that has portable kernels, of those that were bound.
+    pub fn portable_from(&self) -> Option<i64> {
+        self.portable_from
     }
 
     pub fn counts(&self) -> Counts {
@@ -135,6 +142,9 @@ impl Steps {
         }
         let (portable, all) = step.kernels();
         self.kernels = (self.kernels.0 + portable, self.kernels.1 + all);
+        if (shape.phase, shape.tail) == (Phase::Decode, Tail::Argmax) && portable > 0 {
+            self.portable_from = self.portable_from.map(|from| from.min(shape.sequences)).or(Some(shape.sequences));
+        }
         self.bound.insert(shape, (step, turn));
         Ok(true)
     }

@@ -169,6 +169,16 @@ impl Plan {
         list
     }
 
+    /// The draws of tokens that decode steps take in the place of an argmax, where requests ask for more than the most likely one.
+    pub fn draws(&self) -> Vec<Problem> {
+        let decodes = self.calls.iter().filter(|c| c.phase == Phase::Decode && c.problem.op().name == "argmax");
+        let draw = |c: &Call| {
+            let p = &c.problem;
+            Problem::sample(p.dim("rows"), p.dim("cols")).types(p.types()).build().ok()
+        };
+        decodes.filter_map(draw).collect()
+    }
+
     /// The problems of the portable winners that answer what no bucket does, those of whatever else an engine's steps have too: a row
     /// whose token is sampled, and what a step is told.
     pub fn portable(&self) -> Vec<Problem> {

@@ -40,7 +40,7 @@ pub(super) static OP: OpDef = OpDef {
 };
 
 /// More sequences than any server decodes at once; keeps the sums over them short.
-const MAX_BATCH: i64 = 1 << 16;
+pub(crate) const MAX_BATCH: i64 = 1 << 16;
 
 pub(super) fn check(p: &Problem) -> Result<(), String> {
     if p.dim("page") < 1 {

@@ -7,7 +7,7 @@ mod advance;
 mod attention;
 mod build;
 mod cache;
-mod decode;
+pub(crate) mod decode;
 mod inputs;
 mod matmul;
 mod norm;

@@ -1,11 +1,12 @@
 //! What clients ask for: the bodies of both APIs, read to one [`Job`].
 
-use super::fields::{Fields, each, ids, text};
+use super::fields::{Fields, each, ids, no_text, text};
 use super::refusal::Refusal;
 use crate::engine::{Request, Sampling};
 use crate::tokenizer::{Message, Tokenizer, TokenizerError};
 use axum::http::StatusCode;
 use serde_json::Value;
+use std::sync::LazyLock;
 
 /// Log-probabilities that are told of all answers to a request: each is kept until it is written.
 const MOST_TOLD: u64 = 4 << 20;
@@ -58,71 +59,121 @@ pub(super) struct Job {
     pub named: bool,
 }
 
-/// Every parameter that is asked for, of any endpoint.
+/// Every parameter that is heard.
 const KNOWN: &[&str] = &[
     "add_special_tokens",
-    "best_of",
-    "echo",
-    "frequency_penalty",
-    "functions",
     "ignore_eos",
-    "include_stop_str_in_output",
-    "logit_bias",
     "logprobs",
     "max_completion_tokens",
     "max_tokens",
     "messages",
     "min_p",
-    "min_tokens",
-    "modalities",
     "model",
     "n",
-    "presence_penalty",
     "prompt",
     "repetition_penalty",
-    "response_format",
     "return_token_ids",
     "return_tokens_as_token_ids",
     "seed",
-    "skip_special_tokens",
     "stop",
     "stop_token_ids",
     "stream",
     "stream_options",
-    "suffix",
     "temperature",
     "tokens",
-    "tool_choice",
-    "tools",
     "top_k",
     "top_logprobs",
     "top_p",
-    "use_beam_search",
 ];
 
-/// What is refused unless it asks for nothing, since an answer that passes over it would be another than was asked for.
+/// What is refused unless it asks for nothing, since an answer that passes over it would be another than was asked for: of OpenAI's
+/// API, and of what other servers add to it.
 const NEUTRAL: &[(&str, IsNeutral)] = &[
+    ("allowed_token_ids", empty),
+    ("audio", empty),
+    ("bad_words", empty),
+    ("best_of", one),
+    ("chat_template", never),
+    ("chat_template_kwargs", empty),
+    ("continue_final_message", off),
+    ("documents", empty),
+    ("dry_multiplier", zero),
+    ("dynatemp_range", zero),
+    ("early_stopping", off),
+    ("ebnf", empty),
     ("echo", off),
-    ("best_of", |v| v == 1),
-    ("suffix", empty),
-    ("logit_bias", empty),
-    ("presence_penalty", |v| v.as_f64() == Some(0.0)),
-    ("frequency_penalty", |v| v.as_f64() == Some(0.0)),
-    ("min_tokens", |v| v == 0),
-    ("use_beam_search", off),
-    ("include_stop_str_in_output", off),
-    ("skip_special_tokens", |v| v == &Value::Bool(true)),
-    ("tools", empty),
+    ("epsilon_cutoff", zero),
+    ("eta_cutoff", zero),
+    ("frequency_penalty", zero),
+    ("function_call", |v| v == "none" || v == "auto"),
     ("functions", empty),
-    ("tool_choice", |v| v == "none" || v == "auto"),
-    ("response_format", |v| v["type"] == "text"),
+    ("grammar", empty),
+    ("guided_choice", empty),
+    ("guided_grammar", empty),
+    ("guided_json", never),
+    ("guided_regex", empty),
+    ("include_stop_str_in_output", off),
+    ("json_schema", never),
+    ("length_penalty", one),
+    ("logit_bias", empty),
+    ("logits_processors", empty),
+    ("min_tokens", zero),
+    ("mirostat", zero),
     ("modalities", |v| v == &serde_json::json!(["text"])),
+    ("no_repeat_ngram_size", zero),
+    ("presence_penalty", zero),
+    ("prompt_logprobs", never),
+    ("reasoning_effort", |v| v == "none"),
+    ("regex", empty),
+    ("response_format", |v| v["type"] == "text"),
+    ("skip_special_tokens", on),
+    ("structural_tag", never),
+    ("structured_outputs", empty),
+    ("suffix", empty),
+    ("tfs_z", one),
+    ("tool_choice", |v| v == "none" || v == "auto"),
+    ("tools", empty),
+    ("top_a", zero),
+    ("truncate_prompt_tokens", never),
+    ("typical_p", one),
+    ("use_beam_search", off),
+    ("verbosity", |v| v == "medium"),
+    ("web_search_options", never),
+    ("xtc_probability", zero),
 ];
+
+/// Those of a chat alone.
+const NEUTRAL_OF_CHATS: &[(&str, IsNeutral)] = &[("add_generation_prompt", on), ("add_special_tokens", off)];
+
+/// The names of all of them.
+static NAMES: LazyLock<Vec<&str>> = LazyLock::new(|| {
+    let neutral = NEUTRAL.iter().chain(NEUTRAL_OF_CHATS).map(|(name, _)| *name);
+    let mut names: Vec<&str> = KNOWN.iter().copied().chain(neutral).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+});
 
 type IsNeutral = fn(&Value) -> bool;
 
+fn never(_: &Value) -> bool {
+    false
+}
+
 fn off(value: &Value) -> bool {
     value == &Value::Bool(false)
+}
+
+fn on(value: &Value) -> bool {
+    value == &Value::Bool(true)
+}
+
+fn zero(value: &Value) -> bool {
+    value.as_f64() == Some(0.0)
+}
+
+fn one(value: &Value) -> bool {
+    value.as_f64() == Some(1.0)
 }
 
 fn empty(value: &Value) -> bool {
@@ -137,11 +188,8 @@ fn empty(value: &Value) -> bool {
 impl Served<'_> {
     /// Reads a body. Takes as long as its text takes to become tokens, and `seed` where none is asked for.
     pub fn job(&self, form: Form, body: &[u8], seed: u64) -> Result<Job, Refusal> {
-        let fields = Fields::read(body, KNOWN)?;
-        self.named(&fields)?;
-        for (name, is_neutral) in NEUTRAL {
-            fields.neutral(name, *is_neutral)?;
-        }
+        let fields = Fields::read(body, &NAMES)?;
+        self.check(&fields, form)?;
         let mut request = Request { sampling: sampling(form, &fields, seed)?, ..Request::default() };
         request.ends = fields.ids("stop_token_ids", self.vocab, MOST_STOP_TOKENS)?;
         if !fields.flag("ignore_eos", false)? {
@@ -190,11 +238,12 @@ impl Served<'_> {
 
     /// The tokens of a text or of a chat, for `/tokenize`.
     pub fn tokenize(&self, body: &[u8]) -> Result<Vec<i32>, Refusal> {
-        let fields = Fields::read(body, KNOWN)?;
-        self.named(&fields)?;
-        match fields.raw("messages") {
-            Some(_) => self.chat(&fields),
-            None => {
+        let fields = Fields::read(body, &NAMES)?;
+        let form = if fields.raw("messages").is_some() { Form::Chat } else { Form::Completion };
+        self.check(&fields, form)?;
+        match form {
+            Form::Chat => self.chat(&fields),
+            Form::Completion => {
                 let text = fields.text("prompt")?.ok_or_else(|| Refusal::param("prompt", "it is missing"))?;
                 self.encode("prompt", &text, fields.flag("add_special_tokens", true)?)
             }
@@ -203,8 +252,8 @@ impl Served<'_> {
 
     /// The text of tokens, for `/detokenize`.
     pub fn detokenize(&self, body: &[u8]) -> Result<String, Refusal> {
-        let fields = Fields::read(body, KNOWN)?;
-        self.named(&fields)?;
+        let fields = Fields::read(body, &NAMES)?;
+        self.check(&fields, Form::Completion)?;
         if fields.raw("tokens").is_none() {
             return Err(Refusal::param("tokens", "it is missing"));
         }
@@ -212,11 +261,13 @@ impl Served<'_> {
         self.tokenizer("tokens")?.decode(&ids).map_err(|e| Refusal::param("tokens", e))
     }
 
-    fn named(&self, fields: &Fields<'_>) -> Result<(), Refusal> {
-        match fields.text("model")? {
-            Some(name) if name != self.name => Err(self.unknown(&name)),
-            _ => Ok(()),
+    /// Whether parameters are for this model, and ask for nothing that is not there.
+    fn check(&self, fields: &Fields<'_>, form: Form) -> Result<(), Refusal> {
+        if let Some(name) = fields.text("model")?.filter(|name| name != self.name) {
+            return Err(self.unknown(&name));
         }
+        let of_chats = if form == Form::Chat { NEUTRAL_OF_CHATS } else { &[] };
+        NEUTRAL.iter().chain(of_chats).try_for_each(|(name, is_neutral)| fields.neutral(name, *is_neutral))
     }
 
     /// No such model.
@@ -279,8 +330,8 @@ impl Served<'_> {
             return self.encode("prompt", &text, begin);
         }
         let form = "it must be a text, a list of texts, a list of tokens, or a list of such lists";
-        let (ids, count) =
-            ids("prompt", raw, self.vocab, self.context as usize)?.ok_or_else(|| Refusal::param("prompt", form))?;
+        let (ids, count) = ids("prompt", raw, self.vocab, self.context as usize)?
+            .ok_or_else(|| Refusal::param("prompt", no_text(raw, form)))?;
         self.left("prompt", count)?;
         Ok(ids)
     }
@@ -325,15 +376,16 @@ impl Served<'_> {
 
     fn stops(&self, fields: &Fields<'_>) -> Result<Vec<String>, Refusal> {
         let Some(raw) = fields.raw("stop") else { return Ok(Vec::new()) };
-        let form = || {
-            let text = format!("it must be a text, or a list of at most {MOST_STOPS}, of 1 to {MOST_STOP_BYTES} bytes");
-            Refusal::param("stop", text)
-        };
+        let form = format!("it must be a text, or a list of at most {MOST_STOPS}, of 1 to {MOST_STOP_BYTES} bytes");
+        let bad = || Refusal::param("stop", &form);
         let mut stops = Vec::new();
         let mut one = |raw| {
-            let stop = text(raw).filter(|t| !t.is_empty() && t.len() <= MOST_STOP_BYTES).ok_or_else(form)?;
+            let stop = text(raw).ok_or_else(|| Refusal::param("stop", no_text(raw, &form)))?;
+            if stop.is_empty() || stop.len() > MOST_STOP_BYTES {
+                return Err(bad());
+            }
             stops.push(stop.into_owned());
-            if stops.len() > MOST_STOPS { Err(form()) } else { Ok(()) }
+            if stops.len() > MOST_STOPS { Err(bad()) } else { Ok(()) }
         };
         if !each(raw, &mut one)? {
             one(raw)?;
@@ -396,9 +448,8 @@ fn message(raw: &str) -> Result<Message, Refusal> {
                 Ok(())
             })?;
             if !listed {
-                content = text(raw)
-                    .ok_or_else(|| bad("each content must be a text or a list of parts that are texts"))?
-                    .into_owned();
+                let form = "each content must be a text or a list of parts that are texts";
+                content = text(raw).ok_or_else(|| bad(no_text(raw, form)))?.into_owned();
             }
         }
         None if role == "assistant" => (),
@@ -452,6 +503,35 @@ mod tests {
 
     /// All of it is kept until it is written.
     #[test]
+    fn what_would_change_an_answer_is_refused_unless_it_asks_for_nothing() {
+        let check = |form, name: &str, value: &str| {
+            let body = format!("{{{name:?}: {value}}}");
+            SERVED.check(&Fields::read(body.as_bytes(), &NAMES).unwrap(), form)
+        };
+        for (name, _) in NEUTRAL.iter().chain(NEUTRAL_OF_CHATS) {
+            for value in [r#"{"type": "object"}"#, "7", "[\"a\"]"] {
+                let refused = check(Form::Chat, name, value).unwrap_err();
+                assert_eq!(refused.message, format!("{name}: it is not supported; leave it out"), "{value}");
+            }
+            assert_eq!(check(Form::Chat, name, "null"), Ok(()), "{name}");
+        }
+        for (name, value) in [
+            ("add_generation_prompt", "true"),
+            ("chat_template_kwargs", "{}"),
+            ("frequency_penalty", "0"),
+            ("logit_bias", "{}"),
+            ("response_format", r#"{"type": "text"}"#),
+            ("tool_choice", "\"auto\""),
+            ("tools", "[]"),
+            ("typical_p", "1.0"),
+        ] {
+            assert_eq!(check(Form::Chat, name, value), Ok(()), "{name}");
+        }
+        assert_eq!(check(Form::Completion, "add_special_tokens", "true"), Ok(()));
+        assert!(check(Form::Chat, "add_special_tokens", "true").is_err());
+    }
+
+    #[test]
     fn what_is_told_of_tokens_has_a_bound() {
         let served = Served { context: 1 << 18, queue: 128, ..SERVED };
         let asked = |n: u32, told: u32| {
@@ -492,6 +572,10 @@ mod tests {
             (r#"{"prompt": [1], "stop": "a"}"#, "stop: the model has no tokenizer"),
             (r#"{"prompt": [1], "echo": true}"#, "echo: it is not supported; leave it out"),
             (r#"{"prompt": [1], "logit_bias": {"5": 1}}"#, "logit_bias: it is not supported; leave it out"),
+            (r#"{"prompt": "\ud800"}"#, "prompt: it has half of a pair of surrogates"),
+            (r#"{"prompt": ["\udfff"]}"#, "prompt: it has half of a pair of surrogates"),
+            (r#"{"prompt": [1], "model": "\ud800"}"#, "model: it has half of a pair of surrogates"),
+            (r#"{"prompt": [1], "stop": "\ud800"}"#, "stop: it has half of a pair of surrogates"),
             (r#"{"prompt": [1], "stream": 1}"#, "stream: it must be true or false"),
             (r#"{"prompt": [1], "stream_options": []}"#, "stream_options: it must be an object"),
         ] {

@@ -29,7 +29,8 @@ impl<'b> Fields<'b> {
     }
 
     pub fn text(&self, name: &str) -> Result<Option<Cow<'b, str>>, Refusal> {
-        self.raw(name).map(|raw| text(raw).ok_or_else(|| Refusal::param(name, "it must be a text"))).transpose()
+        let is_text = |raw| text(raw).ok_or_else(|| Refusal::param(name, no_text(raw, "it must be a text")));
+        self.raw(name).map(is_text).transpose()
     }
 
     pub fn flag(&self, name: &str, usual: bool) -> Result<bool, Refusal> {
@@ -130,6 +131,15 @@ pub(super) fn each<'b>(raw: &'b str, mut f: impl FnMut(&'b str) -> Result<(), Re
     match refusal {
         Some(refusal) => Err(refusal),
         None => Ok(read.is_ok()),
+    }
+}
+
+/// Why something is no text, which has this form: one that begins as a text has half of a character.
+pub(super) fn no_text<'w>(raw: &str, form: &'w str) -> &'w str {
+    if raw.starts_with('"') {
+        "it has half of a pair of surrogates (\\ud800 to \\udfff), which is no character"
+    } else {
+        form
     }
 }
 

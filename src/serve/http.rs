@@ -22,14 +22,15 @@ use serde_json::{Value, json};
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
-use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout_at;
 
 /// Bytes of bodies that are held at a time, of all requests: what is over it is told to come again.
 const BODIES: usize = 256 << 20;
+/// How long bodies may still come when the server stops.
+const LAST_BODIES: Duration = Duration::from_secs(1);
 /// Bodies that are over the limit are read this many times as far and thrown away, since most clients hear of nothing before
 /// they have sent all.
 const THROWN_AWAY: usize = 16;
@@ -50,7 +51,8 @@ pub(super) struct Shared {
     readers: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
     random: RandomState,
-    pub stopping: AtomicBool,
+    /// Whether no new requests are taken.
+    pub stopping: watch::Sender<bool>,
     pub in_hand: Arc<InHand>,
 }
 
@@ -71,7 +73,7 @@ impl Shared {
             readers: Arc::new(Semaphore::new(cores)),
             bodies: Arc::new(Semaphore::new(BODIES)),
             random: RandomState::new(),
-            stopping: AtomicBool::new(false),
+            stopping: watch::Sender::new(false),
             in_hand: Arc::default(),
         }
     }
@@ -96,14 +98,20 @@ impl Shared {
 
     /// Ends when what is in hand is to end.
     fn is_cut_off(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut cut_off = self.in_hand.cut_off.subscribe();
-        async move {
-            let _ = cut_off.wait_for(|over| *over).await;
-        }
+        is_set(&self.in_hand.cut_off)
     }
 
-    /// The body of a request, which is JSON.
+    /// The body of a request, which is JSON. A server that stops waits for no client to send it.
     async fn body(&self, headers: &HeaderMap, body: Body) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
+        let stops = is_set(&self.stopping);
+        let too_late = async {
+            stops.await;
+            tokio::time::sleep(LAST_BODIES).await;
+        };
+        before(self.whole_body(headers, body), too_late).await.unwrap_or_else(|| Err(Refusal::stopping()))
+    }
+
+    async fn whole_body(&self, headers: &HeaderMap, body: Body) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
         let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim();
         let (deadline, most) = (tokio::time::Instant::now() + self.options.patience, self.options.body);
@@ -201,6 +209,24 @@ impl Shared {
     }
 }
 
+/// Ends when a flag is set.
+fn is_set(flag: &watch::Sender<bool>) -> impl Future<Output = ()> + Send + use<> {
+    let mut flag = flag.subscribe();
+    async move {
+        let _ = flag.wait_for(|set| *set).await;
+    }
+}
+
+/// What comes of one, unless the other ends before it.
+async fn before<T>(one: impl Future<Output = T>, other: impl Future<Output = ()>) -> Option<T> {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    std::future::poll_fn(|cx| match one.as_mut().poll(cx) {
+        Poll::Pending => other.as_mut().poll(cx).map(|()| None),
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+    })
+    .await
+}
+
 fn busy() -> Refusal {
     let text = "the bodies of other requests take all the room that there is for them; try again later";
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, Some("busy"), text)
@@ -262,16 +288,12 @@ async fn admitted(shared: &Shared, request: Request, next: Next) -> Response {
             return Refusal::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), text).into_response();
         }
     }
-    let stopping = shared.stopping.load(Ordering::Relaxed);
+    let stopping = *shared.stopping.borrow();
     let mut response = match stopping && !metrics {
         true => Refusal::stopping().into_response(),
         false => {
-            let (mut answered, mut cut_off) = (pin!(next.run(request)), pin!(shared.is_cut_off()));
-            std::future::poll_fn(|cx| match answered.as_mut().poll(cx) {
-                Poll::Pending => cut_off.as_mut().poll(cx).map(|()| Refusal::cut_off().into_response()),
-                ready => ready,
-            })
-            .await
+            let answered = before(next.run(request), shared.is_cut_off()).await;
+            answered.unwrap_or_else(|| Refusal::cut_off().into_response())
         }
     };
     if stopping {

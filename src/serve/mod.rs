@@ -22,6 +22,7 @@ use http::Shared;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 /// How often it is looked whether the server should stop.
@@ -41,8 +43,9 @@ const HEAD: usize = 64 << 10;
 const OTHER_FILES: u64 = 128;
 /// Connections beyond the most, on which nothing but `/health` and `/metrics` is answered.
 const SPARE: usize = 16;
-/// How long a client may take for a request's head on one of them.
+/// How long a client may take on one of them, and how long where another one waits for it.
 const SPARE_PATIENCE: Duration = Duration::from_secs(5);
+const SPARE_TURN: Duration = Duration::from_millis(100);
 /// How long clients have to be told that their requests were ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -51,7 +54,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[non_exhaustive]
 pub enum ServeError {
     /// The address.
-    #[error("cannot listen on {address}: {source}; --port names another port, 0 any free one")]
+    #[error("cannot listen on {address}: {source}; {}", of_address(source))]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -75,6 +78,15 @@ pub enum ServeError {
         /// What [`Options::drain`] gives them.
         seconds: u64,
     },
+}
+
+/// What helps where an address cannot be listened on.
+fn of_address(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::AddrNotAvailable => "this machine has no such address; --host names one of its own",
+        std::io::ErrorKind::PermissionDenied => "--port names one that needs no rights, from 1024 on",
+        _ => "--port names another port, 0 any free one",
+    }
 }
 
 /// A model as it is served.
@@ -161,11 +173,10 @@ impl Server {
         let shared = Arc::new(Shared::new(served, options));
         let done = runtime.block_on(async {
             let listener = socket.listen(1024).map_err(|source| ServeError::Listen { address, source })?;
-            let (drain, draining) = watch::channel(false);
             let doors = Doors {
                 router: http::router(Arc::clone(&shared)),
                 spare_router: http::spare_router(Arc::clone(&shared)),
-                draining,
+                stopping: shared.stopping.subscribe(),
                 open: Arc::default(),
                 places: Arc::new(Semaphore::new(connections)),
                 spare: Arc::new(Semaphore::new(SPARE)),
@@ -181,8 +192,7 @@ impl Server {
             let (begun, seconds) = (Instant::now(), most.as_secs());
             let in_hand = || shared.in_hand.count.load(Ordering::Relaxed);
             tracing::info!(target: "jitune::serve", requests = in_hand(), seconds, "drain begins");
-            shared.stopping.store(true, Ordering::Relaxed);
-            let _ = drain.send(true);
+            shared.stopping.send_replace(true);
             let none_left = async || {
                 while open.load(Ordering::Relaxed) > 0 {
                     tokio::time::sleep(LOOK).await;
@@ -219,7 +229,7 @@ fn permitted(most: usize) -> usize {
 struct Doors {
     router: Router,
     spare_router: Router,
-    draining: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
     /// Connections from before it began to stop.
     open: Arc<AtomicUsize>,
     places: Arc<Semaphore>,
@@ -246,11 +256,16 @@ impl Drop for Open {
 
 impl Doors {
     async fn accept(self, listener: TcpListener) {
+        let mut on_spare = VecDeque::with_capacity(SPARE);
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let Some(place) = self.place().await else { return };
-                    self.connection(stream, place);
+                    let Some(place) = self.place(&mut on_spare).await else { return };
+                    let is_spare = matches!(place, Place::Spare(_));
+                    let task = self.connection(stream, place);
+                    if is_spare {
+                        on_spare.push_back((Instant::now(), task));
+                    }
                 }
                 // No more files, say. It passes, and there is nobody to tell.
                 Err(_) => tokio::time::sleep(LOOK).await,
@@ -258,23 +273,29 @@ impl Doors {
         }
     }
 
-    /// One of the most, or a spare one, which is soon free again. None when the server has ended.
-    async fn place(&self) -> Option<Place> {
+    /// One of the most, or a spare one: that of the client that has had it longest, where none is free. None when the server has ended.
+    async fn place(&self, on_spare: &mut VecDeque<(Instant, AbortHandle)>) -> Option<Place> {
         let whole = || Arc::clone(&self.places).try_acquire_owned().ok().map(Place::Whole);
-        match whole() {
-            Some(place) => Some(place),
-            None => {
-                let spare = Arc::clone(&self.spare).acquire_owned().await.ok()?;
-                Some(whole().unwrap_or(Place::Spare(spare)))
+        if let Some(place) = whole() {
+            return Some(place);
+        }
+        loop {
+            on_spare.retain(|(_, task)| !task.is_finished());
+            let left = on_spare.front().map_or(Duration::MAX, |(since, _)| SPARE_TURN.saturating_sub(since.elapsed()));
+            if let Ok(spare) = timeout(left, Arc::clone(&self.spare).acquire_owned()).await {
+                return Some(whole().unwrap_or(Place::Spare(spare.ok()?)));
+            }
+            if let Some((_, task)) = on_spare.pop_front() {
+                task.abort();
             }
         }
     }
 
     /// Serves a connection, which ends with its answer when the server stops.
-    fn connection(&self, stream: TcpStream, place: Place) {
-        let mut draining = self.draining.clone();
+    fn connection(&self, stream: TcpStream, place: Place) -> AbortHandle {
+        let mut stopping = self.stopping.clone();
         // One that comes later hears that it is too late, and nobody waits for it.
-        let open = (!*draining.borrow()).then(|| {
+        let open = (!*stopping.borrow()).then(|| {
             self.open.fetch_add(1, Ordering::Relaxed);
             Open(Arc::clone(&self.open))
         });
@@ -290,10 +311,10 @@ impl Doors {
         let service = TowerToHyperService::new(router.clone());
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(HEAD).keep_alive(stays);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
             if open.is_some() {
-                let mut stop = pin!(draining.wait_for(|draining| *draining));
+                let mut stop = pin!(stopping.wait_for(|stopping| *stopping));
                 let mut told = false;
                 let served = std::future::poll_fn(|cx| {
                     if !told && stop.as_mut().poll(cx).is_ready() {
@@ -309,5 +330,6 @@ impl Doors {
             }
             drop((open, place));
         });
+        task.abort_handle()
     }
 }

@@ -81,8 +81,9 @@ impl Server {
         let port: &[&str] = if args.contains(&"--port") { &[] } else { &["--port", "0"] };
         let mut command = place.jitune(&[&["serve", "--target", "cpu"], port, args].concat());
         let file = std::fs::File::create(&log).unwrap();
-        command.env_remove("JITUNE_API_KEY").stdout(Stdio::null()).stderr(file);
+        command.env_remove("JITUNE_API_KEY");
         change(&mut command);
+        command.stdout(Stdio::null()).stderr(file);
         let mut child = command.spawn().unwrap();
         let begun = Instant::now();
         loop {

@@ -249,6 +249,55 @@ fn a_client_that_leaves_makes_room_at_once() {
 }
 
 #[test]
+fn what_cannot_be_served_is_said_before_anything_is_loaded() {
+    let place = common::Place::new();
+    let args = client::random();
+    for (more, part) in [
+        (&["--sequences", "100000"][..], "sequences: 100000 is no size; 1 is the least, and 65536 the most"),
+        (&["--host", "192.0.2.1"], "this machine has no such address; --host names one of its own"),
+        (&["--name", ""], "a value is required for '--name <NAME>'"),
+    ] {
+        let args =
+            args.iter().map(String::as_str).chain(["--target", "cpu", "--port", "0"]).chain(more.iter().copied());
+        let out = place.jitune(&[&["serve"], &args.collect::<Vec<_>>()[..]].concat()).output().unwrap();
+        assert_eq!(out.status.code(), Some(2), "{more:?}: {}", common::text(&out));
+        assert!(common::text(&out).contains(part), "{more:?}: {}", common::text(&out));
+    }
+}
+
+#[test]
+fn what_nobody_tuned_is_said_at_the_start() {
+    let server = Server::start(&[]);
+    let log = server.log();
+    let note =
+        log.lines().find(|line| line.starts_with("jitune: note: ") && line.contains("kernels are portable ones"));
+    assert!(note.is_some_and(|note| note.contains("; `jitune tune --model ")), "{log}");
+    // The steps that it knows before anybody asks, and not those alone that somebody waited for.
+    assert!(server.metric("kernels_portable") > 0.0 && server.metric("steps_bound_late_total") == 0.0);
+    drop(server);
+
+    // Where a single sequence was tuned, kernels for it answer up to 16 of them.
+    let ([_, model, ..], place) = (client::random(), common::Place::new());
+    let db = place.path().join("db").to_str().unwrap().to_string();
+    let tuned = ["tune", "--target", "cpu", "--model", &model, "--db", &db, "--batch", "1", "--prefill", "64,512"];
+    let out = place.jitune(&[&tuned[..], &["--context", "512", "--trials", "1"]].concat()).output().unwrap();
+    assert!(out.status.success(), "{}", common::text(&out));
+    let first = |sequences: &str| {
+        let server =
+            Server::of(&["--model", &model, "--db", &db, "--memory", "1G", "--tokens", "64", "--sequences", sequences]);
+        let log = server.log();
+        let note = log.split("some of them in each decode of ").nth(1).map(str::to_string);
+        assert!(note.is_some() || !log.contains("portable ones"), "{log}");
+        let note = note?;
+        assert!(note.contains(&format!(" --batch {sequences}` finds better")), "{note}");
+        Some(note.split(' ').next().unwrap().parse::<i64>().unwrap())
+    };
+    let from = first("64").unwrap();
+    assert!((2..=64).contains(&from));
+    assert_eq!(first(&(from / 2).to_string()), None);
+}
+
+#[test]
 fn a_server_that_is_told_to_stop_ends_what_it_began() {
     let mut server = Server::start(&[]);
     let long = json!({ "prompt": [1, 5], "temperature": 0, "ignore_eos": true, "stream": true });
