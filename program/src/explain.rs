@@ -38,6 +38,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         let near = if found.is_none() { db.near(&key, &["problem", "target"], 3)? } else { Vec::new() };
         let diffs: Vec<Vec<String>> = near.iter().map(|(_, d)| d.iter().map(ToString::to_string).collect()).collect();
         let winner = found.as_ref().map(|record| journal::own_winner(record, &templates));
+        // A winner without its code serves nobody.
+        let lost = match &winner {
+            Some(Ok(w)) => !has_code(&db, w)?,
+            _ => false,
+        };
         let for_steps = library.for_steps(&problem, &context.device)?;
         let trials = for_steps.iter().map(|t| trials(&db, context.trials(&library, &problem, t), t.name()));
         let trials = trials.collect::<Result<Vec<_>, _>>()?;
@@ -51,12 +56,16 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             (_, Some(Ok(won)), Some(w)) if w.evidence.step.as_ref().is_some_and(|step| step.over != won.artifact) => {
                 Some("it was chosen in the place of another winner")
             }
-            (_, Some(Ok(_)), Some(w)) if !has_code(&db, w)? => Some("its code is missing or damaged"),
+            (_, Some(Ok(_)), Some(w)) if !has_code(&db, w)? => Some(NO_CODE),
             _ => None,
         };
         if args.json {
-            let hit = found.as_ref().filter(|_| matches!(winner, Some(Ok(_)))).map(|r| &r.body);
-            let not_taken = winner.as_ref().and_then(|w| w.as_ref().err());
+            let hit = found.as_ref().filter(|_| matches!(winner, Some(Ok(_))) && !lost).map(|r| &r.body);
+            let not_taken = match &winner {
+                Some(Err(why)) => Some(why.to_string()),
+                Some(Ok(_)) if lost => Some(NO_CODE.to_string()),
+                _ => None,
+            };
             let text = serde_json::json!({
                 "problem": problem, "key": key, "id": key.id().to_string(), "hit": hit, "not_taken": not_taken,
                 "near": diffs, "trials": trials, "in_steps": in_steps, "in_steps_not_used": unused,
@@ -74,7 +83,12 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         match &winner {
             Some(Err(why)) => {
                 out!(
-                    "  miss\n    a record of this key is not taken: {why}; `jitune tune --problem '{problem}'` finds another"
+                    "  miss\n    a record of this key is not taken: {why}; `jitune tune --problem '{problem}'` finds a winner"
+                )
+            }
+            Some(Ok(_)) if lost => {
+                out!(
+                    "  miss\n    a record of this key is not taken: {NO_CODE}; `jitune tune --problem '{problem}'` compiles it again"
                 )
             }
             Some(Ok(w)) => out!(
@@ -122,6 +136,8 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
     Ok(())
 }
+
+const NO_CODE: &str = "its code is missing or damaged";
 
 fn has_code(db: &Db, winner: &Winner) -> Result<bool, CliError> {
     let hash = winner.artifact.parse().ok();

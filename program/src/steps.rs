@@ -11,6 +11,7 @@ use jitune::problem::{MAX_DIM, Problem};
 use jitune::runtime::Runtime;
 use jitune::tune::{self, Options, Settled};
 use jitune::winner::{InStep, Winner};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -65,7 +66,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let db = store.open()?;
     let begun = Instant::now();
     let left = |share: f64| match budget {
-        Some(budget) => Duration::from_secs(*budget).saturating_sub(begun.elapsed()).mul_f64(share),
+        // Beyond what a float tells from the most there is no end.
+        Some(budget) => {
+            let left = Duration::from_secs(*budget).saturating_sub(begun.elapsed()).as_secs_f64() * share;
+            Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX)
+        }
         None => Duration::from_secs(BUDGET),
     };
     let within =
@@ -213,7 +218,10 @@ fn settled(choice: &StepChoice, winners: &[Winner], rivals: &[Vec<tune::Rival>],
 fn cases(args: &Args, target: Target, most: i64) -> Result<Vec<Vec<Case>>, CliError> {
     let buckets = &args.which.buckets;
     let usual: &[i64] = if target == Target::Cuda { &[1, 2, 4, 8, 16, 32, 64, 128, 256] } else { &[1, 4] };
-    let batches = if buckets.batch.is_empty() { usual.to_vec() } else { buckets.batch.clone() };
+    let mut batches = if buckets.batch.is_empty() { usual.to_vec() } else { buckets.batch.clone() };
+    // Once each: a second choice would be held against the first one's.
+    let mut known = HashSet::new();
+    batches.retain(|batch| known.insert(*batch));
     let longest = buckets.context.unwrap_or(4096).min(most);
     if let Some(bad) = batches.iter().chain([&longest]).find(|n| !(1..=MAX_DIM).contains(*n)) {
         return Err(CliError::Usage(format!("{bad} is no size of a step")));

@@ -721,13 +721,28 @@ fn a_merged_winner_is_taken_over_when_it_is_what_it_says() {
         rec
     };
     // Neither a busy machine nor a calm one makes it slower than this by more than what is allowed.
-    merged("same", &told(100.0));
+    let mut said = told(100.0);
+    // What else it says was seen elsewhere, and is in no record of what was seen here.
+    let evidence = &mut said["body"]["evidence"];
+    (evidence["ties"], evidence["space"]) = (vec!["never seen here"; 1000].into(), 1_000_000_000.into());
+    evidence["trials"] = u32::MAX.into();
+    merged("same", &said);
     let (winner, tried) = tune("same");
     let of = |rec: &serde_json::Value, what: &str| rec["body"]["evidence"][what].clone();
     assert_eq!((&winner["body"]["config"], tried), (&won["body"]["config"], 1), "{winner}");
-    assert_eq!(of(&winner, "trials"), of(&won, "trials").as_u64().unwrap() + 1);
+    assert_eq!((of(&winner, "trials"), of(&winner, "ties")), (1.into(), serde_json::json!([])));
     assert_eq!(of(&winner, "space"), of(&won, "space"));
     assert_ne!(of(&winner, "samples_us"), of(&won, "samples_us"));
+    // Where something faster was measured here, the search goes on.
+    let journal = std::fs::read_to_string(place.path().join("first/journal.jsonl")).unwrap();
+    let mut trials = journal.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["rec"].take());
+    let known = |r: &serde_json::Value| r["kind"] == "trial" && r["sub"] != won["body"]["config"];
+    let mut faster = trials.find(|r| known(r) && r["body"]["verdict"] == "measured").unwrap();
+    let samples = faster["body"]["samples_us"].as_array().unwrap().len();
+    faster["body"]["samples_us"] = vec![0.01; samples].into();
+    place.file("beaten/journal.jsonl", &sealed(&faster));
+    merged("beaten", &told(100.0));
+    assert!(tune("beaten").1 > 2);
     // One that is not as fast as its record says is one among others.
     merged("boast", &told(0.01));
     let (_, tried) = tune("boast");

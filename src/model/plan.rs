@@ -169,14 +169,19 @@ impl Plan {
         list
     }
 
-    /// The draws of tokens that decode steps take in the place of an argmax, where requests ask for more than the most likely one.
+    /// The draws of tokens that decode steps take in the place of an argmax, where requests ask for more than the most likely one: at
+    /// numbers of rows [`DRAWS_APART`] apart, whose kernels answer those between.
     pub fn draws(&self) -> Vec<Problem> {
         let decodes = self.calls.iter().filter(|c| c.phase == Phase::Decode && c.problem.op().name == "argmax");
-        let draw = |c: &Call| {
-            let p = &c.problem;
-            Problem::sample(p.dim("rows"), p.dim("cols")).types(p.types()).build().ok()
-        };
-        decodes.filter_map(draw).collect()
+        let mut rows: Vec<(i64, &Problem)> = decodes.map(|c| (c.problem.dim("rows"), &c.problem)).collect();
+        rows.sort_by_key(|(rows, _)| *rows);
+        let mut list: Vec<Problem> = Vec::new();
+        for (rows, p) in rows {
+            if list.last().is_none_or(|last| rows >= DRAWS_APART * last.dim("rows")) {
+                list.extend(Problem::sample(rows, p.dim("cols")).types(p.types()).build());
+            }
+        }
+        list
     }
 
     /// The problems of the portable winners that answer what no bucket does, those of whatever else an engine's steps have too: a row
@@ -237,6 +242,9 @@ impl Plan {
         Ok(list)
     }
 }
+
+/// How many times more rows the next draw that is tuned has. They cost more than most to verify, and the same kernel draws for many.
+const DRAWS_APART: i64 = 8;
 
 /// Most rows of a product whose blocks norm the rows themselves. Each block reads them all: on an H200 one kernel takes what two take at two
 /// rows, and more from three on (docs/performance/engine.md).
@@ -303,10 +311,20 @@ fn sizes_between(from: i64, to: i64, each: u32) -> impl Iterator<Item = i64> {
 mod tests {
     use super::*;
     use crate::model::WeightFormat;
-    use crate::problem::{Dtype, ScaledFormat};
+    use crate::problem::{Dtype, ScaledFormat, Storage};
 
     fn plan(name: &str) -> Plan {
         Plan::new(&Model::preset(name).unwrap(), &Buckets::default(), Dtype::Bf16).unwrap()
+    }
+
+    #[test]
+    fn draws_are_tuned_at_some_numbers_of_rows() {
+        let model = Model::preset("llama-3.2-1b").unwrap();
+        for (target, rows) in [(Target::Cuda, vec![1, 16, 128]), (Target::Cpu, vec![1, 16])] {
+            let draws = Plan::new(&model, &Buckets::of(target), Dtype::Bf16).unwrap().draws();
+            assert_eq!(draws.iter().map(|p| p.dim("rows")).collect::<Vec<_>>(), rows);
+            assert!(draws.iter().all(|p| p.dim("cols") == 128_256 && p.types().x == Storage::Bf16));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! for, since the key says that templates, judge, compiler and device are those under which it won.
 
 use super::search::Point;
-use super::{JoinedSpace, TuneError, Tuner};
+use super::{JoinedSpace, TuneError, Tuner, Won};
 use crate::device::Device;
 use crate::journal;
 use crate::problem::Problem;
@@ -12,7 +12,10 @@ use crate::winner::Evidence;
 use std::sync::Arc;
 
 /// How much slower than its record says a winner may be: one that is slower was measured under other circumstances than the key tells.
-pub(super) const SLOWER: f64 = 2.0;
+const SLOWER: f64 = 2.0;
+
+/// How much slower it may be than the fastest that was measured here, when that was not held against it.
+const BESIDE: f64 = 1.05;
 
 /// How much longer than the best of all it may be predicted to take and be believed to be the best.
 const DOUBTED: f64 = 3.0;
@@ -23,16 +26,28 @@ impl Tuner<'_> {
     pub(super) fn adopted(&self, problem: &Problem, device: &Device) -> Result<Option<JoinedSpace>, TuneError> {
         let templates = self.library.for_problem(problem, device)?;
         let key = self.context(device).winner(self.library, problem, &templates);
-        let record = if self.options.again { None } else { self.db.winner(&key)? };
-        let winner = record.and_then(|record| journal::winner_of(&record, &templates).ok());
-        let Some(winner) = winner.filter(|w| self.is_final(w)) else { return Ok(None) };
+        let Some(record) = (if self.options.again { None } else { self.db.winner(&key)? }) else { return Ok(None) };
+        let winner = journal::winner_of(&record, &templates).ok().filter(|w| self.is_final(w));
+        let Some(winner) = winner else { return Ok(None) };
         let space = self.of_one(problem, device, templates, winner.template(), &winner.config)?;
         let Some(space) = space else { return Ok(None) };
         // Its record may say anything of how long it took: where others are predicted to be far better, the search is not over with it.
-        let best = self.space(problem, device)?.points.first().map_or(0.0, |best| best.cost_us);
+        let all = self.space(problem, device)?.points;
+        let best = all.first().map_or(0.0, |best| best.cost_us);
         let doubted = space.points.first().is_some_and(|own| own.cost_us > DOUBTED * best);
-        let evidence = Evidence { cut_off: winner.evidence.cut_off || doubted, ..winner.evidence };
-        Ok(Some(JoinedSpace { won: Some(evidence), ..space }))
+        let mut evidence = Evidence { cut_off: winner.evidence.cut_off || doubted, ..winner.evidence };
+        let mut most_us = if evidence.median_us > 0.0 { SLOWER * evidence.median_us } else { f64::INFINITY };
+        if record.merged {
+            // What was tried elsewhere is nothing that was seen here; what was measured here is better known.
+            let Evidence { cut_off, narrow, .. } = evidence;
+            evidence = Evidence { cut_off, narrow, space: all.len() as u64, ..Evidence::default() };
+            for template in &space.templates {
+                let key = self.context(device).trials(self.library, problem, template);
+                let measured = journal::verdicts(self.db, &key)?.into_iter().filter_map(|(_, v)| v.median_us());
+                most_us = measured.fold(most_us, |most, us| most.min(BESIDE * us));
+            }
+        }
+        Ok(Some(JoinedSpace { won: Some(Won { evidence, most_us }), ..space }))
     }
 
     /// One config alone; nothing where none of the templates has it.

@@ -565,6 +565,14 @@ impl Tuner<'_> {
     }
 }
 
+/// What is known of a search whose winner is the only config.
+struct Won {
+    /// As far as it counts here.
+    evidence: Evidence,
+    /// Microseconds above which the search goes on.
+    most_us: f64,
+}
+
 /// The legal configs of all templates that take a problem.
 struct JoinedSpace {
     problem: Problem,
@@ -572,7 +580,7 @@ struct JoinedSpace {
     /// The cheapest by prediction first.
     points: Arc<[Point]>,
     /// Where they are not all there are: what is known of the search that left no others.
-    won: Option<Evidence>,
+    won: Option<Won>,
     /// Where a whole step chose the only one.
     step: Option<InStep>,
 }

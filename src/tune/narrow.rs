@@ -2,7 +2,7 @@
 //! measurements say of a prediction, and when it is their turn.
 
 use super::search::Point;
-use super::{JoinedSpace, TuneError, Tuner};
+use super::{JoinedSpace, TuneError, Tuner, Won};
 use crate::device::Device;
 use crate::journal;
 use crate::problem::{DimDef, Part, Problem};
@@ -53,7 +53,8 @@ impl Tuner<'_> {
         }
         points.sort_by(|a, b| a.cost_us.total_cmp(&b.cost_us));
         points.truncate(OF_OTHERS);
-        let won = Some(Evidence { space: points.len() as u64, narrow: true, ..Evidence::default() });
+        let evidence = Evidence { space: points.len() as u64, narrow: true, ..Evidence::default() };
+        let won = Some(Won { evidence, most_us: f64::INFINITY });
         let narrowed = JoinedSpace { problem: *problem, templates, points: points.into(), won, step: None };
         Ok(Some(narrowed).filter(|space| !space.points.is_empty()))
     }

@@ -1,13 +1,13 @@
 //! Tuning one problem: the loop, readable top to bottom.
 
 use super::LOOK;
-use super::adopted::SLOWER;
+
 use super::compilers::{NotCompiled, Outcome};
 use super::lanes::{Remembered, remembered};
 use super::measurer::{Measurer, Place};
 use super::search::{Point, Searcher};
 use super::statistics::ties;
-use super::{Event, JoinedSpace, TuneError, Tuner};
+use super::{Event, JoinedSpace, TuneError, Tuner, Won};
 use crate::artifact::Artifact;
 use crate::backend::session::{Check, Element, Runnable, Series, Setup, Timed, distance};
 use crate::device::{Device, Target};
@@ -195,12 +195,10 @@ impl<'a> Tuning<'a> {
         }
         let artifact = chosen.artifact.clone();
         let mut winner = self.winner(chosen, errors);
-        if let Some(won) = self.space.won.take() {
+        if let Some(Won { evidence: won, most_us }) = self.space.won.take() {
             let e = &mut winner.evidence;
             (e.narrow, e.space) = (won.narrow, won.space);
-            e.cut_off |= won.cut_off;
-            e.cut_off |= won.median_us > 0.0 && e.median_us > SLOWER * won.median_us;
-            // Of a merged record, it may be any number.
+            e.cut_off |= won.cut_off || e.median_us > most_us;
             e.trials = e.trials.saturating_add(won.trials);
             if e.ties.is_empty() {
                 e.ties = won.ties;
