@@ -147,9 +147,10 @@ impl Kernel {
         self.code.winner
     }
 
-    /// Whether it is the portable kernel of its op, which answers where nothing tuned does.
+    /// Whether it is the portable kernel of its op, which answers where nothing tuned does. What was tuned for a problem of a model's own is
+    /// none, whichever template won.
     pub fn is_portable(&self) -> bool {
-        self.code.recipe.description.portable
+        self.code.recipe.description.portable && self.code.problem.is_probe()
     }
 
     /// Its config.

@@ -434,7 +434,8 @@ fn usage(fields: &Fields<'_>) -> Result<bool, Refusal> {
 fn message(raw: &str) -> Result<Message, Refusal> {
     let bad = |why: &str| Refusal::param("messages", why);
     let message = Fields::read(raw.as_bytes(), &["role", "content"]).map_err(|_| bad("each must be an object"))?;
-    let role = message.raw("role").and_then(text).ok_or_else(|| bad("each has a role, which is a text"))?;
+    let role = message.raw("role").unwrap_or_default();
+    let role = text(role).ok_or_else(|| bad(no_text(role, "each has a role, which is a text")))?;
     let mut content = String::new();
     match message.raw("content") {
         Some(raw) => {

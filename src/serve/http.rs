@@ -29,8 +29,8 @@ use tokio::time::timeout_at;
 
 /// Bytes of bodies that are held at a time, of all requests: what is over it is told to come again.
 const BODIES: usize = 256 << 20;
-/// How long bodies may still come when the server stops.
-const LAST_BODIES: Duration = Duration::from_secs(1);
+/// How long heads and bodies may still come when the server stops.
+pub(super) const LAST_BODIES: Duration = Duration::from_secs(1);
 /// Bodies that are over the limit are read this many times as far and thrown away, since most clients hear of nothing before
 /// they have sent all.
 const THROWN_AWAY: usize = 16;
@@ -218,7 +218,7 @@ fn is_set(flag: &watch::Sender<bool>) -> impl Future<Output = ()> + Send + use<>
 }
 
 /// What comes of one, unless the other ends before it.
-async fn before<T>(one: impl Future<Output = T>, other: impl Future<Output = ()>) -> Option<T> {
+pub(super) async fn before<T>(one: impl Future<Output = T>, other: impl Future<Output = ()>) -> Option<T> {
     let (mut one, mut other) = (pin!(one), pin!(other));
     std::future::poll_fn(|cx| match one.as_mut().poll(cx) {
         Poll::Pending => other.as_mut().poll(cx).map(|()| None),

@@ -20,6 +20,7 @@ use crate::tokenizer::Tokenizer;
 use axum::Router;
 use http::Shared;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::collections::VecDeque;
@@ -308,14 +309,28 @@ impl Doors {
             Place::Whole(_) => (&self.router, self.patience, true),
             Place::Spare(_) => (&self.spare_router, self.patience.min(SPARE_PATIENCE), false),
         };
-        let service = TowerToHyperService::new(router.clone());
+        let (answers, asked) = (TowerToHyperService::new(router.clone()), Arc::new(AtomicBool::new(false)));
+        let heard = Arc::clone(&asked);
+        let service = service_fn(move |request| {
+            heard.store(true, Ordering::Relaxed);
+            answers.call(request)
+        });
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(HEAD).keep_alive(stays);
         let task = tokio::spawn(async move {
             let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
             if open.is_some() {
+                let mut silent = stopping.clone();
                 let mut stop = pin!(stopping.wait_for(|stopping| *stopping));
                 let mut told = false;
+                // Of a first request whose head does not come there is nothing to end.
+                let too_late = async {
+                    let _ = silent.wait_for(|stopping| *stopping).await;
+                    tokio::time::sleep(http::LAST_BODIES).await;
+                    if asked.load(Ordering::Relaxed) {
+                        std::future::pending::<()>().await;
+                    }
+                };
                 let served = std::future::poll_fn(|cx| {
                     if !told && stop.as_mut().poll(cx).is_ready() {
                         told = true;
@@ -324,7 +339,7 @@ impl Doors {
                     connection.as_mut().poll(cx)
                 });
                 // What a client does wrong is its own matter, and it was told where it can be.
-                let _ = served.await;
+                let _ = http::before(served, too_late).await;
             } else {
                 let _ = connection.await;
             }

@@ -57,6 +57,9 @@ fn bodies_that_do_not_come_are_no_reason_to_wait() {
     let mut half = connect(&server.address).unwrap();
     let bytes = request(COMPLETIONS, body(&[1], 1).to_string().as_bytes(), "");
     half.write_all(&bytes[..bytes.len() - 5]).unwrap();
+    // Nor is a head.
+    let mut less = connect(&server.address).unwrap();
+    less.write_all(b"P").unwrap();
     let begun = Instant::now();
     while server.metric("num_requests_running") > 0.0 || begun.elapsed() < Duration::from_millis(200) {
         std::thread::sleep(Duration::from_millis(20));
