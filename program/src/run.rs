@@ -159,7 +159,6 @@ fn unreadable(e: TokenizerError) -> CliError {
                 path.display()
             ))
         }
-        TokenizerError::Io { path, source } => CliError::Io { path, source },
         other => CliError::Usage(other.to_string()),
     }
 }
