@@ -448,6 +448,7 @@ fn what_cannot_be_run_is_said() {
     refused(&["--model", "llama-3.2-1b", "--ids", "1"], 2, "is a preset, and has no weights");
     refused(&["--model", "./nothing", "--ids", "1"], 2, "cannot read ./nothing");
     refused(&["--model", "./m"], 2, "--prompt");
+    refused(&["--model", "./m"], 2, "--ids");
     refused(&["--model", "./m", "--ids", "1", "--prompt", "a"], 2, "cannot be used with");
     refused(&["--model", "./m", "--ids", "1,x"], 2, "invalid value");
     refused(&["--model", "./m", "--ids", "1,97"], 2, "the prompt has the token 97, and the model's go from 0 to 96");
@@ -469,6 +470,44 @@ fn what_cannot_be_run_is_said() {
         "temperature is -1, and 0 or more is its range",
     );
     refused(&["--model", "nobody/nothing", "--ids", "1"], 2, "`hf download ORG/NAME`");
+    // Tokens that end answers are the model's.
+    let changed = |file: &str, key: &str, value: Value| {
+        let path = place.path().join("m").join(file);
+        let before = std::fs::read_to_string(&path).unwrap_or_else(|_| "{}".into());
+        let mut config: Value = serde_json::from_str(&before).unwrap();
+        config[key] = value;
+        place.file(&format!("m/{file}"), &config.to_string());
+        before
+    };
+    for file in ["config.json", "generation_config.json"] {
+        let before = changed(file, "eos_token_id", serde_json::json!([1, 97]));
+        refused(&["--model", "./m", "--ids", "1"], 2, &format!("{file}: eos_token_id = 97 is no token"));
+        place.file(&format!("m/{file}"), &before);
+    }
+    // A window that the prompt fills alone leaves no room for an answer.
+    changed("config.json", "max_position_embeddings", 8.into());
+    refused(
+        &["--model", "./m", "--ids", "1,2,3,4,5,6,7,8"],
+        2,
+        "the prompt has 8 tokens, and ./m was made for 8 of prompt and answer together: shorten the prompt",
+    );
+    let most = ["--ids", "1,2,3", "--max-tokens", "4000000000", "--ignore-eos", "--json"];
+    let args = [&["run", "--target", "cpu", "--db", "db", "--model", "./m"][..], &most].concat();
+    let out = place.jitune(&args).output().unwrap();
+    assert!(out.status.success() && text(&out).contains("prompt and answer are 8 tokens"), "{}", text(&out));
+    let said: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((said["ids"].as_array().unwrap().len(), &said["finish"]), (5, &"length".into()), "{said}");
+    // Too little memory, and a bundle that has no kernel for what is asked.
+    let args = ["--target", "cpu", "--db", "db", "--model", "./m", "--context", "8", "--memory", "1000"];
+    let out = place.jitune(&[&["serve", "--port", "0"], &args[..]].concat()).output().unwrap();
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out));
+    assert!(text(&out).contains("there are 1000: its weights alone are"), "{}", text(&out));
+    let out = place.jitune(&["export", "--target", "cpu", "--db", "db", "-o", "m.jitune"]).output().unwrap();
+    assert!(out.status.success(), "{}", text(&out));
+    let args = ["run", "--target", "cpu", "--bundle", "m.jitune", "--model", "./m", "--ids", "1", "--dtype", "bf16"];
+    let out = place.jitune(&args).output().unwrap();
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out));
+    assert!(text(&out).contains("no kernel"), "{}", text(&out));
     std::fs::remove_file(place.path().join("m/model.safetensors")).unwrap();
     refused(&["--model", "./m", "--ids", "1"], 2, "neither model.safetensors nor");
 }
