@@ -57,6 +57,8 @@ fn what_it_finds_is_stored_and_served_with_unless_one_says_otherwise() {
     assert_eq!(out.status.code(), Some(1), "{}", text(&out));
     let lines = events(&out.stdout);
     let rows = of_kind(&lines, "row").len();
+    let said = format!("no setting was chosen within 3 s; the {rows} rows are kept");
+    assert!(text(&out).contains(&said) && text(&out).contains("--budget SECONDS"), "{}", text(&out));
     assert!(rows >= 1 && stored(&place).is_empty(), "{}", text(&out));
     assert_eq!(of_kind(&lines, "serving")[0]["stored"], false);
     assert!(!serve(&place, &[]).log().contains("serving: "));
