@@ -97,7 +97,12 @@ impl<'a> Reader<'a> {
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], GgufError> {
         let end = self.at.checked_add(count).filter(|end| *end <= self.bytes.len());
-        let Some(end) = end else { return self.fail(format!("{count} bytes are wanted, and the file ends")) };
+        let Some(end) = end else {
+            let there = self.bytes.len();
+            return self.fail(format!(
+                "{count} bytes are wanted, and the file ends: it is cut short at {there} bytes, or damaged"
+            ));
+        };
         let found = &self.bytes[self.at..end];
         self.at = end;
         Ok(found)
@@ -123,7 +128,12 @@ impl<'a> Reader<'a> {
         let left = (self.bytes.len() - self.at) as u64;
         match count.checked_mul(least as u64) {
             Some(bytes) if bytes <= left => Ok(count),
-            _ => self.fail(format!("{count} {what}, and {left} bytes are left")),
+            _ => {
+                let there = self.bytes.len();
+                self.fail(format!(
+                    "{count} {what}, and {left} bytes are left: the file is cut short at {there} bytes, or damaged"
+                ))
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use jitune::tokenizer::Tokenizer;
 use jitune::tune;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -98,7 +99,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["db", "templates"])]
     bundle: Option<PathBuf>,
     /// The Python that runs transformers and vLLM.
-    #[arg(long, default_value = "python3")]
+    #[arg(long, default_value = PYTHON)]
     python: String,
     /// Another folder with engines' programs.
     #[arg(long, value_name = "FOLDER")]
@@ -146,6 +147,8 @@ fn price(text: &str) -> Result<(String, f64), String> {
     }
 }
 
+/// The Python of a machine.
+const PYTHON: &str = "python3";
 /// The rows' file.
 const ROWS: &str = "engines.jsonl";
 
@@ -156,6 +159,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let target = args.device.target()?;
     let device = args.device.describe()?;
     let (model, _) = Model::load(&args.model)?;
+    python(&args.python)?;
     let io = |path: &Path, source| CliError::Io { path: path.into(), source };
     std::fs::create_dir_all(&args.output).map_err(|e| io(&args.output, e))?;
     let scratch = scratch()?;
@@ -184,6 +188,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         words: None,
     };
     let entries = entries(args, target, &places)?;
+    precisions(args, &entries)?;
     let path = Model::place(&args.model);
     if entries.iter().any(|e| e.via != Via::Process) {
         places.words = words(&path, places.vocab);
@@ -324,9 +329,46 @@ fn entries(args: &Args, target: Target, places: &Places) -> Result<Vec<Entry>, C
         let options = settings.get(&label).or_else(|| settings.get(&name)).cloned().unwrap_or_default();
         list.push(Entry { label, via, options, seconds: limit.map(|(_, s)| *s), name });
     }
+    // What one of several lacks, its rows say.
+    let lacks = |e: &Entry| if e.via == Via::Process { places.command(&e.name).err() } else { None };
+    if let Some(lacking) = list.iter().map(lacks).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty()) {
+        let said: Vec<String> = lacking.into_iter().map(|refusal| refusal.why).collect();
+        return Err(CliError::Usage(format!("--engines: none of these is here: {}", said.join("; "))));
+    }
     match settings.keys().find(|key| list.iter().all(|e| e.name != **key && e.label != **key)) {
         Some(key) => Err(CliError::Usage(format!("--set {key}.…: no engine {key} was entered"))),
         None => Ok(list),
+    }
+}
+
+/// Refuses a Python that does not run, unless it is the one that nobody asked for.
+fn python(name: &str) -> Result<(), CliError> {
+    if name == PYTHON {
+        return Ok(());
+    }
+    let mut command = Command::new(name);
+    let ran = command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    match ran {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(CliError::Usage(format!("--python {name}: `{name} --version` ended with {status}"))),
+        Err(e) => Err(CliError::Usage(format!("--python {name}: {e}"))),
+    }
+}
+
+/// Refuses precisions that no engine knows; what a program of somebody's own knows is its own affair.
+fn precisions(args: &Args, entries: &[Entry]) -> Result<(), CliError> {
+    let own = |e: &Entry| e.name != "jitune" && Known::named(&e.name).is_none();
+    // ggml's types are as many as its files have.
+    let ggml = |name: &str| {
+        let rest = name.strip_prefix('i').unwrap_or(name).strip_prefix('q');
+        rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let known = |name: &String| ["f32", "f16", "bf16", "fp8", "int8", "int4"].contains(&name.as_str()) || ggml(name);
+    match args.dtypes.iter().flatten().find(|name| !known(name)) {
+        Some(name) if !entries.iter().any(own) => Err(CliError::Usage(format!(
+            "--dtypes {name}: no engine knows it; all know f32 and bf16, and some f16, fp8, int8, int4 or a type of ggml such as q8_0"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -13,9 +13,9 @@ use std::path::PathBuf;
 pub const EXIT_CODES: &str = "Exit codes:
   0    done
   1    done in part: a problem has no winner, a verification found a difference, or a server ended requests
-  2    the command line, a model, a problem or a line of a plan is wrong
+  2    the command line, a model (one that is missing or damaged, too), a problem or a line of a plan is wrong
   3    something is missing on this machine (driver, GPU, NVRTC, C compiler): see `jitune doctor`
-  4    the database or a file cannot be used (missing, locked, full, read-only, damaged)
+  4    the database or a file that is no model's cannot be used (missing, locked, full, read-only, damaged)
   5    the device failed and does not recover
   130  interrupted; what was finished is stored";
 
@@ -202,10 +202,17 @@ fn tune(e: &TuneError) -> u8 {
     }
 }
 
+/// Weights that cannot be read: the model is wrong, whatever is wrong with it.
 #[cfg(feature = "engine")]
 pub(super) fn not_usable(e: jitune::weights::WeightsError) -> CliError {
+    CliError::Usage(e.to_string())
+}
+
+/// Weights that cannot be written.
+#[cfg(feature = "engine")]
+pub(super) fn not_written(e: jitune::weights::WeightsError) -> CliError {
     match e {
         jitune::weights::WeightsError::Io { path, source } => CliError::Io { path, source },
-        other => CliError::Usage(other.to_string()),
+        other => not_usable(other),
     }
 }

@@ -295,6 +295,11 @@ pub(super) fn failed(e: EngineError) -> CliError {
         EngineError::Backend(e) | EngineError::Runtime(RuntimeError::Target(e)) => CliError::Target(e),
         EngineError::Request(why) | EngineError::Options(why) => CliError::Usage(why),
         EngineError::Refused(why) => CliError::Usage(why.to_string()),
+        // What was given does not go together: too little memory, a bundle without the kernels.
+        e @ (EngineError::Memory { .. }
+        | EngineError::Runtime(RuntimeError::Untuned { .. } | RuntimeError::NoArch { .. })) => {
+            CliError::Usage(e.to_string())
+        }
         other => CliError::Partly(other.to_string()),
     }
 }

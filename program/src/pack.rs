@@ -1,13 +1,13 @@
 //! `jitune pack`: a model's weights in one file of another engine, or quantised in a folder of compressed-tensors.
 
-use super::error::not_usable;
+use super::error::{not_usable, not_written};
 use super::precision::{Stored, in_codes};
 use super::select::say;
 use super::weights::{place, written};
 use super::{CliError, files, table};
 use jitune::model::Model;
 use jitune::problem::{Dtype, Granularity, ScaledFormat, Storage};
-use jitune::tokenizer::{TokenizerError, Vocabulary};
+use jitune::tokenizer::Vocabulary;
 use jitune::weights::pack::{self, Kind, Quantization, Texts};
 use jitune::weights::quant::Method;
 use jitune::weights::{Format, Weights};
@@ -138,16 +138,14 @@ fn lmrs(weights: &Weights, model: &Model, path: &Path, file: &Path, dtype: Optio
     written(|progress| pack::lmrs(weights, kind, file, progress))?;
     let count = |v: i64| u32::try_from(v).unwrap_or(0);
     let first = Model::begin(path)?.map_or(0, |id| count(id.into()));
-    pack::tokenizer(count(model.vocab), first, &pack::tokenizer_of(file)).map_err(not_usable)?;
+    pack::tokenizer(count(model.vocab), first, &pack::tokenizer_of(file)).map_err(not_written)?;
     Ok(format!("{} in {name}", file.display()))
 }
 
 /// What a folder says of texts, as far as a GGUF file can.
 fn texts(path: &Path, model: &Model, notes: &mut Vec<String>) -> Result<Texts, CliError> {
-    let vocabulary = Vocabulary::open(path, model.vocab.unsigned_abs() as usize).map_err(|e| match e {
-        TokenizerError::Io { path, source } => CliError::Io { path, source },
-        other => CliError::Usage(other.to_string()),
-    })?;
+    let vocabulary = Vocabulary::open(path, model.vocab.unsigned_abs() as usize);
+    let vocabulary = vocabulary.map_err(|e| CliError::Usage(e.to_string()))?;
     let vocabulary = vocabulary.map_err(|why| notes.push(format!("the file is for token ids alone: {why}"))).ok();
     let id = |id: Option<i32>| id.and_then(|id| u32::try_from(id).ok());
     let (first, last) = (id(Model::begin(path)?), id(Model::ends(path)?.first().copied()));

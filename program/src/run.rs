@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 /// Arguments.
 #[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("asked").required(true)))]
 #[command(after_help = "Examples:\n  jitune run --model ./my-model --prompt 'Why is the sky blue?'\n  \
     jitune run --model ./my-model.gguf --raw --prompt 'Once upon a time' --max-tokens 200\n  \
     jitune run --model ./my-model --ids 1,5,7 --ignore-eos --json --logits logits.f32\n\n\
@@ -22,15 +23,15 @@ pub struct Args {
     #[command(flatten)]
     open: ModelArgs,
     /// The prompt: what a user says to the model, put into its chat template.
-    #[arg(long, value_name = "TEXT", required_unless_present = "ids")]
+    #[arg(long, value_name = "TEXT", group = "asked")]
     prompt: Option<String>,
     /// Take the prompt as it is, without the chat template; special tokens in it are read as such.
     #[arg(long, requires = "prompt")]
     raw: bool,
     /// The prompt, as the ids of its tokens; no tokenizer is needed.
-    #[arg(long, value_name = "ID,…", value_delimiter = ',', conflicts_with = "prompt", allow_hyphen_values = true)]
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', group = "asked", allow_hyphen_values = true)]
     ids: Vec<i32>,
-    /// Most tokens of the answer.
+    /// Most tokens of the answer, which ends where prompt and answer are as long as the model was made for.
     #[arg(long, default_value_t = 64, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
     #[command(flatten)]
@@ -93,8 +94,16 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
         }
         None => (None, args.ids.clone()),
     };
-    let mut options = opened.options(ids.len() as i64 + i64::from(args.max_tokens));
-    let (most, logits) = (args.max_tokens as usize, args.logits.is_some());
+    let window = usize::try_from(opened.model.max_position_embeddings).unwrap_or(usize::MAX);
+    let left = window.saturating_sub(ids.len());
+    if left == 0 {
+        let (name, count) = (&opened.model.name, ids.len());
+        return Err(CliError::Usage(format!(
+            "the prompt has {count} tokens, and {name} was made for {window} of prompt and answer together: shorten the prompt"
+        )));
+    }
+    let (most, logits) = (left.min(args.max_tokens as usize), args.logits.is_some());
+    let mut options = opened.options((ids.len() + most) as i64);
     options.logits = logits;
     let sampling = args.sampling.sampling();
     let request = Request { prompt: ids, most, ends: ends.clone(), sampling, logits };
@@ -103,7 +112,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let engine = opened.engine(options)?;
     let mut stream = tokenizer.as_ref().map(Stream::new);
     let begun = Instant::now();
-    let (mut said, mut rows) = (Said::default(), Vec::new());
+    let (mut said, mut rows, mut why) = (Said::default(), Vec::new(), Finish::Cancelled);
     for event in engine.submit(request).map_err(failed)? {
         match event {
             Event::Logits(some) => rows.extend(some.iter().flat_map(|v| v.to_le_bytes())),
@@ -121,14 +130,19 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             }
             Event::End(end) => match end.why {
                 Finish::Failed(why) => return Err(CliError::Partly(why)),
-                Finish::Stop | Finish::Length | Finish::Cancelled => (),
+                end => why = end,
             },
         }
     }
     if let Some((file, mut staged)) = staged {
         staged.write_all(&rows).and_then(|()| staged.commit()).map_err(files::io(&file))?;
     }
-    show(args, &engine, &said, tokenizer.is_some());
+    show(args, &engine, &said, &why, tokenizer.is_some());
+    if why == Finish::Length && most < args.max_tokens as usize {
+        err!(
+            "jitune: note: the answer ends here: prompt and answer are {window} tokens, as many as the model was made for"
+        );
+    }
     Ok(())
 }
 
@@ -159,12 +173,11 @@ fn unreadable(e: TokenizerError) -> CliError {
                 path.display()
             ))
         }
-        TokenizerError::Io { path, source } => CliError::Io { path, source },
         other => CliError::Usage(other.to_string()),
     }
 }
 
-fn show(args: &Args, engine: &Engine, said: &Said, text: bool) {
+fn show(args: &Args, engine: &Engine, said: &Said, why: &Finish, text: bool) {
     let milliseconds = |d: Duration| d.as_secs_f64() * 1e3;
     let (count, first) = (said.ids.len(), said.first.unwrap_or(said.last));
     let each = (count > 1).then(|| milliseconds(said.last - first) / (count - 1) as f64);
@@ -172,7 +185,8 @@ fn show(args: &Args, engine: &Engine, said: &Said, text: bool) {
     let bytes = engine.plan().bytes();
     if args.json {
         let line = serde_json::json!({
-            "ids": said.ids, "text": text.then_some(&said.text), "ttft_ms": milliseconds(first), "tpot_ms": each,
+            "ids": said.ids, "text": text.then_some(&said.text),
+            "finish": if *why == Finish::Stop { "stop" } else { "length" }, "ttft_ms": milliseconds(first), "tpot_ms": each,
             "tokens_per_s": rate, "memory_bytes": bytes,
         });
         out!("{line}");

@@ -121,7 +121,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     }
     match () {
         _ if stop.load(Ordering::Relaxed) => Err(CliError::Interrupted),
-        _ if !found.decided => Err(CliError::Partly("time was over first; the same command goes on from there".into())),
+        _ if !found.decided => Err(CliError::Partly(format!(
+            "no setting was chosen within {} s; the {} rows are kept, and the same command goes on from there; --budget SECONDS gives it longer",
+            budget.as_secs(),
+            found.rows.len()
+        ))),
         _ => Ok(()),
     }
 }

@@ -46,7 +46,12 @@ impl Signer {
         let key = match PublicKey::read(key) {
             Ok(key) => key,
             // It is the name of a file.
-            Err(_) => {
+            Err(e) => {
+                // What begins as keys do, and has nothing of a path, is one that is damaged.
+                let like_one = key.starts_with("RW") && !key.contains(['/', '.']);
+                if like_one && !Path::new(key).exists() {
+                    return Err(CliError::Usage(format!("--public-key {key}: {e}; and no file has this name")));
+                }
                 let text = text(Path::new(key))?;
                 PublicKey::read(&text).map_err(|e| CliError::Usage(format!("--public-key {key}: {e}")))?
             }

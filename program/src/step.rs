@@ -13,7 +13,8 @@ use jitune::problem::MAX_DIM;
     A step is timed from what its kernels are told to the tokens on the host, each step of a decode with the tokens of the one \
     before it; on a GPU as the engine runs it, each launched while the one before it runs. Its kernels are timed in the same run, \
     kind by kind: those of all layers in a row, each on its own weights, on a GPU 32 launches or \
-    more and half a millisecond. The floor is what the device's ceilings allow for the bytes and operations of the kernels."
+    more and half a millisecond. The floor is what a GPU's nominal ceilings allow for the bytes and operations of the kernels; of a processor nobody knows \
+    them, so it has none."
 )]
 pub struct Args {
     #[command(flatten)]
@@ -43,12 +44,15 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let cases: Vec<Case> = (decodes.map(|(batch, context)| Case::Decode { batch, context }))
         .chain(args.prefill.iter().map(|tokens| Case::Prompt { tokens: *tokens }))
         .collect();
-    let longest = args.context.iter().chain(&args.prefill).copied().max().unwrap_or(1) + 1;
+    let longest = args.context.iter().chain(&args.prefill).copied().max().unwrap_or(1);
     let opened = args.open.open()?;
     let mut options = opened.options(longest);
+    // The token that the last step leads to.
+    options.context = longest + 1;
     options.sequences = args.batch.iter().copied().max().unwrap_or(1);
     // What a decode sees is read in chunks of a size that computes well.
-    options.tokens = args.prefill.iter().copied().max().unwrap_or(1).max(options.sequences).max(longest.min(512));
+    options.tokens =
+        args.prefill.iter().copied().max().unwrap_or(1).max(options.sequences).max(options.context.min(512));
     let (runtime, mut line) = (opened.runtime(&options)?, Loading::default());
     let timer = Timer::open(runtime, &opened.model, &opened.weights, options, |there, all| line.show(there, all));
     drop(line);
@@ -101,8 +105,8 @@ fn print(times: &[StepTime], kernels: bool) {
             table::us(step),
             table::us(sum),
             format!("{:.3}", step / sum),
-            table::us(time.floor_us),
-            format!("{:.2}", step / time.floor_us),
+            time.floor_us.map_or_else(|| "-".into(), table::us),
+            time.floor_us.map_or_else(|| "-".into(), |floor| format!("{:.2}", step / floor)),
             format!("{:.1}", bucket as f64 / step * 1e6),
             format!("{portable}/{all}"),
         ]

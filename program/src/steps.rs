@@ -66,11 +66,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let db = store.open()?;
     let begun = Instant::now();
     let left = |share: f64| match budget {
-        // Beyond what a float tells from the most there is no end.
-        Some(budget) => {
-            let left = Duration::from_secs(*budget).saturating_sub(begun.elapsed()).as_secs_f64() * share;
-            Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX)
-        }
+        Some(budget) => part(Duration::from_secs(*budget).saturating_sub(begun.elapsed()), share),
         None => Duration::from_secs(BUDGET),
     };
     let within =
@@ -152,6 +148,11 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
             Err(CliError::Partly(format!("{failed} of {all} kernels are not stored: {first}")))
         }
     }
+}
+
+/// A part of a time, which may be longer than any clock runs.
+fn part(time: Duration, share: f64) -> Duration {
+    Duration::try_from_secs_f64(time.as_secs_f64() * share).unwrap_or(Duration::MAX)
 }
 
 /// Tells what is compared, and ends it in time.
@@ -315,5 +316,17 @@ impl Done {
         if self.withdrawn > 0 {
             out!("{} that were chosen earlier do so no more: the winners run there again", self.withdrawn);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_the_longest_time_is_one() {
+        let (longest, minute) = (Duration::from_secs(u64::MAX), Duration::from_secs(60));
+        assert!(part(longest, 1.0) >= longest && part(longest, 0.5) > Duration::from_secs(u64::MAX / 3));
+        assert_eq!((part(minute, 0.25), part(minute, 0.0)), (Duration::from_secs(15), Duration::ZERO));
     }
 }

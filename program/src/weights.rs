@@ -1,6 +1,6 @@
 //! What `jitune model` does with weights: looks at a folder's, and writes random ones.
 
-use super::error::not_usable;
+use super::error::{not_usable, not_written};
 use super::progress::Live;
 use super::select::say;
 use super::{CliError, files, table};
@@ -61,7 +61,7 @@ pub(super) fn written<T>(write: impl FnOnce(&dyn Fn(u64, u64)) -> Result<T, Weig
         line.set_position(written);
     });
     line.finish_and_clear();
-    written.map_err(not_usable)
+    written.map_err(not_written)
 }
 
 /// The folder or file of a model's weights.

@@ -120,7 +120,7 @@ fn engines_that_go_wrong_are_called_what_they_are() {
     assert_eq!(of_kind(&more, "run").len(), 1);
     // One of its own takes no rows away.
     let before = std::fs::read(place.path().join("out/engines.jsonl")).unwrap();
-    let (out, lines) = bench(&place, &["--engines", "nobody", "--workload", workload, "--no-check"]);
+    let (out, lines) = bench(&place, &["--engines", "absent", "--workload", workload, "--no-check"]);
     assert!(out.status.success() && text(&out).contains("are kept in"), "{}", text(&out));
     assert_eq!(of_kind(&lines, "cell").len(), 1);
     let names = std::fs::read_dir(place.path().join("out")).unwrap().map(|e| e.unwrap().path());
@@ -138,6 +138,10 @@ fn what_makes_no_sense_is_refused_before_anything_runs() {
         (&["--engines", "jitune", "--set", "vllm.mode=x"], "no engine vllm"),
         (&["--engines", "jitune", "--price", "gpu=-1"], "gpu=DOLLARS"),
         (&["--seconds", "jitune=soon"], "seconds"),
+        (&["--engines", "nope,nope"], "--engines: none of these is here: jitune-engine-nope is not found"),
+        (&["--python", "/nonexistent/python"], "--python /nonexistent/python: "),
+        (&["--engines", "jitune", "--python", "false"], "--python false: `false --version` ended with"),
+        (&["--engines", "jitune", "--dtypes", "f32,int3"], "--dtypes int3: no engine knows it"),
     ];
     for (args, said) in cases {
         let (out, lines) = bench(&place, args);

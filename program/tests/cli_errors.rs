@@ -299,7 +299,29 @@ fn folders_of_weights_are_made_and_looked_at() {
     let path = place.path().join("made/model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 2]).unwrap();
-    run(&place, &case("model ./made --check-weights", 2, &["model.safetensors: "]));
+    let all = std::fs::read(&path).unwrap().len() + 2;
+    for cut in [2, bytes.len() - 100, bytes.len() - 5] {
+        std::fs::write(&path, &bytes[..bytes.len() - cut]).unwrap();
+        let there = bytes.len() - cut;
+        let list = words("model ./made --check-weights");
+        let command = place.jitune(&list.iter().map(String::as_str).collect::<Vec<_>>());
+        let said = format!("model.safetensors: it is cut short: it has {there} bytes, and should have ");
+        let whole = if cut == 2 { format!("{all} at least") } else { "at least".into() };
+        expect(command, "cut", 2, &[&said, &whole]);
+    }
+    // A file that is gone, or that is no file: it is the model that is wrong, whoever reads it.
+    std::fs::remove_file(&path).unwrap();
+    place.file("made/model.safetensors.index.json", "{\"weight_map\":{\"a\":\"gone.safetensors\"}}");
+    for c in [
+        case("model ./made --check-weights", 2, &["gone.safetensors: "]),
+        case("pack ./made --gguf made.gguf", 2, &["gone.safetensors: "]),
+        case("run --model ./made --target cpu --db db --ids 1", 2, &["gone.safetensors: "]),
+        case("step --model ./made --target cpu --db db", 2, &["gone.safetensors: "]),
+        case("serve --model ./made --target cpu --db db --port 0", 2, &["gone.safetensors: "]),
+        case("tune --steps --model ./made --target cpu --db db", 2, &["gone.safetensors: "]),
+    ] {
+        run(&place, &c);
+    }
 }
 
 #[test]

@@ -57,6 +57,8 @@ fn what_it_finds_is_stored_and_served_with_unless_one_says_otherwise() {
     assert_eq!(out.status.code(), Some(1), "{}", text(&out));
     let lines = events(&out.stdout);
     let rows = of_kind(&lines, "row").len();
+    let said = format!("no setting was chosen within 3 s; the {rows} rows are kept");
+    assert!(text(&out).contains(&said) && text(&out).contains("--budget SECONDS"), "{}", text(&out));
     assert!(rows >= 1 && stored(&place).is_empty(), "{}", text(&out));
     assert_eq!(of_kind(&lines, "serving")[0]["stored"], false);
     assert!(!serve(&place, &[]).log().contains("serving: "));
@@ -100,6 +102,14 @@ fn what_it_finds_is_stored_and_served_with_unless_one_says_otherwise() {
     let other = place.jitune(&["db", "list", "--json", "--db", "other"]).output().unwrap();
     assert!(events(&other.stdout).iter().any(|line| line["serving"] == *found), "{}", text(&other));
     done(&["export", "--target", "cpu", "--db", "db", "-o", "m.jitune"]);
+    // Nobody serves with it there, since it was not measured there.
+    let model = place.path().join("m");
+    let there =
+        ["--model", model.to_str().unwrap(), "--db", place.path().join("other").to_str().unwrap()].map(String::from);
+    let there: Vec<&str> = there.iter().map(String::as_str).collect();
+    let server = Server::of(&[&["--threads", "1", "--memory", "256M"], &there[..]].concat());
+    assert!(!server.log().contains("serving: "), "{}", server.log());
+    drop(server);
 
     let word = |name: &str| format!("{name}={}", found["setting"][name]);
     let all = ["tokens", "sequences", "chunk"].map(word).join(" ");

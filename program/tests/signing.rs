@@ -85,7 +85,9 @@ fn a_signed_bundle_opens_with_its_key_alone() {
     std::fs::remove_file(path.join("m.jitune.minisig")).unwrap();
     let (code, text) = jitune(path, &["inspect", "m.jitune", "--public-key", "p.pub"]);
     assert!(code == 4 && text.contains("the bundle is not signed: there is no m.jitune.minisig"), "{text}");
-    for (key, code, said) in [("s.key", 2, "--public-key"), ("absent.pub", 4, "absent.pub")] {
+    for (key, code, said) in
+        [("s.key", 2, "--public-key"), ("absent.pub", 4, "absent.pub"), ("RWQAAAA", 2, "--public-key RWQAAAA: ")]
+    {
         let (found, text) = jitune(path, &["inspect", "m.jitune", "--public-key", key]);
         assert!(found == code && text.contains(said), "{text}");
     }

@@ -747,6 +747,12 @@ fn a_merged_winner_is_taken_over_when_it_is_what_it_says() {
     merged("boast", &told(0.01));
     let (_, tried) = tune("boast");
     assert!(tried > 1, "{tried}");
+    // One that was tried as often as a number can say stays that.
+    let mut often = told(100.0);
+    often["body"]["evidence"]["trials"] = u32::MAX.into();
+    merged("often", &often);
+    let (winner, tried) = tune("often");
+    assert_eq!((of(&winner, "trials"), tried), (u32::MAX.into(), 1), "{winner}");
     let mut none = won.clone();
     let config: Vec<&str> = won["body"]["config"].as_str().unwrap().split(' ').collect();
     let (name, _) = config[0].split_once('=').unwrap();
@@ -757,4 +763,51 @@ fn a_merged_winner_is_taken_over_when_it_is_what_it_says() {
     assert_eq!(out.status.code(), Some(4), "{}", text(&out));
     let (winner, tried) = tune("none");
     assert!(tried > 1 && !winner["body"]["config"].as_str().unwrap().contains("7919"), "{tried} {winner}");
+}
+
+/// A merged record that is as slow as it says, where others are predicted to be far better, ends no search.
+#[test]
+fn a_merged_winner_that_is_predicted_to_be_far_from_the_best_is_one_among_others() {
+    let place = Place::new();
+    let device = jitune::backend::cpu::describe(Some(1));
+    let library = jitune::template::Library::built_in().unwrap();
+    // A problem with a config that is predicted to take more than three times what the best does.
+    let (text_of, template, slow) = [16, 24, 32, 12]
+        .into_iter()
+        .find_map(|m| {
+            let text = format!("matmul m={m} n=256 k=256 dtype=f32");
+            let problem = text.parse().unwrap();
+            let mut all = Vec::new();
+            for t in library.for_problem(&problem, &device).unwrap() {
+                let space = jitune::space::enumerate(&t.recipe, &problem, &device).unwrap();
+                all.extend(space.candidates.into_iter().map(|c| (t.clone(), c)));
+            }
+            all.sort_by(|(_, a), (_, b)| a.cost_us.total_cmp(&b.cost_us));
+            let least = all.first().map(|(_, best)| best.cost_us)?;
+            let (template, worst) = all.pop().filter(|(_, worst)| worst.cost_us > 3.05 * least)?;
+            Some((text, template, worst.config.to_string()))
+        })
+        .unwrap();
+    let tune = |db: &str| {
+        let args = ["tune", "--nominal-ceilings", "--target", "cpu", "--threads", "1", "--trials", "4"];
+        let out = place.jitune(&[&args[..], &["--problem", &text_of, "--db", db]].concat()).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        let (winners, trials): (Vec<_>, Vec<_>) = records(&place, db).into_iter().partition(|r| r["kind"] == "winner");
+        std::fs::remove_file(place.path().join("all.jsonl")).unwrap();
+        (winners.last().unwrap().clone(), trials.len())
+    };
+    let (mut rec, _) = tune("first");
+    rec["body"]["config"] = slow.into();
+    rec["body"]["description"] = serde_json::to_value(&template.recipe.description).unwrap();
+    let evidence = &mut rec["body"]["evidence"];
+    let times = |v: &serde_json::Value| serde_json::Value::from(v.as_f64().unwrap() * 1e4);
+    let median = times(&evidence["median_us"]);
+    evidence["median_us"] = median;
+    let samples: Vec<_> = evidence["samples_us"].as_array().unwrap().iter().map(times).collect();
+    evidence["samples_us"] = samples.into();
+    evidence["roofline_share"] = (evidence["roofline_share"].as_f64().unwrap() / 1e4).into();
+    place.file("slow.jsonl", &sealed(&rec));
+    run(&place, "db merge slow.jsonl --db slow", 0);
+    let (winner, tried) = tune("slow");
+    assert!(tried > 1 && winner["body"]["config"] != rec["body"]["config"], "{tried} {winner}");
 }

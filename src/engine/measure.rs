@@ -5,6 +5,7 @@ use super::plan::Sizes;
 use super::request::Token;
 use super::schedule::{Id, Row, UNKNOWN};
 use super::{EngineError, Options};
+use crate::device::Target;
 use crate::median::median;
 use crate::model::Model;
 use crate::problem::{Problem, hash};
@@ -46,8 +47,9 @@ pub struct StepTime {
     pub us: Vec<f64>,
     /// Its kernels.
     pub kernels: Vec<KernelTime>,
-    /// Microseconds by the roofline of each kernel, with the device's ceilings, summed.
-    pub floor_us: f64,
+    /// Microseconds by the roofline of each kernel, with the device's ceilings, summed. None on a processor whose ceilings nobody measured:
+    /// they are a guess, which steps may beat.
+    pub floor_us: Option<f64>,
 }
 
 /// The times of one kind of kernel of a step.
@@ -125,16 +127,16 @@ impl Timer {
     /// decode sees is computed before, of random tokens: a cache of zeros takes less power, so that a device runs faster on it.
     pub fn time(&mut self, case: Case, rounds: usize) -> Result<StepTime, EngineError> {
         let mut turns = self.turns(case)?;
-        let mut time = StepTime { case, us: Vec::new(), kernels: Vec::new(), floor_us: 0.0 };
+        let mut time = StepTime { case, us: Vec::new(), kernels: Vec::new(), floor_us: None };
         // The first round is none: what it binds and wakes is not the step's.
         for round in 0..=rounds {
             let (us, chosen) = self.turn(&mut turns)?;
             let kinds = self.core.kinds(&pieces(&turns.rows))?;
             if round == 0 {
-                time.floor_us = kinds
-                    .iter()
-                    .map(|k| k.calls as f64 * self.core.runtime.device().roofline(&k.problem).0 * 1e6)
-                    .sum();
+                let device = self.core.runtime.device();
+                let known = device.ceilings.measured || device.target == Target::Cuda;
+                time.floor_us =
+                    known.then(|| kinds.iter().map(|k| k.calls as f64 * device.roofline(&k.problem).0 * 1e6).sum());
                 time.kernels = kinds.into_iter().map(|k| KernelTime { us: Vec::new(), ..k }).collect();
             } else {
                 time.us.push(us);

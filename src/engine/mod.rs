@@ -85,8 +85,7 @@ pub enum EngineError {
     },
     /// The model with room for one sequence of the whole context is more than there is.
     #[error(
-        "{needed} bytes are needed for one sequence of the whole context, and there are {most}; a shorter context needs less \
-         ({plan})"
+        "{needed} bytes are needed for one sequence of the whole context, and there are {most}: {} ({plan})", plan.remedy(*most)
     )]
     Memory {
         /// Bytes for it.

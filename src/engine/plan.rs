@@ -42,6 +42,25 @@ impl MemoryPlan {
         let rest = self.results.iter().chain(&self.workspaces).sum::<u64>();
         self.weights + self.cache + self.activations + rest + self.seen + self.tables
     }
+
+    /// What helps where there are no more than `most` bytes for it.
+    pub(super) fn remedy(&self, most: u64) -> String {
+        let rest = self.bytes() - self.cache;
+        let page = self.cache.div_ceil(self.pages.max(1).unsigned_abs()).max(1);
+        match most.saturating_sub(rest) / page {
+            0 if self.weights >= most => {
+                let weights = self.weights;
+                format!(
+                    "its weights alone are {weights}, whatever the context; more memory is needed, or weights of fewer bits"
+                )
+            }
+            0 => format!("without the cache it is {rest}; more memory is needed, or steps of fewer tokens"),
+            fits => format!(
+                "there is room for {fits} of the {} pages of its cache, so that a shorter context fits",
+                self.pages
+            ),
+        }
+    }
 }
 
 impl fmt::Display for MemoryPlan {
@@ -269,6 +288,30 @@ mod tests {
     fn sizes(sequences: i64, tokens: i64, context: i64) -> Sizes {
         let options = Options { sequences, tokens, ..Options::new(Dtype::F32, context) };
         Sizes { top: Some(5), ..Sizes::of(&options) }
+    }
+
+    #[test]
+    fn what_helps_where_memory_is_short_is_said_and_nothing_else() {
+        let plan = MemoryPlan {
+            weights: 1000,
+            cache: 800,
+            pages: 8,
+            activations: 100,
+            results: [0; 4],
+            seen: 0,
+            workspaces: [0; 2],
+            tables: 0,
+        };
+        for (most, said) in [
+            (1899, "room for 7 of the 8 pages of its cache, so that a shorter context fits"),
+            (1200, "room for 1 of the 8 pages"),
+            (1199, "without the cache it is 1100; more memory is needed, or steps of fewer tokens"),
+            (1000, "its weights alone are 1000, whatever the context; more memory"),
+            (0, "its weights alone are 1000"),
+        ] {
+            let remedy = plan.remedy(most);
+            assert!(remedy.contains(said) && remedy.contains("context") == (most != 1199), "{most}: {remedy}");
+        }
     }
 
     #[test]

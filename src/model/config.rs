@@ -22,6 +22,26 @@ pub(super) fn layers(key: &str, layers: i64) -> Result<i64, String> {
     }
 }
 
+/// The number of a token, which is one of the vocabulary's.
+pub(super) fn token(key: &str, id: i64, vocab: i64) -> Result<i32, String> {
+    let known = i32::try_from(id).ok().filter(|_| (0..vocab).contains(&id));
+    known.ok_or_else(|| format!("{key} = {id} is no token: those of the model go from 0 to {}", vocab - 1))
+}
+
+/// The same of what a configuration says: a number or a list of some, or null for none.
+pub(super) fn tokens(key: &str, value: &Value, vocab: i64) -> Result<Vec<i32>, String> {
+    let list = match value {
+        Value::Null => &[],
+        Value::Array(list) => list.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let one = |v: &Value| match v.as_i64() {
+        Some(id) => token(key, id, vocab),
+        None => Err(format!("{key} = {} is no token", shortened(v))),
+    };
+    list.iter().map(one).collect()
+}
+
 /// The model of a configuration, and what is to be said of it.
 pub(super) fn read(name: &str, file: &Path, text: &str) -> Result<(Model, Vec<String>), ModelError> {
     model(name, text)
@@ -144,6 +164,10 @@ fn model(name: &str, text: &str) -> Result<(Model, Vec<String>), String> {
         }
         None => None,
     };
+    let vocab = keys.needed("vocab_size")?;
+    for key in ["bos_token_id", "eos_token_id"] {
+        tokens(key, &keys.take(key).unwrap_or_default(), vocab)?;
+    }
     let model = Model {
         name: name.into(),
         family,
@@ -153,7 +177,7 @@ fn model(name: &str, text: &str) -> Result<(Model, Vec<String>), String> {
         heads,
         kv_heads,
         head_dim,
-        vocab: keys.needed("vocab_size")?,
+        vocab,
         rms_norm_eps,
         rope: rope(&mut keys)?,
         tie_word_embeddings: keys.flag("tie_word_embeddings")?.unwrap_or(false),
@@ -617,6 +641,19 @@ mod tests {
     fn refused(family: Family, changes: Value, said: &str) {
         let e = with(family, changes.clone()).map(|(model, _)| model).expect_err(&changes.to_string());
         assert!(e.contains(said), "{changes}: '{said}' is not said: {e}");
+    }
+
+    #[test]
+    fn tokens_are_those_of_the_vocabulary() {
+        for key in ["bos_token_id", "eos_token_id"] {
+            for (said, wrong) in [(json!(1000), 1000), (json!([1, -1]), -1), (json!(1_u64 << 40), 1_i64 << 40)] {
+                refused(Family::Llama, json!({ key: said }), &format!("{key} = {wrong} is no token: those of"));
+            }
+            refused(Family::Qwen3, json!({ key: "</s>" }), &format!("{key} = \"</s>\" is no token"));
+            for right in [json!(0), json!([1, 999]), json!(null)] {
+                planned(Family::Llama, json!({ key: right }));
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! tied head, norms of heads) the file's tensors do.
 
 use super::{Family, Model, Rope, Scaling};
-use crate::gguf::Header;
+use crate::gguf::{Header, Value};
 use crate::problem::Problem;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -46,7 +46,6 @@ const HARMLESS: &[&str] = &[
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "tensor_data_layout",
-    "vocab_size",
 ];
 
 /// The keys of the file's architecture, and which of them were read.
@@ -109,6 +108,21 @@ impl Keys<'_> {
     }
 }
 
+/// The tokens that the embedding of a file has rows for.
+pub(super) fn vocab(header: &Header) -> Option<i64> {
+    match header.tensors.iter().find(|t| t.name == "token_embd.weight")?.shape[..] {
+        [vocab, _] => i64::try_from(vocab).ok().filter(|v| (1..=super::config::MAX_SIZE).contains(v)),
+        _ => None,
+    }
+}
+
+/// The token that the tokenizer's metadata has under this key; all ones stand for none in llama.cpp.
+pub(super) fn token(header: &Header, key: &str, vocab: i64) -> Result<Option<i32>, String> {
+    let key = format!("tokenizer.ggml.{key}");
+    let id = header.int(&key)?.filter(|id| *id != i64::from(u32::MAX));
+    id.map(|id| super::config::token(&key, id, vocab)).transpose()
+}
+
 /// The model of a file of this name, and what is to be said of it; `factors` are the elements of its tensor `rope_freqs.weight`, where it
 /// has one.
 pub(super) fn read(name: &str, header: &Header, factors: Option<Vec<f64>>) -> Result<(Model, Vec<String>), String> {
@@ -142,11 +156,19 @@ pub(super) fn read(name: &str, header: &Header, factors: Option<Vec<f64>>) -> Re
             return Err(format!("{} = {v} is not supported, where a head has {head_dim}", keys.name(what)));
         }
     }
-    let embedding = header.tensors.iter().find(|t| t.name == "token_embd.weight");
-    let vocab = match embedding.map(|t| &t.shape[..]) {
-        Some([vocab, _]) => i64::try_from(*vocab).ok().filter(|v| *v <= super::config::MAX_SIZE),
-        _ => None,
-    };
+    let vocab = vocab(header).ok_or("token_embd.weight says no vocabulary")?;
+    if let Some(said) = keys.size("vocab_size")?.filter(|said| *said != vocab) {
+        let name = keys.name("vocab_size");
+        return Err(format!("{name} = {said}, but token_embd.weight has {vocab} rows; one of them is wrong"));
+    }
+    if let Some(Value::List { count, .. }) = header.values.get("tokenizer.ggml.tokens")
+        && *count > vocab.unsigned_abs()
+    {
+        return Err(format!("tokenizer.ggml.tokens has {count} tokens, but token_embd.weight {vocab} rows"));
+    }
+    for key in ["bos_token_id", "eos_token_id"] {
+        token(header, key, vocab)?;
+    }
     let eps = "attention.layer_norm_rms_epsilon";
     let eps =
         Problem::held(&keys.name(eps), keys.number(eps)?.ok_or_else(|| format!("{} is missing", keys.name(eps)))?)?;
@@ -163,7 +185,7 @@ pub(super) fn read(name: &str, header: &Header, factors: Option<Vec<f64>>) -> Re
         heads,
         kv_heads,
         head_dim,
-        vocab: vocab.ok_or("token_embd.weight says no vocabulary")?,
+        vocab,
         rms_norm_eps: eps,
         rope: Rope { theta, scaling: scaling(&keys, factors, head_dim)? },
         tie_word_embeddings: !has("output.weight"),
@@ -279,6 +301,22 @@ mod tests {
                 "head_count_kv = a list of 1 is not a whole number",
             ),
             (&[], |w| drop(w.u32("llama.rope.scaling.type", 1).file()), "rope.scaling.type = 1 is not a text"),
+            (
+                &[],
+                |w| drop(w.u32("llama.vocab_size", 51).file()),
+                "llama.vocab_size = 51, but token_embd.weight has 50",
+            ),
+            (
+                &[],
+                |w| drop(w.texts("tokenizer.ggml.tokens", &["a"; 51]).file()),
+                "tokenizer.ggml.tokens has 51 tokens, but token_embd.weight 50 rows",
+            ),
+            (
+                &[],
+                |w| drop(w.u32("tokenizer.ggml.eos_token_id", 50).file()),
+                "tokenizer.ggml.eos_token_id = 50 is no token: those of the model go from 0 to 49",
+            ),
+            (&[], |w| drop(w.u32("tokenizer.ggml.bos_token_id", 1 << 31).file()), "bos_token_id = 2147483648 is no"),
             (&[], |w| drop(w.u32("llama.expert_count", 8).file()), "llama.expert_count = 8 is not supported"),
             (&[], |w| drop(w.u32("llama.expert_feed_forward_length", 8).file()), "expert_feed_forward_length = 8"),
             (&[], |w| drop(w.flag("llama.attention.causal", false).file()), "llama.attention.causal = false"),
@@ -317,6 +355,7 @@ mod tests {
                 w.u32("qwen3.expert_count", 0).flag("qwen3.attention.causal", true).u32("qwen3.pooling_type", 0);
                 w.f32("qwen3.rope.scaling.attn_factor", 1.0).u32("qwen3.vocab_size", 50).text("general.type", "model");
                 w.text("general.name", "x").text("tokenizer.ggml.model", "gpt2").u32("llama.wheels", 4);
+                w.u32("tokenizer.ggml.bos_token_id", u32::MAX).u32("tokenizer.ggml.eos_token_id", 49);
             },
             &[],
         )

@@ -246,25 +246,23 @@ impl Model {
         if path.is_file() {
             let bytes = Mapped::open(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
             let header = Header::read(&bytes).map_err(|e| bad(path, e.to_string()))?;
-            let key = format!("tokenizer.ggml.{key}");
-            // All ones stand for none in llama.cpp.
-            let id = header.int(&key).map_err(|why| bad(path, why))?.filter(|id| *id != i64::from(u32::MAX));
-            let id = id.map(|id| i32::try_from(id).map_err(|_| bad(path, format!("{key} = {id} is no token"))));
-            return Ok(id.transpose()?.into_iter().collect());
+            let vocab = gguf::vocab(&header).unwrap_or(i64::from(i32::MAX));
+            let id = gguf::token(&header, key, vocab).map_err(|why| bad(path, why))?;
+            return Ok(id.into_iter().collect());
         }
-        for file in ["generation_config.json", "config.json"].map(|name| path.join(name)) {
-            let Ok(text) = file::text(&file, MAX_MODEL_TEXT_BYTES) else { continue };
-            let config: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(&file, e.to_string()))?;
-            let ids = match &config[key] {
-                serde_json::Value::Null => continue,
-                serde_json::Value::Array(list) => list.clone(),
-                one => vec![one.clone()],
-            };
-            let id = |v: &serde_json::Value| v.as_i64().and_then(|id| i32::try_from(id).ok());
-            let ids: Option<Vec<i32>> = ids.iter().map(id).collect();
-            return ids.ok_or_else(|| bad(&file, format!("{key} = {}", config[key])));
-        }
-        Ok(Vec::new())
+        let read = |name: &str| {
+            let file = path.join(name);
+            let Ok(text) = file::text(&file, MAX_MODEL_TEXT_BYTES) else { return Ok((file, serde_json::Value::Null)) };
+            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+            let config = serde_json::from_str(text).map_err(|e| bad(&file, e.to_string()))?;
+            Ok::<_, ModelError>((file, config))
+        };
+        let files = [read("generation_config.json")?, read("config.json")?];
+        let vocab = files[1].1["vocab_size"].as_i64().unwrap_or(i64::from(i32::MAX));
+        let said = files.iter().find(|(_, config)| !config[key].is_null());
+        said.map_or(Ok(Vec::new()), |(file, config)| {
+            config::tokens(key, &config[key], vocab).map_err(|why| bad(file, why))
+        })
     }
 
     /// The `config.json` of a folder with its weights in this type, as transformers 4 and 5 read it.

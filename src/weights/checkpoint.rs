@@ -22,6 +22,8 @@ pub const INDEX: &str = "model.safetensors.index.json";
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 /// The longest index that is read.
 const MAX_INDEX: u64 = 64 << 20;
+/// The longest header of a safetensors file.
+const MAX_HEADER: usize = 100_000_000;
 
 /// The tensors of a checkpoint, mapped into memory.
 #[derive(Debug)]
@@ -77,6 +79,7 @@ impl Checkpoint {
         let bad = |why: String| WeightsError::File { path: path.clone(), why };
         let header = gguf::Header::read(&mapped).map_err(|e| bad(e.to_string()))?;
         self.paired = header.text("general.architecture").map_err(bad)? == Some("llama");
+        let mut longest = 0;
         for t in header.tensors {
             let format = Format::of_ggml(t.kind).ok_or_else(|| format!("ggml's type {}", t.kind));
             let end = match &format {
@@ -89,19 +92,22 @@ impl Checkpoint {
                         return Err(bad(format!("{}: rows of {columns} elements are no blocks of {format:?}", t.name)));
                     };
                     let bytes = rows.and_then(|rows: u64| rows.checked_mul(row));
-                    let end = bytes.and_then(|bytes| t.at.checked_add(usize::try_from(bytes).ok()?));
-                    end.filter(|end| *end <= mapped.len())
+                    bytes.and_then(|bytes| t.at.checked_add(usize::try_from(bytes).ok()?))
                 }
             };
             let Some(end) = end else {
-                return Err(bad(format!("{} of {:?} does not lie in the file", t.name, t.shape)));
+                return Err(bad(format!("{} of {:?} lies beyond memory", t.name, t.shape)));
             };
+            longest = longest.max(end);
             // A tensor that no model has here keeps its name, and is left over.
             let name = of_gguf(&t.name).unwrap_or(t.name);
             let place = Place { file: self.files.len(), start: t.at, end, format, shape: t.shape };
             if self.tensors.insert(name.clone(), place).is_some() {
                 return Err(bad(format!("{name} is there twice")));
             }
+        }
+        if longest > mapped.len() {
+            return Err(bad(cut_short(mapped.len(), longest)));
         }
         self.files.push((path, mapped));
         Ok(())
@@ -114,7 +120,8 @@ impl Checkpoint {
 
     fn add(&mut self, path: PathBuf, mapped: Mapped) -> Result<(), WeightsError> {
         let bad = |why: String| WeightsError::File { path: path.clone(), why };
-        let (header, metadata) = SafeTensors::read_metadata(&mapped).map_err(|e| bad(e.to_string()))?;
+        let (header, metadata) = SafeTensors::read_metadata(&mapped)
+            .map_err(|e| bad(missing(&mapped).map_or_else(|| e.to_string(), |all| cut_short(mapped.len(), all))))?;
         let data = 8 + header;
         for (name, info) in metadata.tensors() {
             let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
@@ -250,6 +257,27 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, WeightsError> {
         Some(other) => Err(bad(format!("it names {other:?}, which is no file of this folder"))),
         None => Ok(names.into_iter().map(|name| folder.join(name)).collect()),
     }
+}
+
+/// What is said of a file that should have more bytes.
+fn cut_short(there: usize, all: usize) -> String {
+    format!("it is cut short: it has {there} bytes, and should have {all} at least; fetch it again")
+}
+
+/// How many bytes a safetensors file should have at least, where it has fewer.
+fn missing(bytes: &[u8]) -> Option<usize> {
+    let Some(length) = bytes.first_chunk() else { return Some(8) };
+    let data = usize::try_from(u64::from_le_bytes(*length)).ok()?.checked_add(8)?;
+    // A longer header is none: such a file is another thing.
+    let all = match bytes.get(8..data) {
+        None => Some(data).filter(|_| data <= MAX_HEADER && bytes.get(8) == Some(&b'{')),
+        Some(header) => {
+            let tensors: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
+            let ends = tensors.values().filter_map(|t| t["data_offsets"][1].as_u64()).max()?;
+            data.checked_add(usize::try_from(ends).ok()?)
+        }
+    };
+    all.filter(|all| *all > bytes.len())
 }
 
 fn storage(dtype: Dtype) -> Option<Storage> {

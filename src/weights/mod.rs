@@ -585,6 +585,15 @@ pub(in crate::weights) mod tests {
             let found = said(name, change);
             assert!(found.contains(words), "{words}: {found}");
         }
+        let whole = bytes.len();
+        fs::write(&path, &bytes[..whole - 40]).unwrap();
+        let (read, _) = Model::load(path.to_str().unwrap()).unwrap();
+        let cut = Weights::open(&path, &read).unwrap_err().to_string();
+        let sizes = format!("it is cut short: it has {} bytes, and should have {whole} at least", whole - 40);
+        assert!(cut.contains(&sizes), "{cut}");
+        fs::write(&path, &bytes[..100]).unwrap();
+        let cut = Model::load(path.to_str().unwrap()).unwrap_err().to_string();
+        assert!(cut.contains("the file is cut short at 100 bytes, or damaged"), "{cut}");
         fs::write(&path, b"GGUF\x03\0\0\0").unwrap();
         assert!(Model::load(path.to_str().unwrap()).unwrap_err().to_string().contains("the file ends"));
     }
