@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let (weights, more) = Weights::open(&path, &model).map_err(not_usable)?;
     notes.extend(more);
     let said = match (&args.gguf, &args.lmrs) {
-        _ if args.weights.is_some() => quantised(&weights, &model, args)?,
+        _ if args.weights.is_some() => quantised(&weights, &model, &path, args, &mut notes)?,
         (_, Some(file)) => lmrs(&weights, &model, &path, file, args.dtype.as_deref())?,
         (Some(file), None) => gguf(&weights, &model, &path, file, args.dtype.as_deref(), &mut notes)?,
         (None, None) => return Err(CliError::Usage("--gguf, --lmrs or --weights says which file".into())),
@@ -100,7 +100,13 @@ fn gguf(
 }
 
 /// Writes a folder with codes for weights.
-fn quantised(weights: &Weights, model: &Model, args: &Args) -> Result<String, CliError> {
+fn quantised(
+    weights: &Weights,
+    model: &Model,
+    path: &Path,
+    args: &Args,
+    notes: &mut Vec<String>,
+) -> Result<String, CliError> {
     let usage =
         |option: &str, text: &str, list: &str| CliError::Usage(format!("--{option} {text}: it is one of {list}"));
     let name = args.weights.as_deref().unwrap_or_default();
@@ -125,8 +131,38 @@ fn quantised(weights: &Weights, model: &Model, args: &Args) -> Result<String, Cl
     let method = if args.absmax { Method::AbsMax } else { Method::Search };
     let quantization = Quantization { format, scale, method, tokens };
     written(|progress| pack::compressed(weights, quantization, dtype, folder, progress))?;
+    about_texts(path, folder, notes)?;
     let tokens = tokens.map_or_else(String::new, |tokens| format!(", tokens in {tokens}"));
     Ok(format!("{} in {format} with scales in {scale}{tokens}", folder.display()))
+}
+
+/// Files of a folder that are about texts.
+const OF_TEXTS: [&str; 5] = [
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+
+/// Puts beside a model's weights what its folder says of texts, and which tokens end an answer.
+fn about_texts(path: &Path, folder: &Path, notes: &mut Vec<String>) -> Result<(), CliError> {
+    for name in OF_TEXTS {
+        let (from, to) = (path.join(name), folder.join(name));
+        if from.exists() {
+            std::fs::copy(&from, &to).map_err(files::io(&to))?;
+        }
+    }
+    let ends = Model::ends(path)?;
+    if !path.join("generation_config.json").exists() && !ends.is_empty() {
+        let to = folder.join("generation_config.json");
+        let text = serde_json::json!({ "bos_token_id": Model::begin(path)?, "eos_token_id": ends }).to_string();
+        std::fs::write(&to, text).map_err(files::io(&to))?;
+    }
+    if !folder.join("tokenizer.json").exists() {
+        notes.push("the folder has no tokenizer.json, and takes prompts as token ids alone".into());
+    }
+    Ok(())
 }
 
 fn lmrs(weights: &Weights, model: &Model, path: &Path, file: &Path, dtype: Option<&str>) -> Result<String, CliError> {

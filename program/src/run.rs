@@ -113,12 +113,14 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
     let mut stream = tokenizer.as_ref().map(Stream::new);
     let begun = Instant::now();
     let (mut said, mut rows, mut why) = (Said::default(), Vec::new(), Finish::Cancelled);
-    for event in engine.submit(request).map_err(failed)? {
+    // Times are the engine's: tokens may come faster than they are printed.
+    let (say, heard) = std::sync::mpsc::channel();
+    engine.submit_to(request, move |event| say.send((begun.elapsed(), event)).is_ok()).map_err(failed)?;
+    for (now, event) in heard {
         match event {
             Event::Logits(some) => rows.extend(some.iter().flat_map(|v| v.to_le_bytes())),
             Event::Token(token) => {
                 said.ids.push(token.id);
-                let now = begun.elapsed();
                 (said.first, said.last) = (said.first.or(Some(now)), now);
                 // What ends an answer is no part of it.
                 let Some(stream) = stream.as_mut().filter(|_| !ends.contains(&token.id)) else { continue };
@@ -133,6 +135,9 @@ pub(super) fn run(args: &Args) -> Result<(), CliError> {
                 end => why = end,
             },
         }
+    }
+    if let Some(why) = engine.failure() {
+        return Err(CliError::Partly(why));
     }
     if let Some((file, mut staged)) = staged {
         staged.write_all(&rows).and_then(|()| staged.commit()).map_err(files::io(&file))?;

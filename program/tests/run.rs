@@ -253,6 +253,16 @@ fn a_packed_model_is_the_same_model() {
         assert!(!out.status.success() && text(&out).contains(words), "{args:?}: {}", text(&out));
     }
     assert!(!place.path().join("q.gguf").exists() && !place.path().join("q.lmrs").exists());
+    // A folder has what the one before says of texts.
+    place.file("qwen3/tokenizer.json", "{}");
+    place.file("qwen3/generation_config.json", r#"{"eos_token_id": [2, 3]}"#);
+    let out = place.jitune(&["pack", "./qwen3", "--weights", "int8-row", "-o", "codes"]).output().unwrap();
+    assert!(out.status.success() && !text(&out).contains("token ids alone"), "{}", text(&out));
+    for file in ["tokenizer.json", "generation_config.json"] {
+        let [from, to] = ["qwen3", "codes"].map(|folder| std::fs::read(place.path().join(folder).join(file)).unwrap());
+        assert_eq!(from, to);
+    }
+    assert_eq!(jitune::model::Model::ends(&place.path().join("codes")).unwrap(), [2, 3]);
 }
 
 /// Codes computed with are what their values are: a folder of each kind, a GGUF file, and weights that are quantised as they are loaded.
